@@ -1,0 +1,314 @@
+"""Every option of a run: schema, defaults and range checks in one place.
+
+The dataclasses are the schema that Hydra checks a command line against, and what Python users build
+directly: ``Config(depth=150, init=InitConfig("he"))``. The string under a field is its help text. The dicts
+name every choice of a group together with the options it has and their defaults; an option left at ``None``
+takes the default of its choice.
+
+This file imports neither torch nor Hydra, so that ``--help`` stays fast.
+"""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+ACTIVATIONS = (
+    "linear",
+    "tanh",
+    "relu",
+    "sigmoid",
+    "leaky_relu",
+    "hard_tanh",
+    "erf",
+    "elu",
+    "selu",
+    "gelu",
+    "silu",
+    "softplus",
+    "softsign",
+)
+LOSSES = ("auto", "cross_entropy", "mse")
+DTYPES = ("float32", "float64")
+MODES = ("fan_in", "fan_out")
+DISTRIBUTIONS = ("normal", "uniform")
+
+INIT_OPTIONS: dict[str, dict[str, Any]] = {
+    "he": {"gain": 1.0, "mode": "fan_in", "distribution": "normal"},
+    "xavier": {"gain": 1.0, "distribution": "normal"},
+    "lecun": {"gain": 1.0, "distribution": "normal"},
+    "orthogonal": {"gain": 1.0},
+    "identity": {"gain": 1.0},
+    "normal": {"gain": 1.0, "std": 0.01},
+    "uniform": {"gain": 1.0, "std": 0.01},
+    "truncated_normal": {"gain": 1.0, "std": None, "corrected": True},
+    "sparse": {"gain": 1.0, "std": None, "sparsity": 0.9},
+    "torch_default": {"gain": 1.0},
+    "mean_field": {"gain": 1.0, "sigma_w2": 1.0},
+    "lyapunov": {"gain": 1.0},
+}
+DATA_OPTIONS: dict[str, dict[str, Any]] = {
+    "digits": {"standardize": True},
+    "mnist5k": {"standardize": True},
+    "file": {"standardize": True, "path": None},
+    "gaussian": {"samples": 2000, "features": 64, "targets": 1, "normalize": False, "seed": 0},
+    "ones": {"samples": 64},
+}
+OPTIMIZER_OPTIONS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.01, "weight_decay": 0.0, "clip_norm": None},
+    "momentum": {"lr": 0.01, "weight_decay": 0.0, "clip_norm": None, "momentum": 0.9},
+    "adam": {"lr": 0.001, "weight_decay": 0.0, "clip_norm": None},
+    "rmsprop": {"lr": 0.001, "weight_decay": 0.0, "clip_norm": None},
+}
+
+
+class ConfigError(ValueError):
+    """An option has a value that cannot work; the text says which, what was given and what is allowed."""
+
+
+@dataclass
+class InitConfig:
+    """Weight initialisation scheme."""
+
+    name: str = "he"
+    """the scheme"""
+    gain: float | None = None
+    """multiplies the standard deviation that the scheme's paper gives"""
+    std: float | None = None
+    """standard deviation of the weights (truncated_normal: null is He's; sparse: null keeps the variance)"""
+    sigma_w2: float | None = None
+    """mean-field weight variance, fan_in * Var(W)"""
+    mode: str | None = None
+    """which side keeps its variance: fan_in (outputs) or fan_out (gradients)"""
+    distribution: str | None = None
+    """normal or uniform, with the same variance"""
+    sparsity: float | None = None
+    """share of each unit's incoming weights that is exactly 0"""
+    corrected: bool | None = None
+    """widen the cut normal so that its standard deviation is the stated one"""
+
+
+@dataclass
+class DataConfig:
+    """Where inputs and targets come from."""
+
+    name: str = "digits"
+    """the data set"""
+    standardize: bool | None = None
+    """shift and scale each feature to mean 0, variance 1 over the training part"""
+    path: str | None = None
+    """an .npz file with x of shape (samples, ...) and y: integers are classes, floats regression targets"""
+    samples: int | None = None
+    """number of samples"""
+    features: int | None = None
+    """input width"""
+    targets: int | None = None
+    """output width of the linear teacher"""
+    normalize: bool | None = None
+    """scale every input to mean square exactly 1"""
+    seed: int | None = None
+    """fixes the inputs and the teacher"""
+
+
+@dataclass
+class OptimizerConfig:
+    """How the weights are updated."""
+
+    name: str = "sgd"
+    """the update rule"""
+    lr: float | None = None
+    """learning rate"""
+    weight_decay: float | None = None
+    """L2 penalty, added to the gradient as in torch.optim"""
+    clip_norm: float | None = None
+    """largest allowed L2 norm of the whole gradient; null: no clipping"""
+    momentum: float | None = None
+    """share of the last update that is kept"""
+
+
+@dataclass
+class RecordConfig:
+    """What is recorded during training."""
+
+    every: int = 1
+    """record the real gradients at every so many training steps"""
+
+
+@dataclass
+class VerdictConfig:
+    """When a gradient counts as vanishing or exploding."""
+
+    decades: float = 3.0
+    """powers of ten between the output gradients of the first and the last layer"""
+
+
+@dataclass
+class Config:
+    """One run: a network, its data, its training and what is recorded."""
+
+    depth: int = 150
+    """number of weight matrices L"""
+    width: int = 128
+    """units in every hidden layer"""
+    widths: list[int] | None = None
+    """units of each hidden layer, instead of width; depth follows as their number + 1"""
+    activation: str = "relu"
+    """what is applied after every layer but the last"""
+    negative_slope: float = 0.01
+    """slope of leaky_relu below 0"""
+    bias: bool = True
+    """layers have a bias, which starts at 0 unless sigma_b2 or the scheme says otherwise"""
+    sigma_b2: float | None = None
+    """variance of the biases at initialisation; null: the scheme's own"""
+    seed: int = 0
+    """fixes weights, batch order and cotangents"""
+    seeds: int = 1
+    """measure this many networks at initialisation, with seeds seed, seed + 1, ..."""
+    steps: int = 100
+    """training steps; 0 measures the initialisation only"""
+    batch_size: int = 64
+    """samples in a training step and in the profile at initialisation"""
+    loss: str = "auto"
+    """auto: cross_entropy for classes, mse (on one-hot targets if classes) otherwise"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is one"""
+    dtype: str = "float32"
+    """number format of weights and training; the profile at initialisation is always float64"""
+    threads: int | None = None
+    """CPU threads; null: 1, the fastest below some hundred units and the same on every machine"""
+    quiet: bool = False
+    """print the verdict only"""
+    save_weights: bool = False
+    """write the final weights to weights.pt"""
+    init: InitConfig = field(default_factory=InitConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+    verdict: VerdictConfig = field(default_factory=VerdictConfig)
+
+    def __post_init__(self) -> None:
+        """Fill in the options of the chosen init, data and optimizer, and check every range.
+
+        Raises:
+            ConfigError: For the first option whose value cannot work.
+        """
+        _resolve("init", self.init, INIT_OPTIONS)
+        _resolve("data", self.data, DATA_OPTIONS)
+        _resolve("optimizer", self.optimizer, OPTIMIZER_OPTIONS)
+        self._resolve_depth()
+        for key, value in _numbers(self):
+            _require(math.isfinite(value), key, value, "a finite number")
+        for key, low in _LOWEST.items():
+            value = _get(self, key)
+            _require(value is None or value >= low, key, value, f"at least {low}")
+        for key, choices in _CHOICES.items():
+            value = _get(self, key)
+            _require(value is None or value in choices, key, value, f"one of {', '.join(choices)}")
+        _require(self.verdict.decades > 0, "verdict.decades", self.verdict.decades, "above 0")
+        clip = self.optimizer.clip_norm
+        _require(clip is None or clip > 0, "optimizer.clip_norm", clip, "above 0, or null for no clipping")
+        sparsity = self.init.sparsity
+        _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
+        known_device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
+        _require(bool(known_device), "device", self.device, "auto, cpu, cuda or cuda:N")
+
+    @property
+    def hidden_widths(self) -> list[int]:
+        """Units of each hidden layer, ``depth - 1`` of them."""
+        return list(self.widths) if self.widths is not None else [self.width] * (self.depth - 1)
+
+    def _resolve_depth(self) -> None:
+        if self.widths is None:
+            return
+        for width in self.widths:
+            _require(width >= 1, "widths", list(self.widths), "a list of numbers of at least 1")
+        depth = len(self.widths) + 1
+        if self.depth not in (depth, _DEFAULT_DEPTH):
+            raise ConfigError(
+                f"depth={self.depth} contradicts widths, whose {depth - 1} hidden layers make depth {depth}; "
+                "leave depth out"
+            )
+        self.depth = depth
+
+
+_DEFAULT_DEPTH: int = Config.depth
+
+_LOWEST = {
+    "depth": 1,
+    "width": 1,
+    "seed": 0,
+    "seeds": 1,
+    "steps": 0,
+    "batch_size": 1,
+    "threads": 1,
+    "sigma_b2": 0,
+    "record.every": 1,
+    "init.std": 0,
+    "init.sigma_w2": 0,
+    "init.sparsity": 0,
+    "data.samples": 1,
+    "data.features": 1,
+    "data.targets": 1,
+    "data.seed": 0,
+    "optimizer.lr": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.momentum": 0,
+}
+
+_CHOICES = {
+    "activation": ACTIVATIONS,
+    "loss": LOSSES,
+    "dtype": DTYPES,
+    "init.mode": MODES,
+    "init.distribution": DISTRIBUTIONS,
+}
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Return the resolved options; init, data and optimizer hold their name and their own options only."""
+    options = dataclasses.asdict(config)
+    for group, choices in (("init", INIT_OPTIONS), ("data", DATA_OPTIONS), ("optimizer", OPTIMIZER_OPTIONS)):
+        own = choices[options[group]["name"]]
+        options[group] = {key: value for key, value in options[group].items() if key == "name" or key in own}
+    return options
+
+
+def _resolve(group: str, config: Any, choices: dict[str, dict[str, Any]]) -> None:
+    """Give the unset options of a group's choice their defaults; refuse options it does not have."""
+    _require(config.name in choices, group, config.name, f"one of {', '.join(choices)}")
+    own = choices[config.name]
+    for entry in dataclasses.fields(config):
+        if entry.name == "name":
+            continue
+        given = getattr(config, entry.name)
+        if entry.name in own:
+            setattr(config, entry.name, own[entry.name] if given is None else given)
+        elif given is not None:
+            raise ConfigError(
+                f"{group} '{config.name}' has no option '{entry.name}'; it takes {', '.join(own)}"
+            )
+
+
+def _numbers(config: Any, prefix: str = "") -> list[tuple[str, float]]:
+    """List every option that is a number, as (dotted key, value)."""
+    found = []
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            found += _numbers(value, f"{entry.name}.")
+        elif isinstance(value, int | float):
+            found.append((prefix + entry.name, value))
+    return found
+
+
+def _get(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
+    if not condition:
+        shown = repr(value) if isinstance(value, str) else value
+        raise ConfigError(f"{key} must be {allowed}, got {shown}")
