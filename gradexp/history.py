@@ -1,0 +1,274 @@
+"""What was measured: one number and one status per quantity, step, network and layer."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import pandas as pd
+
+    from gradexp.verdict import Verdict
+
+Array = NDArray[np.float64]
+
+QUANTITIES = ("output", "output_grad", "weight_grad", "weight", "update")
+
+STATUSES = ("ok", "zero", "subnormal", "nonfinite", "unused", "frozen", "not_called", "hook_missed")
+"""What a cell can be; a History holds the index. Only ``ok`` and ``subnormal`` cells have a number.
+
+ok: as expected. zero: every element is exactly 0. subnormal: elements are below the smallest normal number of
+their dtype, so digits are lost. nonfinite: an element is inf or nan. unused: a parameter that no loss reached.
+frozen: a parameter that takes no gradient. not_called: a module that was not run. hook_missed: a gradient that
+should have been seen but was not.
+"""
+
+COLUMNS = (
+    "phase",
+    "step",
+    "seed",
+    "layer",
+    "call",
+    "name",
+    "log10_output",
+    "log10_output_grad",
+    "log10_weight_grad",
+    "log10_weight",
+    "log10_update",
+    "status_output",
+    "status_output_grad",
+    "status_weight_grad",
+    "theory_log10_output",
+    "theory_log10_output_grad",
+    "theory_log10_weight_grad",
+    "theory_sd_output_grad",
+)
+
+# bits of the significand, exponent of the smallest subnormal, exponent of the largest number
+_FORMATS = {
+    "float64": (53, -1074, 1023),
+    "float32": (24, -149, 127),
+    "float16": (11, -24, 15),
+    "bfloat16": (8, -133, 127),
+}
+
+
+@dataclass
+class History:
+    """Log10 of sizes over steps, networks and layers.
+
+    ``output`` is an rms over units, all others are L2 norms (see README, "What is measured").
+
+    Args:
+        phase: ``"init"`` (``exact_profile``) or ``"train"`` (``GradientProbe``).
+        names: Module name of each layer.
+        steps: Label of each recorded step.
+        seeds: Seed of each network.
+        log10: Quantity -> array of shape ``(step, network, layer)``, float64, nan where there is no number.
+        status: Quantity -> int8 array of the same shape, an index into ``STATUSES``.
+        largest_log10: Quantity -> log10 of the largest element's magnitude over all samples, same shape
+            (initial profile only).
+        dead_fraction: Share of each network's samples that are exactly 0 at some layer, shape ``(network,)``
+            (initial profile only).
+        output_cosine: Mean cosine between the outputs of two samples, shape ``(network,)``; near 1 the
+            network cannot tell its inputs apart (initial profile only).
+    """
+
+    phase: str
+    names: list[str]
+    steps: list[int]
+    seeds: list[int]
+    log10: dict[str, Array]
+    status: dict[str, NDArray[np.int8]]
+    largest_log10: dict[str, Array] = field(default_factory=dict)
+    dead_fraction: Array | None = None
+    output_cosine: Array | None = None
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.names)
+
+    def profile(self, quantity: str, step: int = -1) -> Array:
+        """Return log10 of a quantity per layer: the mean over networks of the log, nan where there is none.
+
+        Args:
+            quantity: One of ``QUANTITIES`` that was recorded.
+            step: Index (not label) of the recorded step.
+
+        Raises:
+            ValueError: If that quantity was not recorded.
+        """
+        return _mean_over_networks(self._get(quantity)[step])
+
+    def log_chi_per_network(self, first: int = 1, last: int | None = None, step: int = -1) -> Array:
+        """Return ``log_chi`` of each network, shape ``(network,)``; nan where an end has no number.
+
+        The mean over layers l of log‖δˡ‖² - log‖δˡ⁺¹‖² telescopes to the two ends of the window.
+
+        Args:
+            first: First layer of the window, counted from 1.
+            last: Last layer; None: the output layer.
+            step: Index of the recorded step.
+
+        Raises:
+            ValueError: If the window is not inside 1..depth, or output gradients were not recorded.
+        """
+        last = self.depth if last is None else last
+        if not 1 <= first <= last <= self.depth:
+            raise ValueError(f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}")
+        if first == last:
+            return np.full(len(self.seeds), np.nan)
+        log10 = self._get("output_grad")[step]
+        if self.dead_fraction is not None:
+            log10 = np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
+        return np.asarray(2 * math.log(10) * (log10[:, first - 1] - log10[:, last - 1]) / (last - first))
+
+    def log_chi(self, first: int = 1, last: int | None = None, step: int = -1) -> float | None:
+        """Return the slope of log‖output_grad‖² per layer towards the input (natural log), or None.
+
+        Positive: the gradient explodes on its way to the input; negative: it vanishes. Arguments as in
+        ``log_chi_per_network``; the mean is over networks.
+        """
+        return mean(self.log_chi_per_network(first, last, step))
+
+    def first_over_last(self, quantity: str, step: int = -1) -> float | None:
+        """Return log10 of the first layer's size over the last layer's, averaged over networks, or None."""
+        log10 = self._get(quantity)[step]
+        return mean(log10[:, 0] - log10[:, -1])
+
+    def failing_layer(self, quantity: str, dtype: str, overflow: bool) -> int | None:
+        """Return the layer from which on a quantity would leave a number format, or None.
+
+        Outputs are followed from layer 1 up, output gradients from the last layer down. Underflow: the
+        largest element over all samples rounds to 0. Overflow: it rounds to inf.
+
+        Args:
+            quantity: ``"output"`` or ``"output_grad"``.
+            dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``.
+            overflow: Which end of the range.
+        """
+        bits, lowest, highest = _FORMATS[dtype]
+        largest = self.largest_log10[quantity][0]
+        # Both bounds are ties that round out of the range; the slack absorbs log10's own rounding.
+        if overflow:
+            fails = largest >= math.log10(2 - 2**-bits) + highest * math.log10(2) - 1e-12
+        else:
+            fails = largest <= (lowest - 1) * math.log10(2) + 1e-12
+        layers = 1 + np.flatnonzero(fails.any(axis=0))
+        if not layers.size:
+            return None
+        return int(layers.max() if quantity == "output_grad" else layers.min())
+
+    def verdict(self, decades: float = 3.0, step: int = -1) -> "Verdict":
+        """Say whether the gradient is stable, vanishing, exploding or dead, and why, in one line."""
+        from gradexp.verdict import gradient_verdict
+
+        return gradient_verdict(self, decades, step)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield one dict per step, network and layer, with the keys ``COLUMNS``; None where there is none."""
+        for s, step in enumerate(self.steps):
+            for n, seed in enumerate(self.seeds):
+                for layer, name in enumerate(self.names):
+                    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+                    row.update(phase=self.phase, step=step, seed=seed, layer=layer + 1, call=0, name=name)
+                    for quantity, values in self.log10.items():
+                        value = values[s, n, layer]
+                        row[f"log10_{quantity}"] = None if math.isnan(value) else float(value)
+                        if f"status_{quantity}" in row:
+                            row[f"status_{quantity}"] = STATUSES[self.status[quantity][s, n, layer]]
+                    yield row
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Return ``rows()`` as a pandas DataFrame.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_dataframe needs pandas; install it with pip install 'gradexp[pandas]'") from error
+        return pd.DataFrame(self.rows(), columns=list(COLUMNS))
+
+    def plot(self, quantity: str = "output_grad", step: int = -1) -> "matplotlib.figure.Figure":
+        """Return a figure of one profile: log10 size over layers."""
+        from gradexp.figures import profile_figure
+
+        return profile_figure({"": self}, quantity, step)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one ``.npz`` file, without pickle; ``History.load`` reads it back."""
+        meta = {"phase": self.phase, "names": self.names, "steps": self.steps, "seeds": self.seeds}
+        arrays: dict[str, Any] = {"meta": np.array(json.dumps(meta))}
+        for kind in _ARRAY_DICTS:
+            arrays.update({f"{kind}/{key}": value for key, value in getattr(self, kind).items()})
+        arrays.update({key: getattr(self, key) for key in _OPTIONAL if getattr(self, key) is not None})
+        with Path(path).open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "History":
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: If the file is not a saved History.
+        """
+        with np.load(path, allow_pickle=False) as file:
+            if "meta" not in file:
+                raise ValueError(f"{path} is not a saved History")
+            meta = json.loads(str(file["meta"]))
+            dicts: dict[str, dict[str, Any]] = {kind: {} for kind in _ARRAY_DICTS}
+            for key in file.files:
+                kind, _, name = key.partition("/")
+                if kind in dicts:
+                    dicts[kind][name] = file[key]
+            optional = {key: file[key] for key in _OPTIONAL if key in file}
+        return cls(**meta, **dicts, **optional)
+
+    def _get(self, quantity: str) -> Array:
+        if quantity not in self.log10:
+            raise ValueError(f"'{quantity}' was not recorded; choose one of {', '.join(self.log10)}")
+        return self.log10[quantity]
+
+
+_ARRAY_DICTS = ("log10", "status", "largest_log10")
+_OPTIONAL = ("dead_fraction", "output_cosine")
+
+
+def write_csv(path: Path, histories: Sequence[History]) -> None:
+    """Write the rows of some histories with 17 digits; an empty field means none."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for history in histories:
+            for row in history.rows():
+                writer.writerow(f"{v:.17g}" if isinstance(v, float) else v for v in row.values())
+
+
+def mean(values: Array) -> float | None:
+    """Return the mean over the numbers that are there, or None."""
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if there.size else None
+
+
+def standard_error(values: Array) -> float | None:
+    """Return the standard error of the mean over networks, or None for fewer than two."""
+    there = values[np.isfinite(values)]
+    return float(there.std(ddof=1) / math.sqrt(there.size)) if there.size > 1 else None
+
+
+def _mean_over_networks(values: Array) -> Array:
+    """Average ``(network, layer)`` over networks, skipping nan, without numpy's warning for empty columns."""
+    there = np.isfinite(values)
+    count = there.sum(axis=0)
+    total = np.where(there, values, 0).sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,0 +1,223 @@
+"""Activations and the MLP: one network, or a stack of independent ones computed together."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A scalar nonlinearity φ and the straight lines that it follows near 0 and far out.
+
+    The lines let ``exact_profile`` go on where z itself leaves float64's range: for tiny z, φ(z) is
+    φ(0) + slope · z, and for huge z it is slope · z (or bounded, slope 0).
+
+    Args:
+        function: φ, elementwise.
+        slopes_at_zero: φ'(0-) and φ'(0+).
+        slopes_at_infinity: The slopes at -inf and +inf.
+        derivative: φ', where differentiating ``function`` by autograd would lose digits; else None.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    slopes_at_zero: tuple[float, float]
+    slopes_at_infinity: tuple[float, float]
+    derivative: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return φ(z)."""
+        return self.function(z)
+
+    def value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return φ(z) and φ'(z); at a kink φ' is what autograd takes."""
+        if self.derivative is not None:
+            return self.function(z), self.derivative(z)
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            value = self.function(z)
+            (slope,) = torch.autograd.grad(value.sum(), z)
+        return value.detach(), slope
+
+
+def activation(name: str, negative_slope: float = 0.01) -> Activation:
+    """Return a built-in activation by name.
+
+    Args:
+        name: A key of ``ACTIVATIONS``.
+        negative_slope: Slope below 0 of ``leaky_relu``; the others have none.
+
+    Raises:
+        ValueError: If there is no activation of that name.
+
+    Example:
+        >>> activation("relu")(torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation '{name}'; choose one of {', '.join(ACTIVATIONS)}")
+    if name == "leaky_relu":
+        slopes = (negative_slope, 1.0)
+        return Activation(lambda z: F.leaky_relu(z, negative_slope), slopes, slopes)
+    return ACTIVATIONS[name]
+
+
+class StackedLinear(nn.Module):
+    """The same linear layer of many independent networks: ``z_e = x_e W_eᵀ + b_e``.
+
+    Args:
+        networks: Number of networks E.
+        fan_in: Inputs of each.
+        fan_out: Outputs of each.
+        bias: Whether to add a bias.
+        device: As in ``nn.Linear``.
+        dtype: As in ``nn.Linear``.
+
+    Attributes:
+        weight: Shape ``(networks, fan_out, fan_in)``.
+        bias: Shape ``(networks, fan_out)``, or None.
+    """
+
+    def __init__(
+        self,
+        networks: int,
+        fan_in: int,
+        fan_out: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.networks = networks
+        self.weight = nn.Parameter(torch.empty(networks, fan_out, fan_in, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(networks, fan_out, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weights and biases from U(-1/√fan_in, 1/√fan_in), as ``nn.Linear`` does."""
+        bound = 1 / math.sqrt(self.weight.shape[-1])
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(networks, batch, fan_in)`` to ``(networks, batch, fan_out)``."""
+        if self.bias is None:
+            return torch.bmm(x, self.weight.mT)
+        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
+
+    def extra_repr(self) -> str:
+        """Return the layer's sizes for ``repr``."""
+        networks, fan_out, fan_in = self.weight.shape
+        return f"networks={networks}, fan_in={fan_in}, fan_out={fan_out}, bias={self.bias is not None}"
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron, or a stack of independent ones of the same shape.
+
+    For layers l = 1..L, with a⁰ = x and depth L = ``len(widths) - 1``:
+
+        zˡ = Wˡ aˡ⁻¹ + bˡ,   aˡ = φ(zˡ) for l < L,   output y = zᴸ (no activation)
+
+    One network and a stack run through the same code, and a network computes the same alone as in a stack.
+
+    Args:
+        widths: n_0, n_1, ..., n_L: input width, hidden widths, output width.
+        activation: Name of a built-in activation, or an ``Activation``.
+        bias: Whether layers have a bias.
+        networks: Number of networks E.
+        negative_slope: For ``leaky_relu``.
+        device: Where the parameters live.
+        dtype: Number format of the parameters.
+
+    Raises:
+        ValueError: If fewer than two widths are given, a width or ``networks`` is below 1, or the activation
+            is unknown.
+
+    Example:
+        >>> MLP([64, 128, 10])(torch.ones(5, 64)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        activation: str | Activation = "relu",
+        bias: bool = True,
+        networks: int = 1,
+        negative_slope: float = 0.01,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if len(widths) < 2 or min(widths) < 1:
+            raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
+        if networks < 1:
+            raise ValueError(f"networks must be at least 1, got {networks}")
+        self.widths = tuple(widths)
+        self.networks = networks
+        self.activation = (
+            activation if isinstance(activation, Activation) else _named(activation, negative_slope)
+        )
+        self.layers = nn.ModuleList(
+            StackedLinear(networks, fan_in, fan_out, bias, device, dtype)
+            for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False)
+        )
+
+    @property
+    def depth(self) -> int:
+        """Number of weight matrices L."""
+        return len(self.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return y = zᴸ.
+
+        Args:
+            x: Shape ``(batch, n_0)``, the same inputs for every network, or ``(networks, batch, n_0)``.
+
+        Returns:
+            Shape ``(networks, batch, n_L)``; for one network given ``(batch, n_0)``: ``(batch, n_L)``.
+        """
+        z = x.expand(self.networks, *x.shape) if x.dim() == 2 else x
+        for index, layer in enumerate(self.layers):
+            z = layer(self.activation(z) if index else z)
+        return z.squeeze(0) if x.dim() == 2 and self.networks == 1 else z
+
+
+def _tanh_slope(z: Tensor) -> Tensor:
+    # autograd's 1 - tanh² is exactly 0 from z = 19.1 on; this is right up to z = 370.
+    return torch.cosh(z).reciprocal().square()
+
+
+def _sigmoid_slope(z: Tensor) -> Tensor:
+    return torch.sigmoid(z) * torch.sigmoid(-z)
+
+
+def _softsign_slope(z: Tensor) -> Tensor:
+    return (1 + z.abs()).reciprocal().square()
+
+
+_SELU_SCALE = 1.0507009873554805
+_SELU_ALPHA = 1.6732632423543772
+_ERF_SLOPE = 2 / math.sqrt(math.pi)
+
+# name: φ, slopes at 0- and 0+, slopes at -inf and +inf, φ' where autograd's loses digits
+ACTIVATIONS: dict[str, Activation] = {
+    "linear": Activation(lambda z: z, (1, 1), (1, 1), torch.ones_like),
+    "tanh": Activation(torch.tanh, (1, 1), (0, 0), _tanh_slope),
+    "relu": Activation(torch.relu, (0, 1), (0, 1)),
+    "sigmoid": Activation(torch.sigmoid, (0.25, 0.25), (0, 0), _sigmoid_slope),
+    "leaky_relu": Activation(F.leaky_relu, (0.01, 1), (0.01, 1)),
+    "hard_tanh": Activation(F.hardtanh, (1, 1), (0, 0)),
+    "erf": Activation(torch.erf, (_ERF_SLOPE, _ERF_SLOPE), (0, 0)),
+    "elu": Activation(F.elu, (1, 1), (0, 1)),
+    "selu": Activation(F.selu, (_SELU_SCALE * _SELU_ALPHA, _SELU_SCALE), (0, _SELU_SCALE)),
+    "gelu": Activation(F.gelu, (0.5, 0.5), (0, 1)),
+    "silu": Activation(F.silu, (0.5, 0.5), (0, 1)),
+    "softplus": Activation(F.softplus, (0.5, 0.5), (0, 1)),
+    "softsign": Activation(F.softsign, (1, 1), (0, 0), _softsign_slope),
+}
+
+_named = activation  # MLP's own argument of that name hides the function
