@@ -1,0 +1,36 @@
+"""Show, measure and explain vanishing and exploding gradients in very deep networks."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gradexp._version import __version__
+
+if TYPE_CHECKING:
+    from gradexp.config import Config as Config
+    from gradexp.history import History as History
+    from gradexp.inits import initialize as initialize
+    from gradexp.models import MLP as MLP
+    from gradexp.probe import GradientProbe as GradientProbe
+    from gradexp.propagate import exact_profile as exact_profile
+
+# Loaded on first use: `import gradexp` alone takes milliseconds and loads neither torch nor Hydra.
+_HOMES = {
+    "Config": "config",
+    "GradientProbe": "probe",
+    "History": "history",
+    "MLP": "models",
+    "exact_profile": "propagate",
+    "initialize": "inits",
+}
+
+__all__ = ["MLP", "Config", "GradientProbe", "History", "__version__", "exact_profile", "initialize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gradexp' has no attribute '{name}'")
+    return getattr(import_module(f"gradexp.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

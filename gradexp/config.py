@@ -208,6 +208,8 @@ class Config:
         _require(self.verdict.decades > 0, "verdict.decades", self.verdict.decades, "above 0")
         clip = self.optimizer.clip_norm
         _require(clip is None or clip > 0, "optimizer.clip_norm", clip, "above 0, or null for no clipping")
+        if self.sigma_b2 is not None and not self.bias:
+            raise ConfigError(f"sigma_b2={self.sigma_b2} needs bias=true")
         sparsity = self.init.sparsity
         _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
         known_device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)

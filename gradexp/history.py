@@ -123,7 +123,9 @@ class History:
         """
         last = self.depth if last is None else last
         if not 1 <= first <= last <= self.depth:
-            raise ValueError(f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}")
+            raise ValueError(
+                f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}"
+            )
         if first == last:
             return np.full(len(self.seeds), np.nan)
         log10 = self._get("output_grad")[step]
@@ -138,6 +140,11 @@ class History:
         ``log_chi_per_network``; the mean is over networks.
         """
         return mean(self.log_chi_per_network(first, last, step))
+
+    def depth_scale(self, first: int = 1, last: int | None = None, step: int = -1) -> float | None:
+        """Return 1 / |log_chi|, the layers over which ‖output_grad‖² changes by a factor e, or None."""
+        log_chi = self.log_chi(first, last, step)
+        return 1 / abs(log_chi) if log_chi else None
 
     def first_over_last(self, quantity: str, step: int = -1) -> float | None:
         """Return log10 of the first layer's size over the last layer's, averaged over networks, or None."""
@@ -196,7 +203,9 @@ class History:
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError("to_dataframe needs pandas; install it with pip install 'gradexp[pandas]'") from error
+            raise ImportError(
+                "to_dataframe needs pandas; install it with pip install 'gradexp[pandas]'"
+            ) from error
         return pd.DataFrame(self.rows(), columns=list(COLUMNS))
 
     def plot(self, quantity: str = "output_grad", step: int = -1) -> "matplotlib.figure.Figure":

@@ -171,6 +171,17 @@ class MLP(nn.Module):
         """Number of weight matrices L."""
         return len(self.layers)
 
+    def network(self, index: int) -> "MLP":
+        """Return one network of a stack as an MLP of its own, with copies of the parameters."""
+        weight, has_bias = self.layers[0].weight, self.layers[0].bias is not None
+        alone: MLP = nn.utils.skip_init(
+            MLP, self.widths, self.activation, has_bias, device=weight.device, dtype=weight.dtype
+        )
+        with torch.no_grad():
+            for mine, own in zip(self.parameters(), alone.parameters(), strict=True):
+                own.copy_(mine[index : index + 1])
+        return alone
+
     def forward(self, x: Tensor) -> Tensor:
         """Return y = zᴸ.
 

@@ -1,0 +1,14 @@
+"""``python -m gradexp``: list the commands."""
+
+from gradexp._version import __version__
+
+COMMANDS = f"""gradexp {__version__}: vanishing and exploding gradients, shown, measured and explained
+
+  python -m gradexp.run                       build, measure and train one 150-layer network
+  python -m gradexp.run init=he depth=150     the same, said in full
+  python -m gradexp.run --help                every option
+  python -m gradexp.run -m init=he,xavier     a sweep
+  tensorboard --logdir outputs                look at the runs"""
+
+if __name__ == "__main__":
+    print(COMMANDS)  # noqa: T201

@@ -1,0 +1,206 @@
+"""What the commands share: the config folder, the schema, help, exit codes and one-line errors.
+
+Hydra is imported here and in the commands only, and torch not at all.
+"""
+
+import ast
+import difflib
+import inspect
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gradexp import config as schema
+from gradexp.config import Config, ConfigError
+
+_HERE = Path(__file__).resolve().parent
+# Installed from a wheel the YAML files lie inside the package, in a checkout beside it.
+CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
+
+_GROUPS = {"init": schema.INIT_OPTIONS, "data": schema.DATA_OPTIONS, "optimizer": schema.OPTIMIZER_OPTIONS}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: unwinds like Ctrl-C, so that the files are completed, but exits with another code."""
+
+
+def command(job: Callable[[Config, Path, list[str]], None]) -> Callable[[], None]:
+    """Turn a job into a command line: compose its config with Hydra, and report every mistake in a line or two.
+
+    Exit codes are 0, 1 after an error, 130 after Ctrl-C and 143 after SIGTERM. With the environment variable
+    HYDRA_FULL_ERROR=1 errors keep their traceback.
+
+    Args:
+        job: Given the checked options, the run's own folder and the overrides.
+
+    Returns:
+        The command.
+    """
+
+    def from_hydra(composed: DictConfig) -> None:
+        settings = HydraConfig.get()
+        job(to_config(composed), Path(settings.runtime.output_dir), list(settings.overrides.task))
+
+    def main() -> None:
+        # hydra.main names the job, and thus its help, after the function.
+        version_base = "1.3" if hydra.__version__.startswith("1.3") else None
+        wrapped = hydra.main(version_base=version_base, config_path=str(CONFIG_DIR), config_name="config")(from_hydra)
+        _run_safely(wrapped)
+
+    return main
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Check a composed config against the schema and return it as a ``Config``.
+
+    Merging it into the schema once more also refuses keys that were added with ``+``.
+
+    Raises:
+        ConfigError: For a value that cannot work.
+        OmegaConfBaseException: For an unknown key or a wrong type.
+    """
+    plain = OmegaConf.to_container(composed, resolve=True)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+    assert isinstance(config, Config)
+    return config
+
+
+def _run_safely(run: Callable[[], Any]) -> None:
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    # Hydra would print errors in its own way and leave; this makes it pass them on.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without unicode shows ? instead of failing
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        run()
+    except KeyboardInterrupt as interruption:
+        print("interrupted; what was measured so far is in the run's folder", file=sys.stderr)  # noqa: T201
+        sys.exit(143 if isinstance(interruption, Terminated) else 130)
+    except (CompactHydraException, OmegaConfBaseException, ConfigError, OSError) as error:
+        if wants_traceback:
+            raise
+        print(error_line(error), file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        if not wants_traceback:
+            del os.environ["HYDRA_FULL_ERROR"]
+
+
+def error_line(error: BaseException) -> str:
+    """Say in one or two lines what was wrong, what was given and what is allowed."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        return f"unknown {group} '{name}'; choose one of {', '.join(error.options)}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    first_line = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    if isinstance(cause, OmegaConfBaseException):
+        key = cause.full_key or ""
+        if re.search(r"Key '.*' (is not in struct|not in '\w+')|has no attribute", first_line) and key:
+            return _unknown_key(key)
+        return f"{key}: {first_line}" if key else first_line
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot write to {error.filename}: {error.strerror}; choose another folder with hydra.run.dir=FOLDER"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "\n".join(lines[:2]) or type(error).__name__
+
+
+def _unknown_key(key: str) -> str:
+    known = [option.key for option in list_options()]
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"unknown option '{key}'{hint} (python -m gradexp.run --help lists them all)"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as the help shows it."""
+
+    key: str
+    default: Any
+    text: str
+
+
+def list_options() -> list[Option]:
+    """List every option with its default and the string under its field in config.py."""
+    return _options_of(Config, "")
+
+
+def _options_of(cls: type, prefix: str) -> list[Option]:
+    texts = _field_texts(cls)
+    found = []
+    for entry in fields(cls):
+        if isinstance(entry.type, type) and is_dataclass(entry.type):
+            found += _options_of(entry.type, f"{entry.name}.")
+        else:
+            found.append(Option(prefix + entry.name, entry.default, texts[entry.name]))
+    return found
+
+
+def _field_texts(cls: type) -> dict[str, str]:
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    texts = {}
+    for statement, follower in zip(body.body, body.body[1:], strict=False):
+        match statement, follower:
+            case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(value=ast.Constant(value=str(text))):
+                texts[key] = text
+    return texts
+
+
+def _help_text() -> str:
+    lines = ["Build, measure and train one very deep network.", "", "  python -m gradexp.run init=he depth=150", ""]
+    lines += ["Choices, each with its own options (group=choice, group.option=value):", ""]
+    for group, choices in _GROUPS.items():
+        lines.append(f"  {group}")
+        for name, own in choices.items():
+            shown = " ".join(f"{group}.{key}={_yaml(value)}" for key, value in own.items())
+            lines.append(f"    {group}={name:<17} {shown}".rstrip())
+    presets = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
+    lines += [f"  experiment (presets): {', '.join(presets)}", "", "Options:", ""]
+    for option in list_options():
+        if option.key.endswith(".name"):
+            continue
+        default = "" if option.key.partition(".")[0] in _GROUPS else f"={_yaml(option.default)}"
+        lines.append(f"  {option.key + default:<26} {option.text}")
+    lines += ["", f"Activations: {', '.join(schema.ACTIVATIONS)}", ""]
+    lines += ["Sweep with -m: python -m gradexp.run -m init=he,xavier depth=10,50,150", "Hydra's own flags: --hydra-help"]
+    # Braces and dollars would be taken for parts of Hydra's template.
+    return "\n".join(lines).replace("$", "$$")
+
+
+def _yaml(value: Any) -> str:
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not _is_number(value) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _store() -> None:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    help_node = {"app_name": "gradexp.run", "header": "", "footer": "", "template": _help_text()}
+    store.store(group="hydra/help", name="gradexp", node=help_node)
+
+
+_store()

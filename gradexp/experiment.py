@@ -1,0 +1,281 @@
+"""One run, from options to verdict: the only file that knows all the others.
+
+``run`` is what ``python -m gradexp.run`` calls, and what a script calls that does without Hydra.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from gradexp.config import Config, ConfigError, as_dict
+from gradexp.result import Result
+from gradexp.verdict import gradient_verdict, run_verdict
+
+if TYPE_CHECKING:
+    import torch
+
+    from gradexp.data import Dataset
+    from gradexp.models import MLP
+    from gradexp.train import Part
+
+
+class Sink(Protocol):
+    """Where results go: ``write`` is called again and again as a run becomes known."""
+
+    def write(self, stage: str, result: Result) -> None:
+        """Take in what is known at a stage: start, built, initial, step, end, or progress in between."""
+
+    def close(self) -> None:
+        """Release files and terminal."""
+
+
+def run(config: Config, sinks: Sequence[Sink] = (), overrides: Sequence[str] = ()) -> Result:
+    """Build the network, measure it at initialisation, train it and judge it.
+
+    Args:
+        config: The options.
+        sinks: Told of every stage; on an error or an interruption they still get the stage ``end``.
+        overrides: The command line, for the record.
+
+    Returns:
+        All that was found. Divergence is a result.
+
+    Raises:
+        ConfigError: If an option cannot work with the data or the device.
+        KeyboardInterrupt: Passed on once the sinks hold what there is, with status ``interrupted``.
+
+    Example:
+        >>> result = run(Config(depth=10, width=16, steps=5))
+        >>> result.verdict.gradient
+        'stable'
+    """
+    result = Result(config, list(overrides))
+    clock = _Clock(result)
+    try:
+        _tell(sinks, "start", result)
+        with clock.part("importing torch"):
+            import torch  # noqa: F401  here, so that an interruption while it loads is recorded too
+        _run(result, sinks, clock)
+        result.status = "complete"
+    except KeyboardInterrupt:
+        result.status = "interrupted"
+        raise
+    except Exception as error:
+        result.status = "failed"
+        result.error = str(error).strip().split("\n")[0] or type(error).__name__
+        raise
+    finally:
+        clock.stop()
+        try:
+            _tell(sinks, "end", result)
+        finally:
+            for sink in sinks:
+                sink.close()
+    return result
+
+
+def _run(result: Result, sinks: Sequence[Sink], clock: "_Clock") -> None:
+    import torch
+
+    from gradexp.data import chance_loss, check_batch, load, resolve_loss
+    from gradexp.propagate import exact_profile
+    from gradexp.train import Training
+
+    config = result.config
+    device = _device(config.device)
+    result.device = str(device)
+    result.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    result.threads = config.threads or 1
+
+    def progress(activity: str, done: int, total: int) -> None:
+        result.progress = (activity, done, total)
+        _tell(sinks, "progress", result)
+
+    with _threads(result.threads):
+        with clock.part("data"):
+            data = load(config.data, config.width)
+            loss = resolve_loss(config.loss, data, config.data.name)
+            check_batch(config.batch_size, data, config.data.name)
+        with clock.part("weights"):
+            stack = _build(config, data, device, lambda done, total: progress("drawing weights", done, total))
+        result.building = _describe(config, stack, data, loss, result)
+        _tell(sinks, "built", result)
+
+        with clock.part("profile"):
+            result.initial = exact_profile(
+                stack,
+                data.x_train[: config.batch_size],
+                seeds=result.seeds,
+                progress=lambda done, total: progress("profile at initialisation", done, total),
+            )
+        result.verdict = gradient_verdict(result.initial, config.verdict.decades)
+        _tell(sinks, "initial", result)
+
+        model = stack.network(0) if config.seeds > 1 else stack
+        if config.steps:
+            result.training = Training()
+
+            def on_step(step: int) -> None:
+                _tell(sinks, "step", result)
+                progress("training", step + 1, config.steps)
+
+            with clock.part("training"):
+                _train(result, model, data, loss, on_step)
+        if config.save_weights:
+            result.weights = {name: value.cpu() for name, value in model.state_dict().items()}
+        training = result.training or Training()
+        result.verdict = run_verdict(
+            config, result.initial, training.losses, training.diverged_at, chance_loss(data, loss)
+        )
+
+
+def _train(result: Result, model: "MLP", data: "Dataset", loss: str, on_step: Callable[[int], None]) -> None:
+    """Train one network with the probe on, and keep what the probe saw even if training is interrupted."""
+    from gradexp.data import batches
+    from gradexp.probe import GradientProbe
+    from gradexp.seeds import generator
+    from gradexp.train import build_optimizer, train
+
+    config = result.config
+    assert result.training is not None
+    optimizer = build_optimizer(config.optimizer, list(model.parameters()))
+    probe = GradientProbe(model, every=config.record.every, optimizer=optimizer, seeds=[config.seed])
+    try:
+        train(
+            model,
+            _part(data.x_train, data.y_train, data, loss, model),
+            _part(data.x_test, data.y_test, data, loss, model),
+            batches(len(data.x_train), config.batch_size, generator(config.seed, "batches")),
+            loss,
+            optimizer,
+            config.steps,
+            probe,
+            result.training,
+            config.optimizer.clip_norm,
+            on_step,
+        )
+    finally:
+        result.gradients = probe.history
+
+
+def _build(config: Config, data: "Dataset", device: "torch.device", progress: Callable[[int, int], None]) -> "MLP":
+    """Return all networks that are measured, as one stack."""
+    import torch
+
+    from gradexp.inits import initialize
+    from gradexp.models import MLP
+
+    widths = [data.input_width, *config.hidden_widths, data.output_width]
+    # Without skip_init torch would draw weights that are overwritten at once.
+    stack = torch.nn.utils.skip_init(
+        MLP,
+        widths,
+        config.activation,
+        bias=config.bias,
+        networks=config.seeds,
+        negative_slope=config.negative_slope,
+        device=device,
+        dtype=getattr(torch, config.dtype),
+    )
+    options = {key: value for key, value in vars(config.init).items() if key != "name" and value is not None}
+    initialize(
+        stack,
+        config.init.name,
+        seed=config.seed,
+        sigma_b2=config.sigma_b2,
+        activation=config.activation,
+        negative_slope=config.negative_slope,
+        progress=progress,
+        **options,
+    )
+    return stack
+
+
+def _part(x: "torch.Tensor", y: "torch.Tensor", data: "Dataset", loss: str, model: "MLP") -> "Part":
+    """Move a part of the data to the model's device and number format."""
+    import torch
+
+    from gradexp.data import targets
+    from gradexp.train import Part
+
+    weight = model.layers[0].weight
+    target = targets(y, loss, data.classes).to(weight.device)
+    return Part(
+        x.to(weight.device, weight.dtype),
+        target.to(weight.dtype) if target.is_floating_point() else target,
+        y.to(weight.device) if y.dtype == torch.int64 else None,
+    )
+
+
+def _describe(config: Config, model: "MLP", data: "Dataset", loss: str, result: Result) -> str:
+    """Say in three lines what is built."""
+    hidden = config.hidden_widths
+    width = str(hidden[0]) if hidden and len(set(hidden)) == 1 else "-".join(map(str, hidden)) or "no"
+    shape = f"{model.widths[0]} inputs, {width} hidden units, {model.widths[-1]} outputs"
+    options = ", ".join(f"{k}={v}" for k, v in as_dict(config)["init"].items() if k != "name" and v is not None)
+    parameters = sum(parameter.numel() for parameter in model.parameters()) // model.networks
+    optimizer = f"{config.optimizer.name} lr={config.optimizer.lr:g}, batch {config.batch_size}, {loss}"
+    training = f"{config.steps} steps of {optimizer}" if config.steps else "no training"
+    threads = f", {result.threads} thread{'s'[: (result.threads or 1) > 1]}" if result.device == "cpu" else ""
+    return (
+        f"{config.activation} MLP of {config.depth} layers: {shape}, {parameters:,} parameters\n"
+        f"init {config.init.name} ({options}), seed {config.seed}"
+        + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
+        + f"; data {config.data.name}, {len(data.x_train)} samples\n"
+        f"{training}; {config.dtype} on {result.device}{threads}"
+    )
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(f"device={name} is not there: PyTorch finds {found} CUDA devices; use device=cpu or auto")
+    return device
+
+
+def _cpu_name() -> str:
+    return platform.processor() or platform.machine()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Use so many CPU threads, and afterwards as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _tell(sinks: Sequence[Sink], stage: str, result: Result) -> None:
+    for sink in sinks:
+        sink.write(stage, result)
+
+
+class _Clock:
+    """Wall time of the whole run and of its parts."""
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        self.begin = time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.result.seconds_by_part[name] = time.perf_counter() - begin
+
+    def stop(self) -> None:
+        self.result.seconds = time.perf_counter() - self.begin

@@ -1,0 +1,187 @@
+"""Everything known about one run, from its start to its end; ``summary`` is what summary.json holds."""
+
+import hashlib
+import json
+import math
+import platform
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradexp._version import __version__
+from gradexp.config import Config, as_dict
+from gradexp.history import History, mean, standard_error
+from gradexp.verdict import Verdict
+
+if TYPE_CHECKING:  # importing train would load torch, and a run's first files are written before that
+    from gradexp.train import Training
+
+SCHEMA = 1
+_UNHASHED = ("device", "threads", "quiet", "record")  # they do not change what is computed
+
+
+@dataclass
+class Result:
+    """One run. Fields that are not known yet, or do not apply, are None.
+
+    Args:
+        config: The resolved options.
+        overrides: What was given on the command line.
+        status: ``running``, ``complete``, ``interrupted`` or ``failed``; divergence is complete.
+        error: One line, if failed.
+        device: Where it runs, for example ``"cuda:0"``.
+        device_name: The device's own name.
+        threads: CPU threads.
+        building: What is built, in one line.
+        initial: The profile at initialisation, of all networks.
+        training: Losses and accuracies.
+        gradients: What the probe recorded in training.
+        verdict: The outcome.
+        weights: The final parameters, if they are to be saved.
+        progress: (activity, done, total) of what is going on.
+        seconds: Wall time of the whole run.
+        seconds_by_part: Wall time of each part.
+    """
+
+    config: Config
+    overrides: list[str] = field(default_factory=list)
+    status: str = "running"
+    error: str | None = None
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    device: str | None = None
+    device_name: str | None = None
+    threads: int | None = None
+    building: str | None = None
+    initial: History | None = None
+    training: "Training | None" = None
+    gradients: History | None = None
+    verdict: Verdict | None = None
+    weights: dict[str, Any] | None = None
+    progress: tuple[str, int, int] = ("", 0, 0)
+    seconds: float | None = None
+    seconds_by_part: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the networks measured at initialisation; training is of the first."""
+        return [self.config.seed + index for index in range(self.config.seeds)]
+
+
+def config_hash(config: Config) -> str:
+    """Return sha256 of the options that determine the numbers, and of the gradexp version."""
+    options = {key: value for key, value in as_dict(config).items() if key not in _UNHASHED}
+    text = json.dumps([options, __version__], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """Return the content of summary.json: always the same keys, null where not applicable, no nan or inf."""
+    content = {
+        "schema": SCHEMA,
+        "gradexp": __version__,
+        "torch": _version("torch"),
+        "python": platform.python_version(),
+        "hydra": _version("hydra-core"),
+        "device": result.device,
+        "device_name": result.device_name,
+        "threads": result.threads,
+        "status": result.status,
+        "error": result.error,
+        "started": result.started.isoformat(),
+        "seconds": result.seconds,
+        "seconds_training": result.seconds_by_part.get("training"),
+        "config": as_dict(result.config),
+        "config_hash": config_hash(result.config),
+        "overrides": result.overrides,
+        "seeds": result.seeds,
+        "initial": _initial(result.initial),
+        "theory": dict.fromkeys(_THEORY_KEYS),
+        "training": _training(result.training),
+        "verdict": _verdict(result.verdict),
+    }
+    finite: dict[str, Any] = _finite(content)
+    return finite
+
+
+_THEORY_KEYS = (
+    "valid",
+    "reason",
+    "sigma_w2",
+    "sigma_b2",
+    "q_star",
+    "chi_1",
+    "log_chi",
+    "log_chi_sd",
+    "z",
+    "deviates_from_layer",
+)
+_FORMATS = ("float32", "float16", "bfloat16")
+_QUANTILES = (0.05, 0.5, 0.95)
+
+
+def _initial(initial: History | None) -> dict[str, Any]:
+    ratios: dict[str, float | None] = dict.fromkeys(("output", "output_grad", "weight_grad"))
+    fails: dict[bool, dict[str, int | None]] = {over: dict.fromkeys(_FORMATS) for over in (False, True)}
+    quantiles: dict[str, float | None] = {str(q): None for q in _QUANTILES}
+    log_chi = error = scale = dead = None
+    if initial is not None:
+        slopes = initial.log_chi_per_network()
+        there = slopes[np.isfinite(slopes)]
+        log_chi, error, scale = mean(slopes), standard_error(slopes), initial.depth_scale()
+        ratios = {quantity: initial.first_over_last(quantity) for quantity in ratios}
+        dead = mean(initial.dead_fraction) if initial.dead_fraction is not None else None
+        for over, layers in fails.items():
+            layers.update({name: initial.failing_layer("output_grad", name, over) for name in _FORMATS})
+        if there.size > 1:
+            quantiles = {str(q): float(np.quantile(there, q)) for q in _QUANTILES}
+    return {
+        "log_chi": log_chi,
+        "log_chi_se": error,
+        "depth_scale": scale,
+        "log10_first_over_last": ratios,
+        "dead_fraction": dead,
+        "underflow_layer": fails[False],
+        "overflow_layer": fails[True],
+        "quantiles": quantiles,
+    }
+
+
+def _training(training: "Training | None") -> dict[str, Any]:
+    keys = ("loss_first", "loss_last", "train_accuracy", "test_loss", "test_accuracy", "diverged_at")
+    content: dict[str, Any] = {"steps": None, **dict.fromkeys(keys)}
+    if training is not None:
+        losses, tests = training.losses, training.tests
+        content.update(
+            steps=len(losses),
+            loss_first=losses[0] if losses else None,
+            loss_last=losses[-1] if losses else None,
+            train_accuracy=training.train_accuracy,
+            test_loss=tests[-1][1] if tests else None,
+            test_accuracy=tests[-1][2] if tests else None,
+            diverged_at=training.diverged_at,
+        )
+    return content
+
+
+def _verdict(verdict: Verdict | None) -> dict[str, Any]:
+    keys = ("gradient", "training", "theory", "text")
+    return {key: getattr(verdict, key, None) for key in keys}
+
+
+def _finite(value: Any) -> Any:
+    """Replace every number that JSON cannot hold by None."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

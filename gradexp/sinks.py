@@ -1,0 +1,306 @@
+"""Where results go: files, TensorBoard and the console. A sink is a class with ``write`` and ``close``."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gradexp._version import __version__
+from gradexp.history import STATUSES, Array, History, write_csv
+from gradexp.result import Result, summary
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class Files:
+    """Write summary.json, layers.csv and, if asked for, weights.pt.
+
+    summary.json is there from the start, with status ``running``, and is replaced whole each time.
+
+    Args:
+        folder: The run's own folder.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, stage: str, result: Result) -> None:
+        """Bring the files up to date."""
+        if stage not in ("start", "initial", "end"):
+            return
+        if stage != "start":
+            with _replacing(self.folder / "layers.csv") as path:
+                write_csv(path, [history for history in (result.initial, result.gradients) if history])
+        if stage == "end" and result.weights is not None:
+            import torch
+
+            with _replacing(self.folder / "weights.pt") as path:
+                torch.save(result.weights, path)
+        # Last, so that a summary that says "complete" stands beside files that are.
+        with _replacing(self.folder / "summary.json") as path:
+            path.write_text(json.dumps(summary(result), indent=1, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class _replacing:  # noqa: N801  reads as a verb: with _replacing(path)
+    """Write to a neighbour of a file, then put it in the file's place in one step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.neighbour = path.with_name(path.name + ".part")
+
+    def __enter__(self) -> Path:
+        return self.neighbour
+
+    def __exit__(self, error: Any, *_: object) -> None:
+        if error is None:
+            os.replace(self.neighbour, self.path)  # noqa: PTH105  the name says what it is for
+        else:
+            self.neighbour.unlink(missing_ok=True)
+
+
+class TensorBoard:
+    """Write an event file: profiles with step = layer, training scalars with step = training step.
+
+    A cell without a number is left out, never replaced by a floor.
+
+    Args:
+        folder: The run's own folder; its name is the run's name in TensorBoard.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer: SummaryWriter | None = None
+        self._tests_written = 0
+
+    @property
+    def writer(self) -> "SummaryWriter":
+        """The event file's writer, opened on first use since it loads torch."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder))
+        return self._writer
+
+    def write(self, stage: str, result: Result) -> None:
+        """Add what is new."""
+        if stage == "initial" and result.initial is not None:
+            self._profile(result.initial)
+        elif stage == "step":
+            self._step(result)
+        elif stage == "end" and result.gradients is not None:
+            self._step(result)
+            self._gradients(result.gradients)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _profile(self, history: History) -> None:
+        for quantity in ("output", "output_grad", "weight_grad"):
+            for layer, value in enumerate(history.profile(quantity), start=1):
+                if math.isfinite(value):
+                    self.writer.add_scalar(f"profile/log10_{quantity}", value, layer)
+        self.writer.flush()
+
+    def _step(self, result: Result) -> None:
+        training = result.training
+        if training is None:
+            return
+        for step, loss, accuracy in training.tests[self._tests_written :]:
+            self._scalar("test/loss", loss, step)
+            self._scalar("test/accuracy", accuracy, step)
+        self._tests_written = len(training.tests)
+        step = len(training.losses) - 1
+        if step >= 0:
+            self._scalar("train/loss", training.losses[-1], step)
+        if training.accuracies:
+            self._scalar("train/accuracy", training.accuracies[-1], step)
+
+    def _gradients(self, history: History) -> None:
+        status = history.status["output_grad"]
+        for index, step in enumerate(history.steps):
+            self._scalar("gradient/log10_first_over_last", history.first_over_last("output_grad", index), step)
+            for name in ("nonfinite", "zero"):
+                count = (status[index] == STATUSES.index(name)).sum()
+                self._scalar(f"gradient/{name}_layers", float(count), step)
+
+    def _scalar(self, tag: str, value: float | None, step: int) -> None:
+        if value is not None and math.isfinite(value):
+            self.writer.add_scalar(tag, value, step)
+
+
+class Console:
+    """Tell a person: what is built, the profile at a glance, the training, the verdict.
+
+    Args:
+        folder: The run's own folder.
+        quiet: Print the verdict only.
+        console: Where to print; None: standard output.
+    """
+
+    def __init__(self, folder: Path, quiet: bool = False, console: RichConsole | None = None) -> None:
+        self.folder = folder
+        self.quiet = quiet
+        self.console = console or RichConsole(highlight=False)
+        self._progress: Progress | None = None
+        self._activity = ""
+
+    def write(self, stage: str, result: Result) -> None:
+        """Print what is new."""
+        if stage == "progress" and not self.quiet:
+            self._advance(*result.progress)
+        elif stage == "end":
+            self._stop_progress()
+            self._end(result)
+        elif stage == "built" and not self.quiet:
+            self._stop_progress()
+            self._print(f"[bold]gradexp {__version__}[/bold]")
+            self._print(result.building or "", markup=False)
+        elif stage == "initial" and not self.quiet and result.initial is not None:
+            self._stop_progress()
+            self._initial(result)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._stop_progress()
+
+    def _initial(self, result: Result) -> None:
+        history = result.initial
+        assert history is not None
+        networks = f"{len(history.seeds)} networks" if len(history.seeds) > 1 else "1 network"
+        self._print(f"\n[bold]At initialisation[/bold] ({result.config.batch_size} samples, {networks}, exact)")
+        shown = sorted({1, (history.depth + 1) // 2, history.depth})
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column("")
+        for layer in shown:
+            table.add_column(f"layer {layer}", justify="right")
+        table.add_column(f"layers 1 to {history.depth}, log scale")
+        for quantity, label in _LABELS.items():
+            profile, status = history.profile(quantity), history.status[quantity][0]
+            sizes = [_power_of_ten(profile[layer - 1], status[:, layer - 1]) for layer in shown]
+            table.add_row(label, *sizes, sparkline(profile))
+        self._print(table)
+        slope, scale = history.log_chi(), history.depth_scale()
+        if slope is not None:
+            reach = f", depth scale {scale:.3g} layers" if scale is not None else ""
+            self._print(f"log_chi {slope:+.4g} per layer towards the input{reach}")
+        dead = float(np.mean(history.dead_fraction)) if history.dead_fraction is not None else 0.0
+        if dead:
+            self._print(f"{dead:.1%} of the samples are exactly 0 at some layer and left out")
+        for line in range_lines(history, result.config.dtype):
+            self._print(line)
+
+    def _end(self, result: Result) -> None:
+        training, verdict = result.training, result.verdict
+        if training is not None and training.losses and not self.quiet:
+            self._print(f"\n[bold]Training[/bold]\n{_course(training)}")
+        if verdict is not None and result.status == "complete":
+            self._print(
+                f"\n[bold]gradient: {verdict.gradient}, training: {verdict.training}, theory: {verdict.theory}[/bold]"
+            )
+            self._print(verdict.text, markup=False)
+        if not self.quiet and result.status in ("complete", "interrupted"):
+            parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())
+            shown = _short(self.folder)
+            self._print(f"\nfiles    {shown}", markup=False, soft_wrap=True)
+            self._print(f"look     tensorboard --logdir {shown}", markup=False, soft_wrap=True)
+            self._print(f"seconds  {result.seconds:.1f} ({parts})", markup=False)
+
+    def _advance(self, activity: str, done: int, total: int) -> None:
+        if not self.console.is_terminal:
+            return
+        if self._progress is None or activity != self._activity:
+            self._stop_progress()
+            self._activity = activity
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns, console=self.console, transient=True)
+            self._progress.start()
+            self._progress.add_task(activity, total=total)
+        self._progress.update(self._progress.task_ids[0], completed=done, total=total)
+
+    def _stop_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _print(self, *args: Any, **options: Any) -> None:
+        self.console.print(*args, **options)
+
+
+_LABELS = {"output": "output rms", "output_grad": "output gradient", "weight_grad": "weight gradient"}
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(log10: Array, width: int = 32) -> str:
+    """Draw values over layers on a log scale, at least one decade high; ``·`` marks layers without a number.
+
+    Example:
+        >>> sparkline(np.array([0.0, -1.0, -2.0, np.nan]))
+        '█▅▁·'
+    """
+    there = log10[np.isfinite(log10)]
+    if not there.size:
+        return "·" * min(width, log10.size)
+    low, high = there.min(), there.max()
+    if high - low < 1:
+        low = (low + high - 1) / 2
+        high = low + 1
+    bars = []
+    for part in np.array_split(log10, min(width, log10.size)):
+        numbers = part[np.isfinite(part)]
+        missing = numbers.size < part.size
+        height = 0.0 if missing else (numbers.mean() - low) / (high - low)
+        bars.append("·" if missing else _BLOCKS[min(7, int(height * 7 + 0.5))])
+    return "".join(bars)
+
+
+def range_lines(history: History, dtype: str) -> list[str]:
+    """Say from which layer on a number format would fail, for outputs and for output gradients."""
+    lines = []
+    for quantity, label, direction in (("output", "outputs", "up"), ("output_grad", "output gradients", "down")):
+        for overflow, word in ((False, "underflow to 0"), (True, "overflow to inf")):
+            layer = history.failing_layer(quantity, dtype, overflow)
+            if layer is not None:
+                lines.append(f"in {dtype} {label} would {word} from layer {layer} {direction}")
+    return lines
+
+
+def _power_of_ten(log10: float, status: Array) -> str:
+    """Show a size, which may be far outside float64, in three digits; or why there is none."""
+    if not math.isfinite(log10):
+        return STATUSES[int(status[0])]
+    exponent = math.floor(log10)
+    digits = f"{10 ** (log10 - exponent):.2f}"
+    if digits == "10.00":
+        digits, exponent = "1.00", exponent + 1
+    return f"{digits}e{exponent:+03d}"
+
+
+def _course(training: Any) -> str:
+    losses, tests = training.losses, training.tests
+    line = f"loss {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} steps"
+    if training.diverged_at is not None:
+        return f"{line}, not finite from step {training.diverged_at} on"
+    if training.train_accuracy is not None:
+        line += f"; accuracy {training.train_accuracy:.1%} on the training part, {tests[-1][2]:.1%} on the test part"
+    return line
+
+
+def _short(folder: Path) -> str:
+    """Show a folder relative to the current directory, if it is inside."""
+    here = Path.cwd()
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)

@@ -1,0 +1,135 @@
+"""What a run amounts to: did the gradient arrive, did training work, and why not."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradexp.config import Config
+from gradexp.history import STATUSES, History
+
+# Mean cosine between the outputs of two samples from which on a network counts as blind to its input.
+_ALIGNED = 0.9
+# Stuck: the last losses are above this share of the loss of a network that ignores its input.
+_STUCK = 0.9
+_LAST = 10
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome in words that files, HParams and the console share.
+
+    Args:
+        gradient: ``stable``, ``vanishing``, ``exploding`` or ``dead``.
+        training: ``none``, ``trained``, ``stuck`` or ``diverged``.
+        theory: ``agrees``, ``deviates`` or ``unavailable``.
+        text: Why, in one line.
+    """
+
+    gradient: str
+    training: str = "none"
+    theory: str = "unavailable"
+    text: str = ""
+
+
+def gradient_verdict(history: History, decades: float = 3.0, step: int = -1) -> Verdict:
+    """Judge a profile by log10 of ‖output_grad‖ at the first layer over the last.
+
+    Args:
+        history: Output gradients, at initialisation or in training.
+        decades: Beyond -decades the gradient vanishes, beyond +decades it explodes.
+        step: Index of the recorded step.
+
+    Returns:
+        A verdict on the gradient, with the reason as its text.
+    """
+    ratio = history.first_over_last("output_grad", step)
+    alive = history.dead_fraction is None or bool((history.dead_fraction < 1).any())
+    if ratio is None or not alive:
+        return _no_number(history, step)
+    size = f"the output gradient at layer 1 is 10^{ratio:+.1f} times that at layer {history.depth}"
+    if ratio < -decades:
+        return Verdict("vanishing", text=f"the gradient vanishes: {size}")
+    if ratio > decades:
+        return Verdict("exploding", text=f"the gradient explodes: {size}")
+    return Verdict("stable", text=f"the gradient arrives: {size}")
+
+
+def training_verdict(losses: Sequence[float], diverged_at: int | None, chance: float) -> str:
+    """Return ``none``, ``trained``, ``stuck`` or ``diverged``.
+
+    Stuck means that the mean of the last 10 losses is above 0.9 of the loss of a network that ignores its
+    input, ``chance``; where that is 0 (all targets alike), above 0.9 of the first loss.
+    """
+    if diverged_at is not None:
+        return "diverged"
+    if not losses:
+        return "none"
+    recent = losses[-_LAST:]
+    return "stuck" if sum(recent) / len(recent) > _STUCK * (chance or losses[0]) else "trained"
+
+
+def run_verdict(
+    config: Config, initial: History, losses: Sequence[float], diverged_at: int | None, chance: float
+) -> Verdict:
+    """Judge a whole run: the gradient at initialisation, the training, and what to do about it."""
+    gradient = gradient_verdict(initial, config.verdict.decades)
+    training = training_verdict(losses, diverged_at, chance)
+    text = gradient.text
+    if training == "diverged":
+        text += f"; the loss or a weight is not finite from step {diverged_at} on"
+    elif training == "stuck":
+        text += f", but {_why_stuck(config, initial, gradient.gradient)}"
+    elif training == "trained":
+        text += f"; the loss falls from {losses[0]:.3g} to {losses[-1]:.3g}"
+    if training in ("stuck", "diverged") or (training == "none" and gradient.gradient != "stable"):
+        text += f"; try {_cure(config, gradient.gradient, training)}"
+    return Verdict(gradient.gradient, training, text=text)
+
+
+def _no_number(history: History, step: int) -> Verdict:
+    """Judge a profile whose ends have no number: dead, or not finite."""
+    for quantity, what in (("output", "outputs"), ("output_grad", "receives a gradient of")):
+        if quantity not in history.status:
+            continue
+        status = history.status[quantity][step]
+        for name, size, gradient in (("nonfinite", "inf or nan", "exploding"), ("zero", "exactly 0", "dead")):
+            layers = 1 + np.flatnonzero((status == STATUSES.index(name)).all(axis=0))
+            if layers.size:
+                # Gradients travel down from the output, so the uppermost layer is where it happened.
+                layer = layers.min() if quantity == "output" else layers.max()
+                shown = "0" if quantity == "output" and name == "zero" else size
+                return Verdict(gradient, text=f"{gradient}: layer {layer} {what} {shown} for every sample")
+    return Verdict("dead", text="dead: no sample has a gradient at both the first and the last layer")
+
+
+def _why_stuck(config: Config, initial: History, gradient: str) -> str:
+    cosine = float(np.nanmean(initial.output_cosine)) if _known(initial.output_cosine) else math.nan
+    weight_grad = initial.profile("weight_grad")
+    if gradient == "vanishing" and np.isfinite(weight_grad).any():
+        return f"weight gradients of about 10^{np.nanmedian(weight_grad):.0f} change nothing"
+    if gradient == "dead":
+        return "no weight before that layer can learn"
+    if cosine > _ALIGNED:
+        layers = f"{config.depth} {config.activation} layers"
+        return f"after {layers} all inputs point the same way (mean cosine of two outputs {cosine:.3f})"
+    return "the loss does not fall"
+
+
+def _known(cosine: object) -> bool:
+    return isinstance(cosine, np.ndarray) and bool(np.isfinite(cosine).any())
+
+
+def _cure(config: Config, gradient: str, training: str) -> str:
+    """Name the usual remedy for this activation and depth."""
+    rectifier = config.activation in ("relu", "leaky_relu", "elu", "gelu", "silu")
+    cured = config.init.name == "orthogonal" and config.activation in ("tanh", "linear")
+    if cured or (gradient == "stable" and training == "diverged"):
+        return f"a smaller optimizer.lr than {config.optimizer.lr:g}" if training == "diverged" else "optimizer.lr"
+    if config.activation == "linear":
+        return "init=orthogonal"
+    # Even with a flat gradient, tens of rectifier layers turn all inputs into one direction.
+    if rectifier and config.depth <= 50 and config.init.name != "he":
+        return "init=he"
+    return "init=orthogonal activation=tanh"
