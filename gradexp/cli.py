@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -52,7 +51,12 @@ def command(job: Callable[[Config, Path, list[str]], None]) -> Callable[[], None
 
     def from_hydra(composed: DictConfig) -> None:
         settings = HydraConfig.get()
-        job(to_config(composed), Path(settings.runtime.output_dir), list(settings.overrides.task))
+        folder = Path(settings.runtime.output_dir)
+        try:
+            job(to_config(composed), folder, list(settings.overrides.task))
+        except KeyboardInterrupt:
+            print(f"interrupted; what was measured so far is in {folder}", file=sys.stderr)  # noqa: T201
+            raise
 
     def main() -> None:
         # hydra.main names the job, and thus its help, after the function.
@@ -93,7 +97,6 @@ def _run_safely(run: Callable[[], Any]) -> None:
     try:
         run()
     except KeyboardInterrupt as interruption:
-        print("interrupted; what was measured so far is in the run's folder", file=sys.stderr)  # noqa: T201
         sys.exit(143 if isinstance(interruption, Terminated) else 130)
     except (CompactHydraException, OmegaConfBaseException, ConfigError, OSError) as error:
         if wants_traceback:
@@ -120,6 +123,8 @@ def error_line(error: BaseException) -> str:
         return f"{key}: {first_line}" if key else first_line
     if isinstance(error, OSError) and error.filename:
         return f"cannot write to {error.filename}: {error.strerror}; choose another folder with hydra.run.dir=FOLDER"
+    if match := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
+        return f"{match[1]} is several values: add -m to run one after another, or write a list as key=[1,2]"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "\n".join(lines[:2]) or type(error).__name__
 
@@ -183,13 +188,18 @@ def _help_text() -> str:
         default = "" if option.key.partition(".")[0] in _GROUPS else f"={_yaml(option.default)}"
         lines.append(f"  {option.key + default:<26} {option.text}")
     lines += ["", f"Activations: {', '.join(schema.ACTIVATIONS)}", ""]
-    lines += ["Sweep with -m: python -m gradexp.run -m init=he,xavier depth=10,50,150", "Hydra's own flags: --hydra-help"]
+    lines += [
+        "Sweep with -m: python -m gradexp.run -m init=he,xavier depth=10,50,150",
+        "Hydra's own flags: --hydra-help",
+    ]
     # Braces and dollars would be taken for parts of Hydra's template.
     return "\n".join(lines).replace("$", "$$")
 
 
 def _yaml(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not _is_number(value) else str(value)
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value)) if not _is_number(value) else str(value)
+    )
 
 
 def _is_number(value: Any) -> bool:

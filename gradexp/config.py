@@ -210,6 +210,8 @@ class Config:
         _require(clip is None or clip > 0, "optimizer.clip_norm", clip, "above 0, or null for no clipping")
         if self.sigma_b2 is not None and not self.bias:
             raise ConfigError(f"sigma_b2={self.sigma_b2} needs bias=true")
+        if self.init.name == "lyapunov" and self.activation not in _LYAPUNOV:
+            raise ConfigError(f"init 'lyapunov' is for activation {', '.join(_LYAPUNOV)}, got '{self.activation}'")
         sparsity = self.init.sparsity
         _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
         known_device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
@@ -258,6 +260,8 @@ _LOWEST = {
     "optimizer.momentum": 0,
 }
 
+_LYAPUNOV = ("linear", "relu", "leaky_relu")
+
 _CHOICES = {
     "activation": ACTIVATIONS,
     "loss": LOSSES,
@@ -287,9 +291,7 @@ def _resolve(group: str, config: Any, choices: dict[str, dict[str, Any]]) -> Non
         if entry.name in own:
             setattr(config, entry.name, own[entry.name] if given is None else given)
         elif given is not None:
-            raise ConfigError(
-                f"{group} '{config.name}' has no option '{entry.name}'; it takes {', '.join(own)}"
-            )
+            raise ConfigError(f"{group} '{config.name}' has no option '{entry.name}'; it takes {', '.join(own)}")
 
 
 def _numbers(config: Any, prefix: str = "") -> list[tuple[str, float]]:

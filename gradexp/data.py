@@ -110,9 +110,7 @@ def check_batch(batch_size: int, data: Dataset, name: str) -> None:
     """
     samples = len(data.x_train)
     if batch_size > samples:
-        raise ConfigError(
-            f"batch_size={batch_size} is larger than the {samples} training samples of data '{name}'"
-        )
+        raise ConfigError(f"batch_size={batch_size} is larger than the {samples} training samples of data '{name}'")
 
 
 def batches(samples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -233,9 +231,7 @@ def _split(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], standardize: bool =
     samples = len(x)
     inputs = torch.from_numpy(x.reshape(samples, -1).astype(np.float64))
     classes = None if y.dtype.kind == "f" else int(y.max()) + 1
-    outputs = torch.from_numpy(
-        y.reshape(samples, -1).astype(np.float64) if classes is None else y.astype(np.int64)
-    )
+    outputs = torch.from_numpy(y.reshape(samples, -1).astype(np.float64) if classes is None else y.astype(np.int64))
     order = torch.randperm(samples, generator=generator(0, "split"))
     test, train = order.tensor_split([math.ceil(samples / 5)])
     x_train, x_test = inputs[train], inputs[test]

@@ -169,7 +169,7 @@ def _build(config: Config, data: "Dataset", device: "torch.device", progress: Ca
 
     widths = [data.input_width, *config.hidden_widths, data.output_width]
     # Without skip_init torch would draw weights that are overwritten at once.
-    stack = torch.nn.utils.skip_init(
+    stack: MLP = torch.nn.utils.skip_init(
         MLP,
         widths,
         config.activation,
@@ -200,7 +200,7 @@ def _part(x: "torch.Tensor", y: "torch.Tensor", data: "Dataset", loss: str, mode
     from gradexp.data import targets
     from gradexp.train import Part
 
-    weight = model.layers[0].weight
+    weight = next(model.parameters())
     target = targets(y, loss, data.classes).to(weight.device)
     return Part(
         x.to(weight.device, weight.dtype),
@@ -210,21 +210,20 @@ def _part(x: "torch.Tensor", y: "torch.Tensor", data: "Dataset", loss: str, mode
 
 
 def _describe(config: Config, model: "MLP", data: "Dataset", loss: str, result: Result) -> str:
-    """Say in three lines what is built."""
+    """Say in four lines what is built."""
     hidden = config.hidden_widths
-    width = str(hidden[0]) if hidden and len(set(hidden)) == 1 else "-".join(map(str, hidden)) or "no"
-    shape = f"{model.widths[0]} inputs, {width} hidden units, {model.widths[-1]} outputs"
-    options = ", ".join(f"{k}={v}" for k, v in as_dict(config)["init"].items() if k != "name" and v is not None)
+    units = str(hidden[0]) if len(set(hidden)) == 1 else "-".join(map(str, hidden))
     parameters = sum(parameter.numel() for parameter in model.parameters()) // model.networks
-    optimizer = f"{config.optimizer.name} lr={config.optimizer.lr:g}, batch {config.batch_size}, {loss}"
-    training = f"{config.steps} steps of {optimizer}" if config.steps else "no training"
-    threads = f", {result.threads} thread{'s'[: (result.threads or 1) > 1]}" if result.device == "cpu" else ""
+    options = ", ".join(f"{k}={v}" for k, v in as_dict(config)["init"].items() if k != "name" and v is not None)
+    seeds = f"seed {config.seed}" + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
+    update = f"{config.steps} steps of {config.optimizer.name} lr={config.optimizer.lr:g}, {loss}, "
+    threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
     return (
-        f"{config.activation} MLP of {config.depth} layers: {shape}, {parameters:,} parameters\n"
-        f"init {config.init.name} ({options}), seed {config.seed}"
-        + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
-        + f"; data {config.data.name}, {len(data.x_train)} samples\n"
-        f"{training}; {config.dtype} on {result.device}{threads}"
+        f"network   {config.depth} {config.activation} layers{f' of {units} units' if hidden else ''}, "
+        f"{model.widths[0]} inputs, {model.widths[-1]} outputs, {parameters:,} weights\n"
+        f"init      {config.init.name} ({options}), {seeds}\n"
+        f"data      {config.data.name}, {len(data.x_train)} training samples, batches of {config.batch_size}\n"
+        f"training  {update if config.steps else 'none; '}{config.dtype} on {result.device}{threads}"
     )
 
 

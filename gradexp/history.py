@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,9 +124,7 @@ class History:
         """
         last = self.depth if last is None else last
         if not 1 <= first <= last <= self.depth:
-            raise ValueError(
-                f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}"
-            )
+            raise ValueError(f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}")
         if first == last:
             return np.full(len(self.seeds), np.nan)
         log10 = self._get("output_grad")[step]
@@ -189,7 +188,7 @@ class History:
                     row.update(phase=self.phase, step=step, seed=seed, layer=layer + 1, call=0, name=name)
                     for quantity, values in self.log10.items():
                         value = values[s, n, layer]
-                        row[f"log10_{quantity}"] = None if math.isnan(value) else float(value)
+                        row[f"log10_{quantity}"] = float(value) if math.isfinite(value) else None
                         if f"status_{quantity}" in row:
                             row[f"status_{quantity}"] = STATUSES[self.status[quantity][s, n, layer]]
                     yield row
@@ -203,9 +202,7 @@ class History:
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError(
-                "to_dataframe needs pandas; install it with pip install 'gradexp[pandas]'"
-            ) from error
+            raise ImportError("to_dataframe needs pandas; install it with pip install 'gradexp[pandas]'") from error
         return pd.DataFrame(self.rows(), columns=list(COLUMNS))
 
     def plot(self, quantity: str = "output_grad", step: int = -1) -> "matplotlib.figure.Figure":
@@ -231,17 +228,18 @@ class History:
         Raises:
             ValueError: If the file is not a saved History.
         """
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).open("rb") as raw:
+            file = np.load(raw, allow_pickle=False) if zipfile.is_zipfile(raw) else {}
             if "meta" not in file:
                 raise ValueError(f"{path} is not a saved History")
-            meta = json.loads(str(file["meta"]))
-            dicts: dict[str, dict[str, Any]] = {kind: {} for kind in _ARRAY_DICTS}
-            for key in file.files:
+            fields: dict[str, Any] = json.loads(str(file["meta"]))
+            fields.update({kind: {} for kind in _ARRAY_DICTS})
+            for key in file:
                 kind, _, name = key.partition("/")
-                if kind in dicts:
-                    dicts[kind][name] = file[key]
-            optional = {key: file[key] for key in _OPTIONAL if key in file}
-        return cls(**meta, **dicts, **optional)
+                if kind in _ARRAY_DICTS:
+                    fields[kind][name] = file[key]
+            fields.update({key: file[key] for key in _OPTIONAL if key in file})
+        return cls(**fields)
 
     def _get(self, quantity: str) -> Array:
         if quantity not in self.log10:

@@ -158,9 +158,7 @@ class MLP(nn.Module):
             raise ValueError(f"networks must be at least 1, got {networks}")
         self.widths = tuple(widths)
         self.networks = networks
-        self.activation = (
-            activation if isinstance(activation, Activation) else _named(activation, negative_slope)
-        )
+        self.activation = activation if isinstance(activation, Activation) else _named(activation, negative_slope)
         self.layers = nn.ModuleList(
             StackedLinear(networks, fan_in, fan_out, bias, device, dtype)
             for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False)
@@ -172,14 +170,18 @@ class MLP(nn.Module):
         return len(self.layers)
 
     def network(self, index: int) -> "MLP":
-        """Return one network of a stack as an MLP of its own, with copies of the parameters."""
+        """Return one network of a stack as an MLP of its own, with copies of the parameters.
+
+        Raises:
+            IndexError: If the stack has no such network.
+        """
         weight, has_bias = self.layers[0].weight, self.layers[0].bias is not None
         alone: MLP = nn.utils.skip_init(
             MLP, self.widths, self.activation, has_bias, device=weight.device, dtype=weight.dtype
         )
         with torch.no_grad():
             for mine, own in zip(self.parameters(), alone.parameters(), strict=True):
-                own.copy_(mine[index : index + 1])
+                own.copy_(mine[index])
         return alone
 
     def forward(self, x: Tensor) -> Tensor:
@@ -210,6 +212,11 @@ def _softsign_slope(z: Tensor) -> Tensor:
     return (1 + z.abs()).reciprocal().square()
 
 
+def _gelu_slope(z: Tensor) -> Tensor:
+    # autograd's Φ(z) is 1 + erf, which has no digit left below z = -8.3.
+    return 0.5 * torch.erfc(-z / math.sqrt(2)) + z * torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+
+
 _SELU_SCALE = 1.0507009873554805
 _SELU_ALPHA = 1.6732632423543772
 _ERF_SLOPE = 2 / math.sqrt(math.pi)
@@ -225,7 +232,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "erf": Activation(torch.erf, (_ERF_SLOPE, _ERF_SLOPE), (0, 0)),
     "elu": Activation(F.elu, (1, 1), (0, 1)),
     "selu": Activation(F.selu, (_SELU_SCALE * _SELU_ALPHA, _SELU_SCALE), (0, _SELU_SCALE)),
-    "gelu": Activation(F.gelu, (0.5, 0.5), (0, 1)),
+    "gelu": Activation(F.gelu, (0.5, 0.5), (0, 1), _gelu_slope),
     "silu": Activation(F.silu, (0.5, 0.5), (0, 1)),
     "softplus": Activation(F.softplus, (0.5, 0.5), (0, 1)),
     "softsign": Activation(F.softsign, (1, 1), (0, 0), _softsign_slope),

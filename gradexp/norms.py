@@ -33,26 +33,31 @@ def log10_norm(x: Tensor, networks: int = 1) -> Tensor:
         +inf where an element is not finite.
 
     Example:
-        >>> log10_norm(torch.full((4,), 1e-30)).item()  # torch's own float32 norm gives 0
-        -29.69897000433602
+        >>> round(log10_norm(torch.full((4,), 1e-30)).item(), 6)  # torch's own float32 norm gives 0
+        -29.69897
     """
     x = x.detach()
     if x.is_complex():
-        x = torch.view_as_real(x)
+        x = torch.view_as_real(x.resolve_conj())
     rows = x.reshape(networks, -1)
     if rows.shape[1] == 0:
         return torch.full((networks,), -torch.inf, dtype=torch.float64, device=x.device)
     if x.dtype == torch.float64:
         mantissas, exponents = rescale(rows, dim=1)
-        return torch.linalg.vector_norm(mantissas, dim=1).log10() + exponents.squeeze(1) * LOG10_2
+        norm: Tensor = torch.linalg.vector_norm(mantissas, dim=1)
+        return norm.log10() + exponents.squeeze(1) * LOG10_2
     if x.device.type == "cpu" and rows.shape[1] > _CHUNK:
         parts = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in rows.split(_CHUNK, 1)]
-        return torch.linalg.vector_norm(torch.stack(parts), dim=0).log10()
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).log10()
+        norm = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    else:
+        norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norm.log10()
 
 
 def rescale(x: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Split ``x`` into mantissas and one exponent per slice: ``x = mantissas * 2**exponents``, exactly.
+
+    Only an element more than 2**1022 times smaller than the largest of its slice loses digits.
 
     Args:
         x: A float64 tensor.
@@ -76,7 +81,8 @@ def times_power_of_two(x: Tensor, exponents: Tensor) -> Tensor:
 
     Args:
         x: A float64 tensor.
-        exponents: Whole numbers as float64, broadcastable to ``x``.
+        exponents: Whole numbers as float64, broadcastable to ``x``; cut at -2140 and 2040, beyond which the
+            result is 0, or out of range for all but a subnormal ``x``.
     """
     exponents = exponents.clamp(-2140, 2040)  # keeps both factors finite: 0 * inf would be nan
     half = (exponents / 2).floor()

@@ -34,7 +34,8 @@ class GradientProbe:
     tensor, which also see the right gradient where the next operation works in place.
 
     Recorded per layer and step are the rms of ``output`` and the L2 norms of ``output_grad``, ``weight_grad``,
-    ``weight`` and, if the optimizer is given, ``update``, all in log10, from squares taken in float64.
+    ``weight`` and, if the optimizer is given, ``update``, all in log10, from squares taken in float64. Passes
+    under ``torch.no_grad()``, such as an evaluation between two steps, are not recorded.
 
     Args:
         model: Any module.
@@ -116,7 +117,8 @@ class GradientProbe:
 
     def remove(self) -> None:
         """Stop recording and remove every hook; the history stays."""
-        self._attached = False
+        self._attached = self._update_due = False
+        self._before = {}
         self._close()
         for handle in self._handles:
             handle.remove()
@@ -176,18 +178,18 @@ class GradientProbe:
         sizes = {key: _combine(parts) for key, parts in window.parts.items()}
         codes: dict[_Key, str] = {}
         self._order.update(window.called)
-        for name, expected in window.called.items():
-            if (name, "output_grad") not in sizes:
-                codes[name, "output_grad"] = "hook_missed" if expected else "frozen"
         for name, module in self._modules.items():
             weights = _weights(module)
             gradients = [weight.grad for weight in weights if weight.grad is not None]
             for quantity, tensors in (("weight", weights), ("weight_grad", gradients)):
                 if tensors:
                     sizes[name, quantity] = _combine([_size(tensor, self._networks) for tensor in tensors])
+            unused = not gradients and any(weight.requires_grad for weight in weights)
             if not gradients:
-                trainable = any(weight.requires_grad for weight in weights)
-                codes[name, "weight_grad"] = "unused" if trainable else "frozen"
+                codes[name, "weight_grad"] = "unused" if unused else "frozen"
+            if name in window.called and (name, "output_grad") not in sizes:
+                expected = "unused" if unused else "hook_missed"
+                codes[name, "output_grad"] = expected if window.called[name] else "frozen"
         arrived = _to_host(self._updates | sizes)
         if self._updates:
             self._cells[-1].update({key: arrived.pop(key) for key in self._updates})
@@ -221,12 +223,11 @@ class GradientProbe:
 
 
 class _Window:
-    """What is seen between two collects. Closing it silences hooks on tensors that are still alive."""
+    """What is seen between two collects. Closing it also removes the hooks from tensors that are still alive."""
 
     def __init__(self, networks: int) -> None:
         self.networks = networks
-        self.live = True
-        self.handles: list[Any] = []
+        self.handles: list[Any] = []  # they hold no tensor
         self.called: dict[str, bool] = {}  # name -> whether a gradient of its output is to be expected
         self.parts: dict[_Key, list[_Size]] = {}
 
@@ -234,7 +235,6 @@ class _Window:
         self.parts.setdefault((name, quantity), []).append(_size(tensor, self.networks))
 
     def close(self) -> None:
-        self.live = False
         for handle in self.handles:
             handle.remove()
 
@@ -246,15 +246,15 @@ class _ForwardHook:
         self.window = window
         self.name = name
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
         window, name = self.window, self.name
-        if not window.live or not isinstance(output, Tensor):
+        if not torch.is_grad_enabled() or not isinstance(output, Tensor):
             return
         window.called[name] = window.called.get(name, False) or output.requires_grad
         window.add(name, "output", output)
         if output.requires_grad:
             # The hook must not hold the tensor itself: that cycle is never freed.
-            output.register_hook(_GradientHook(window, name))
+            window.handles.append(output.register_hook(_GradientHook(window, name)))
 
 
 class _GradientHook:
@@ -265,12 +265,15 @@ class _GradientHook:
         self.name = name
 
     def __call__(self, gradient: Tensor) -> None:
-        if self.window.live:
-            self.window.add(self.name, "output_grad", gradient)
+        self.window.add(self.name, "output_grad", gradient)
 
 
 def _weights(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters(recurse=False) if parameter.dim() >= 2]
+    # In a stacked layer the networks' dimension comes first, and a bias has two dimensions.
+    least = 3 if isinstance(getattr(module, "networks", None), int) else 2
+    return [
+        parameter for parameter in module._parameters.values() if parameter is not None and parameter.dim() >= least
+    ]
 
 
 def _size(tensor: Tensor, networks: int) -> _Size:
@@ -288,15 +291,17 @@ def _combine(parts: list[_Size]) -> _Size:
 
 def _to_host(sizes: dict[_Key, _Size]) -> dict[_Key, _Cell]:
     """Copy all sizes to the host in one transfer, turn outputs into rms, and judge each."""
-    norms = torch.stack([size.log10 for size in sizes.values()]).cpu().numpy()
-    cells = {}
-    for (key, size), norm in zip(sizes.items(), norms, strict=True):
-        rms = norm - 0.5 * math.log10(max(size.count, 1))
-        # An element below the smallest normal number has lost digits; the rms stands for the elements.
-        subnormal = rms < math.log10(torch.finfo(size.dtype).smallest_normal)
-        code = np.where(subnormal, STATUSES.index("subnormal"), STATUSES.index("ok"))
-        code[norm == -np.inf] = STATUSES.index("zero")
-        code[np.isnan(norm) | (norm == np.inf)] = STATUSES.index("nonfinite")
-        value = rms if key[1] == "output" else norm
-        cells[key] = (np.where(np.isfinite(norm), value, np.nan), code)
-    return cells
+    if not sizes:
+        return {}
+    networks = next(iter(sizes.values())).log10.numel()
+    norms = torch.cat([size.log10 for size in sizes.values()]).cpu().numpy().reshape(-1, networks)
+    counts = np.array([[max(size.count, 1)] for size in sizes.values()])
+    smallest = np.array([[torch.finfo(size.dtype).smallest_normal] for size in sizes.values()])
+    rms = norms - 0.5 * np.log10(counts)
+    # An element below the smallest normal number has lost digits; the rms stands for the elements.
+    codes = np.where(rms < np.log10(smallest), STATUSES.index("subnormal"), STATUSES.index("ok"))
+    codes[norms == -np.inf] = STATUSES.index("zero")
+    codes[np.isnan(norms) | (norms == np.inf)] = STATUSES.index("nonfinite")
+    is_output = np.array([[quantity == "output"] for _, quantity in sizes])
+    values = np.where(np.isfinite(norms), np.where(is_output, rms, norms), np.nan)
+    return dict(zip(sizes, zip(values, codes, strict=True), strict=True))

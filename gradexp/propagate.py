@@ -2,10 +2,12 @@
 
 Everything is float64 on the model's own weights. Multiplying by a power of two is exact, so each sample of each
 network is brought back to ordinary size whenever it drifts away, and its exponent is kept as a number of its own.
-Nothing under- or overflows, at any depth.
+Nothing under- or overflows, at any depth. The units of one sample share its exponent: one that is 2**1074 times
+smaller than the largest counts as 0.
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -60,10 +62,10 @@ def exact_profile(
         >>> [round(10**v, 6) for v in profile.profile("output").tolist()]
         [1.5, 2.25]
     """
-    networks, batch = mlp.networks, x.shape[0]
-    seeds = list(range(networks)) if seeds is None else list(seeds)
-    if x.dim() != 2 or x.shape[1] != mlp.widths[0] or batch == 0:
+    if x.dim() != 2 or x.shape[1] != mlp.widths[0] or len(x) == 0:
         raise ValueError(f"x must have shape (batch, {mlp.widths[0]}), got {tuple(x.shape)}")
+    networks, batch = mlp.networks, len(x)
+    seeds = list(range(networks)) if seeds is None else list(seeds)
     if len(seeds) != networks:
         raise ValueError(f"seeds must name {networks} networks, got {len(seeds)}")
     if cotangent is None:
@@ -74,7 +76,7 @@ def exact_profile(
             f"got {tuple(cotangent.shape)}"
         )
 
-    device = mlp.layers[0].weight.device
+    device = next(mlp.parameters()).device
     x = x.to(device, torch.float64)
     cotangent = cotangent.to(device, torch.float64).expand(networks, -1, -1)
     at_once = max(1, _MEMORY // (8 * batch * sum(mlp.widths)))
@@ -95,17 +97,16 @@ def exact_profile(
 
 def _unit_cotangents(seed: int, batch: int, width: int) -> Tensor:
     drawn = torch.randn(batch, width, generator=generator(seed, "cotangent"), dtype=torch.float64)
-    return drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
+    return torch.nn.functional.normalize(drawn, dim=1)
 
 
-def _measure(
-    mlp: MLP, part: slice, x: Tensor, cotangent: Tensor, advance: Callable[[], None]
-) -> dict[str, Tensor]:
+def _measure(mlp: MLP, part: slice, x: Tensor, cotangent: Tensor, advance: Callable[[], None]) -> dict[str, Tensor]:
     """Return log10 sizes of every sample of some networks, each of shape ``(layer, network, sample)``."""
+    layers = cast("list[StackedLinear]", list(mlp.layers))
     outputs, inputs, slopes = [], [], []
     a = x.expand(cotangent.shape[0], *x.shape)
     exponent = a.new_zeros(*a.shape[:2], 1)
-    for index, layer in enumerate(mlp.layers):
+    for index, layer in enumerate(layers):
         if index:
             a, exponent, slope = _activate(mlp.activation, a, exponent)
             slopes.append(slope)
@@ -113,8 +114,7 @@ def _measure(
         a, exponent = _linear(layer, part, a, exponent)
         outputs.append(_log10_sizes(a, exponent))
         advance()
-    direction = a / torch.linalg.vector_norm(rescale(a, dim=2)[0], dim=2, keepdim=True)
-    direction = rescale(direction, dim=2)[0]
+    cosine = _mean_cosine(rescale(a, dim=2)[0])
 
     gradients = []
     delta, exponent = rescale(cotangent, dim=2)
@@ -122,7 +122,7 @@ def _measure(
         gradients.append(_log10_sizes(delta, exponent))
         advance()
         if index:
-            weight = mlp.layers[index].weight[part].double()
+            weight = layers[index].weight[part].double()
             delta, shift = rescale(slopes.pop() * torch.bmm(delta, weight), dim=2)
             exponent = exponent + shift
     gradients.reverse()
@@ -132,13 +132,15 @@ def _measure(
         for kind, pairs in (("output", outputs), ("input", inputs), ("output_grad", gradients))
         for place, size in enumerate(("norm", "largest"))
     }
-    sizes["cosine"] = _mean_cosine(direction).expand(1, -1)
+    sizes["cosine"] = cosine.unsqueeze(0)
     return sizes
 
 
 def _linear(layer: StackedLinear, part: slice, a: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
     """Return z = W a + b for ``a * 2**exponent``, again as a value and an exponent."""
     weight = layer.weight[part].double()
+    a, shift = rescale(a, dim=2)  # or the product of a large a and a large W would overflow
+    exponent = exponent + shift
     if layer.bias is None or not layer.bias[part].any():
         z = torch.bmm(a, weight.mT)
     else:
@@ -158,41 +160,47 @@ def _activate(phi: Activation, z: Tensor, exponent: Tensor) -> tuple[Tensor, Ten
     """Return φ(z) with its exponent, and φ'(z), for the true value ``z * 2**exponent``.
 
     Samples of ordinary size have exponent 0. Below, φ follows its line at 0, and where φ(0) is not 0 it is
-    back at ordinary size; above, elements beyond 2**500 follow the line at infinity, and a sample whose lines
-    are all flat there is bounded, so that its true φ(z) is of ordinary size too.
+    back at ordinary size; above, elements beyond 2**500 follow the line at infinity where it is not flat, and
+    a sample with no such element is bounded, so that its true φ(z) is of ordinary size too.
     """
     edge = 2.0**_ORDINARY
-    point = times_power_of_two(z, exponent).clamp(-edge, edge)
+    point = times_power_of_two(z, exponent)
+    point = torch.where(exponent == 0, point, point.clamp(-edge, edge))  # exponent 0 may hold inf
     value, slope = phi.value_and_slope(point)
     if not exponent.any():
         return value, exponent, slope
     tiny = exponent < 0
-    line = torch.where(
-        tiny,
-        torch.where(z < 0, *(z.new_tensor(s) for s in phi.slopes_at_zero)),
-        torch.where(z < 0, *(z.new_tensor(s) for s in phi.slopes_at_infinity)),
-    )
+    line = torch.where(tiny, _per_sign(z, phi.slopes_at_zero), _per_sign(z, phi.slopes_at_infinity))
     on_line = (exponent != 0) & (z != 0) & (tiny | (point.abs() >= edge))
     slope = torch.where(on_line, line, slope)
-    scaled = torch.where(on_line, line * z, times_power_of_two(value, -exponent))
+    steep = on_line & (line != 0)
+    scaled = torch.where(steep, line * z, times_power_of_two(value, -exponent))
     starts_off_zero = bool(phi(z.new_zeros(())) != 0)
-    ordinary = (scaled == 0).all(dim=2, keepdim=True) | (tiny & starts_off_zero)
+    ordinary = ~steep.any(dim=2, keepdim=True) | (tiny & starts_off_zero)
     return torch.where(ordinary, value, scaled), exponent.where(~ordinary, 0), slope
+
+
+def _per_sign(z: Tensor, slopes: tuple[float, float]) -> Tensor:
+    below, above = (z.new_tensor(slope) for slope in slopes)
+    return torch.where(z < 0, below, above)
 
 
 def _log10_sizes(v: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
     """Return log10 of the L2 norm and of the largest magnitude of each sample, ``(network, sample)``."""
     mantissa, shift = rescale(v, dim=2)
     offset = (exponent + shift).squeeze(2) * LOG10_2
-    norm = torch.linalg.vector_norm(mantissa, dim=2).log10() + offset
-    return norm, mantissa.abs().amax(dim=2).log10() + offset
+    norm: Tensor = torch.linalg.vector_norm(mantissa, dim=2)
+    return norm.log10() + offset, mantissa.abs().amax(dim=2).log10() + offset
 
 
 def _mean_cosine(z: Tensor) -> Tensor:
-    """Return the mean cosine between two different samples of each network; nan for a single sample."""
-    samples = z.shape[1]
+    """Return the mean cosine between two samples of each network that are not 0; nan where there are no two."""
     unit = torch.nn.functional.normalize(z, dim=2, eps=0.0)
-    return (unit.sum(dim=1).square().sum(dim=1) - samples) / (samples * (samples - 1) or torch.nan)
+    has_direction = unit.isfinite().all(dim=2)
+    samples = has_direction.sum(dim=1, dtype=torch.float64)
+    total = unit.where(has_direction.unsqueeze(2), 0).sum(dim=1)
+    cosine = (total.square().sum(dim=1) - samples) / (samples * (samples - 1))
+    return cosine.where(samples > 1, torch.nan)
 
 
 def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
@@ -204,7 +212,7 @@ def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
         "weight_grad": sizes["output_grad_norm"] + sizes["input_norm"],
     }
     both = torch.cat([logs["output"], logs["output_grad"]])
-    zero = (both == -torch.inf).any(dim=0)
+    zero = (both == -torch.inf).any(dim=0) & (both < torch.inf).all(dim=0)  # the latter is false for nan
     alive = both.isfinite().all(dim=0)
     # A network with no sample left still shows each layer up to where it died.
     chosen = alive | ~alive.any(dim=1, keepdim=True)
@@ -216,7 +224,7 @@ def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
         mean = log.where(counted, 0).sum(dim=2) / count
         code = torch.full(count.shape, STATUSES.index("ok"), dtype=torch.int8)
         code[count == 0] = STATUSES.index("nonfinite")
-        code[(log == -torch.inf).all(dim=2)] = STATUSES.index("zero")
+        code[((log == -torch.inf) | ~chosen).all(dim=2)] = STATUSES.index("zero")
         log10[quantity] = mean.T.unsqueeze(0).numpy()
         status[quantity] = code.T.unsqueeze(0).numpy()
     return History(

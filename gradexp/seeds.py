@@ -8,7 +8,7 @@ import torch
 def generator(seed: int, purpose: str) -> torch.Generator:
     """Return a CPU generator for one purpose of one network.
 
-    The generator's own seed is the first 63 bits of sha256("purpose:seed"), so that weights, batch order and
+    The generator's own seed is the first 63 bits of sha256("seed purpose"), so that weights, batch order and
     cotangents of one network, and those of networks with neighbouring seeds, are independent.
 
     Args:
@@ -22,5 +22,5 @@ def generator(seed: int, purpose: str) -> torch.Generator:
         >>> generator(0, "weights").initial_seed() == generator(0, "biases").initial_seed()
         False
     """
-    digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

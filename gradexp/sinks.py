@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from gradexp._version import __version__
-from gradexp.history import STATUSES, Array, History, write_csv
+from gradexp.history import STATUSES, Array, History, standard_error, write_csv
 from gradexp.result import Result, summary
 
 if TYPE_CHECKING:
@@ -65,9 +65,10 @@ class _replacing:  # noqa: N801  reads as a verb: with _replacing(path)
         return self.neighbour
 
     def __exit__(self, error: Any, *_: object) -> None:
-        if error is None:
-            os.replace(self.neighbour, self.path)  # noqa: PTH105  the name says what it is for
-        else:
+        try:
+            if error is None:
+                os.replace(self.neighbour, self.path)  # noqa: PTH105  the name says what it is for
+        finally:
             self.neighbour.unlink(missing_ok=True)
 
 
@@ -83,7 +84,7 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._writer: SummaryWriter | None = None
-        self._tests_written = 0
+        self._steps_written = self._tests_written = 0
 
     @property
     def writer(self) -> "SummaryWriter":
@@ -124,11 +125,11 @@ class TensorBoard:
             self._scalar("test/loss", loss, step)
             self._scalar("test/accuracy", accuracy, step)
         self._tests_written = len(training.tests)
-        step = len(training.losses) - 1
-        if step >= 0:
-            self._scalar("train/loss", training.losses[-1], step)
-        if training.accuracies:
-            self._scalar("train/accuracy", training.accuracies[-1], step)
+        for step in range(self._steps_written, len(training.losses)):
+            self._scalar("train/loss", training.losses[step], step)
+        for step in range(self._steps_written, len(training.accuracies)):
+            self._scalar("train/accuracy", training.accuracies[step], step)
+        self._steps_written = len(training.losses)
 
     def _gradients(self, history: History) -> None:
         status = history.status["output_grad"]
@@ -188,7 +189,7 @@ class Console:
         table.add_column("")
         for layer in shown:
             table.add_column(f"layer {layer}", justify="right")
-        table.add_column(f"layers 1 to {history.depth}, log scale")
+        table.add_column(f"1 to {history.depth}, log scale", no_wrap=True)
         for quantity, label in _LABELS.items():
             profile, status = history.profile(quantity), history.status[quantity][0]
             sizes = [_power_of_ten(profile[layer - 1], status[:, layer - 1]) for layer in shown]
@@ -197,7 +198,9 @@ class Console:
         slope, scale = history.log_chi(), history.depth_scale()
         if slope is not None:
             reach = f", depth scale {scale:.3g} layers" if scale is not None else ""
-            self._print(f"log_chi {slope:+.4g} per layer towards the input{reach}")
+            error = standard_error(history.log_chi_per_network())
+            spread = f" ± {error:.2g}" if error is not None else ""
+            self._print(f"log_chi {slope:+.4g}{spread} per layer towards the input{reach}")
         dead = float(np.mean(history.dead_fraction)) if history.dead_fraction is not None else 0.0
         if dead:
             self._print(f"{dead:.1%} of the samples are exactly 0 at some layer and left out")
@@ -206,19 +209,23 @@ class Console:
 
     def _end(self, result: Result) -> None:
         training, verdict = result.training, result.verdict
+        if result.status != "complete":  # the command says in one line what happened
+            return
         if training is not None and training.losses and not self.quiet:
             self._print(f"\n[bold]Training[/bold]\n{_course(training)}")
-        if verdict is not None and result.status == "complete":
+        if verdict is not None:
+            if not self.quiet:
+                self._print()
             self._print(
-                f"\n[bold]gradient: {verdict.gradient}, training: {verdict.training}, theory: {verdict.theory}[/bold]"
+                f"[bold]gradient: {verdict.gradient}, training: {verdict.training}, theory: {verdict.theory}[/bold]"
             )
-            self._print(verdict.text, markup=False)
-        if not self.quiet and result.status in ("complete", "interrupted"):
+            self._print(verdict.text, markup=False, soft_wrap=self.quiet)
+        if not self.quiet:
             parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())
             shown = _short(self.folder)
-            self._print(f"\nfiles    {shown}", markup=False, soft_wrap=True)
-            self._print(f"look     tensorboard --logdir {shown}", markup=False, soft_wrap=True)
-            self._print(f"seconds  {result.seconds:.1f} ({parts})", markup=False)
+            self._print(f"\nfiles     {shown}", markup=False, soft_wrap=True)
+            self._print(f"look      tensorboard --logdir {shown}", markup=False, soft_wrap=True)
+            self._print(f"seconds   {result.seconds:.1f} ({parts})", markup=False)
 
     def _advance(self, activity: str, done: int, total: int) -> None:
         if not self.console.is_terminal:
@@ -245,7 +252,7 @@ _LABELS = {"output": "output rms", "output_grad": "output gradient", "weight_gra
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-def sparkline(log10: Array, width: int = 32) -> str:
+def sparkline(log10: Array, width: int = 24) -> str:
     """Draw values over layers on a log scale, at least one decade high; ``·`` marks layers without a number.
 
     Example:
@@ -257,7 +264,7 @@ def sparkline(log10: Array, width: int = 32) -> str:
         return "·" * min(width, log10.size)
     low, high = there.min(), there.max()
     if high - low < 1:
-        low = (low + high - 1) / 2
+        low = (low + high - 1) / 2 + 0.01  # off the middle, where rounding noise would flicker
         high = low + 1
     bars = []
     for part in np.array_split(log10, min(width, log10.size)):

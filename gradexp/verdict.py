@@ -1,13 +1,12 @@
 """What a run amounts to: did the gradient arrive, did training work, and why not."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gradexp.config import Config
-from gradexp.history import STATUSES, History
+from gradexp.history import STATUSES, History, mean
 
 # Mean cosine between the outputs of two samples from which on a network counts as blind to its input.
 _ALIGNED = 0.9
@@ -59,15 +58,15 @@ def gradient_verdict(history: History, decades: float = 3.0, step: int = -1) -> 
 def training_verdict(losses: Sequence[float], diverged_at: int | None, chance: float) -> str:
     """Return ``none``, ``trained``, ``stuck`` or ``diverged``.
 
-    Stuck means that the mean of the last 10 losses is above 0.9 of the loss of a network that ignores its
-    input, ``chance``; where that is 0 (all targets alike), above 0.9 of the first loss.
+    Stuck means that the mean of the last 10 losses is not below 0.9 of the loss of a network that ignores its
+    input, ``chance``; where that is 0 (all targets alike), not below 0.9 of the first loss.
     """
     if diverged_at is not None:
         return "diverged"
     if not losses:
         return "none"
     recent = losses[-_LAST:]
-    return "stuck" if sum(recent) / len(recent) > _STUCK * (chance or losses[0]) else "trained"
+    return "stuck" if sum(recent) / len(recent) >= _STUCK * (chance or losses[0]) else "trained"
 
 
 def run_verdict(
@@ -80,11 +79,12 @@ def run_verdict(
     if training == "diverged":
         text += f"; the loss or a weight is not finite from step {diverged_at} on"
     elif training == "stuck":
-        text += f", but {_why_stuck(config, initial, gradient.gradient)}"
+        but = "but" if gradient.gradient == "stable" else "and"
+        text += f", {but} {_why_stuck(config, initial, gradient.gradient)}"
     elif training == "trained":
         text += f"; the loss falls from {losses[0]:.3g} to {losses[-1]:.3g}"
     if training in ("stuck", "diverged") or (training == "none" and gradient.gradient != "stable"):
-        text += f"; try {_cure(config, gradient.gradient, training)}"
+        text += f"; try {_cure(config, initial, gradient.gradient, training)}"
     return Verdict(gradient.gradient, training, text=text)
 
 
@@ -101,35 +101,41 @@ def _no_number(history: History, step: int) -> Verdict:
                 layer = layers.min() if quantity == "output" else layers.max()
                 shown = "0" if quantity == "output" and name == "zero" else size
                 return Verdict(gradient, text=f"{gradient}: layer {layer} {what} {shown} for every sample")
+    for layer in (1, history.depth):
+        missing = STATUSES[history.status["output_grad"][step, 0, layer - 1]]
+        if missing in ("unused", "frozen", "not_called", "hook_missed"):
+            return Verdict("dead", text=f"dead: no output gradient is seen at layer {layer} ({missing})")
     return Verdict("dead", text="dead: no sample has a gradient at both the first and the last layer")
 
 
 def _why_stuck(config: Config, initial: History, gradient: str) -> str:
-    cosine = float(np.nanmean(initial.output_cosine)) if _known(initial.output_cosine) else math.nan
     weight_grad = initial.profile("weight_grad")
     if gradient == "vanishing" and np.isfinite(weight_grad).any():
         return f"weight gradients of about 10^{np.nanmedian(weight_grad):.0f} change nothing"
     if gradient == "dead":
         return "no weight before that layer can learn"
-    if cosine > _ALIGNED:
+    if _cosine(initial) > _ALIGNED:
         layers = f"{config.depth} {config.activation} layers"
-        return f"after {layers} all inputs point the same way (mean cosine of two outputs {cosine:.3f})"
+        return f"after {layers} all inputs point the same way (mean cosine of two outputs {_cosine(initial):.3f})"
     return "the loss does not fall"
 
 
-def _known(cosine: object) -> bool:
-    return isinstance(cosine, np.ndarray) and bool(np.isfinite(cosine).any())
+def _cosine(initial: History) -> float:
+    """Return the mean cosine between the outputs of two samples; 0 if there is none."""
+    return 0.0 if initial.output_cosine is None else mean(initial.output_cosine) or 0.0
 
 
-def _cure(config: Config, gradient: str, training: str) -> str:
+def _cure(config: Config, initial: History, gradient: str, training: str) -> str:
     """Name the usual remedy for this activation and depth."""
     rectifier = config.activation in ("relu", "leaky_relu", "elu", "gelu", "silu")
-    cured = config.init.name == "orthogonal" and config.activation in ("tanh", "linear")
-    if cured or (gradient == "stable" and training == "diverged"):
-        return f"a smaller optimizer.lr than {config.optimizer.lr:g}" if training == "diverged" else "optimizer.lr"
+    if gradient == "stable" and training == "diverged":
+        return f"a smaller optimizer.lr than {config.optimizer.lr:g}"
+    if gradient == "stable" and _cosine(initial) <= _ALIGNED:
+        return f"more steps, or another optimizer.lr than {config.optimizer.lr:g}"
+    gain = "" if config.init.gain == 1 else " init.gain=1"
     if config.activation == "linear":
-        return "init=orthogonal"
+        return f"init=orthogonal{gain}"
     # Even with a flat gradient, tens of rectifier layers turn all inputs into one direction.
     if rectifier and config.depth <= 50 and config.init.name != "he":
-        return "init=he"
-    return "init=orthogonal activation=tanh"
+        return f"init=he{gain}"
+    return f"init=orthogonal activation=tanh{gain}"

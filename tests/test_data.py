@@ -86,9 +86,7 @@ def test_unstandardized_digits_are_the_shipped_images_each_exactly_once():
 
     data = load(DataConfig("digits", standardize=False), width=128)
     x, y = load_digits(return_X_y=True)
-    rows = torch.cat(
-        [torch.cat([data.x_train, data.x_test]), torch.cat([data.y_train, data.y_test])[:, None]], 1
-    )
+    rows = torch.cat([torch.cat([data.x_train, data.x_test]), torch.cat([data.y_train, data.y_test])[:, None]], 1)
     expected = np.column_stack([x, y])
     assert sorted(rows.tolist()) == sorted(expected.tolist())
 
@@ -221,9 +219,7 @@ def test_file_is_standardized_by_default():
 
 
 def test_file_needs_a_path():
-    with pytest.raises(
-        ConfigError, match=r"^data=file needs data\.path, an \.npz file with the arrays x and y$"
-    ):
+    with pytest.raises(ConfigError, match=r"^data=file needs data\.path, an \.npz file with the arrays x and y$"):
         load(DataConfig("file"), width=7)
 
 
@@ -326,9 +322,7 @@ def test_gaussian_seed_fixes_inputs_and_teacher_but_not_the_split():
 
 
 def test_gaussian_needs_two_samples_for_a_split():
-    with pytest.raises(
-        ConfigError, match=r"^data\.samples must be at least 2 for a train/test split, got 1$"
-    ):
+    with pytest.raises(ConfigError, match=r"^data\.samples must be at least 2 for a train/test split, got 1$"):
         load(DataConfig("gaussian", samples=1), width=128)
 
 
@@ -360,9 +354,7 @@ def test_loss_follows_the_targets():
 
 
 def test_cross_entropy_with_real_valued_targets_is_refused():
-    message = (
-        r"^loss=cross_entropy needs class labels, but data 'ones' has real-valued targets; use loss=mse$"
-    )
+    message = r"^loss=cross_entropy needs class labels, but data 'ones' has real-valued targets; use loss=mse$"
     with pytest.raises(ConfigError, match=message):
         resolve_loss("cross_entropy", load(DataConfig("ones"), width=2), "ones")
 

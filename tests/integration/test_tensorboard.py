@@ -1,0 +1,154 @@
+"""TensorBoard in a real browser: four initialisations give four clearly different lines over layers."""
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from PIL import Image
+
+selenium = pytest.importorskip("selenium", reason="selenium is not installed")
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")), reason="chromium or chromedriver is missing"
+    ),
+]
+
+RUNS = {
+    "he": ["init=he"],
+    "xavier": ["init=xavier"],
+    "normal_0.06": ["init=normal", "init.std=0.06"],
+    "normal_0.25": ["init=normal", "init.std=0.25"],
+}
+
+
+@pytest.fixture(scope="module")
+def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four runs of 150 layers, measured at initialisation."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, overrides in RUNS.items():
+        command = [sys.executable, "-m", "gradexp.run", "depth=150", "steps=0", f"hydra.run.dir={folder / name}"]
+        subprocess.run([*command, *overrides], check=True, capture_output=True, timeout=120)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(logdir: Path) -> Iterator[str]:
+    """TensorBoard on a free port of the loopback interface."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
+    server = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: len(json.load(urlopen(f"{url}/data/runs", timeout=5))) == len(RUNS), 60)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+@pytest.fixture
+def browser() -> Iterator[webdriver.Chrome]:
+    """Headless Chromium with a profile of its own, 1400 x 900."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for flag in (
+            "headless",
+            "no-sandbox",
+            "disable-gpu",
+            "disable-quic",
+            "no-first-run",
+            "disable-background-networking",
+            "disable-component-update",
+            "disable-sync",
+            "force-device-scale-factor=1",
+            "window-size=1400,900",
+            f"user-data-dir={profile}",
+        ):
+            options.add_argument(f"--{flag}")
+        driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+        try:
+            yield driver
+        finally:
+            driver.quit()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except OSError:
+            pass
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.2)
+
+
+def line_heights(picture: bytes) -> dict[tuple[int, int, int], float]:
+    """Return where each coloured line of a chart starts, in pixels from the top, by colour."""
+    with Image.open(io.BytesIO(picture)) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    coloured = np.ptp(pixels, axis=2) > 25
+    starts = {}
+    for colour, count in Counter(map(tuple, pixels[coloured])).items():
+        rows, columns = np.nonzero((pixels == colour).all(axis=2))
+        if count > 500 and np.ptp(columns) > 200:  # a line across the chart, not its soft edge
+            starts[colour] = rows[columns < columns.min() + 10].mean()
+    return starts
+
+
+def test_time_series_shows_four_different_lines_over_layers(
+    browser: webdriver.Chrome, address: str, tmp_path: Path
+) -> None:
+    pinned = quote(json.dumps([{"plugin": "scalars", "tag": "profile/log10_output_grad"}]))
+    browser.get(f"{address}/?pinnedCards={pinned}&smoothing=0#timeseries")
+    wait = WebDriverWait(browser, 60)
+    wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, "card-view line-chart canvas"))
+    text = browser.find_element(By.TAG_NAME, "body").text
+    for name in (*RUNS, *(f"log10_{quantity}" for quantity in ("output", "output_grad", "weight_grad"))):
+        assert name in text
+    # TensorBoard cuts runs that lie far from the others off the chart unless told not to.
+    browser.find_element(By.XPATH, "//label[contains(., 'Ignore outliers')]").click()
+    browser.find_element(By.CSS_SELECTOR, "card-view button[aria-label='Toggle full size mode']").click()
+
+    def starts() -> list[float]:
+        return sorted(line_heights(browser.find_element(By.CSS_SELECTOR, "line-chart").screenshot_as_png).values())
+
+    wait.until(lambda _: len(starts()) == len(RUNS))
+    assert min(np.diff(starts())) > 20
+    folder = Path(os.environ.get("GRADEXP_SCREENSHOTS", tmp_path))
+    assert browser.save_screenshot(str(folder / "tensorboard_four_inits.png"))
+
+
+def test_step_axis_is_the_layer(address: str) -> None:
+    with urlopen(f"{address}/data/plugin/scalars/tags", timeout=10) as reply:
+        tags = json.load(reply)
+    for run in RUNS:
+        assert "profile/log10_output_grad" in tags[run]
+        url = f"{address}/data/plugin/scalars/scalars?run={quote(run)}&tag={quote('profile/log10_output_grad')}"
+        with urlopen(url, timeout=10) as reply:
+            steps = [step for _, step, _ in json.load(reply)]
+        assert steps == list(range(1, 151))

