@@ -59,10 +59,9 @@ def command(job: Callable[[Config, Path, list[str]], None]) -> Callable[[], None
             raise
 
     def main() -> None:
-        # hydra.main names the job, and thus its help, after the function.
-        version_base = "1.3" if hydra.__version__.startswith("1.3") else None
-        wrapped = hydra.main(version_base=version_base, config_path=str(CONFIG_DIR), config_name="config")(from_hydra)
-        _run_safely(wrapped)
+        # Hydra 1.3 warns where version_base is missing, 1.4 where it is there.
+        base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+        _run_safely(hydra.main(config_path=str(CONFIG_DIR), config_name="config", **base)(from_hydra))
 
     return main
 

@@ -127,9 +127,7 @@ class History:
             raise ValueError(f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}")
         if first == last:
             return np.full(len(self.seeds), np.nan)
-        log10 = self._get("output_grad")[step]
-        if self.dead_fraction is not None:
-            log10 = np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
+        log10 = self._of_living("output_grad", step)
         return np.asarray(2 * math.log(10) * (log10[:, first - 1] - log10[:, last - 1]) / (last - first))
 
     def log_chi(self, first: int = 1, last: int | None = None, step: int = -1) -> float | None:
@@ -147,7 +145,7 @@ class History:
 
     def first_over_last(self, quantity: str, step: int = -1) -> float | None:
         """Return log10 of the first layer's size over the last layer's, averaged over networks, or None."""
-        log10 = self._get(quantity)[step]
+        log10 = self._of_living(quantity, step)
         return mean(log10[:, 0] - log10[:, -1])
 
     def failing_layer(self, quantity: str, dtype: str, overflow: bool) -> int | None:
@@ -167,7 +165,8 @@ class History:
         if overflow:
             fails = largest >= math.log10(2 - 2**-bits) + highest * math.log10(2) - 1e-12
         else:
-            fails = largest <= (lowest - 1) * math.log10(2) + 1e-12
+            # What is exactly 0 in any format has died, not underflowed.
+            fails = (largest > -math.inf) & (largest <= (lowest - 1) * math.log10(2) + 1e-12)
         layers = 1 + np.flatnonzero(fails.any(axis=0))
         if not layers.size:
             return None
@@ -241,6 +240,11 @@ class History:
             fields.update({key: file[key] for key in _OPTIONAL if key in file})
         return cls(**fields)
 
+    def _of_living(self, quantity: str, step: int) -> Array:
+        """Return ``(network, layer)`` with nan for networks in which every sample is dead."""
+        log10 = self._get(quantity)[step]
+        return log10 if self.dead_fraction is None else np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
+
     def _get(self, quantity: str) -> Array:
         if quantity not in self.log10:
             raise ValueError(f"'{quantity}' was not recorded; choose one of {', '.join(self.log10)}")
@@ -253,7 +257,7 @@ _OPTIONAL = ("dead_fraction", "output_cosine")
 
 def write_csv(path: Path, histories: Sequence[History]) -> None:
     """Write the rows of some histories with 17 digits; an empty field means none."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for history in histories:

@@ -37,6 +37,8 @@ def log10_norm(x: Tensor, networks: int = 1) -> Tensor:
         -29.69897
     """
     x = x.detach()
+    if x.is_sparse:
+        x = x.coalesce().values()  # zeros do not count, repeated indices add up
     if x.is_complex():
         x = torch.view_as_real(x.resolve_conj())
     rows = x.reshape(networks, -1)

@@ -187,6 +187,8 @@ class GradientProbe:
             unused = not gradients and any(weight.requires_grad for weight in weights)
             if not gradients:
                 codes[name, "weight_grad"] = "unused" if unused else "frozen"
+            if name in window.called and (name, "output") not in sizes:
+                codes[name, "output"] = "hook_missed"
             if name in window.called and (name, "output_grad") not in sizes:
                 expected = "unused" if unused else "hook_missed"
                 codes[name, "output_grad"] = expected if window.called[name] else "frozen"
@@ -248,7 +250,10 @@ class _ForwardHook:
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
         window, name = self.window, self.name
-        if not torch.is_grad_enabled() or not isinstance(output, Tensor):
+        if not torch.is_grad_enabled():
+            return
+        if not isinstance(output, Tensor) or not (output.is_floating_point() or output.is_complex()):
+            window.called.setdefault(name, True)
             return
         window.called[name] = window.called.get(name, False) or output.requires_grad
         window.add(name, "output", output)

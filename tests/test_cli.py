@@ -200,7 +200,7 @@ def test_an_interruption_leaves_complete_files(signum: signal.Signals, code: int
         "-c",
         restore + "sys.argv = sys.argv[1:]; runpy.run_module('gradexp.run', {}, '__main__')",
     ]
-    command += ["gradexp.run", "steps=100000", "depth=20", "data=gaussian", "hydra.run.dir=here"]
+    command += ["gradexp.run", "steps=100000", "depth=20", "optimizer.lr=1e-9", "hydra.run.dir=here"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         awaited = Path("here") / ("summary.json" if moment == "start" else "layers.csv")
         end = time.monotonic() + 60

@@ -370,3 +370,19 @@ def test_outputs_fail_from_below_and_gradients_from_above():
     assert history.failing_layer("output", "float32", overflow=False) == 2
     assert history.failing_layer("output_grad", "float32", overflow=False) == 3
     assert history.failing_layer("output", "float32", overflow=True) is None
+
+
+def test_a_dead_network_is_left_out_of_both_slopes() -> None:
+    status = np.zeros((1, 2, 2), np.int8)
+    log10 = np.array([[[-5.0, 0.0], [-1.0, 0.0]]])
+    dead = np.array([1.0, 0.5])
+    history = History("init", ["a", "b"], [0], [0, 1], {"output_grad": log10}, {"output_grad": status}, {}, dead)
+    assert history.first_over_last("output_grad") == -1.0
+    assert history.log_chi() == pytest.approx(-2 * math.log(10))
+
+
+def test_a_layer_that_is_0_in_any_format_has_not_underflowed() -> None:
+    status = np.zeros((1, 1, 2), np.int8)
+    largest = {"output": np.array([[[0.0, -np.inf]]])}
+    history = History("init", ["a", "b"], [0], [0], {"output": largest["output"]}, {"output": status}, largest)
+    assert history.failing_layer("output", "float32", overflow=False) is None

@@ -42,7 +42,8 @@ def test_import_stays_light(code: str, absent: tuple[str, ...]) -> None:
 
 
 def test_help_does_not_load_torch() -> None:
-    code = "import sys; sys.argv = ['gradexp', '--help']\nfrom gradexp.run import main\ntry: main()\nexcept SystemExit: pass"
+    code = "import sys; sys.argv = ['gradexp', '--help']\n"
+    code += "from gradexp.run import main\ntry: main()\nexcept SystemExit: pass"
     shown = loaded_after(code)
     assert not shown & {"torch", "numpy"}
     assert "init=xavier" in shown  # the help itself was printed

@@ -1,0 +1,301 @@
+import math
+
+import mpmath
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gradexp import config
+from gradexp.models import ACTIVATIONS, MLP, Activation, StackedLinear, activation
+
+MP = {
+    "linear": lambda z: z,
+    "tanh": mpmath.tanh,
+    "relu": lambda z: max(z, 0),
+    "sigmoid": lambda z: 1 / (1 + mpmath.exp(-z)),
+    "leaky_relu": lambda z: z if z > 0 else mpmath.mpf(0.01) * z,
+    "hard_tanh": lambda z: max(-1, min(1, z)),
+    "erf": mpmath.erf,
+    "elu": lambda z: z if z > 0 else mpmath.expm1(z),
+    "selu": lambda z: (
+        mpmath.mpf("1.0507009873554804934193349852946")
+        * (z if z > 0 else mpmath.mpf("1.6732632423543772848170429916717") * mpmath.expm1(z))
+    ),
+    "gelu": lambda z: z * mpmath.ncdf(z),
+    "silu": lambda z: z / (1 + mpmath.exp(-z)),
+    "softplus": lambda z: mpmath.log1p(mpmath.exp(z)),
+    "softsign": lambda z: z / (1 + abs(z)),
+}
+MODULES = {
+    "linear": nn.Identity(),
+    "tanh": nn.Tanh(),
+    "relu": nn.ReLU(),
+    "sigmoid": nn.Sigmoid(),
+    "leaky_relu": nn.LeakyReLU(),
+    "hard_tanh": nn.Hardtanh(),
+    "elu": nn.ELU(),
+    "selu": nn.SELU(),
+    "gelu": nn.GELU(),
+    "silu": nn.SiLU(),
+    "softplus": nn.Softplus(),
+    "softsign": nn.Softsign(),
+}
+
+
+class Erf(nn.Module):
+    def forward(self, z):
+        return torch.erf(z)
+
+
+MODULES["erf"] = Erf()
+
+
+def float64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def inputs(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def random_mlp(*args, scale=2.0, **options):
+    """Draw weights and biases of a few times the default size, so that activations leave their linear part."""
+    torch.manual_seed(0)
+    mlp = MLP(*args, **options, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in mlp.parameters():
+            parameter.mul_(scale)
+    return mlp
+
+
+def as_sequential(mlp, name):
+    """Build the same network from torch's own modules."""
+    modules = []
+    for layer in mlp.layers:
+        fan_out, fan_in = layer.weight.shape[1:]
+        linear = nn.Linear(fan_in, fan_out, bias=layer.bias is not None, dtype=torch.float64)
+        with torch.no_grad():
+            linear.weight.copy_(layer.weight[0])
+            if layer.bias is not None:
+                linear.bias.copy_(layer.bias[0])
+        modules += [linear, MODULES[name]]
+    return nn.Sequential(*modules[:-1])
+
+
+def slope_by_differences(phi, z, side=0):
+    """Differentiate with 60 digits, so that neither cancellation nor the step shows."""
+    with mpmath.workdps(60):
+        h = mpmath.mpf(10) ** -25
+        z = mpmath.mpf(z)
+        low, high = (z - h, z + h) if side == 0 else sorted((z, z + side * h))
+        return float((phi(high) - phi(low)) / (high - low))
+
+
+def test_every_activation_of_the_config_exists():
+    assert tuple(ACTIVATIONS) == config.ACTIVATIONS
+    assert set(ACTIVATIONS) == set(MP) == set(MODULES)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_is_its_formula(name):
+    z = [-30.0, -5.0, -1.3, -1e-3, -1e-20, -1e-200, 0.0, 1e-200, 1e-20, 1e-3, 0.4, 1.3, 5.0, 15.0]
+    with mpmath.workdps(40):
+        exact = [float(MP[name](mpmath.mpf(v))) for v in z]
+    # torch's own 1 + erf and softplus are good to about 1e-16 of the larger scale 1, not of a small value.
+    assert activation(name)(float64(*z)).tolist() == pytest.approx(exact, rel=1e-14, abs=1e-14)
+    tiny = slice(4, 9)
+    assert activation(name)(float64(*z))[tiny].tolist() == pytest.approx(exact[tiny], rel=1e-15, abs=0)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_slopes_at_zero_are_the_one_sided_derivatives(name):
+    expected = (slope_by_differences(MP[name], 0, -1), slope_by_differences(MP[name], 0, +1))
+    assert activation(name).slopes_at_zero == pytest.approx(expected, rel=1e-14, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_slopes_at_infinity_are_the_limits_of_phi_over_z(name):
+    far = mpmath.mpf(2) ** 500  # where exact_profile changes to the line
+    with mpmath.workdps(60):
+        expected = (float(MP[name](-far) / -far), float(MP[name](far) / far))
+    assert activation(name).slopes_at_infinity == pytest.approx(expected, rel=1e-14, abs=1e-100)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_value_and_slope_agree_with_autograd(name):
+    z = torch.cat([inputs(200) * 2, float64(0.0, -1.0, 1.0)])
+    leaf = z.clone().requires_grad_()
+    value = activation(name)(leaf)
+    (slope,) = torch.autograd.grad(value.sum(), leaf)
+    with torch.no_grad():
+        got_value, got_slope = activation(name).value_and_slope(z)
+    assert torch.equal(got_value, value.detach())
+    torch.testing.assert_close(got_slope, slope, rtol=1e-11, atol=1e-15)
+    assert not got_value.requires_grad
+    assert not got_slope.requires_grad
+    assert not z.requires_grad
+
+
+SATURATED = [
+    *(("tanh", z) for z in (-100.0, -30.0, -19.5, 19.5, 30.0, 100.0, 350.0)),
+    *(("sigmoid", z) for z in (-700.0, -100.0, -30.0, 30.0, 50.0, 100.0, 700.0)),
+    *(("softsign", z) for z in (-1e100, -1e8, 1e8, 1e20)),
+    *(("gelu", z) for z in (-35.0, -20.0, -10.0, -6.0, 6.0, 20.0)),
+    *(("silu", z) for z in (-700.0, -40.0, 40.0)),
+    *(("elu", z) for z in (-700.0, -40.0)),
+    *(("selu", z) for z in (-700.0, -40.0)),
+    *(("softplus", z) for z in (-700.0, -40.0)),
+    *(("erf", z) for z in (-20.0, -6.0, 6.0, 20.0)),
+]
+
+
+@pytest.mark.parametrize(("name", "z"), SATURATED)
+def test_slope_keeps_its_digits_where_the_activation_saturates(name, z):
+    _, slope = activation(name).value_and_slope(float64(z))
+    with mpmath.workdps(1000):  # sigmoid(700) is 1 - 1e-304
+        expected = float(mpmath.diff(MP[name], mpmath.mpf(z), h=mpmath.mpf(10) ** -450, relative=False))
+    assert slope.item() == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_value_and_slope_are_finite_at_the_edge_of_the_ordinary_range(name):
+    for z in (2.0**500, -(2.0**500), 2.0**-500, -(2.0**-500)):
+        value, slope = activation(name).value_and_slope(float64(z))
+        assert value.isfinite().all()
+        assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("slope", [0.2, -0.5, 1.0, 0.0])
+def test_negative_slope_is_that_of_leaky_relu(slope):
+    phi = activation("leaky_relu", negative_slope=slope)
+    value, derivative = phi.value_and_slope(float64(-2.0, 3.0))
+    assert value.tolist() == pytest.approx([-2 * slope, 3.0])
+    assert derivative.tolist() == [slope, 1.0]
+    assert phi.slopes_at_zero == phi.slopes_at_infinity == (slope, 1.0)
+    mlp = random_mlp([3, 4, 2], "leaky_relu", negative_slope=slope)
+    x = inputs(5, 3)
+    first, last = mlp.layers
+    z = x @ first.weight[0].mT + first.bias[0]
+    expected = torch.where(z > 0, z, slope * z) @ last.weight[0].mT + last.bias[0]
+    torch.testing.assert_close(mlp(x), expected, rtol=1e-12, atol=0)
+
+
+def test_unknown_activation_is_named_with_the_choices():
+    message = r"^unknown activation 'rulu'; choose one of linear, tanh, relu, .*, softsign$"
+    with pytest.raises(ValueError, match=message):
+        activation("rulu")
+    with pytest.raises(ValueError, match=message):
+        MLP([2, 2], "rulu")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_mlp_equals_a_sequence_of_torch_layers(name, bias):
+    mlp = random_mlp([5, 8, 3, 6, 4], name, bias)
+    plain = as_sequential(mlp, name)
+    x, cotangent = inputs(7, 5), inputs(7, 4)
+    torch.testing.assert_close(mlp(x), plain(x), rtol=1e-12, atol=1e-15)
+    mine = torch.autograd.grad((mlp(x) * cotangent).sum(), list(mlp.parameters()))
+    theirs = torch.autograd.grad((plain(x) * cotangent).sum(), list(plain.parameters()))
+    assert len(mine) == len(theirs) == 4 * (1 + bias)
+    for ours, expected in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours[0], expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_member_of_a_stack_equals_itself_alone(name):
+    stack = random_mlp([4, 6, 5, 2], name, networks=3)
+    x = inputs(9, 4)
+    together = stack(x)
+    assert together.shape == (3, 9, 2)
+    assert not torch.equal(together[0], together[1])
+    grads = torch.autograd.grad(together.square().sum(), list(stack.parameters()))
+    for index in range(3):
+        alone = stack.network(index)
+        torch.testing.assert_close(alone(x), together[index], rtol=1e-12, atol=1e-15)
+        own = torch.autograd.grad(alone(x).square().sum(), list(alone.parameters()))
+        for mine, theirs in zip(grads, own, strict=True):
+            torch.testing.assert_close(mine[index], theirs[0], rtol=1e-12, atol=1e-14)
+
+
+def test_each_network_of_a_stack_can_have_inputs_of_its_own():
+    stack = random_mlp([4, 6, 2], "tanh", networks=3)
+    x = inputs(3, 9, 4)
+    y = stack(x)
+    assert y.shape == (3, 9, 2)
+    for index in range(3):
+        torch.testing.assert_close(y[index], stack.network(index)(x[index]), rtol=1e-12, atol=0)
+    assert random_mlp([4, 2])(x[:1]).shape == (1, 9, 2)
+
+
+def test_depth_one_is_a_linear_map_without_activation():
+    mlp = random_mlp([3, 2], "relu")
+    x = inputs(6, 3)
+    assert mlp.depth == 1
+    expected = F.linear(x, mlp.layers[0].weight[0], mlp.layers[0].bias[0])
+    torch.testing.assert_close(mlp(x), expected, rtol=1e-14, atol=1e-15)
+    assert (mlp(x) < 0).any()
+
+
+def test_one_network_of_a_stack_is_a_copy():
+    stack = random_mlp([3, 4, 2], "leaky_relu", bias=False, networks=2, negative_slope=0.3)
+    alone = stack.network(1)
+    assert (alone.networks, alone.widths, alone.activation) == (1, (3, 4, 2), stack.activation)
+    assert all(layer.bias is None for layer in alone.layers)
+    assert alone.layers[0].weight.dtype == torch.float64
+    assert torch.equal(stack.network(-1).layers[1].weight, alone.layers[1].weight)
+    before = stack.layers[0].weight[1].clone()
+    nn.init.zeros_(alone.layers[0].weight)
+    assert torch.equal(stack.layers[0].weight[1], before)
+    with pytest.raises(IndexError):
+        stack.network(2)
+
+
+def test_taking_one_network_draws_no_random_numbers():
+    stack = random_mlp([3, 4, 2], networks=2)
+    state = torch.get_rng_state()
+    stack.network(0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_default_parameters_are_uniform_within_one_over_root_fan_in():
+    torch.manual_seed(0)
+    layer = StackedLinear(2, 100, 300)
+    for parameter in (layer.weight, layer.bias):
+        assert parameter.abs().max() <= 0.1
+        # sd of a mean of squares of U(-a, a): sqrt(4/45) a² / sqrt(N); five of them
+        tolerance = 5 * math.sqrt(4 / 45) * 0.01 / math.sqrt(parameter.numel())
+        assert parameter.square().mean().item() == pytest.approx(0.01 / 3, abs=tolerance)
+
+
+def test_depth_counts_weight_matrices_and_a_layer_shows_its_sizes():
+    mlp = MLP([3, 4, 2], networks=5, bias=False)
+    assert mlp.depth == 2
+    assert "networks=5, fan_in=4, fan_out=2, bias=False" in repr(mlp)
+
+
+def test_dtype_and_device_reach_every_parameter():
+    mlp = MLP([3, 4, 2], dtype=torch.bfloat16, device="meta")
+    assert {(p.dtype, p.device.type) for p in mlp.parameters()} == {(torch.bfloat16, "meta")}
+
+
+def test_an_activation_from_outside_is_used_as_it_is():
+    square = Activation(torch.square, (0, 0), (-math.inf, math.inf))
+    mlp = random_mlp([2, 3, 1], square)
+    x = inputs(4, 2)
+    first, last = mlp.layers
+    hidden = F.linear(x, first.weight[0], first.bias[0]).square()
+    torch.testing.assert_close(mlp(x), F.linear(hidden, last.weight[0], last.bias[0]))
+    assert square.value_and_slope(float64(3.0))[1].item() == 6
+
+
+@pytest.mark.parametrize("widths", [[], [3], [3, 0], [0, 3], [3, -1, 2]])
+def test_impossible_widths_are_refused(widths):
+    with pytest.raises(ValueError, match=r"^widths must be at least two numbers of at least 1, got \["):
+        MLP(widths)
+
+
+def test_a_stack_of_no_networks_is_refused():
+    with pytest.raises(ValueError, match=r"^networks must be at least 1, got 0$"):
+        MLP([2, 2], networks=0)

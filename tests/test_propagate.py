@@ -1,0 +1,718 @@
+import math
+import warnings
+
+import mpmath
+import pytest
+import torch
+
+from gradexp import propagate, seeds
+from gradexp.history import STATUSES
+from gradexp.models import ACTIVATIONS, MLP, activation
+from gradexp.propagate import exact_profile
+
+QUANTITIES = ("output", "output_grad", "weight_grad")
+OFF_ZERO = ("sigmoid", "softplus")
+UNBOUNDED = ("gelu", "silu", "elu", "selu", "softplus", "relu", "leaky_relu")
+BOUNDED = ("tanh", "sigmoid", "hard_tanh", "erf", "softsign")
+LN10 = math.log(10)
+
+_SELU = mpmath.mpf("1.0507009873554804934193349852946")
+_SELU_ALPHA = mpmath.mpf("1.6732632423543772848170429916717")
+
+
+def _normal_cdf(z):
+    return mpmath.ncdf(z) if abs(z) < 1e6 else mpmath.mpf(z > 0)  # mpmath's own overflows far out
+
+
+MP = {
+    "linear": lambda z: z,
+    "relu": lambda z: max(z, 0),
+    "leaky_relu": lambda z: z if z > 0 else mpmath.mpf(0.01) * z,
+    "tanh": mpmath.tanh,
+    "erf": mpmath.erf,
+    "hard_tanh": lambda z: max(-1, min(1, z)),
+    "softsign": lambda z: z / (1 + abs(z)),
+    "sigmoid": lambda z: 1 / (1 + mpmath.exp(-z)),
+    "softplus": lambda z: z if z > 20 else mpmath.log1p(mpmath.exp(z)),  # as torch defines it
+    "silu": lambda z: z / (1 + mpmath.exp(-z)),
+    "gelu": lambda z: z * _normal_cdf(z),
+    "elu": lambda z: z if z > 0 else mpmath.expm1(z),
+    "selu": lambda z: _SELU * (z if z > 0 else _SELU_ALPHA * mpmath.expm1(z)),
+}
+MP_SLOPES = {
+    "linear": lambda z: 1,
+    "relu": lambda z: int(z > 0),
+    "leaky_relu": lambda z: 1 if z > 0 else mpmath.mpf(0.01),
+    "tanh": lambda z: mpmath.sech(z) ** 2,
+    "erf": lambda z: 2 / mpmath.sqrt(mpmath.pi) * mpmath.exp(-z * z),
+    "hard_tanh": lambda z: int(abs(z) < 1),
+    "softsign": lambda z: 1 / (1 + abs(z)) ** 2,
+    "sigmoid": lambda z: MP["sigmoid"](z) * MP["sigmoid"](-z),
+    "softplus": lambda z: 1 if z > 20 else MP["sigmoid"](z),
+    "silu": lambda z: MP["sigmoid"](z) * (1 + z * MP["sigmoid"](-z)),
+    "gelu": lambda z: _normal_cdf(z) + z * mpmath.exp(-z * z / 2) / mpmath.sqrt(2 * mpmath.pi),
+    "elu": lambda z: 1 if z > 0 else mpmath.exp(z),
+    "selu": lambda z: _SELU * (1 if z > 0 else _SELU_ALPHA * mpmath.exp(z)),
+}
+
+
+def ones(batch, width):
+    return torch.ones(batch, width, dtype=torch.float64)
+
+
+def drawn(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def identity_mlp(scale, depth, phi="linear", width=2, dtype=torch.float64, device=None):
+    mlp = MLP([width] * (depth + 1), phi, bias=False, dtype=dtype, device=device)
+    with torch.no_grad():
+        for layer in mlp.layers:
+            layer.weight.copy_(scale * torch.eye(width, dtype=torch.float64))
+    return mlp
+
+
+def diagonal_mlp(phi, weights, biases=None):
+    """Make one chain per column: ``weights`` and ``biases`` have shape (layer, unit)."""
+    width = len(weights[0])
+    mlp = MLP([width] * (len(weights) + 1), phi, bias=biases is not None, dtype=torch.float64)
+    with torch.no_grad():
+        for index, layer in enumerate(mlp.layers):
+            layer.weight.copy_(torch.diag(torch.tensor(weights[index], dtype=torch.float64)))
+            if biases is not None:
+                layer.bias.copy_(torch.tensor(biases[index], dtype=torch.float64))
+    return mlp
+
+
+def random_mlp(*args, scale=2.0, dtype=torch.float64, device=None, **options):
+    torch.manual_seed(0)
+    mlp = MLP(*args, **options, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in mlp.parameters():
+            parameter.mul_(scale)
+    return mlp.to(device, dtype)
+
+
+def by_autograd(mlp, x, cotangent):
+    """Differentiate l_b of every single sample by autograd in float64, whole weight gradients included."""
+    logs = {quantity: torch.zeros(mlp.networks, len(x), mlp.depth) for quantity in QUANTITIES}
+    logs = {quantity: values.double() for quantity, values in logs.items()}
+    for n in range(mlp.networks):
+        for b in range(len(x)):
+            weights = [layer.weight[n].detach().double().requires_grad_() for layer in mlp.layers]
+            a, outputs = x[b].double(), []
+            for index, layer in enumerate(mlp.layers):
+                a = mlp.activation(a) if index else a
+                a = weights[index] @ a
+                if layer.bias is not None:
+                    a = a + layer.bias[n].detach().double()
+                outputs.append(a)
+            loss = (cotangent[n, b] * a).sum()
+            grads = torch.autograd.grad(loss, [*outputs, *weights])
+            for index, z in enumerate(outputs):
+                logs["output"][n, b, index] = z.detach().square().mean().sqrt().log10()
+                logs["output_grad"][n, b, index] = grads[index].norm().log10()
+                logs["weight_grad"][n, b, index] = grads[mlp.depth + index].norm().log10()
+    return {quantity: values.mean(dim=1) for quantity, values in logs.items()}
+
+
+def by_mpmath(mlp, x, cotangent, name):
+    """Do the same for the first network and a single sample with any exponent, φ' in closed form."""
+    with mpmath.workdps(60):
+        phi, slope = MP[name], MP_SLOPES[name]
+
+        def log10_norm(values, count=1):
+            squares = mpmath.fsum(v * v for v in values)
+            return float(mpmath.log10(squares / count) / 2) if squares else -math.inf
+
+        weights = [[[mpmath.mpf(v) for v in row] for row in layer.weight[0].tolist()] for layer in mlp.layers]
+        a, inputs, outputs = [mpmath.mpf(v) for v in x[0].tolist()], [], []
+        for index, layer in enumerate(mlp.layers):
+            a = [phi(v) for v in a] if index else a
+            inputs.append(a)
+            bias = layer.bias[0].tolist() if layer.bias is not None else [0] * len(weights[index])
+            a = [
+                mpmath.fsum(w * v for w, v in zip(row, a, strict=True)) + b
+                for row, b in zip(weights[index], bias, strict=True)
+            ]
+            outputs.append(a)
+        delta = [mpmath.mpf(v) for v in cotangent[0].tolist()]
+        logs = {quantity: [0.0] * mlp.depth for quantity in QUANTITIES}
+        for index in reversed(range(mlp.depth)):
+            logs["output"][index] = log10_norm(outputs[index], len(outputs[index]))
+            logs["output_grad"][index] = log10_norm(delta)
+            logs["weight_grad"][index] = log10_norm([d * v for d in delta for v in inputs[index]])
+            if index:
+                columns = zip(*weights[index], strict=True)
+                back = [mpmath.fsum(w * d for w, d in zip(column, delta, strict=True)) for column in columns]
+                delta = [slope(z) * d for z, d in zip(outputs[index - 1], back, strict=True)]
+        return logs
+
+
+def assert_profile(history, expected, rel=1e-12, abs=1e-10):  # noqa: A002
+    for quantity in QUANTITIES:
+        assert history.profile(quantity).tolist() == pytest.approx(expected[quantity], rel=rel, abs=abs), quantity
+
+
+def statuses(history, quantity, network=0):
+    return [STATUSES[code] for code in history.status[quantity][0, network]]
+
+
+# ---- against autograd, where float64 is enough
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_profile_equals_autograd(name, bias, device):
+    mlp = random_mlp([5, 14, 9, 11, 4], name, bias, networks=2)
+    x, cotangent = drawn(4, 5), drawn(2, 4, 4)
+    expected = by_autograd(mlp, x, cotangent)
+    assert all(values.isfinite().all() for values in expected.values())  # no sample is dead
+    history = exact_profile(mlp.to(device), x.to(device), cotangent.to(device))
+    for quantity, values in expected.items():
+        assert history.log10[quantity].shape == (1, 2, 4)
+        torch.testing.assert_close(torch.from_numpy(history.log10[quantity][0]), values, rtol=0, atol=1e-12)
+        assert not history.status[quantity].any()
+    assert history.dead_fraction.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_profile_is_float64_on_the_weights_as_they_are_stored(dtype):
+    mlp = random_mlp([5, 8, 8, 4], "tanh", dtype=dtype)
+    x, cotangent = drawn(3, 5).float(), drawn(1, 3, 4)
+    expected = by_autograd(mlp, x, cotangent)
+    for quantity, values in expected.items():
+        got = torch.from_numpy(exact_profile(mlp, x, cotangent[0]).log10[quantity][0])
+        torch.testing.assert_close(got, values, rtol=0, atol=1e-12)
+
+
+def test_a_member_of_a_stack_has_the_profile_it_has_alone():
+    stack = random_mlp([4, 9, 7, 3], "silu", networks=3)
+    x = drawn(6, 4)
+    together = exact_profile(stack, x, seeds=[7, 8, 9])
+    assert together.seeds == [7, 8, 9]
+    for index in range(3):
+        alone = exact_profile(stack.network(index), x, seeds=[7 + index])
+        for quantity in QUANTITIES:
+            assert together.log10[quantity][0, index] == pytest.approx(alone.log10[quantity][0, 0], abs=1e-12)
+        assert together.output_cosine[index] == pytest.approx(alone.output_cosine[0], abs=1e-12)
+
+
+def test_a_cotangent_without_networks_serves_all_of_them():
+    stack = random_mlp([4, 9, 3], "tanh", networks=3)
+    x, cotangent = drawn(6, 4), drawn(6, 3)
+    shared = exact_profile(stack, x, cotangent)
+    repeated = exact_profile(stack, x, cotangent.expand(3, -1, -1))
+    assert shared.log10["output_grad"].tolist() == repeated.log10["output_grad"].tolist()
+
+
+def test_the_cotangent_is_used_as_it_is():
+    mlp = random_mlp([3, 4, 2], "linear", bias=False)
+    x, cotangent = drawn(1, 3), drawn(1, 2)
+    once, scaled = exact_profile(mlp, x, cotangent), exact_profile(mlp, x, cotangent * 1e-300)
+    for quantity in ("output_grad", "weight_grad"):
+        difference = scaled.profile(quantity) - once.profile(quantity)
+        assert difference.tolist() == pytest.approx([-300] * 2, abs=1e-12)
+    expected = math.log10(math.hypot(*cotangent[0].tolist()))
+    assert once.profile("output_grad")[-1] == pytest.approx(expected, abs=1e-14)
+
+
+def test_the_default_cotangent_is_a_fixed_direction_of_length_one():
+    mlp = random_mlp([3, 5, 4], "tanh", networks=2)
+    x = drawn(1, 3).expand(6, -1)
+    history = exact_profile(mlp, x, seeds=[3, 4])
+    assert history.log10["output_grad"][0, :, -1] == pytest.approx([0, 0], abs=1e-15)
+    assert exact_profile(mlp, x, seeds=[3, 4]).log10["output_grad"].tolist() == history.log10["output_grad"].tolist()
+    raw = torch.stack(
+        [torch.randn(6, 4, generator=seeds.generator(s, "cotangent"), dtype=torch.float64) for s in (3, 4)]
+    )
+    unit = raw / raw.square().sum(dim=2, keepdim=True).sqrt()
+    expected = by_autograd(mlp, x, unit)["output_grad"].numpy()
+    assert history.log10["output_grad"][0] == pytest.approx(expected, abs=1e-12)
+    # Different samples and seeds point elsewhere.
+    flat = unit.flatten(0, 1)
+    assert (flat @ flat.T - torch.eye(12)).abs().max() < 0.999
+    assert exact_profile(mlp, x, seeds=[3, 5]).log10["output_grad"][0, 1, 0] != history.log10["output_grad"][0, 1, 0]
+
+
+def test_the_default_seeds_are_0_1_and_so_on():
+    mlp = random_mlp([3, 5, 4], "tanh", networks=2)
+    default, explicit = exact_profile(mlp, drawn(2, 3)), exact_profile(mlp, drawn(2, 3), seeds=[0, 1])
+    assert default.seeds == [0, 1]
+    assert default.log10["output_grad"].tolist() == explicit.log10["output_grad"].tolist()
+
+
+# ---- the lesson
+
+
+@pytest.mark.parametrize("scale", [1.5, 0.5, 1.1, 0.9])
+@pytest.mark.parametrize("depth", [1, 2, 150, 1000])
+def test_a_scaled_identity_multiplies_by_its_scale_in_every_layer(scale, depth):
+    assert_multiplies_by(scale, depth)
+
+
+@pytest.mark.parametrize("scale", [1.5, 0.5])
+def test_ten_thousand_layers_are_not_too_many(scale):
+    assert_multiplies_by(scale, 10_000)
+
+
+def assert_multiplies_by(scale, depth):
+    history = exact_profile(identity_mlp(scale, depth), ones(1, 2), cotangent=ones(1, 2) / math.sqrt(2))
+    log_scale = float(mpmath.log10(mpmath.mpf(scale)))
+    layers = range(1, depth + 1)
+    forward = [layer * log_scale for layer in layers]
+    assert history.profile("output").tolist() == pytest.approx(forward, abs=1e-9, rel=0)
+    backward = [(depth - layer) * log_scale for layer in layers]
+    assert history.profile("output_grad").tolist() == pytest.approx(backward, abs=1e-9, rel=0)
+    if depth > 1:
+        assert history.log_chi() == pytest.approx(2 * math.log(scale), rel=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("scale", "layer", "value"),
+    [
+        (1.5, 1, 1.5),
+        (1.5, 2, 2.25),
+        (1.5, 3, 3.375),
+        (1.5, 10, 57.66503906),
+        (1.5, 50, 6.376215002e8),
+        (1.5, 149, 1.728214319659e26),
+        (1.5, 150, 2.592321479488e26),
+        (0.5, 10, 9.765625e-4),
+        (0.5, 50, 8.881784197e-16),
+        (0.5, 150, 7.006492321625e-46),
+        (1.1, 152, 1.957438581e6),
+        (0.9, 152, 1.108820980e-7),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_numbers_of_the_lesson_come_out(scale, layer, value, dtype, device):
+    """1.5 and 0.5 are exact in float32; 1.1 and 0.9 are not and are off by up to 4e-8 per layer."""
+    mlp = identity_mlp(scale, layer, dtype=dtype, device=device)
+    history = exact_profile(mlp, torch.ones(1, 2))
+    exact = dtype == torch.float64 or scale in (1.5, 0.5)
+    assert 10 ** history.profile("output")[-1] == pytest.approx(value, rel=1e-9 if exact else 4e-8 * layer)
+
+
+@pytest.mark.parametrize("scale", [1.5, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_every_weight_gradient_of_a_scaled_identity_is_the_same(scale, dtype):
+    """The lesson's "early layers learn almost nothing" is false in its own example."""
+    history = exact_profile(identity_mlp(scale, 150, dtype=dtype), torch.ones(3, 2))
+    expected = 149 * math.log10(scale) + math.log10(math.sqrt(2))
+    assert history.profile("weight_grad").tolist() == pytest.approx([expected] * 150, abs=1e-9, rel=0)
+    assert history.first_over_last("weight_grad") == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["linear", "relu", "leaky_relu"])
+def test_the_product_of_weight_and_weight_gradient_is_the_same_in_every_layer(name):
+    """Euler's theorem; for one unit per layer the product of the norms is |<W, dL/dW>|."""
+    torch.manual_seed(0)
+    weights = torch.rand(60, 1, dtype=torch.float64) * 10 ** torch.linspace(-40, 40, 60, dtype=torch.float64)[:, None]
+    history = exact_profile(diagonal_mlp(name, weights.tolist()), ones(1, 1))
+    products = history.profile("weight_grad") + weights[:, 0].log10().numpy()
+    assert products.tolist() == pytest.approx([products[-1]] * 60, abs=1e-10, rel=0)
+
+
+def test_an_exploding_identity_with_tanh_vanishes():
+    """The fixed point x = tanh(1.5 x) loses the factor 1.5 (1 - x²) per layer (theory: slope -1.86122)."""
+    with mpmath.workdps(30):
+        fixed = mpmath.findroot(lambda x: mpmath.tanh(1.5 * x) - x, 0.86)
+        expected = float(2 * mpmath.log(1.5 * (1 - fixed**2)))
+    assert expected == pytest.approx(-1.86122, abs=5e-6)
+    history = exact_profile(identity_mlp(1.5, 150, "tanh"), ones(1, 2))
+    assert history.log_chi(first=50) == pytest.approx(expected, abs=1e-6)
+    assert history.log_chi(first=50, last=140) == pytest.approx(expected, rel=1e-9)
+    assert history.verdict().gradient == "vanishing"
+
+
+# ---- beyond float64
+
+
+@pytest.mark.parametrize(("scale", "depth"), [(0.01, 400), (1e-300, 5)])
+def test_a_tanh_net_that_underflows_float64_is_the_linear_one(scale, depth):
+    x, cotangent = 1e-10 * drawn(3, 4), drawn(3, 4)
+    tanh = exact_profile(identity_mlp(scale, depth, "tanh", width=4), x, cotangent)
+    linear = exact_profile(identity_mlp(scale, depth, "linear", width=4), x, cotangent)
+    assert linear.profile("output")[-1] < -700
+    for quantity in QUANTITIES:
+        assert tanh.profile(quantity).tolist() == pytest.approx(linear.profile(quantity).tolist(), abs=1e-9)
+    assert tanh.dead_fraction.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "name", ["tanh", "erf", "softsign", "gelu", "silu", "selu", "elu", "hard_tanh", "leaky_relu"]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_tiny_signals_follow_the_slope_at_zero(name, sign):
+    mlp = diagonal_mlp(name, [[sign * 1e-200]] + [[1e-200]] * 4)
+    x, cotangent = ones(1, 1), ones(1, 1)
+    expected = by_mpmath(mlp, x, cotangent, name)
+    assert expected["output"][-1] < -990
+    assert_profile(exact_profile(mlp, x, cotangent), expected)
+
+
+@pytest.mark.parametrize("name", ["tanh", "selu", "gelu", *OFF_ZERO])
+def test_a_bias_brings_a_tiny_signal_back_to_ordinary_size(name):
+    weights = [
+        [1e-300, 2e-290],
+        [1e-180, 1e-200],
+        [1e-180, 1e-190],
+        [2, -0.7],
+        [1.5, 1.2],
+        [1e-135, 1e-160],
+        [0.3, 2],
+    ]
+    biases = [[0, 0], [0, 0], [1e-250, -1e-260], [0, 0.8], [1e-170, -0.3], [0, 1e-290], [0, 0]]
+    mlp = diagonal_mlp(name, weights, biases)
+    x, cotangent = 1e-150 * ones(1, 2), torch.tensor([[0.6, -0.8]], dtype=torch.float64)
+    assert_profile(exact_profile(mlp, x, cotangent), by_mpmath(mlp, x, cotangent, name))
+
+
+@pytest.mark.parametrize("name", OFF_ZERO)
+def test_tiny_weights_do_not_kill_an_activation_that_is_not_0_at_0(name):
+    mlp = diagonal_mlp(name, [[1e-200, -1e-250]] * 6)
+    x, cotangent = ones(1, 2), torch.tensor([[0.6, -0.8]], dtype=torch.float64)
+    expected = by_mpmath(mlp, x, cotangent, name)
+    assert expected["output"][-1] > -201
+    assert expected["output_grad"][0] < -1000
+    assert_profile(exact_profile(mlp, x, cotangent), expected)
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+@pytest.mark.parametrize("units", [1, 2])
+def test_unbounded_activations_may_explode_beyond_float64(name, units):
+    """With two units the signal is positive in one and negative in the other."""
+    mlp = diagonal_mlp(name, [[1.0] * units, *[[1e120] * units] * 6, [1e-300] * units, [1e-250] * units])
+    if units == 2:
+        with torch.no_grad():
+            for layer in mlp.layers[1:]:
+                layer.weight.copy_(layer.weight.max() * torch.tensor([[1.0, 0.25], [-0.5, 1.0]], dtype=torch.float64))
+    x, cotangent = ones(1, units), ones(1, units)
+    expected = by_mpmath(mlp, x, cotangent, name)
+    assert max(expected["output"]) > 600
+    assert_profile(exact_profile(mlp, x, cotangent), expected)
+
+
+@pytest.mark.parametrize("name", ["leaky_relu", "elu", "selu"])
+def test_a_single_negative_unit_goes_on_at_any_size(name):
+    """The slope of elu and selu is e^(-1e120) there, far below float64, so that only outputs are compared."""
+    mlp = diagonal_mlp(name, [[-1.0], *[[1e120]] * 6, [1e-300], [1e-250]])
+    expected = by_mpmath(mlp, ones(1, 1), ones(1, 1), name)
+    history = exact_profile(mlp, ones(1, 1), ones(1, 1))
+    assert history.profile("output").tolist() == pytest.approx(expected["output"], abs=1e-10)
+    if name == "leaky_relu":
+        assert_profile(history, expected)
+
+
+@pytest.mark.parametrize("name", [*BOUNDED, "selu", "elu"])
+@pytest.mark.parametrize("huge", [2.0**600, -(2.0**600), 2.0**1020, -(2.0**1020)])
+def test_a_huge_unit_that_saturates_still_counts_beside_an_ordinary_one(name, huge):
+    """Only outputs: the saturated unit's own slope is far below float64."""
+    mlp = diagonal_mlp(name, [[huge, 0.5], [1.0, 1.0]])
+    history = exact_profile(mlp, ones(1, 2), ones(1, 2))
+    with mpmath.workdps(60):
+        a, b = MP[name](mpmath.mpf(huge)), MP[name](mpmath.mpf(0.5))
+        expected = float(mpmath.log10((a * a + b * b) / 2) / 2)
+    assert history.profile("output")[-1] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("weights", [(1e150, 1e200, 1e300), (1e-150, 1e-200, 1e-300)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_of_a_signal_and_a_weight_may_leave_float64(weights, bias):
+    biases = [[1e-30]] * 3 if bias else None
+    mlp = diagonal_mlp("linear", [[w] for w in weights], biases)
+    expected = by_mpmath(mlp, ones(1, 1), ones(1, 1), "linear")
+    assert_profile(exact_profile(mlp, ones(1, 1), ones(1, 1)), expected)
+
+
+def test_samples_of_very_different_sizes_do_not_disturb_each_other(device):
+    mlp = random_mlp([4, 6, 6, 6, 3], "tanh", bias=False, device=device)
+    x, cotangent = drawn(3, 4), drawn(3, 3)
+    x[1] *= 1e-290
+    cotangent[1] *= 1e-290
+    cotangent[2] *= 1e290
+    together = exact_profile(mlp, x, cotangent)
+    alone = [exact_profile(mlp, x[b : b + 1], cotangent[b : b + 1]) for b in range(3)]
+    for quantity in QUANTITIES:
+        expected = sum(history.profile(quantity) for history in alone) / 3
+        assert together.profile(quantity).tolist() == pytest.approx(expected.tolist(), abs=1e-10)
+
+
+@pytest.mark.parametrize("name", ["linear", "relu", "leaky_relu"])
+def test_scaling_a_weight_of_a_homogeneous_net_shifts_its_profile(name, device):
+    """With exponents carried this must hold beyond float64 too: 60 layers times 1e±30."""
+    plain = random_mlp([4, *[8] * 60, 3], name, bias=False)
+    x, cotangent = drawn(3, 4), drawn(3, 3)
+    base = exact_profile(plain, x, cotangent)
+    assert base.dead_fraction.tolist() == [0]
+    for exponent in (-100, 100):
+        mlp = plain.network(0).to(device)
+        with torch.no_grad():
+            for layer in mlp.layers:
+                layer.weight.mul_(2.0**exponent)
+        scaled = exact_profile(mlp, x, cotangent)
+        shift = exponent * math.log10(2)
+        output = [v + shift * (i + 1) for i, v in enumerate(base.profile("output"))]
+        gradient = [v + shift * (60 - i) for i, v in enumerate(base.profile("output_grad"))]
+        weight = [v + shift * 60 for v in base.profile("weight_grad")]
+        expected = dict(zip(QUANTITIES, (output, gradient, weight), strict=True))
+        assert_profile(scaled, expected, rel=1e-11)
+
+
+# ---- samples that die, weights that are not finite
+
+
+def test_a_dead_layer_is_reported_and_has_no_slope():
+    mlp = random_mlp([3, 4, 4, 4, 2], "relu", bias=False)
+    with torch.no_grad():
+        mlp.layers[1].weight.abs_().neg_()  # z² <= 0 everywhere, so a² and z³ are 0
+    x = drawn(5, 3)
+    history = exact_profile(mlp, x, cotangent=ones(5, 2))
+    assert history.dead_fraction.tolist() == [1]
+    assert history.log_chi() is None
+    assert history.depth_scale() is None
+    assert statuses(history, "output") == ["ok", "ok", "zero", "zero"]
+    assert statuses(history, "output_grad") == ["zero", "zero", "zero", "ok"]
+    assert statuses(history, "weight_grad") == ["zero", "zero", "zero", "zero"]
+    assert history.verdict().gradient == "dead"
+    assert "layer 3 outputs 0 for every sample" in history.verdict().text
+    assert math.isnan(history.profile("output")[2])
+    with torch.no_grad():
+        expected = (x @ mlp.layers[0].weight[0].mT).square().mean(dim=1).sqrt().log10().mean().item()
+    assert history.profile("output")[0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_samples_that_die_are_left_out_at_every_layer():
+    mlp = diagonal_mlp("relu", [[1.0, 2.0], [0.5, 3.0], [2.0, 1.0]])
+    x = torch.tensor([[1.0, 2.0], [-1.0, -5.0], [3.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+    cotangent = drawn(4, 2)
+    alive = [0, 2]
+    history = exact_profile(mlp, x, cotangent)
+    assert history.dead_fraction.tolist() == [0.5]
+    survivors = exact_profile(mlp, x[alive], cotangent[alive])
+    assert_profile(history, {quantity: survivors.profile(quantity).tolist() for quantity in QUANTITIES}, abs=1e-14)
+    assert history.output_cosine.tolist() == pytest.approx(survivors.output_cosine.tolist(), abs=1e-14)
+    expected = sum(math.log10(math.hypot(*row) / math.sqrt(2)) for row in ([1.0, 4.0], [3.0, -2.0])) / 2
+    assert history.profile("output")[0] == pytest.approx(expected, abs=1e-14)
+
+
+def test_a_sample_whose_gradient_alone_dies_is_left_out_too():
+    """All units are negative at layer 1, and the bias of layer 2 carries the output on."""
+    mlp = diagonal_mlp("relu", [[1.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [1.0, 2.0]])
+    x = torch.tensor([[1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64)
+    history = exact_profile(mlp, x, ones(2, 2))
+    assert history.dead_fraction.tolist() == [0.5]
+    assert history.profile("output")[1] == pytest.approx(math.log10(math.hypot(2, 4) / math.sqrt(2)), abs=1e-14)
+
+
+def test_one_dead_network_leaves_the_others_of_a_stack_alone():
+    stack = random_mlp([3, 6, 6, 2], "relu", bias=False, networks=2)
+    with torch.no_grad():
+        stack.layers[1].weight[1] = 0
+    x = 10 + drawn(4, 3)
+    history = exact_profile(stack, x)
+    alone = exact_profile(stack.network(0), x)
+    assert history.dead_fraction.tolist() == [0, 1]
+    assert history.log_chi() == pytest.approx(alone.log_chi(), rel=1e-12)
+    assert math.isnan(history.log_chi_per_network()[1])
+    assert statuses(history, "output", 1) == ["ok", "zero", "zero"]
+
+
+def test_a_weight_gradient_that_is_0_beside_living_signals_is_zero():
+    """The living sample's input is 0; the other's output is, so that its weight gradient does not count."""
+    mlp = diagonal_mlp("relu", [[1.0, 1.0], [1.0, 1.0]], [[1.0, 2.0], [0.0, 0.0]])
+    with torch.no_grad():
+        mlp.layers[1].weight.copy_(torch.tensor([[1.0, -1.0], [1.0, -1.0]]))
+    x = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    history = exact_profile(mlp, x, ones(2, 2))
+    assert history.dead_fraction.tolist() == [0.5]
+    assert statuses(history, "output") == ["ok", "ok"]
+    assert statuses(history, "weight_grad") == ["zero", "ok"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", ["linear", "leaky_relu", "selu", "gelu", "softsign"])
+def test_weights_that_are_not_finite_are_a_status_and_no_exception(name, value, bias):
+    mlp = random_mlp([3, 4, 4, 4, 2], name, bias, networks=2)
+    with torch.no_grad():
+        mlp.layers[1].weight[0, 0, 0] = value
+    x = drawn(5, 3)
+    history = exact_profile(mlp, x)
+    assert statuses(history, "output")[:2] == ["ok", "nonfinite"]
+    if name in ("linear", "leaky_relu"):
+        assert statuses(history, "output")[2:] == ["nonfinite"] * 2
+    assert statuses(history, "output_grad")[0] == "nonfinite"
+    assert math.isnan(history.log_chi_per_network()[0])
+    assert statuses(history, "output", 1) == statuses(history, "output_grad", 1) == ["ok"] * 4
+    assert history.dead_fraction.tolist() == [0, 0]
+    alone = exact_profile(mlp.network(1), x, seeds=[1])
+    assert history.log_chi() == pytest.approx(alone.log_chi(), rel=1e-11)
+
+
+def test_an_infinite_bias_is_not_finite():
+    mlp = diagonal_mlp("relu", [[1.0, 1.0]] * 3, [[0.0, 0.0], [math.inf, 0.0], [0.0, 0.0]])
+    assert statuses(exact_profile(mlp, ones(1, 2)), "output") == ["ok", "nonfinite", "nonfinite"]
+
+
+# ---- one call, many networks; what a call leaves alone
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_working_through_a_stack_in_parts_changes_nothing(monkeypatch, at_once):
+    stack = random_mlp([4, 9, 7, 3], "gelu", networks=5)
+    x = drawn(6, 4)
+    calls, whole = [], exact_profile(stack, x)
+    monkeypatch.setattr(propagate, "_MEMORY", at_once * 8 * 6 * (4 + 9 + 7 + 3))
+    parts = exact_profile(stack, x, progress=lambda done, total: calls.append((done, total)))
+    for quantity in QUANTITIES:
+        assert parts.log10[quantity] == pytest.approx(whole.log10[quantity], abs=1e-13)
+        assert parts.status[quantity].tolist() == whole.status[quantity].tolist()
+    assert parts.output_cosine == pytest.approx(whole.output_cosine, abs=1e-13)
+    assert parts.dead_fraction.shape == (5,)
+    total = 2 * 3 * math.ceil(5 / at_once)
+    assert calls == [(done, total) for done in range(1, total + 1)]
+
+
+def test_measuring_changes_neither_the_model_nor_the_random_numbers():
+    mlp = random_mlp([4, 9, 3], "tanh", dtype=torch.float32)
+    x, cotangent = drawn(6, 4).requires_grad_(), drawn(6, 3)
+    before = {key: value.clone() for key, value in mlp.state_dict().items()}
+    x_before, cotangent_before, state = x.detach().clone(), cotangent.clone(), torch.get_rng_state()
+    exact_profile(mlp, x)
+    exact_profile(mlp, x, cotangent)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in mlp.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in mlp.parameters())
+    assert x.grad is None
+    assert torch.equal(x, x_before)
+    assert torch.equal(cotangent, cotangent_before)
+
+
+def test_layers_are_named_as_in_the_model():
+    mlp = MLP([2, 3, 4, 1])
+    history = exact_profile(mlp, torch.ones(1, 2))
+    assert (history.phase, history.steps, history.seeds) == ("init", [0], [0])
+    assert [type(mlp.get_submodule(name)).__name__ for name in history.names] == ["StackedLinear"] * 3
+
+
+def test_the_profile_serves_an_activation_from_outside():
+    mlp = random_mlp([3, 5, 2], activation("leaky_relu", 0.3))
+    x, cotangent = drawn(3, 3), drawn(1, 3, 2)
+    expected = by_autograd(mlp, x, cotangent)["output_grad"][0].tolist()
+    assert exact_profile(mlp, x, cotangent).profile("output_grad").tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 4), (0, 3), (1, 2, 3)])
+def test_inputs_of_a_wrong_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"^x must have shape \(batch, 3\), got \("):
+        exact_profile(MLP([3, 2]), torch.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(2,), (5, 3), (4, 2), (3, 5, 2), (2, 4, 2)])
+def test_cotangents_of_a_wrong_shape_are_refused(shape):
+    message = r"^cotangent must have shape \(5, 2\) or \(2, 5, 2\), got \("
+    with pytest.raises(ValueError, match=message):
+        exact_profile(MLP([3, 2], networks=2), torch.ones(5, 3), torch.ones(shape))
+
+
+def test_every_network_needs_a_seed():
+    with pytest.raises(ValueError, match=r"^seeds must name 2 networks, got 1$"):
+        exact_profile(MLP([3, 2], networks=2), torch.ones(5, 3), seeds=[0])
+
+
+# ---- where a smaller format would fail
+
+
+def layers_that_fail(scale, depth, dtype, fails):
+    """Run the chain in the format itself, forward and backward."""
+    mlp = identity_mlp(scale, depth, dtype=dtype)
+    outputs = [torch.ones(1, 1, 2, dtype=dtype)]
+    for layer in mlp.layers:
+        outputs.append(layer(outputs[-1]))
+    forward = [layer for layer in range(1, depth + 1) if fails(outputs[layer])]
+    for z in outputs[1:]:
+        z.retain_grad()
+    outputs[-1].backward(torch.ones(1, 1, 2, dtype=dtype))
+    backward = [layer for layer in range(1, depth + 1) if fails(outputs[layer].grad)]
+    return min(forward, default=None), max(backward, default=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("float32", 1.5), *((name, scale) for name in ("float32", "float16", "bfloat16") for scale in (0.5, 0.25, 2.0))],
+)
+def test_the_failing_layer_is_where_the_format_itself_fails(name, scale):
+    """Powers of two round nowhere; powers of 1.5 do, but in float32 they come near no boundary."""
+    depth, dtype = 250, getattr(torch, name)
+    history = exact_profile(identity_mlp(scale, depth), ones(3, 2), cotangent=ones(3, 2))
+    for overflow in (False, True):
+        output, gradient = layers_that_fail(
+            scale, depth, dtype, lambda t, o=overflow: (t.isinf() if o else t == 0).all()
+        )
+        assert history.failing_layer("output", name, overflow) == output
+        assert history.failing_layer("output_grad", name, overflow) == gradient
+        assert (output is None) == (gradient is None) == (overflow != (scale > 1))
+    assert history.failing_layer("output", "float64", overflow=False) is None
+    assert history.failing_layer("output", "float64", overflow=True) is None
+
+
+def test_one_half_to_the_150th_is_the_first_to_be_0_in_float32():
+    history = exact_profile(identity_mlp(0.5, 160, dtype=torch.float32), torch.ones(1, 2), torch.ones(1, 2))
+    assert history.failing_layer("output", "float32", overflow=False) == 150
+    assert history.failing_layer("output_grad", "float32", overflow=False) == 10
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_the_failing_layer_is_right_to_the_last_bit(name):
+    """A tie at either end of the range rounds out of it. (torch rounds float64 to half by way of float32.)"""
+    info = torch.finfo(getattr(torch, name))
+    least = torch.tensor(info.smallest_normal * info.eps, dtype=torch.float64)
+    ties = {False: least.item() / 2, True: info.max + info.max * info.eps / (4 - 2 * info.eps)}
+    for overflow, tie in ties.items():
+        for value in (tie, tie * 1.001, tie * 0.999):
+            history = exact_profile(diagonal_mlp("linear", [[value]]), ones(1, 1), ones(1, 1))
+            rounded = torch.tensor(value, dtype=torch.float64).to(getattr(torch, name))
+            fails = bool(rounded.isinf() if overflow else rounded == 0)
+            assert history.failing_layer("output", name, overflow) == (1 if fails else None), value
+
+
+def test_the_failing_layer_follows_the_largest_element_of_any_sample():
+    mlp = diagonal_mlp("linear", [[1.0, 1e-10]] * 6)
+    x = torch.tensor([[1e-30, 1.0], [1e-40, 1.0]], dtype=torch.float64)
+    history = exact_profile(mlp, x, ones(2, 2))
+    assert history.failing_layer("output", "float32", overflow=False) is None
+    only_second = exact_profile(mlp, x[1:] * torch.tensor([0.0, 1.0]), ones(1, 2))
+    assert only_second.failing_layer("output", "float32", overflow=False) == 5
+
+
+# ---- whether the outputs still tell samples apart
+
+
+def test_output_cosine_is_the_mean_over_pairs():
+    stack = random_mlp([4, 9, 7, 3], "tanh", networks=2)
+    x = drawn(6, 4)
+    y = stack(x).detach()
+    for n in range(2):
+        cosines = [
+            torch.nn.functional.cosine_similarity(y[n, i], y[n, j], dim=0).item() for i in range(6) for j in range(i)
+        ]
+        got = exact_profile(stack, x).output_cosine[n]
+        assert got == pytest.approx(sum(cosines) / len(cosines), abs=1e-13)
+
+
+def test_output_cosine_needs_no_ordinary_size():
+    x = drawn(4, 3)
+    history = exact_profile(identity_mlp(1e-200, 5, width=3), x)
+    unit = x / x.square().sum(dim=1, keepdim=True).sqrt()
+    pairs = (unit @ unit.T).triu(1)
+    assert history.output_cosine.tolist() == pytest.approx([pairs.sum().item() / 6], abs=1e-13)
+
+
+def test_one_sample_has_no_output_cosine_and_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = exact_profile(random_mlp([3, 4, 2], "tanh", networks=2), drawn(1, 3))
+    assert [math.isnan(v) for v in history.output_cosine] == [True, True]
+    assert history.log_chi() is not None

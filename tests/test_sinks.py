@@ -1,0 +1,506 @@
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console as RichConsole
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gradexp import MLP, exact_profile, initialize
+from gradexp import sinks as sinks_module
+from gradexp.config import Config
+from gradexp.history import STATUSES, History
+from gradexp.result import Result, summary
+from gradexp.sinks import Console, Files, TensorBoard, range_lines, sparkline
+from gradexp.train import Training
+from gradexp.verdict import Verdict
+
+NAN = math.nan
+COLUMNS = (
+    "phase,step,seed,layer,call,name,log10_output,log10_output_grad,log10_weight_grad,log10_weight,log10_update,"
+    "status_output,status_output_grad,status_weight_grad,theory_log10_output,theory_log10_output_grad,"
+    "theory_log10_weight_grad,theory_sd_output_grad"
+)
+
+
+def profile(networks=1, depth=6):
+    """Measure a small real network."""
+    model = MLP([4, *[8] * (depth - 1), 3], "tanh", networks=networks)
+    initialize(model, "xavier", seed=0)
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    return exact_profile(model, x, seeds=list(range(networks)))
+
+
+def invented(output_grad, statuses=None, output=None, seeds=1, **options):
+    """Return an initial profile with the given log10 of every size, the same in each network."""
+    grad = np.broadcast_to(np.array(output_grad, float), (1, seeds, len(output_grad)))
+    sizes = {"output": grad if output is None else np.broadcast_to(np.array(output, float), grad.shape)}
+    sizes |= {"output_grad": grad, "weight_grad": grad}
+    codes = {quantity: np.zeros(grad.shape, np.int8) for quantity in sizes}
+    for quantity, names in (statuses or {}).items():
+        codes[quantity][:] = [STATUSES.index(name) for name in names]
+    names = [f"layers.{index}" for index in range(grad.shape[2])]
+    largest = {quantity: sizes[quantity] for quantity in ("output", "output_grad")}
+    return History("init", names, [0], list(range(seeds)), sizes, codes, largest, np.zeros(seeds), **options)
+
+
+def gradients():
+    """Return what a probe may have recorded at steps 0 and 2: layer 1 dies, layer 2 overflows, at step 2."""
+    values = {
+        quantity: np.array([[[-5.25, -2.0, -1.0]], [[NAN, NAN, 0.5]]]) for quantity in ("output_grad", "update")
+    }
+    codes = {quantity: np.zeros((2, 1, 3), np.int8) for quantity in values}
+    codes["output_grad"][1, 0, :2] = [STATUSES.index("zero"), STATUSES.index("nonfinite")]
+    return History("train", ["layers.0", "layers.1", "layers.2"], [0, 2], [0], values, codes)
+
+
+def result(networks=1, status="complete", **options):
+    given = {
+        "initial": profile(networks),
+        "gradients": gradients(),
+        "training": Training([2.5, 1.5, 0.5], [0.1, 0.2, 0.9], [(0, 2.4, 0.1), (3, 0.6, 0.8)], None, 0.95),
+        "verdict": Verdict("stable", "trained", "unavailable", "the gradient arrives: " + "as it should, " * 9),
+        "building": "network   6 tanh layers\ninit      xavier (gain=1.0)",
+        "seconds": 2.5,
+        "seconds_by_part": {"weights": 0.25, "training": 1.25},
+    }
+    return Result(Config(depth=6, seeds=networks, batch_size=5), status=status, **(given | options))
+
+
+def read(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Files
+
+
+def test_the_summary_comes_first_and_says_running(tmp_path):
+    run = Result(Config())
+    Files(tmp_path).write("start", run)
+    assert names_in(tmp_path) == ["summary.json"]
+    assert read(tmp_path)["status"] == "running"
+
+
+def test_the_files_of_a_complete_run(tmp_path):
+    files, run = Files(tmp_path), result(status="running", gradients=None)
+    for stage in ("start", "built", "initial", "step", "progress"):
+        files.write(stage, run)
+    assert names_in(tmp_path) == ["layers.csv", "summary.json"]
+    assert read(tmp_path)["status"] == "running"
+    run.status, run.gradients = "complete", gradients()
+    files.write("end", run)
+    files.close()
+    assert names_in(tmp_path) == ["layers.csv", "summary.json"]
+    assert read(tmp_path) == summary(run)
+    assert read(tmp_path)["status"] == "complete"
+
+
+def test_layers_csv_has_the_designed_columns_and_every_digit(tmp_path):
+    run = result(networks=2)
+    Files(tmp_path).write("end", run)
+    assert (tmp_path / "layers.csv").read_text().splitlines()[0] == COLUMNS
+    with (tmp_path / "layers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["phase"] for row in rows] == ["init"] * 12 + ["train"] * 6
+    for row, network, layer in zip(rows, np.repeat([0, 1], 6), [*range(6)] * 2, strict=False):
+        assert (row["step"], row["seed"], row["layer"], row["call"]) == ("0", str(network), str(layer + 1), "0")
+        assert row["name"] == f"layers.{layer}"
+        for quantity in ("output", "output_grad", "weight_grad"):
+            assert float(row[f"log10_{quantity}"]) == run.initial.log10[quantity][0, network, layer]
+            assert row[f"status_{quantity}"] == "ok"
+        assert row["log10_weight"] == row["log10_update"] == row["theory_log10_output"] == ""
+    assert [row["step"] for row in rows[12:]] == ["0"] * 3 + ["2"] * 3
+    assert [row["log10_output_grad"] for row in rows[12:]] == ["-5.25", "-2", "-1", "", "", "0.5"]
+    assert [row["status_output_grad"] for row in rows[15:]] == ["zero", "nonfinite", "ok"]
+    assert "inf" not in {row["log10_output_grad"].strip("-") for row in rows}
+
+
+def test_weights_can_be_loaded_as_plain_tensors(tmp_path):
+    weights = {"layers.0.weight": torch.randn(1, 3, 4), "layers.0.bias": torch.zeros(1, 3)}
+    Files(tmp_path).write("end", result(weights=weights))
+    loaded = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_a_run_that_failed_before_its_profile_still_has_a_summary(tmp_path):
+    files, run = Files(tmp_path), Result(Config())
+    files.write("start", run)
+    run.status, run.error = "failed", "no such data"
+    files.write("end", run)
+    assert (read(tmp_path)["status"], read(tmp_path)["error"]) == ("failed", "no such data")
+    assert (tmp_path / "layers.csv").read_text().splitlines() == [COLUMNS]
+
+
+def test_a_file_is_whole_before_it_takes_its_name(tmp_path, monkeypatch):
+    moved, own = [], os.replace
+
+    def replace(source, target):
+        moved.append((Path(target).name, Path(source).parent == Path(target).parent))
+        if Path(target).suffix == ".json":
+            json.loads(Path(source).read_text())
+        own(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    Files(tmp_path).write("end", result(weights={"w": torch.ones(1)}))
+    # The summary comes last: when it says complete, the others are.
+    assert moved == [("layers.csv", True), ("weights.pt", True), ("summary.json", True)]
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
+    files = Files(tmp_path)
+    files.write("initial", result(status="running"))
+    before = {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)}
+
+    def full(path, _histories):
+        path.write_text("half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(sinks_module, "write_csv", full)
+    with pytest.raises(OSError, match="no space left"):
+        files.write("end", result())
+    assert {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)} == before
+
+
+def test_a_file_that_cannot_be_replaced_leaves_no_part(tmp_path, monkeypatch):
+    def refuse(_source, _target):
+        raise PermissionError("in use")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError):
+        Files(tmp_path).write("start", Result(Config()))
+    assert names_in(tmp_path) == []
+
+
+# TensorBoard
+
+
+def scalars(folder):
+    """Read every scalar back: tag -> list of (step, value)."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def play(sink, run):
+    """Tell a sink of a whole run in the order in which ``experiment.run`` does."""
+    losses, accuracies, tests = run.training.losses, run.training.accuracies, run.training.tests
+    final = run.training, run.gradients
+    run.training, run.gradients = Training(), None
+    for stage in ("start", "built", "initial"):
+        sink.write(stage, run)
+    for step, loss in enumerate(losses):
+        run.training.tests += [test for test in tests if test[0] == step]
+        run.training.losses.append(loss)
+        run.training.accuracies += accuracies[step : step + 1]
+        sink.write("step", run)
+        sink.write("progress", run)
+    run.training, run.gradients = final
+    sink.write("end", run)
+    sink.close()
+
+
+def exactly(points):
+    return [(step, float(np.float32(value))) for step, value in points]
+
+
+def test_profiles_have_one_point_per_layer_with_the_values_of_the_history(tmp_path):
+    run = result(networks=2)
+    play(TensorBoard(tmp_path), run)
+    read = scalars(tmp_path)
+    assert {tag for tag in read if tag.startswith("profile/")} == {
+        "profile/log10_output",
+        "profile/log10_output_grad",
+        "profile/log10_weight_grad",
+    }
+    for quantity in ("output", "output_grad", "weight_grad"):
+        values = run.initial.log10[quantity][0].mean(axis=0)
+        assert read[f"profile/log10_{quantity}"] == exactly(zip(range(1, 7), values, strict=True))
+
+
+def test_a_layer_without_a_number_is_left_out(tmp_path):
+    run = result(initial=invented([NAN, -3.0, NAN, 0.0]))
+    play(TensorBoard(tmp_path), run)
+    assert scalars(tmp_path)["profile/log10_output_grad"] == [(2, -3.0), (4, 0.0)]
+
+
+def test_training_is_written_once_per_step(tmp_path):
+    play(TensorBoard(tmp_path), result())
+    read = scalars(tmp_path)
+    assert {tag for tag in read if not tag.startswith("profile/")} == {
+        "train/loss",
+        "train/accuracy",
+        "test/loss",
+        "test/accuracy",
+        "gradient/log10_first_over_last",
+        "gradient/nonfinite_layers",
+        "gradient/zero_layers",
+    }
+    assert read["train/loss"] == exactly([(0, 2.5), (1, 1.5), (2, 0.5)])
+    assert read["train/accuracy"] == exactly([(0, 0.1), (1, 0.2), (2, 0.9)])
+    assert read["test/loss"] == exactly([(0, 2.4), (3, 0.6)])
+    assert read["test/accuracy"] == exactly([(0, 0.1), (3, 0.8)])
+
+
+def test_real_gradients_are_written_at_their_own_steps_and_broken_layers_counted(tmp_path):
+    play(TensorBoard(tmp_path), result())
+    read = scalars(tmp_path)
+    assert read["gradient/log10_first_over_last"] == [(0, -4.25)]  # at step 2 there is none
+    assert read["gradient/nonfinite_layers"] == [(0, 0.0), (2, 1.0)]
+    assert read["gradient/zero_layers"] == [(0, 0.0), (2, 1.0)]
+
+
+def test_a_loss_that_is_not_finite_is_left_out_and_regression_has_no_accuracy(tmp_path):
+    training = Training([2.5, math.inf], [], [(0, 2.4, None)], 1)
+    play(TensorBoard(tmp_path), result(training=training))
+    read = scalars(tmp_path)
+    assert read["train/loss"] == [(0, 2.5)]
+    assert read["test/loss"] == exactly([(0, 2.4)])
+    assert not {"train/accuracy", "test/accuracy"} & set(read)
+
+
+def test_what_an_interruption_leaves_is_written_at_the_end(tmp_path):
+    sink, run = TensorBoard(tmp_path), result(status="interrupted", training=Training([2.5], [0.5]))
+    sink.write("step", run)
+    run.training.losses.append(1.5)  # the interruption came before the next step was told
+    sink.write("end", run)
+    sink.close()
+    assert scalars(tmp_path)["train/loss"] == [(0, 2.5), (1, 1.5)]
+    assert scalars(tmp_path)["train/accuracy"] == [(0, 0.5)]
+
+
+def test_a_run_with_nothing_to_show_writes_no_event_file(tmp_path):
+    sink, run = TensorBoard(tmp_path), Result(Config())
+    sink.write("start", run)
+    sink.write("end", run)
+    sink.close()
+    assert names_in(tmp_path) == []
+
+
+# Console
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Make standard output's width and colours those of a pipe, whatever the environment says."""
+    for name in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "JUPYTER_COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def printed(run, quiet=False, folder=Path("outputs"), **options):
+    out = io.StringIO()
+    console = RichConsole(file=out, width=80, highlight=False, **options)
+    play(Console(folder, quiet, console), run)
+    return out.getvalue()
+
+
+def test_quiet_prints_the_two_lines_of_the_verdict_and_nothing_else():
+    text = printed(result(), quiet=True)
+    assert text == (
+        "gradient: stable, training: trained, theory: unavailable\nthe gradient arrives: "
+        + "as it should, " * 9
+        + "\n"
+    )
+
+
+def test_output_to_a_pipe_has_no_ansi_codes_and_fits_80_columns(plain, capsys, tmp_path):
+    run = result(networks=3)
+    play(Console(tmp_path), run)
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    lines = [line for line in text.splitlines() if not line.startswith(("files", "look"))]
+    assert max(len(line) for line in lines) <= 80
+    assert f"files     {tmp_path}\n" in text  # a path is never broken
+    assert f"look      tensorboard --logdir {tmp_path}\n" in text
+    for part in (
+        "gradexp ",
+        "network 6 tanh layers init xavier (gain=1.0) At initialisation (5 samples, 3 networks, exact)",
+        "Training loss 2.5 to 0.5 in 3 steps; accuracy 95.0% on the training part, 80.0% on the test part",
+        "gradient: stable, training: trained, theory: unavailable the gradient arrives:",
+        "seconds 2.5 (weights 0.2, training 1.2)",
+    ):
+        assert part in " ".join(text.split()), part
+
+
+def test_the_table_shows_first_middle_and_last_layer_and_the_slope():
+    run = result(initial=invented([-4.0, -1.0, -1.5, math.log10(2)], output=[0.0, 1.0, 2.0, 3.0]))
+    text = printed(run)
+    header, output, grad = [line.split() for line in text.splitlines() if line.split()[:1] in (["layer"], ["output"])]
+    assert header == ["layer", "1", "layer", "2", "layer", "4", "1", "to", "4,", "log", "scale"]
+    assert output == ["output", "rms", "1.00e+00", "1.00e+01", "1.00e+03", "▁▃▆█"]
+    assert grad[:5] == ["output", "gradient", "1.00e-04", "1.00e-01", "2.00e+00"]
+    slope = 2 * math.log(10) * (-4 - math.log10(2)) / 3
+    assert f"log_chi {slope:+.4g} per layer towards the input, depth scale {-1 / slope:.3g} layers\n" in text
+
+
+def test_several_networks_have_a_standard_error():
+    run = result(networks=4)
+    slopes = run.initial.log_chi_per_network()
+    assert f"{slopes.mean():+.4g} ± {slopes.std(ddof=1) / 2:.2g} per layer" in printed(run)
+    assert "±" not in printed(result(networks=1))
+
+
+def test_sizes_beyond_any_number_format_are_shown_right_and_fit():
+    sizes = [-46.0, 0.0, 1760.0]
+    text = printed(result(initial=invented(sizes)))
+    row = next(line for line in text.splitlines() if line.startswith("output gradient"))
+    assert row.split()[2:5] == ["1.00e-46", "1.00e+00", "1.00e+1760"]
+    assert len(row) <= 80
+
+
+@pytest.mark.parametrize(
+    ("log10", "shown"),
+    [
+        (math.log10(9.996), "1.00e+01"),  # rounds up into the next power
+        (math.log10(0.0123), "1.23e-02"),
+        (-1760 + math.log10(2.5), "2.50e-1760"),
+        (100.0, "1.00e+100"),
+    ],
+)
+def test_a_size_is_shown_in_three_digits(log10, shown):
+    assert f" {shown} " in printed(result(initial=invented([log10, 0.0])))
+
+
+@pytest.mark.parametrize("status", ["zero", "nonfinite"])
+def test_a_layer_without_a_number_shows_why(status):
+    statuses = {"output_grad": [status, "ok", "ok"]}
+    text = printed(result(initial=invented([NAN, 0.0, 1.0], statuses)))
+    row = next(line for line in text.splitlines() if line.startswith("output gradient"))
+    assert row.split()[2] == status
+    assert "log_chi" not in text
+
+
+def test_a_deep_profile_fits_80_columns_uncut():
+    values = np.linspace(-1760, 0, 10000)
+    history = invented(values, {"output": ["nonfinite"] * 10000}, output=[NAN] * 10000)
+    rows = [line.rstrip() for line in printed(result(initial=history)).splitlines()]
+    header = next(line for line in rows if "log scale" in line)
+    assert "layer 10000" in header
+    assert "1 to 10000, log scale" in header
+    for label in ("output rms", "output gradient", "weight gradient"):
+        row = next(line for line in rows if line.startswith(label))
+        assert len(row) <= 80
+        assert len(row.split()[-1]) == 24
+        assert "…" not in row
+
+
+def test_samples_that_died_are_counted():
+    history = invented([0.0, 0.0], seeds=2)
+    history.dead_fraction = np.array([0.5, 0.25])
+    assert "37.5% of the samples are exactly 0 at some layer and left out\n" in printed(result(initial=history))
+    assert "exactly 0" not in printed(result())
+
+
+def test_a_single_layer_has_a_profile_but_no_slope():
+    text = printed(result(initial=invented([0.5])))
+    header = next(line for line in text.splitlines() if "log scale" in line)
+    assert header.split() == ["layer", "1", "1", "to", "1,", "log", "scale"]
+    assert "log_chi" not in text
+
+
+def test_divergence_is_said():
+    training = Training([2.5, NAN], [0.1, 0.1], [(0, 2.4, 0.1)], 1)
+    assert "loss 2.5 to nan in 2 steps, not finite from step 1 on\n" in printed(result(training=training))
+
+
+def test_regression_has_a_loss_only():
+    training = Training([2.5, 1.0], [], [(0, 2.4, None), (2, 1.0, None)])
+    assert "\nloss 2.5 to 1 in 2 steps\n" in printed(result(training=training))
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed"])
+def test_a_run_that_did_not_complete_has_no_verdict(status):
+    text = printed(result(status=status))
+    assert "At initialisation" in text
+    assert "gradient: stable" not in text
+    assert "Training" not in text
+    assert printed(result(status=status), quiet=True) == ""
+
+
+def test_text_in_brackets_is_shown_as_it_is():
+    run = result(building="data [bold]odd[/bold]", verdict=Verdict("stable", text="try [red]this[/red]"))
+    text = printed(run)
+    assert "data [bold]odd[/bold]\n" in text
+    assert "try [red]this[/red]\n" in text
+
+
+def test_a_folder_inside_the_current_one_is_shown_short(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "files     outputs/a\n" in printed(result(), folder=tmp_path / "outputs" / "a")
+    assert f"files     {tmp_path.parent}\n" in printed(result(), folder=tmp_path.parent)
+
+
+def test_a_terminal_gets_a_progress_bar_that_is_gone_at_the_end():
+    out = io.StringIO()
+    console = RichConsole(file=out, width=80, force_terminal=True, highlight=False)
+    sink, run = Console(Path("outputs"), console=console), result()
+    for done in (1, 2):
+        run.progress = ("drawing weights", done, 2)
+        sink.write("progress", run)
+    run.progress = ("training", 1, 9)
+    sink.write("progress", run)
+    sink.close()
+    assert "drawing weights" in out.getvalue()
+    assert "training" in out.getvalue()
+    assert console._live_stack == []
+    assert out.getvalue().endswith("\x1b[2K")  # the bar's line is cleared
+
+
+def test_a_pipe_gets_no_progress_bar():
+    run = result()
+    run.progress = ("drawing weights", 1, 2)
+    assert "drawing weights" not in printed(run)
+
+
+# sparklines and ranges
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [
+        ([0.0], "▄"),
+        ([5.0, 5.0, 5.0], "▄▄▄"),
+        ([5.0, 5.0 + 1e-12, 5.0 - 1e-12], "▄▄▄"),
+        ([0.0, 1.0], "▁█"),
+        ([7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0], "█▇▆▅▄▃▂▁"),
+        ([-1760.0, 0.0], "▁█"),
+        ([0.0, NAN, 1.0], "▁·█"),
+        ([NAN, NAN], "··"),
+        ([-math.inf, 0.0, math.inf], "·▄·"),
+        ([], ""),
+    ],
+)
+def test_sparkline(values, drawn):
+    assert sparkline(np.array(values)) == drawn
+
+
+def test_a_sparkline_of_less_than_a_decade_does_not_fill_the_height():
+    assert set(sparkline(np.linspace(0, 0.3, 20))) <= set("▃▄▅")
+
+
+def test_a_sparkline_of_10000_layers_averages_them():
+    assert len(sparkline(np.zeros(10000))) == 24
+    assert sparkline(np.linspace(0, 1, 10000), width=8) == "▁▂▃▄▅▆▇█"
+    one_missing = np.zeros(10000)
+    one_missing[-1] = NAN
+    assert sparkline(one_missing) == "▄" * 23 + "·"
+    assert sparkline(np.full(10000, NAN)) == "·" * 24
+
+
+def test_range_lines_name_the_layer_from_which_on_a_format_fails():
+    history = invented([-50.0, -44.0, 0.0, 39.0], output=[0.0, 10.0, 40.0, 50.0])
+    assert range_lines(history, "float32") == [
+        "in float32 outputs would overflow to inf from layer 3 up",
+        "in float32 output gradients would underflow to 0 from layer 1 down",
+        "in float32 output gradients would overflow to inf from layer 4 down",
+    ]
+    assert range_lines(history, "float64") == []
+    assert all(line in printed(result(initial=history)) for line in range_lines(history, "float32"))

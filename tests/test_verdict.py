@@ -1,0 +1,231 @@
+import math
+
+import numpy as np
+import pytest
+
+from gradexp.config import Config, InitConfig, OptimizerConfig, VerdictConfig
+from gradexp.history import STATUSES, History
+from gradexp.verdict import Verdict, gradient_verdict, run_verdict, training_verdict
+
+NAN = math.nan
+
+
+def history(output_grad, statuses="ok", quantities=None, **options):
+    """Return a History of one step; ``output_grad`` has one row of log10 norms per network."""
+    values = {"output_grad": np.array(output_grad, ndmin=2)[None]}
+    shape = values["output_grad"].shape
+    for quantity, rows in (quantities or {}).items():
+        values[quantity] = np.broadcast_to(np.array(rows, float), shape)
+    codes = {quantity: np.zeros(shape, np.int8) for quantity in values}
+    for quantity, rows in (statuses if isinstance(statuses, dict) else {}).items():
+        codes[quantity][:] = [[STATUSES.index(name) for name in row] for row in rows]
+    layers, networks = shape[2], shape[1]
+    return History(
+        "init", [f"layers.{i}" for i in range(layers)], [0], list(range(networks)), values, codes, **options
+    )
+
+
+def initial(ratio=0.0, cosine=0.1, weight_grad=0.0):
+    return history([ratio, ratio / 2, 0.0], quantities={"weight_grad": weight_grad}, output_cosine=np.array([cosine]))
+
+
+def judged(config=None, losses=(), diverged_at=None, chance=2.3, **options):
+    return run_verdict(config or Config(depth=60), initial(**options), losses, diverged_at, chance)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "outcome", "word", "shown"),
+    [
+        (-3.1, "vanishing", "vanishes", "10^-3.1"),
+        (-1760.0, "vanishing", "vanishes", "10^-1760.0"),
+        (3.1, "exploding", "explodes", "10^+3.1"),
+        (0.0, "stable", "arrives", "10^+0.0"),
+        (-2.9, "stable", "arrives", "10^-2.9"),
+        (2.9, "stable", "arrives", "10^+2.9"),
+        (-3.0, "stable", "arrives", "10^-3.0"),
+        (3.0, "stable", "arrives", "10^+3.0"),
+    ],
+)
+def test_the_gradient_is_judged_by_the_first_layer_over_the_last(ratio, outcome, word, shown):
+    found = gradient_verdict(history([5 + ratio, 100.0, 5.0]))
+    text = f"the gradient {word}: the output gradient at layer 1 is {shown} times that at layer 3"
+    assert found == Verdict(outcome, "none", "unavailable", text)
+
+
+@pytest.mark.parametrize(("decades", "outcome"), [(1.0, "vanishing"), (2.0, "stable"), (2.5, "stable")])
+def test_the_limit_can_be_chosen(decades, outcome):
+    assert gradient_verdict(history([-2.0, 0.0]), decades).gradient == outcome
+    config = Config(depth=2, verdict=VerdictConfig(decades))
+    assert run_verdict(config, history([-2.0, 0.0], quantities={"weight_grad": 0}), [], None, 1.0).gradient == outcome
+
+
+def test_the_ratio_is_the_mean_over_networks_that_have_one():
+    rows = [[-8.0, 0.0], [-2.0, 0.0], [NAN, 0.0]]
+    found = gradient_verdict(history(rows, dead_fraction=np.array([0.0, 0.0, 1.0])))
+    assert found.gradient == "vanishing"
+    assert "10^-5.0 times" in found.text
+
+
+def test_a_history_judges_itself():
+    assert history([-4.0, 0.0]).verdict() == gradient_verdict(history([-4.0, 0.0]))
+    assert history([-4.0, 0.0]).verdict(decades=5).gradient == "stable"
+
+
+def test_each_step_can_be_judged():
+    both = history([0.0, 0.0])
+    both.log10["output_grad"] = np.array([[[0.0, 0.0]], [[-9.0, 0.0]]])
+    both.steps = [0, 1]
+    assert [gradient_verdict(both, step=step).gradient for step in (0, 1, -1)] == ["stable", "vanishing", "vanishing"]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "outcome", "text"),
+    [
+        ({"output": [["ok", "zero", "zero"]]}, "dead", "dead: layer 2 outputs 0 for every sample"),
+        (
+            {"output": [["ok", "nonfinite", "nonfinite"]]},
+            "exploding",
+            "exploding: layer 2 outputs inf or nan for every sample",
+        ),
+        (
+            {"output_grad": [["zero", "zero", "ok"]]},
+            "dead",
+            "dead: layer 2 receives a gradient of exactly 0 for every sample",
+        ),
+        (
+            {"output_grad": [["nonfinite", "nonfinite", "ok"]]},
+            "exploding",
+            "exploding: layer 2 receives a gradient of inf or nan for every sample",
+        ),
+        ({"output_grad": [["frozen", "ok", "ok"]]}, "dead", "dead: no output gradient is seen at layer 1 (frozen)"),
+        (
+            {"output_grad": [["ok", "ok", "hook_missed"]]},
+            "dead",
+            "dead: no output gradient is seen at layer 3 (hook_missed)",
+        ),
+        ({}, "dead", "dead: no sample has a gradient at both the first and the last layer"),
+    ],
+)
+def test_without_a_number_at_both_ends_the_reason_is_named(statuses, outcome, text):
+    given = history([NAN, NAN, 0.0], statuses, {"output": [0.0, NAN, NAN]})
+    assert gradient_verdict(given) == Verdict(outcome, text=text)
+
+
+def test_a_layer_is_dead_only_if_it_is_in_every_network():
+    statuses = {"output": [["zero", "ok", "zero"], ["ok", "ok", "zero"]]}
+    given = history([[NAN, 0.0, NAN], [NAN, 0.0, NAN]], statuses, {"output": 0.0})
+    assert gradient_verdict(given).text == "dead: layer 3 outputs 0 for every sample"
+
+
+def test_networks_whose_samples_all_die_are_dead_whatever_numbers_the_ends_have():
+    given = history([0.0, 0.0], dead_fraction=np.array([1.0]))
+    assert gradient_verdict(given).gradient == "dead"
+    given = history([[0.0, 0.0], [0.0, 0.0]], dead_fraction=np.array([1.0, 0.9]))
+    assert gradient_verdict(given).gradient == "stable"
+
+
+@pytest.mark.parametrize(
+    ("losses", "diverged_at", "chance", "outcome"),
+    [
+        ([], None, 2.3, "none"),
+        ([2.3, NAN], 1, 2.3, "diverged"),
+        ([2.3, 0.1], 1, 2.3, "diverged"),
+        ([2.3, 2.2], 0, 2.3, "diverged"),
+        ([2.3] * 30, None, 2.3, "stuck"),
+        ([0.0] * 30 + [2.3] * 10, None, 2.3, "stuck"),
+        ([2.3] * 30 + [1.0] * 10, None, 2.3, "trained"),
+        ([2.0], None, 2.3, "trained"),
+        ([0.9], None, 1.0, "stuck"),  # 0.9 of chance is not below it
+        ([math.nextafter(0.9, 0)], None, 1.0, "trained"),
+        ([4.0, 4.0, 3.7], None, 0.0, "stuck"),
+        ([4.0] + [3.0] * 10, None, 0.0, "trained"),
+        ([0.0, 0.0], None, 0.0, "stuck"),
+    ],
+)
+def test_training_is_judged_by_its_last_ten_losses_against_chance(losses, diverged_at, chance, outcome):
+    assert training_verdict(losses, diverged_at, chance) == outcome
+
+
+SIZE = "the output gradient at layer 1 is 10^{} times that at layer 3"
+
+
+def test_a_training_that_works_says_how_far_the_loss_falls_and_needs_no_cure():
+    found = judged(losses=[2.345678, 0.01234], chance=2.3)
+    assert found == Verdict(
+        "stable", "trained", text=f"the gradient arrives: {SIZE.format('+0.0')}; the loss falls from 2.35 to 0.0123"
+    )
+
+
+def test_without_training_only_a_bad_gradient_gets_a_cure():
+    assert judged() == Verdict("stable", "none", text=f"the gradient arrives: {SIZE.format('+0.0')}")
+    found = judged(ratio=-22.0)
+    expected = f"the gradient vanishes: {SIZE.format('-22.0')}; try init=orthogonal activation=tanh"
+    assert found == Verdict("vanishing", "none", text=expected)
+
+
+def test_a_vanishing_gradient_that_trains_nothing_is_said_from_the_weight_gradients():
+    found = judged(ratio=-22.0, losses=[2.3] * 9, weight_grad=[-24.2, -24.1, NAN])
+    assert (found.gradient, found.training) == ("vanishing", "stuck")
+    assert ", and weight gradients of about 10^-24 change nothing; try init=" in found.text
+
+
+def test_a_network_blind_to_its_input_is_said_to_be():
+    found = judged(losses=[2.3] * 9, cosine=0.99)
+    reason = "but after 60 relu layers all inputs point the same way (mean cosine of two outputs 0.990)"
+    assert found.text.endswith(f"{SIZE.format('+0.0')}, {reason}; try init=orthogonal activation=tanh")
+    assert "point the same way" not in judged(losses=[2.3] * 9, cosine=0.9).text
+
+
+def test_a_dead_network_cannot_learn_and_gets_a_cure():
+    dead = history(
+        [NAN, NAN, 0.0],
+        {"output": [["ok", "zero", "ok"]]},
+        {"output": 0.0, "weight_grad": NAN},
+        output_cosine=np.array([NAN]),
+    )
+    found = run_verdict(Config(depth=10, init=InitConfig("xavier")), dead, [2.3] * 9, None, 2.3)
+    text = "dead: layer 2 outputs 0 for every sample, and no weight before that layer can learn; try init=he"
+    assert found == Verdict("dead", "stuck", text=text)
+
+
+@pytest.mark.parametrize("cosine", [0.1, NAN])
+def test_a_stable_but_stuck_training_is_sent_to_the_optimizer(cosine):
+    config = Config(depth=5, optimizer=OptimizerConfig(lr=0.25))
+    found = judged(config, losses=[2.3] * 9, cosine=cosine)
+    assert found.text.endswith(", but the loss does not fall; try more steps, or another optimizer.lr than 0.25")
+
+
+def test_an_exploding_gradient_whose_loss_does_not_fall_is_cured_by_the_initialisation():
+    found = judged(ratio=40.0, losses=[2.3] * 9)
+    expected = f"the gradient explodes: {SIZE.format('+40.0')}, and the loss does not fall; try init=orthogonal"
+    assert found.text.startswith(expected)
+
+
+def test_divergence_names_its_step_and_a_stable_gradient_gets_a_smaller_learning_rate():
+    found = judged(Config(depth=5, optimizer=OptimizerConfig(lr=30.0)), losses=[2.3, 9.0], diverged_at=1)
+    assert found.training == "diverged"
+    text = "; the loss or a weight is not finite from step 1 on; try a smaller optimizer.lr than 30"
+    assert found.text.endswith(text)
+    assert judged(ratio=9.0, losses=[NAN], diverged_at=0).text.endswith("; try init=orthogonal activation=tanh")
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        ({"activation": "linear", "init": InitConfig("identity", gain=1.5)}, "init=orthogonal init.gain=1"),
+        ({"activation": "linear", "init": InitConfig("xavier")}, "init=orthogonal"),
+        ({"activation": "relu", "init": InitConfig("xavier"), "depth": 50}, "init=he"),
+        ({"activation": "leaky_relu", "init": InitConfig("normal"), "depth": 10}, "init=he"),
+        ({"activation": "relu", "init": InitConfig("normal", gain=3), "depth": 10}, "init=he init.gain=1"),
+        ({"activation": "relu", "init": InitConfig("xavier"), "depth": 51}, "init=orthogonal activation=tanh"),
+        ({"activation": "relu", "init": InitConfig("he"), "depth": 50}, "init=orthogonal activation=tanh"),
+        ({"activation": "sigmoid", "init": InitConfig("he"), "depth": 10}, "init=orthogonal activation=tanh"),
+        (
+            {"activation": "tanh", "init": InitConfig("orthogonal", gain=0.5)},
+            "init=orthogonal activation=tanh init.gain=1",
+        ),
+    ],
+)
+def test_the_cure_fits_activation_depth_and_initialisation(options, cure):
+    for ratio in (-30.0, 30.0):
+        assert judged(Config(**options), ratio=ratio).text.endswith(f"; try {cure}")
