@@ -303,7 +303,7 @@ def _course(training: Any) -> str:
     if training.diverged_at is not None:
         return f"{line}, not finite from step {training.diverged_at} on"
     if training.train_accuracy is not None:
-        line += f"; accuracy {training.train_accuracy:.1%} on the training part, {tests[-1][2]:.1%} on the test part"
+        line += f"; accuracy {training.train_accuracy:.1%} in training, {tests[-1][2]:.1%} in test"
     return line
 
 
