@@ -323,7 +323,7 @@ def test_output_to_a_pipe_has_no_ansi_codes_and_fits_80_columns(plain, capsys, t
     for part in (
         "gradexp ",
         "network 6 tanh layers init xavier (gain=1.0) At initialisation (5 samples, 3 networks, exact)",
-        "Training loss 2.5 to 0.5 in 3 steps; accuracy 95.0% on the training part, 80.0% on the test part",
+        "Training loss 2.5 to 0.5 in 3 steps; accuracy 95.0% in training, 80.0% in test",
         "gradient: stable, training: trained, theory: unavailable the gradient arrives:",
         "seconds 2.5 (weights 0.2, training 1.2)",
     ):
