@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Self
 
 import hydra
+from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, MissingConfigException
@@ -29,39 +30,89 @@ _HERE = Path(__file__).resolve().parent
 # Installed from a wheel the YAML files lie inside the package, in a checkout beside it.
 CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 
+_IS_HYDRA_1_3 = hydra.__version__.startswith("1.3")
+
 _GROUPS = {"init": schema.INIT_OPTIONS, "data": schema.DATA_OPTIONS, "optimizer": schema.OPTIMIZER_OPTIONS}
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: unwinds like Ctrl-C, so that the files are completed, but exits with another code."""
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM. It unwinds the run, so that its files are completed, and sets the exit code.
+
+    A class of its own for Ctrl-C too: Python ends itself by SIGINT, with no exit code, after a plain
+    KeyboardInterrupt that passed through an import, even if it was caught.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + signum
 
 
-def command(job: Callable[[Config, Path, list[str]], None]) -> Callable[[], None]:
+class Interruptions:
+    """Turn the first SIGINT or SIGTERM into ``Interrupted``, and ignore later ones while files are completed.
+
+    It is a sink as well: an exception raised inside an import or a callback of a library may be swallowed there,
+    and is then raised again at the next sign of life of the run.
+    """
+
+    def __init__(self) -> None:
+        self.pending: Interrupted | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Take over both signals, unless they are ignored, as in a job that outlives its terminal."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                self._before[signum] = signal.signal(signum, self._raise)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the signals back."""
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def write(self, stage: str, _result: object) -> None:
+        """Raise an interruption that was swallowed."""
+        if self.pending is not None and stage != "end":
+            raise self.pending
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _raise(self, signum: int, _frame: object) -> None:
+        if self.pending is None:
+            self.pending = Interrupted(signum)
+            raise self.pending
+
+
+def command(job: Callable[[Config, Path, list[str], Interruptions], None]) -> Callable[[], None]:
     """Turn a job into a command line: compose its config with Hydra, and report every mistake in a line or two.
 
     Exit codes are 0, 1 after an error, 130 after Ctrl-C and 143 after SIGTERM. With the environment variable
     HYDRA_FULL_ERROR=1 errors keep their traceback.
 
     Args:
-        job: Given the checked options, the run's own folder and the overrides.
+        job: Given the checked options, the run's own folder, the overrides and a sink for interruptions.
 
     Returns:
         The command.
     """
 
-    def from_hydra(composed: DictConfig) -> None:
-        settings = HydraConfig.get()
-        folder = Path(settings.runtime.output_dir)
-        try:
-            job(to_config(composed), folder, list(settings.overrides.task))
-        except KeyboardInterrupt:
-            print(f"interrupted; what was measured so far is in {folder}", file=sys.stderr)  # noqa: T201
-            raise
-
     def main() -> None:
+        interruptions = Interruptions()
+
+        def from_hydra(composed: DictConfig) -> None:
+            settings = HydraConfig.get()
+            folder = Path(settings.runtime.output_dir)
+            try:
+                job(to_config(composed), folder, list(settings.overrides.task), interruptions)
+            except KeyboardInterrupt:
+                _say(f"interrupted; what was measured so far is in {folder}")
+                raise
+
         # Hydra 1.3 warns where version_base is missing, 1.4 where it is there.
-        base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
-        _run_safely(hydra.main(config_path=str(CONFIG_DIR), config_name="config", **base)(from_hydra))
+        base = {"version_base": "1.3"} if _IS_HYDRA_1_3 else {}
+        with interruptions:
+            _run_safely(hydra.main(config_path=str(CONFIG_DIR), config_name="config", **base)(from_hydra))
 
     return main
 
@@ -89,21 +140,16 @@ def _run_safely(run: Callable[[], Any]) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without unicode shows ? instead of failing
 
-    def terminate(*_: object) -> NoReturn:
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         run()
-    except KeyboardInterrupt as interruption:
-        sys.exit(143 if isinstance(interruption, Terminated) else 130)
-    except (CompactHydraException, OmegaConfBaseException, ConfigError, OSError) as error:
+    except Interrupted as interruption:
+        sys.exit(interruption.exit_code)
+    except Exception as error:
         if wants_traceback:
             raise
-        print(error_line(error), file=sys.stderr)  # noqa: T201
+        _say(error_line(error))
         sys.exit(1)
     finally:
-        signal.signal(signal.SIGTERM, previous)
         if not wants_traceback:
             del os.environ["HYDRA_FULL_ERROR"]
 
@@ -125,12 +171,19 @@ def error_line(error: BaseException) -> str:
     if match := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
         return f"{match[1]} is several values: add -m to run one after another, or write a list as key=[1,2]"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "\n".join(lines[:2]) or type(error).__name__
+    if isinstance(error, CompactHydraException | ConfigError):
+        return "\n".join(lines[:2])
+    # Not foreseen, for example too little memory.
+    return f"{type(error).__name__}: {lines[0] if lines else ''}\nHYDRA_FULL_ERROR=1 shows where it happened"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201
 
 
 def _unknown_key(key: str) -> str:
     known = [option.key for option in list_options()]
-    close = difflib.get_close_matches(key, known, n=1)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return f"unknown option '{key}'{hint} (python -m gradexp.run --help lists them all)"
 
@@ -210,6 +263,23 @@ def _store() -> None:
     store.store(name="schema", node=Config)
     help_node = {"app_name": "gradexp.run", "header": "", "footer": "", "template": _help_text()}
     store.store(group="hydra/help", name="gradexp", node=help_node)
+    # Hydra's own defaults, changed here rather than in config.yaml: they then also hold for a run that is repeated
+    # from its snapshot. Microseconds give runs that start in the same second folders of their own; no job log is
+    # kept, since the run writes its own files; and keys that would only lengthen a job's name are left out of it.
+    settings = HydraConf(
+        run=RunDir(dir="outputs/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}"),
+        sweep=SweepDir(
+            dir="multirun/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}",
+            subdir="${hydra.job.num}_${hydra.job.override_dirname}",
+        ),
+    )
+    settings.job.config.override_dirname.exclude_keys = ["experiment", "quiet", "device", "threads"]
+    replaced = {"help": "gradexp", "job_logging": "none"}
+    settings.defaults = [
+        {key: replaced.get(key, choice) for key, choice in entry.items()} for entry in settings.defaults
+    ]
+    replace: dict[str, Any] = {} if _IS_HYDRA_1_3 else {"replace": True}  # 1.3 always replaces
+    store.store(group="hydra", name="config", node=settings, provider="gradexp", **replace)
 
 
 _store()

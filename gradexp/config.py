@@ -199,6 +199,9 @@ class Config:
         self._resolve_depth()
         for key, value in _numbers(self):
             _require(math.isfinite(value), key, value, "a finite number")
+            fits = abs(value) <= _HIGHEST or not key.startswith(("optimizer.", "negative_slope"))
+            _require(fits, key, value, f"at most {_HIGHEST:g} in size, the range of float32")
+        _require(self.threads is None or self.threads <= _MOST_THREADS, "threads", self.threads, "at most 1024")
         for key, low in _LOWEST.items():
             value = _get(self, key)
             _require(value is None or value >= low, key, value, f"at least {low}")
@@ -259,6 +262,9 @@ _LOWEST = {
     "optimizer.weight_decay": 0,
     "optimizer.momentum": 0,
 }
+
+_HIGHEST = 3e38
+_MOST_THREADS = 1024
 
 _LYAPUNOV = ("linear", "relu", "leaky_relu")
 

@@ -179,6 +179,8 @@ def _file(path: str | None, standardize: bool, **_: Any) -> Dataset:
         raise ConfigError(
             f"{where}: class labels must be 0, 1, ... of at least 2 classes, got {y.min()} to {y.max()}"
         )
+    if y.dtype.kind != "f" and y.max() >= len(y):
+        raise ConfigError(f"{where}: class labels up to {y.max()} make more classes than the {len(y)} samples")
     return _split(x, y, standardize)
 
 

@@ -62,9 +62,11 @@ def run(config: Config, sinks: Sequence[Sink] = (), overrides: Sequence[str] = (
     except KeyboardInterrupt:
         result.status = "interrupted"
         raise
-    except Exception as error:
+    except BaseException as error:  # also SystemExit, with which rich answers a closed pipe
         result.status = "failed"
-        result.error = str(error).strip().split("\n")[0] or type(error).__name__
+        result.error = f"{type(error).__name__}: {error}".split("\n")[0]
+        if isinstance(error, ConfigError):
+            result.error = str(error)
         raise
     finally:
         clock.stop()
@@ -127,7 +129,12 @@ def _run(result: Result, sinks: Sequence[Sink], clock: "_Clock") -> None:
             result.weights = {name: value.cpu() for name, value in model.state_dict().items()}
         training = result.training or Training()
         result.verdict = run_verdict(
-            config, result.initial, training.losses, training.diverged_at, chance_loss(data, loss)
+            config,
+            result.initial,
+            training.losses,
+            training.diverged_at,
+            chance_loss(data, loss),
+            result.gradients,
         )
 
 

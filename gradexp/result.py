@@ -159,8 +159,9 @@ def _training(training: "Training | None") -> dict[str, Any]:
             loss_first=losses[0] if losses else None,
             loss_last=losses[-1] if losses else None,
             train_accuracy=training.train_accuracy,
-            test_loss=tests[-1][1] if tests else None,
-            test_accuracy=tests[-1][2] if tests else None,
+            # After a divergence the last test is of weights that are gone.
+            test_loss=tests[-1][1] if tests and training.diverged_at is None else None,
+            test_accuracy=tests[-1][2] if tests and training.diverged_at is None else None,
             diverged_at=training.diverged_at,
         )
     return content

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from gradexp.cli import command
+from gradexp.cli import Interruptions, command
 from gradexp.config import Config
 
 
-def job(config: Config, folder: Path, overrides: list[str]) -> None:
+def job(config: Config, folder: Path, overrides: list[str], interruptions: Interruptions) -> None:
     """Run one experiment and leave its files in a folder."""
     from gradexp.experiment import run
     from gradexp.sinks import Console, Files, TensorBoard
 
-    run(config, [Files(folder), TensorBoard(folder), Console(folder, config.quiet)], overrides)
+    run(config, [interruptions, Files(folder), TensorBoard(folder), Console(folder, config.quiet)], overrides)
 
 
 main = command(job)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,8 @@ class TensorBoard:
         for quantity in ("output", "output_grad", "weight_grad"):
             for layer, value in enumerate(history.profile(quantity), start=1):
                 if math.isfinite(value):
-                    self.writer.add_scalar(f"profile/log10_{quantity}", value, layer)
+                    # Rounded to what float32 shows, so that the log of 1 is 0 and not -0.
+                    self.writer.add_scalar(f"profile/log10_{quantity}", round(value, 9) + 0.0, layer)
         self.writer.flush()
 
     def _step(self, result: Result) -> None:
@@ -188,12 +190,13 @@ class Console:
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("")
         for layer in shown:
-            table.add_column(f"layer {layer}", justify="right")
+            table.add_column(f"layer {layer}", justify="right", no_wrap=True)
         table.add_column(f"1 to {history.depth}, log scale", no_wrap=True)
+        blocks = _BLOCKS if self.console.encoding.startswith("utf") else _ASCII_BLOCKS
         for quantity, label in _LABELS.items():
             profile, status = history.profile(quantity), history.status[quantity][0]
             sizes = [_power_of_ten(profile[layer - 1], status[:, layer - 1]) for layer in shown]
-            table.add_row(label, *sizes, sparkline(profile))
+            table.add_row(label, *sizes, sparkline(profile, blocks=blocks))
         self._print(table)
         slope, scale = history.log_chi(), history.depth_scale()
         if slope is not None:
@@ -224,7 +227,7 @@ class Console:
             parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())
             shown = _short(self.folder)
             self._print(f"\nfiles     {shown}", markup=False, soft_wrap=True)
-            self._print(f"look      tensorboard --logdir {shown}", markup=False, soft_wrap=True)
+            self._print(f"look      tensorboard --logdir {shlex.quote(shown)}", markup=False, soft_wrap=True)
             self._print(f"seconds   {result.seconds:.1f} ({parts})", markup=False)
 
     def _advance(self, activity: str, done: int, total: int) -> None:
@@ -249,10 +252,11 @@ class Console:
 
 
 _LABELS = {"output": "output rms", "output_grad": "output gradient", "weight_grad": "weight gradient"}
-_BLOCKS = "▁▂▃▄▅▆▇█"
+_BLOCKS = "▁▂▃▄▅▆▇█·"  # the last marks layers without a number
+_ASCII_BLOCKS = "_.-~=+*#?"
 
 
-def sparkline(log10: Array, width: int = 24) -> str:
+def sparkline(log10: Array, width: int = 24, blocks: str = _BLOCKS) -> str:
     """Draw values over layers on a log scale, at least one decade high; ``·`` marks layers without a number.
 
     Example:
@@ -261,7 +265,7 @@ def sparkline(log10: Array, width: int = 24) -> str:
     """
     there = log10[np.isfinite(log10)]
     if not there.size:
-        return "·" * min(width, log10.size)
+        return blocks[-1] * min(width, log10.size)
     low, high = there.min(), there.max()
     if high - low < 1:
         low = (low + high - 1) / 2 + 0.01  # off the middle, where rounding noise would flicker
@@ -271,7 +275,7 @@ def sparkline(log10: Array, width: int = 24) -> str:
         numbers = part[np.isfinite(part)]
         missing = numbers.size < part.size
         height = 0.0 if missing else (numbers.mean() - low) / (high - low)
-        bars.append("·" if missing else _BLOCKS[min(7, int(height * 7 + 0.5))])
+        bars.append(blocks[-1] if missing else blocks[min(7, int(height * 7 + 0.5))])
     return "".join(bars)
 
 
@@ -299,7 +303,7 @@ def _power_of_ten(log10: float, status: Array) -> str:
 
 def _course(training: Any) -> str:
     losses, tests = training.losses, training.tests
-    line = f"loss {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} steps"
+    line = f"loss {losses[0]:.4g} to {losses[-1]:.4g} in {len(losses)} steps"
     if training.diverged_at is not None:
         return f"{line}, not finite from step {training.diverged_at} on"
     if training.train_accuracy is not None:

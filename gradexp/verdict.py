@@ -1,5 +1,6 @@
 """What a run amounts to: did the gradient arrive, did training work, and why not."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,11 @@ from gradexp.config import Config
 from gradexp.history import STATUSES, History, mean
 
 # Mean cosine between the outputs of two samples from which on a network counts as blind to its input.
-_ALIGNED = 0.9
+_ALIGNED = 0.98
+# Fewer steps than this tell nothing about what a network can learn.
+_ENOUGH_STEPS = 100
+# A step that changes the weights by less than this share of their size changes nothing that matters.
+_IDLE = -5
 # Stuck: the last losses are above this share of the loss of a network that ignores its input.
 _STUCK = 0.9
 _LAST = 10
@@ -47,7 +52,10 @@ def gradient_verdict(history: History, decades: float = 3.0, step: int = -1) -> 
     alive = history.dead_fraction is None or bool((history.dead_fraction < 1).any())
     if ratio is None or not alive:
         return _no_number(history, step)
-    size = f"the output gradient at layer 1 is 10^{ratio:+.1f} times that at layer {history.depth}"
+    if history.depth == 1:
+        return Verdict("stable", text="the gradient arrives: there is one layer only")
+    shown = round(ratio, 1) + 0.0  # no -0.0
+    size = f"the output gradient at layer 1 is 10^{shown:+.1f} times that at layer {history.depth}"
     if ratio < -decades:
         return Verdict("vanishing", text=f"the gradient vanishes: {size}")
     if ratio > decades:
@@ -70,9 +78,23 @@ def training_verdict(losses: Sequence[float], diverged_at: int | None, chance: f
 
 
 def run_verdict(
-    config: Config, initial: History, losses: Sequence[float], diverged_at: int | None, chance: float
+    config: Config,
+    initial: History,
+    losses: Sequence[float] = (),
+    diverged_at: int | None = None,
+    chance: float = 0.0,
+    gradients: History | None = None,
 ) -> Verdict:
-    """Judge a whole run: the gradient at initialisation, the training, and what to do about it."""
+    """Judge a whole run: the gradient at initialisation, the training, and what to do about it.
+
+    Args:
+        config: The run's options.
+        initial: The profile at initialisation.
+        losses: Of each training step.
+        diverged_at: First step whose loss or weight is not finite.
+        chance: Loss of a network that ignores its input.
+        gradients: What the probe recorded in training.
+    """
     gradient = gradient_verdict(initial, config.verdict.decades)
     training = training_verdict(losses, diverged_at, chance)
     text = gradient.text
@@ -80,11 +102,11 @@ def run_verdict(
         text += f"; the loss or a weight is not finite from step {diverged_at} on"
     elif training == "stuck":
         but = "but" if gradient.gradient == "stable" else "and"
-        text += f", {but} {_why_stuck(config, initial, gradient.gradient)}"
+        text += f", {but} {_why_stuck(config, initial, gradient.gradient, losses, chance, gradients)}"
     elif training == "trained":
-        text += f"; the loss falls from {losses[0]:.3g} to {losses[-1]:.3g}"
+        text += f"; the loss goes from {losses[0]:.3g} to {losses[-1]:.3g}, that of guessing is {chance:.3g}"
     if training in ("stuck", "diverged") or (training == "none" and gradient.gradient != "stable"):
-        text += f"; try {_cure(config, initial, gradient.gradient, training)}"
+        text += f"; try {_cure(config, initial, gradient.gradient, losses, diverged_at)}"
     return Verdict(gradient.gradient, training, text=text)
 
 
@@ -108,16 +130,41 @@ def _no_number(history: History, step: int) -> Verdict:
     return Verdict("dead", text="dead: no sample has a gradient at both the first and the last layer")
 
 
-def _why_stuck(config: Config, initial: History, gradient: str) -> str:
-    weight_grad = initial.profile("weight_grad")
-    if gradient == "vanishing" and np.isfinite(weight_grad).any():
-        return f"weight gradients of about 10^{np.nanmedian(weight_grad):.0f} change nothing"
+def _why_stuck(
+    config: Config,
+    initial: History,
+    gradient: str,
+    losses: Sequence[float],
+    chance: float,
+    gradients: History | None,
+) -> str:
     if gradient == "dead":
-        return "no weight before that layer can learn"
-    if _cosine(initial) > _ALIGNED:
+        return "nothing can be learned through it"
+    share = _share_changed(gradients)
+    if share == -math.inf:
+        return "a step leaves the weights of most layers exactly as they were"
+    if share is not None and share < _IDLE:
+        return f"a step changes the weights by a share of 10^{share:.0f} only"
+    if _is_blind(initial, losses):
         layers = f"{config.depth} {config.activation} layers"
         return f"after {layers} all inputs point the same way (mean cosine of two outputs {_cosine(initial):.3f})"
-    return "the loss does not fall"
+    return f"after {len(losses)} steps the loss is {losses[-1]:.3g}, that of guessing is {chance:.3g}"
+
+
+def _share_changed(gradients: History | None) -> float | None:
+    """Return log10 of ‖update‖ / ‖weight‖ in the last recorded step, -inf for no change, None if unknown."""
+    if gradients is None or "update" not in gradients.log10:
+        return None
+    share = gradients.log10["update"] - gradients.log10["weight"]
+    unchanged = gradients.status["update"] == STATUSES.index("zero")
+    known = np.where(unchanged, -np.inf, share)[-1:]
+    known = known[~np.isnan(known)]
+    return float(np.median(known)) if known.size else None
+
+
+def _is_blind(initial: History, losses: Sequence[float]) -> bool:
+    """Say whether a network got its chance to learn, and cannot tell its inputs apart."""
+    return len(losses) >= _ENOUGH_STEPS and _cosine(initial) > _ALIGNED
 
 
 def _cosine(initial: History) -> float:
@@ -125,12 +172,14 @@ def _cosine(initial: History) -> float:
     return 0.0 if initial.output_cosine is None else mean(initial.output_cosine) or 0.0
 
 
-def _cure(config: Config, initial: History, gradient: str, training: str) -> str:
+def _cure(config: Config, initial: History, gradient: str, losses: Sequence[float], diverged_at: int | None) -> str:
     """Name the usual remedy for this activation and depth."""
     rectifier = config.activation in ("relu", "leaky_relu", "elu", "gelu", "silu")
-    if gradient == "stable" and training == "diverged":
+    if gradient == "stable" and diverged_at is not None:
+        if not math.isfinite(losses[0]):  # no update was made yet
+            return "smaller inputs or dtype=float64"
         return f"a smaller optimizer.lr than {config.optimizer.lr:g}"
-    if gradient == "stable" and _cosine(initial) <= _ALIGNED:
+    if gradient == "stable" and not _is_blind(initial, losses):
         return f"more steps, or another optimizer.lr than {config.optimizer.lr:g}"
     gain = "" if config.init.gain == 1 else " init.gain=1"
     if config.activation == "linear":

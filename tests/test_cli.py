@@ -1,5 +1,6 @@
 """The command line: every choice runs, every mistake is one or two lines, every end leaves complete files."""
 
+import contextlib
 import csv
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 
 from gradexp import config as schema
 from gradexp.cli import CONFIG_DIR
-from gradexp.history import COLUMNS
+from gradexp.history import COLUMNS, write_csv
 from gradexp.run import main
 
 SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8"]
@@ -113,6 +114,10 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         (["data=file", "data.path=nope.npz"], "data.path='nope.npz': there is no such file"),
         (["hydra.run.dir=/dev/null/x"], "cannot write to /dev/null"),
         (["nonsense"], "Error parsing override 'nonsense'"),
+        (["init=null"], "ValueError: Config group override must be a string"),
+        (["optimizer.lr=1e39"], "optimizer.lr must be at most 3e+38 in size"),
+        (["threads=100000"], "threads must be at most 1024, got 100000"),
+        (["normalization=batch"], "unknown option 'normalization' (python -m gradexp.run --help lists them all)"),
         (["device=cuda:99"], "device=cuda:99 is not there: PyTorch finds"),
     ],
 )
@@ -169,9 +174,14 @@ def test_a_sweep_runs_every_job_in_one_process(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_run_is_repeated_from_its_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     call(monkeypatch, *SMALL, "data=gaussian", "hydra.run.dir=first")
-    assert call(monkeypatch, "--config-path", str(Path("first/.hydra").resolve()), "hydra.run.dir=second") == 0
-    assert Path("first/layers.csv").read_text() == Path("second/layers.csv").read_text()
-    assert summary(Path("first"))["config_hash"] == summary(Path("second"))["config_hash"]
+    for _ in range(2):
+        assert call(monkeypatch, "--config-path", str(Path("first/.hydra").resolve())) == 0
+    repeated = list(Path().glob("outputs/*/*"))
+    assert len(repeated) == 2
+    for folder in repeated:
+        assert (folder / "layers.csv").read_text() == Path("first/layers.csv").read_text()
+        assert summary(folder)["config_hash"] == summary(Path("first"))["config_hash"]
+        assert not list(folder.glob("*.log"))
 
 
 def test_output_is_plain_text_in_80_columns_when_piped() -> None:
@@ -224,6 +234,45 @@ def test_an_interruption_leaves_complete_files(signum: signal.Signals, code: int
         assert found["training"]["steps"] > 0
         assert sum(row["phase"] == "train" for row in rows) >= 20
     assert not list(Path("here").glob("*.part"))
+
+
+def test_an_interruption_that_a_library_swallowed_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradexp import data
+
+    load = data.load
+
+    def swallowing(*arguments: Any) -> data.Dataset:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        return load(*arguments)
+
+    monkeypatch.setattr(data, "load", swallowing)
+    assert call(monkeypatch, *SMALL) == 143
+    assert summary(the_run())["status"] == "interrupted"
+
+
+def test_a_second_interruption_does_not_cut_the_files_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradexp import sinks
+
+    def impatient(path: Path, histories: Any) -> None:
+        if any(history.phase == "train" for history in histories):
+            signal.raise_signal(signal.SIGINT)
+        write_csv(path, histories)
+
+    def interrupt(self: sinks.Console, *_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sinks, "write_csv", impatient)
+    monkeypatch.setattr(sinks.TensorBoard, "_step", interrupt)
+    assert call(monkeypatch, *SMALL) == 130
+    assert summary(the_run())["status"] == "interrupted"
+    assert "train" in (the_run() / "layers.csv").read_text()
+
+
+def test_a_closed_pipe_is_recorded() -> None:
+    command = f"{sys.executable} -m gradexp.run {' '.join(SMALL)} data=gaussian hydra.run.dir=here | true"
+    subprocess.run(command, shell=True, check=False, capture_output=True, timeout=60)
+    assert summary(Path("here"))["status"] in ("failed", "complete")
 
 
 def test_full_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

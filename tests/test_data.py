@@ -419,3 +419,9 @@ def test_batches_follow_their_generator_only():
     torch.manual_seed(2)
     assert torch.equal(first(0), expected)
     assert not torch.equal(first(1), expected)
+
+
+def test_labels_that_make_more_classes_than_samples_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "far.npz", x=np.ones((3, 2)), y=np.array([0, 1, 10**12], dtype=np.uint64))
+    with pytest.raises(ConfigError, match="class labels up to 1000000000000 make more classes than the 3 samples"):
+        load(DataConfig("file", path=str(tmp_path / "far.npz")), width=1)

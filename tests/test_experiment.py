@@ -1,6 +1,7 @@
 """Whole runs: the verdicts that the project promises, and that observing changes nothing."""
 
 import math
+import re
 import statistics
 from typing import Any
 
@@ -63,7 +64,8 @@ def test_other_inits_leave_thirty_layers_at_chance(init: InitConfig) -> None:
     # Ten classes: the largest holds 10.2 % of the digits, and a network may tell one or two of them apart by luck.
     assert found["training"]["train_accuracy"] < 0.25
     assert found["training"]["loss_last"] > 0.9 * math.log(10)
-    assert "weight gradients of about 10^-" in found["verdict"]["text"]
+    # xavier's updates are small, those after std 0.01 are lost in float32's rounding.
+    assert re.search("a step (changes the weights by a share of 10|leaves the weights)", found["verdict"]["text"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

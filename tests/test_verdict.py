@@ -29,8 +29,8 @@ def initial(ratio=0.0, cosine=0.1, weight_grad=0.0):
     return history([ratio, ratio / 2, 0.0], quantities={"weight_grad": weight_grad}, output_cosine=np.array([cosine]))
 
 
-def judged(config=None, losses=(), diverged_at=None, chance=2.3, **options):
-    return run_verdict(config or Config(depth=60), initial(**options), losses, diverged_at, chance)
+def judged(config=None, losses=(), diverged_at=None, chance=2.3, gradients=None, **options):
+    return run_verdict(config or Config(depth=60), initial(**options), losses, diverged_at, chance, gradients)
 
 
 @pytest.mark.parametrize(
@@ -149,11 +149,10 @@ def test_training_is_judged_by_its_last_ten_losses_against_chance(losses, diverg
 SIZE = "the output gradient at layer 1 is 10^{} times that at layer 3"
 
 
-def test_a_training_that_works_says_how_far_the_loss_falls_and_needs_no_cure():
+def test_a_training_that_works_says_where_the_loss_goes_and_needs_no_cure():
     found = judged(losses=[2.345678, 0.01234], chance=2.3)
-    assert found == Verdict(
-        "stable", "trained", text=f"the gradient arrives: {SIZE.format('+0.0')}; the loss falls from 2.35 to 0.0123"
-    )
+    course = "the loss goes from 2.35 to 0.0123, that of guessing is 2.3"
+    assert found == Verdict("stable", "trained", text=f"the gradient arrives: {SIZE.format('+0.0')}; {course}")
 
 
 def test_without_training_only_a_bad_gradient_gets_a_cure():
@@ -163,17 +162,30 @@ def test_without_training_only_a_bad_gradient_gets_a_cure():
     assert found == Verdict("vanishing", "none", text=expected)
 
 
-def test_a_vanishing_gradient_that_trains_nothing_is_said_from_the_weight_gradients():
-    found = judged(ratio=-22.0, losses=[2.3] * 9, weight_grad=[-24.2, -24.1, NAN])
+def updates(share, statuses="ok"):
+    """Return recorded updates of that log10 share of weights of size 10^1."""
+    quantities = {"update": np.array(share) + 1.0, "weight": 1.0}
+    return history([0.0, 0.0, 0.0], {"update": [[statuses] * 3]} if statuses != "ok" else "ok", quantities)
+
+
+def test_that_nothing_is_learned_is_said_from_the_updates_not_from_the_output_gradient():
+    found = judged(ratio=-22.0, losses=[2.3] * 9, gradients=updates([-27.2, -26.1, NAN]))
     assert (found.gradient, found.training) == ("vanishing", "stuck")
-    assert ", and weight gradients of about 10^-24 change nothing; try init=" in found.text
+    assert ", and a step changes the weights by a share of 10^-27 only; try init=" in found.text
+    assert (
+        "a step leaves the weights of most layers exactly as they were"
+        in judged(losses=[2.3] * 9, gradients=updates([NAN, NAN, NAN], "zero")).text
+    )
+    moving = judged(ratio=-22.0, losses=[2.3] * 9, gradients=updates([-3.0, -3.0, -3.0]))
+    assert ", and after 9 steps the loss is 2.3, that of guessing is 2.3; try init=" in moving.text
 
 
 def test_a_network_blind_to_its_input_is_said_to_be():
-    found = judged(losses=[2.3] * 9, cosine=0.99)
+    found = judged(losses=[2.3] * 100, cosine=0.99)
     reason = "but after 60 relu layers all inputs point the same way (mean cosine of two outputs 0.990)"
     assert found.text.endswith(f"{SIZE.format('+0.0')}, {reason}; try init=orthogonal activation=tanh")
-    assert "point the same way" not in judged(losses=[2.3] * 9, cosine=0.9).text
+    assert "point the same way" not in judged(losses=[2.3] * 100, cosine=0.98).text
+    assert "point the same way" not in judged(losses=[2.3] * 99, cosine=0.99).text
 
 
 def test_a_dead_network_cannot_learn_and_gets_a_cure():
@@ -184,7 +196,7 @@ def test_a_dead_network_cannot_learn_and_gets_a_cure():
         output_cosine=np.array([NAN]),
     )
     found = run_verdict(Config(depth=10, init=InitConfig("xavier")), dead, [2.3] * 9, None, 2.3)
-    text = "dead: layer 2 outputs 0 for every sample, and no weight before that layer can learn; try init=he"
+    text = "dead: layer 2 outputs 0 for every sample, and nothing can be learned through it; try init=he"
     assert found == Verdict("dead", "stuck", text=text)
 
 
@@ -192,13 +204,15 @@ def test_a_dead_network_cannot_learn_and_gets_a_cure():
 def test_a_stable_but_stuck_training_is_sent_to_the_optimizer(cosine):
     config = Config(depth=5, optimizer=OptimizerConfig(lr=0.25))
     found = judged(config, losses=[2.3] * 9, cosine=cosine)
-    assert found.text.endswith(", but the loss does not fall; try more steps, or another optimizer.lr than 0.25")
+    reason = ", but after 9 steps the loss is 2.3, that of guessing is 2.3"
+    assert found.text.endswith(f"{reason}; try more steps, or another optimizer.lr than 0.25")
 
 
 def test_an_exploding_gradient_whose_loss_does_not_fall_is_cured_by_the_initialisation():
     found = judged(ratio=40.0, losses=[2.3] * 9)
-    expected = f"the gradient explodes: {SIZE.format('+40.0')}, and the loss does not fall; try init=orthogonal"
+    expected = f"the gradient explodes: {SIZE.format('+40.0')}, and after 9 steps the loss is 2.3"
     assert found.text.startswith(expected)
+    assert found.text.endswith("; try init=orthogonal activation=tanh")
 
 
 def test_divergence_names_its_step_and_a_stable_gradient_gets_a_smaller_learning_rate():
@@ -207,6 +221,15 @@ def test_divergence_names_its_step_and_a_stable_gradient_gets_a_smaller_learning
     text = "; the loss or a weight is not finite from step 1 on; try a smaller optimizer.lr than 30"
     assert found.text.endswith(text)
     assert judged(ratio=9.0, losses=[NAN], diverged_at=0).text.endswith("; try init=orthogonal activation=tanh")
+    assert judged(losses=[NAN], diverged_at=0).text.endswith("; try smaller inputs or dtype=float64")
+
+
+def test_one_layer_is_not_compared_with_itself():
+    assert gradient_verdict(history([3.0])).text == "the gradient arrives: there is one layer only"
+
+
+def test_a_ratio_that_rounds_to_0_has_no_minus_sign():
+    assert "10^+0.0 times" in gradient_verdict(history([-0.04, 0.0])).text
 
 
 @pytest.mark.parametrize(
