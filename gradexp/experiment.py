@@ -175,9 +175,7 @@ def _build(config: Config, data: "Dataset", device: "torch.device", progress: Ca
     from gradexp.models import MLP
 
     widths = [data.input_width, *config.hidden_widths, data.output_width]
-    # Without skip_init torch would draw weights that are overwritten at once.
-    stack: MLP = torch.nn.utils.skip_init(
-        MLP,
+    stack = MLP(
         widths,
         config.activation,
         bias=config.bias,
@@ -185,6 +183,7 @@ def _build(config: Config, data: "Dataset", device: "torch.device", progress: Ca
         negative_slope=config.negative_slope,
         device=device,
         dtype=getattr(torch, config.dtype),
+        draw=False,  # they would be overwritten at once
     )
     options = {key: value for key, value in vars(config.init).items() if key != "name" and value is not None}
     initialize(

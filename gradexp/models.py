@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,7 @@ class StackedLinear(nn.Module):
         bias: Whether to add a bias.
         device: As in ``nn.Linear``.
         dtype: As in ``nn.Linear``.
+        draw: Whether to draw weights; False leaves whatever the memory holds, for weights that are filled in next.
 
     Attributes:
         weight: Shape ``(networks, fan_out, fan_in)``.
@@ -89,12 +91,14 @@ class StackedLinear(nn.Module):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        draw: bool = True,
     ) -> None:
         super().__init__()
         self.networks = networks
         self.weight = nn.Parameter(torch.empty(networks, fan_out, fan_in, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(networks, fan_out, device=device, dtype=dtype)) if bias else None
-        self.reset_parameters()
+        if draw:
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw weights and biases from U(-1/√fan_in, 1/√fan_in), as ``nn.Linear`` does."""
@@ -131,6 +135,7 @@ class MLP(nn.Module):
         negative_slope: For ``leaky_relu``.
         device: Where the parameters live.
         dtype: Number format of the parameters.
+        draw: Whether to draw weights, as ``nn.Linear`` does; False leaves them to be filled in next.
 
     Raises:
         ValueError: If fewer than two widths are given, a width or ``networks`` is below 1, or the activation
@@ -150,6 +155,7 @@ class MLP(nn.Module):
         negative_slope: float = 0.01,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        draw: bool = True,
     ) -> None:
         super().__init__()
         if len(widths) < 2 or min(widths) < 1:
@@ -160,7 +166,7 @@ class MLP(nn.Module):
         self.networks = networks
         self.activation = activation if isinstance(activation, Activation) else _named(activation, negative_slope)
         self.layers = nn.ModuleList(
-            StackedLinear(networks, fan_in, fan_out, bias, device, dtype)
+            StackedLinear(networks, fan_in, fan_out, bias, device, dtype, draw)
             for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False)
         )
 
@@ -175,9 +181,14 @@ class MLP(nn.Module):
         Raises:
             IndexError: If the stack has no such network.
         """
-        weight, has_bias = self.layers[0].weight, self.layers[0].bias is not None
-        alone: MLP = nn.utils.skip_init(
-            MLP, self.widths, self.activation, has_bias, device=weight.device, dtype=weight.dtype
+        first = cast("StackedLinear", self.layers[0])
+        alone = MLP(
+            self.widths,
+            self.activation,
+            first.bias is not None,
+            device=first.weight.device,
+            dtype=first.weight.dtype,
+            draw=False,
         )
         with torch.no_grad():
             for mine, own in zip(self.parameters(), alone.parameters(), strict=True):

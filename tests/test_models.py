@@ -301,3 +301,13 @@ def test_impossible_widths_are_refused(widths):
 def test_a_stack_of_no_networks_is_refused():
     with pytest.raises(ValueError, match=r"^networks must be at least 1, got 0$"):
         MLP([2, 2], networks=0)
+
+
+def test_weights_are_drawn_as_linear_draws_them_unless_told_not_to():
+    state = torch.get_rng_state()
+    MLP([16, 8, 4], draw=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    for layer in MLP([16, 8, 4]).layers:
+        bound = layer.weight.shape[-1] ** -0.5
+        assert 0.5 * bound < max(layer.weight.abs().max(), layer.bias.abs().max()) <= bound
+    assert not torch.equal(torch.get_rng_state(), state)
