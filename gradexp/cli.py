@@ -6,6 +6,7 @@ Hydra is imported here and in the commands only, and torch not at all.
 import ast
 import difflib
 import inspect
+import json
 import os
 import re
 import signal
@@ -249,19 +250,17 @@ def _help_text() -> str:
 
 
 def _yaml(value: Any) -> str:
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value)) if not _is_number(value) else str(value)
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _store() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    help_node = {"app_name": "gradexp.run", "header": "", "footer": "", "template": _help_text()}
+    # A resolver, so that the text is put together for --help only and does not stand in every run's snapshot.
+    # Hydra 1.4's omegaconf calls it by another name.
+    register: Any = getattr(OmegaConf, "register_new_resolver" if _IS_HYDRA_1_3 else "register_resolver")
+    register("gradexp_help", _help_text, replace=True)
+    help_node = {"app_name": "gradexp.run", "header": "", "footer": "", "template": "${gradexp_help:}"}
     store.store(group="hydra/help", name="gradexp", node=help_node)
     # Hydra's own defaults, changed here rather than in config.yaml: they then also hold for a run that is repeated
     # from its snapshot. Microseconds give runs that start in the same second folders of their own; no job log is

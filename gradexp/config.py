@@ -88,6 +88,11 @@ class InitConfig:
     corrected: bool | None = None
     """widen the cut normal so that its standard deviation is the stated one"""
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are set, as keyword arguments of the scheme."""
+        return {key: value for key, value in vars(self).items() if key != "name" and value is not None}
+
 
 @dataclass
 class DataConfig:

@@ -170,16 +170,17 @@ def _file(path: str | None, standardize: bool, **_: Any) -> Dataset:
             f"{where}: x must have shape (samples, ...) and y (samples,) or (samples, targets), "
             f"none of them empty, got {x.shape} and {y.shape}"
         )
-    if y.dtype.kind != "f" and y.ndim > 1:
+    are_labels = y.dtype.kind != "f"
+    if are_labels and y.ndim > 1:
         raise ConfigError(
             f"{where}: integers in y are class labels and need shape (samples,), got {y.shape}; "
             "store regression targets as floats"
         )
-    if y.dtype.kind != "f" and (y.min() < 0 or y.max() < 1):
+    if are_labels and (y.min() < 0 or y.max() < 1):
         raise ConfigError(
             f"{where}: class labels must be 0, 1, ... of at least 2 classes, got {y.min()} to {y.max()}"
         )
-    if y.dtype.kind != "f" and y.max() >= len(y):
+    if are_labels and y.max() >= len(y):
         raise ConfigError(f"{where}: class labels up to {y.max()} make more classes than the {len(y)} samples")
     return _split(x, y, standardize)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from gradexp.config import Config, ConfigError, as_dict
+from gradexp.config import Config, ConfigError
 from gradexp.result import Result
 from gradexp.verdict import gradient_verdict, run_verdict
 
@@ -64,9 +64,8 @@ def run(config: Config, sinks: Sequence[Sink] = (), overrides: Sequence[str] = (
         raise
     except BaseException as error:  # also SystemExit, with which rich answers a closed pipe
         result.status = "failed"
-        result.error = f"{type(error).__name__}: {error}".split("\n")[0]
-        if isinstance(error, ConfigError):
-            result.error = str(error)
+        text = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        result.error = text.split("\n")[0]
         raise
     finally:
         clock.stop()
@@ -185,7 +184,6 @@ def _build(config: Config, data: "Dataset", device: "torch.device", progress: Ca
         dtype=getattr(torch, config.dtype),
         draw=False,  # they would be overwritten at once
     )
-    options = {key: value for key, value in vars(config.init).items() if key != "name" and value is not None}
     initialize(
         stack,
         config.init.name,
@@ -194,7 +192,7 @@ def _build(config: Config, data: "Dataset", device: "torch.device", progress: Ca
         activation=config.activation,
         negative_slope=config.negative_slope,
         progress=progress,
-        **options,
+        **config.init.options,
     )
     return stack
 
@@ -220,7 +218,7 @@ def _describe(config: Config, model: "MLP", data: "Dataset", loss: str, result: 
     hidden = config.hidden_widths
     units = str(hidden[0]) if len(set(hidden)) == 1 else "-".join(map(str, hidden))
     parameters = sum(parameter.numel() for parameter in model.parameters()) // model.networks
-    options = ", ".join(f"{k}={v}" for k, v in as_dict(config)["init"].items() if k != "name" and v is not None)
+    options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
     seeds = f"seed {config.seed}" + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
     update = f"{config.steps} steps of {config.optimizer.name} lr={config.optimizer.lr:g}, {loss}, "
     threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""

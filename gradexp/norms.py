@@ -56,6 +56,17 @@ def log10_norm(x: Tensor, networks: int = 1) -> Tensor:
     return norm.log10()
 
 
+def joint_log10_norm(log10_norms: Tensor) -> Tensor:
+    """Return log10 of the L2 norm of several parts together: ½ log10 Σ 10^(2 log10_norm), over dimension 0.
+
+    Example:
+        >>> round(joint_log10_norm(torch.tensor([200.4771212547, 200.6020599913]).double()).item(), 4)  # 3e200, 4e200
+        200.699
+    """
+    scale = 2 * math.log(10)
+    return torch.logsumexp(log10_norms * scale, dim=0) / scale
+
+
 def rescale(x: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Split ``x`` into mantissas and one exponent per slice: ``x = mantissas * 2**exponents``, exactly.
 

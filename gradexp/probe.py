@@ -1,6 +1,5 @@
 """GradientProbe: forward hooks that record per-layer sizes and gradients of any model while it trains."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradexp.history import QUANTITIES, STATUSES, Array, History
-from gradexp.norms import log10_norm
+from gradexp.norms import joint_log10_norm, log10_norm
 
 
 @dataclass(frozen=True)
@@ -289,8 +288,7 @@ def _combine(parts: list[_Size]) -> _Size:
     """Return the size of all parts together, as if their tensors were one."""
     if len(parts) == 1:
         return parts[0]
-    logs = torch.stack([part.log10 for part in parts])
-    log10 = torch.logsumexp(logs * (2 * math.log(10)), dim=0) / (2 * math.log(10))
+    log10 = joint_log10_norm(torch.stack([part.log10 for part in parts]))
     return _Size(log10, sum(part.count for part in parts), parts[0].dtype)
 
 

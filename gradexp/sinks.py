@@ -114,9 +114,8 @@ class TensorBoard:
     def _profile(self, history: History) -> None:
         for quantity in ("output", "output_grad", "weight_grad"):
             for layer, value in enumerate(history.profile(quantity), start=1):
-                if math.isfinite(value):
-                    # Rounded to what float32 shows, so that the log of 1 is 0 and not -0.
-                    self.writer.add_scalar(f"profile/log10_{quantity}", round(value, 9) + 0.0, layer)
+                # Rounded to what float32 shows, so that the log of 1 is 0 and not -0.
+                self._scalar(f"profile/log10_{quantity}", round(value, 9) + 0.0, layer)
         self.writer.flush()
 
     def _step(self, result: Result) -> None:
@@ -171,8 +170,8 @@ class Console:
             self._end(result)
         elif stage == "built" and not self.quiet:
             self._stop_progress()
-            self._print(f"[bold]gradexp {__version__}[/bold]")
-            self._print(result.building or "", markup=False)
+            self.console.print(f"[bold]gradexp {__version__}[/bold]")
+            self.console.print(result.building or "", markup=False)
         elif stage == "initial" and not self.quiet and result.initial is not None:
             self._stop_progress()
             self._initial(result)
@@ -185,7 +184,9 @@ class Console:
         history = result.initial
         assert history is not None
         networks = f"{len(history.seeds)} networks" if len(history.seeds) > 1 else "1 network"
-        self._print(f"\n[bold]At initialisation[/bold] ({result.config.batch_size} samples, {networks}, exact)")
+        self.console.print(
+            f"\n[bold]At initialisation[/bold] ({result.config.batch_size} samples, {networks}, exact)"
+        )
         shown = sorted({1, (history.depth + 1) // 2, history.depth})
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("")
@@ -197,38 +198,38 @@ class Console:
             profile, status = history.profile(quantity), history.status[quantity][0]
             sizes = [_power_of_ten(profile[layer - 1], status[:, layer - 1]) for layer in shown]
             table.add_row(label, *sizes, sparkline(profile, blocks=blocks))
-        self._print(table)
+        self.console.print(table)
         slope, scale = history.log_chi(), history.depth_scale()
         if slope is not None:
             reach = f", depth scale {scale:.3g} layers" if scale is not None else ""
             error = standard_error(history.log_chi_per_network())
             spread = f" ± {error:.2g}" if error is not None else ""
-            self._print(f"log_chi {slope:+.4g}{spread} per layer towards the input{reach}")
+            self.console.print(f"log_chi {slope:+.4g}{spread} per layer towards the input{reach}")
         dead = float(np.mean(history.dead_fraction)) if history.dead_fraction is not None else 0.0
         if dead:
-            self._print(f"{dead:.1%} of the samples are exactly 0 at some layer and left out")
+            self.console.print(f"{dead:.1%} of the samples are exactly 0 at some layer and left out")
         for line in range_lines(history, result.config.dtype):
-            self._print(line)
+            self.console.print(line)
 
     def _end(self, result: Result) -> None:
         training, verdict = result.training, result.verdict
         if result.status != "complete":  # the command says in one line what happened
             return
         if training is not None and training.losses and not self.quiet:
-            self._print(f"\n[bold]Training[/bold]\n{_course(training)}")
+            self.console.print(f"\n[bold]Training[/bold]\n{_course(training)}")
         if verdict is not None:
             if not self.quiet:
-                self._print()
-            self._print(
+                self.console.print()
+            self.console.print(
                 f"[bold]gradient: {verdict.gradient}, training: {verdict.training}, theory: {verdict.theory}[/bold]"
             )
-            self._print(verdict.text, markup=False, soft_wrap=self.quiet)
+            self.console.print(verdict.text, markup=False, soft_wrap=self.quiet)
         if not self.quiet:
             parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())
             shown = _short(self.folder)
-            self._print(f"\nfiles     {shown}", markup=False, soft_wrap=True)
-            self._print(f"look      tensorboard --logdir {shlex.quote(shown)}", markup=False, soft_wrap=True)
-            self._print(f"seconds   {result.seconds:.1f} ({parts})", markup=False)
+            self.console.print(f"\nfiles     {shown}", markup=False, soft_wrap=True)
+            self.console.print(f"look      tensorboard --logdir {shlex.quote(shown)}", markup=False, soft_wrap=True)
+            self.console.print(f"seconds   {result.seconds:.1f} ({parts})", markup=False)
 
     def _advance(self, activity: str, done: int, total: int) -> None:
         if not self.console.is_terminal:
@@ -246,9 +247,6 @@ class Console:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-
-    def _print(self, *args: Any, **options: Any) -> None:
-        self.console.print(*args, **options)
 
 
 _LABELS = {"output": "output rms", "output_grad": "output gradient", "weight_grad": "weight gradient"}

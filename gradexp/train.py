@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradexp.config import OptimizerConfig
-from gradexp.norms import log10_norm
+from gradexp.norms import joint_log10_norm, log10_norm
 from gradexp.probe import GradientProbe
 
 
@@ -134,8 +134,7 @@ def clip(parameters: list[nn.Parameter], largest: float) -> None:
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     logs = torch.cat([log10_norm(gradient) for gradient in gradients])
-    log_norm = torch.logsumexp(logs * 2 * math.log(10), dim=0) / 2
-    scale = torch.exp(math.log(largest) - log_norm)
+    scale = 10 ** (math.log10(largest) - joint_log10_norm(logs))
     if scale < 1:
         for gradient in gradients:
             gradient.mul_(scale.to(gradient.dtype))

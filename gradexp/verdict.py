@@ -49,8 +49,7 @@ def gradient_verdict(history: History, decades: float = 3.0, step: int = -1) -> 
         A verdict on the gradient, with the reason as its text.
     """
     ratio = history.first_over_last("output_grad", step)
-    alive = history.dead_fraction is None or bool((history.dead_fraction < 1).any())
-    if ratio is None or not alive:
+    if ratio is None:
         return _no_number(history, step)
     if history.depth == 1:
         return Verdict("stable", text="the gradient arrives: there is one layer only")
