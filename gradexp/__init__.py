@@ -7,6 +7,7 @@ from gradexp._version import __version__
 
 if TYPE_CHECKING:
     from gradexp.config import Config as Config
+    from gradexp.diagnosis import measure as measure
     from gradexp.history import History as History
     from gradexp.inits import initialize as initialize
     from gradexp.models import MLP as MLP
@@ -21,9 +22,10 @@ _HOMES = {
     "MLP": "models",
     "exact_profile": "propagate",
     "initialize": "inits",
+    "measure": "diagnosis",
 }
 
-__all__ = ["MLP", "Config", "GradientProbe", "History", "__version__", "exact_profile", "initialize"]
+__all__ = ["MLP", "Config", "GradientProbe", "History", "__version__", "exact_profile", "initialize", "measure"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import matplotlib.figure
     import pandas as pd
+    from torch.utils.tensorboard import SummaryWriter
 
     from gradexp.verdict import Verdict
 
@@ -30,6 +31,8 @@ their dtype, so digits are lost. nonfinite: an element is inf or nan. unused: a 
 frozen: a parameter that takes no gradient. not_called: a module that was not run. hook_missed: a gradient that
 should have been seen but was not.
 """
+
+_SEEN = [STATUSES.index(name) for name in ("ok", "zero", "subnormal", "nonfinite")]
 
 COLUMNS = (
     "phase",
@@ -61,7 +64,7 @@ _FORMATS = {
 }
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """Log10 of sizes over steps, networks and layers.
 
@@ -80,6 +83,11 @@ class History:
             (initial profile only).
         output_cosine: Mean cosine between the outputs of two samples, shape ``(network,)``; near 1 the
             network cannot tell its inputs apart (initial profile only).
+        calls: Which call of its module in a forward pass each layer is, from 0.
+        dtypes: Quantity -> number format of its tensors, such as ``"float32"`` (probe only).
+        stats: ``"quantity.name"`` -> further statistics, shape ``(step, network, layer)`` (probe only).
+        samples: log10 of the norm of each sample's output gradient, shape ``(step, network, layer, sample)``,
+            nan where there is none (probe with ``per_sample=True`` only).
     """
 
     phase: str
@@ -91,6 +99,13 @@ class History:
     largest_log10: dict[str, Array] = field(default_factory=dict)
     dead_fraction: Array | None = None
     output_cosine: Array | None = None
+    calls: list[int] = field(default_factory=list)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    stats: dict[str, Array] = field(default_factory=dict)
+    samples: Array | None = None
+
+    def __post_init__(self) -> None:
+        self.calls = self.calls or [0] * len(self.names)
 
     @property
     def depth(self) -> int:
@@ -109,20 +124,32 @@ class History:
         """
         return _mean_over_networks(self._get(quantity)[step])
 
-    def log_chi_per_network(self, first: int = 1, last: int | None = None, step: int = -1) -> Array:
+    def ends(self, quantity: str, step: int = -1) -> tuple[int, int] | None:
+        """Return the first and the last layer, counted from 1, at which a quantity was seen, or None.
+
+        A layer counts as seen if it has a number or is exactly 0 or not finite, unlike one that was not called,
+        is frozen or unused, or whose gradient was missed.
+        """
+        self._get(quantity)
+        layers = 1 + np.flatnonzero(np.isin(self.status[quantity][step], _SEEN).any(axis=0))
+        return (int(layers[0]), int(layers[-1])) if layers.size else None
+
+    def log_chi_per_network(self, first: int | None = None, last: int | None = None, step: int = -1) -> Array:
         """Return ``log_chi`` of each network, shape ``(network,)``; nan where an end has no number.
 
         The mean over layers l of log‖δˡ‖² - log‖δˡ⁺¹‖² telescopes to the two ends of the window.
 
         Args:
-            first: First layer of the window, counted from 1.
-            last: Last layer; None: the output layer.
+            first: First layer of the window, counted from 1; None: the first that was seen.
+            last: Last layer; None: the last that was seen.
             step: Index of the recorded step.
 
         Raises:
             ValueError: If the window is not inside 1..depth, or output gradients were not recorded.
         """
-        last = self.depth if last is None else last
+        seen = self.ends("output_grad", step) or (1, self.depth)
+        first = seen[0] if first is None else first
+        last = seen[1] if last is None else last
         if not 1 <= first <= last <= self.depth:
             raise ValueError(f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}")
         if first == last:
@@ -130,7 +157,7 @@ class History:
         log10 = self._of_living("output_grad", step)
         return np.asarray(2 * math.log(10) * (log10[:, first - 1] - log10[:, last - 1]) / (last - first))
 
-    def log_chi(self, first: int = 1, last: int | None = None, step: int = -1) -> float | None:
+    def log_chi(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
         """Return the slope of log‖output_grad‖² per layer towards the input (natural log), or None.
 
         Positive: the gradient explodes on its way to the input; negative: it vanishes. Arguments as in
@@ -138,15 +165,20 @@ class History:
         """
         return mean(self.log_chi_per_network(first, last, step))
 
-    def depth_scale(self, first: int = 1, last: int | None = None, step: int = -1) -> float | None:
+    def log_chi_se(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
+        """Return the standard error of ``log_chi`` over networks; None for fewer than two."""
+        return standard_error(self.log_chi_per_network(first, last, step))
+
+    def depth_scale(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
         """Return 1 / |log_chi|, the layers over which ‖output_grad‖² changes by a factor e, or None."""
         log_chi = self.log_chi(first, last, step)
         return 1 / abs(log_chi) if log_chi else None
 
     def first_over_last(self, quantity: str, step: int = -1) -> float | None:
-        """Return log10 of the first layer's size over the last layer's, averaged over networks, or None."""
+        """Return log10 of the first seen layer's size over the last one's, averaged over networks, or None."""
+        first, last = self.ends(quantity, step) or (1, self.depth)
         log10 = self._of_living(quantity, step)
-        return mean(log10[:, 0] - log10[:, -1])
+        return mean(log10[:, first - 1] - log10[:, last - 1])
 
     def failing_layer(self, quantity: str, dtype: str, overflow: bool) -> int | None:
         """Return the layer from which on a quantity would leave a number format, or None.
@@ -184,7 +216,9 @@ class History:
             for n, seed in enumerate(self.seeds):
                 for layer, name in enumerate(self.names):
                     row: dict[str, Any] = dict.fromkeys(COLUMNS)
-                    row.update(phase=self.phase, step=step, seed=seed, layer=layer + 1, call=0, name=name)
+                    row.update(
+                        phase=self.phase, step=step, seed=seed, layer=layer + 1, call=self.calls[layer], name=name
+                    )
                     for quantity, values in self.log10.items():
                         value = values[s, n, layer]
                         row[f"log10_{quantity}"] = float(value) if math.isfinite(value) else None
@@ -210,9 +244,36 @@ class History:
 
         return profile_figure({"": self}, quantity, step)
 
+    def __repr__(self) -> str:
+        quantities = ", ".join(self.log10)
+        return f"History({len(self.steps)} steps, {len(self.seeds)} networks, {self.depth} layers: {quantities})"
+
+    def __str__(self) -> str:
+        """Return a table of the last step, layer by layer, and the verdict."""
+        from gradexp.table import table
+
+        return table(self)
+
+    def to_tensorboard(self, writer: "SummaryWriter", step: int = -1) -> None:
+        """Write a profile and the course of the gradient to TensorBoard.
+
+        Tags are ``profile/log10_…`` with step = layer, for the last or another recorded step, and
+        ``gradient/log10_first_over_last``, ``gradient/nonfinite_layers`` and ``gradient/zero_layers`` over steps.
+        Cells without a number are left out.
+
+        Args:
+            writer: A ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``.
+            step: Index of the recorded step whose profile is written.
+        """
+        if not self.steps:
+            return
+        write_profile(writer, self, step)
+        if "output_grad" in self.log10:
+            write_course(writer, self)
+
     def save(self, path: str | Path) -> None:
         """Write everything to one ``.npz`` file, without pickle; ``History.load`` reads it back."""
-        meta = {"phase": self.phase, "names": self.names, "steps": self.steps, "seeds": self.seeds}
+        meta = {key: getattr(self, key) for key in _PLAIN}
         arrays: dict[str, Any] = {"meta": np.array(json.dumps(meta))}
         for kind in _ARRAY_DICTS:
             arrays.update({f"{kind}/{key}": value for key, value in getattr(self, kind).items()})
@@ -251,8 +312,35 @@ class History:
         return self.log10[quantity]
 
 
-_ARRAY_DICTS = ("log10", "status", "largest_log10")
-_OPTIONAL = ("dead_fraction", "output_cosine")
+_PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes")
+_ARRAY_DICTS = ("log10", "status", "largest_log10", "stats")
+_OPTIONAL = ("dead_fraction", "output_cosine", "samples")
+
+
+def write_profile(writer: "SummaryWriter", history: History, step: int = -1) -> None:
+    """Write ``profile/log10_…`` scalars of one step, with step = layer."""
+    for quantity in QUANTITIES[:3]:
+        if quantity in history.log10:
+            for layer, value in enumerate(history.profile(quantity, step), start=1):
+                # Rounded to what float32 shows, so that the log of 1 is 0 and not -0.
+                add_scalar(writer, f"profile/log10_{quantity}", round(value, 9) + 0.0, layer)
+    writer.flush()
+
+
+def write_course(writer: "SummaryWriter", history: History) -> None:
+    """Write ``gradient/…`` scalars over recorded steps."""
+    status = history.status["output_grad"]
+    for index, step in enumerate(history.steps):
+        add_scalar(writer, "gradient/log10_first_over_last", history.first_over_last("output_grad", index), step)
+        for name in ("nonfinite", "zero"):
+            count = (status[index] == STATUSES.index(name)).sum()
+            add_scalar(writer, f"gradient/{name}_layers", float(count), step)
+
+
+def add_scalar(writer: "SummaryWriter", tag: str, value: float | None, step: int) -> None:
+    """Write one number, unless there is none."""
+    if value is not None and math.isfinite(value):
+        writer.add_scalar(tag, value, step)
 
 
 def write_csv(path: Path, histories: Sequence[History]) -> None:

@@ -2,31 +2,82 @@
 
 ``torch.linalg.vector_norm``, ``Tensor.norm`` and ``clip_grad_norm_`` square in the tensor's own number format:
 in float32 a vector of elements below 2.6e-23 has norm exactly 0, one of elements above 1.8e19 norm inf. In a
-deep network those are ordinary gradients. Here the logarithm of the norm is taken, from squares that can
-neither under- nor overflow.
+deep network those are ordinary gradients. Here squares are taken where they can neither under- nor overflow.
 """
 
 import math
+import threading
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LOG10_2 = math.log10(2.0)
 
 # A float64 copy of a chunk this long stays in the cache; one of a whole large weight would not.
-_CHUNK = 1 << 15
+_CHUNK = 1 << 17
+# A float64 norm in this range lost nothing that matters to under- or overflow of squares.
+_SAFE = (1e-140, 1e140)
+# Their squares are normal float64 numbers.
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
+_ORDINARY = (Tensor, nn.Parameter)
+
+Size = tuple[float | Tensor, float | Tensor]
+"""A norm m·2^e as (m, e): numbers for one network on the CPU, else tensors of shape ``(networks,)``."""
+
+
+def scaled_norm(x: Tensor, networks: int = 1) -> Size:
+    """Return the L2 norm of each network's part of ``x`` as a number and a power of two: ‖x‖ = m·2^e.
+
+    Squares are accumulated in float64. Elements of narrower formats can neither under- nor overflow there, so
+    that e = 0; float64 elements are first scaled, exactly, by a power of two that brings the largest to about
+    1. So are all elements, in float32, on a device without float64.
+
+    Args:
+        x: Any shape, layout and floating or complex dtype. If ``networks`` is not 1, the first dimension is a
+            multiple of it, and each network owns an equal run of it.
+        networks: How many norms to take.
+
+    Returns:
+        m and e: for one network on the CPU two numbers, else tensors of shape ``(networks,)`` on the device of
+        ``x``, so that nothing waits for the device (e may be the number 0). m is 0 where every element is
+        exactly 0, and nan or inf where an element is not finite.
+
+    Raises:
+        TypeError: If ``x`` holds no values (see ``has_values``).
+
+    Example:
+        >>> m, e = scaled_norm(torch.full((4,), 1e-300, dtype=torch.float64))  # torch's own float64 norm gives 0
+        >>> print(f"{m * 2**e:.3g}")
+        2e-300
+    """
+    if type(x) not in _ORDINARY or x.dtype not in _NARROW or x.layout is not torch.strided:
+        x = _plain(x)
+    if x.requires_grad and torch.is_grad_enabled():
+        x = x.detach()
+    if networks == 1 and x.is_cpu:
+        return _norm_on_cpu(x)
+    rows = x.reshape(networks, -1)
+    if x.device.type == "mps":
+        return scaled_rows(rows.float())
+    if x.dtype == torch.float64 and rows.numel():
+        return scaled_rows(rows)
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64), 0.0
+
+
+def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[Size]:
+    """Return ``scaled_norm`` of each tensor; on CUDA that of all ordinary ones by few kernels together."""
+    together = [x for x in tensors if networks == 1 and x.is_cuda and type(x) in _ORDINARY and x.dtype in _NARROW]
+    if not together or any(x.layout is not torch.strided or x.device != together[0].device for x in together):
+        return [scaled_norm(x, networks) for x in tensors]
+    norms = iter(torch._foreach_norm([x.detach() for x in together], 2, dtype=torch.float64))
+    fused = {id(x) for x in together}
+    return [(next(norms), 0.0) if id(x) in fused else scaled_norm(x, networks) for x in tensors]
 
 
 def log10_norm(x: Tensor, networks: int = 1) -> Tensor:
-    """Return log10 of the L2 norm of each network's part of ``x``.
-
-    Squares are accumulated in float64. Half, bfloat16 and float32 elements cannot under- or overflow there;
-    float64 elements are first scaled, exactly, by a power of two that brings the largest to about 1.
-
-    Args:
-        x: Any shape, any floating or complex dtype; the first dimension is a multiple of ``networks``, and
-            each network owns an equal run of it.
-        networks: How many norms to take.
+    """Return log10 of the L2 norm of each network's part of ``x`` (see ``scaled_norm``).
 
     Returns:
         Shape ``(networks,)``, float64, on the device of ``x``: -inf where every element is exactly 0, nan or
@@ -36,24 +87,10 @@ def log10_norm(x: Tensor, networks: int = 1) -> Tensor:
         >>> round(log10_norm(torch.full((4,), 1e-30)).item(), 6)  # torch's own float32 norm gives 0
         -29.69897
     """
-    x = x.detach()
-    if x.is_sparse:
-        x = x.coalesce().values()  # zeros do not count, repeated indices add up
-    if x.is_complex():
-        x = torch.view_as_real(x.resolve_conj())
-    rows = x.reshape(networks, -1)
-    if rows.shape[1] == 0:
-        return torch.full((networks,), -torch.inf, dtype=torch.float64, device=x.device)
-    if x.dtype == torch.float64:
-        mantissas, exponents = rescale(rows, dim=1)
-        norm: Tensor = torch.linalg.vector_norm(mantissas, dim=1)
-        return norm.log10() + exponents.squeeze(1) * LOG10_2
-    if x.device.type == "cpu" and rows.shape[1] > _CHUNK:
-        parts = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in rows.split(_CHUNK, 1)]
-        norm = torch.linalg.vector_norm(torch.stack(parts), dim=0)
-    else:
-        norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return norm.log10()
+    norm, exponent = scaled_norm(x, networks)
+    if not isinstance(norm, Tensor):
+        norm = torch.tensor([norm], dtype=torch.float64)
+    return norm.log10() + exponent * LOG10_2
 
 
 def joint_log10_norm(log10_norms: Tensor) -> Tensor:
@@ -67,36 +104,114 @@ def joint_log10_norm(log10_norms: Tensor) -> Tensor:
     return torch.logsumexp(log10_norms * scale, dim=0) / scale
 
 
+def has_values(x: Tensor) -> bool:
+    """Say whether the elements of ``x`` can be read: not on the meta device, and not those of a fake tensor."""
+    kind = type(x)
+    if kind in _ORDINARY:
+        return not x.is_meta
+    own = getattr(kind, "__torch_dispatch__", None) != Tensor.__torch_dispatch__
+    return not x.is_meta and (not own or x.is_nested or hasattr(x, "full_tensor"))
+
+
+def scaled_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the norm of each row as m·2^e, by squares in the rows' own format of elements scaled to about 1.
+
+    Args:
+        rows: Shape ``(rows, n)``, float64 or float32, n at least 1.
+    """
+    mantissas, exponents = rescale(rows, dim=1)
+    return torch.linalg.vector_norm(mantissas, dim=1), exponents.squeeze(1)
+
+
 def rescale(x: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Split ``x`` into mantissas and one exponent per slice: ``x = mantissas * 2**exponents``, exactly.
 
-    Only an element more than 2**1022 times smaller than the largest of its slice loses digits.
+    Only an element more than 2**1022 times (float32: 2**126 times) smaller than the largest of its slice loses
+    digits.
 
     Args:
-        x: A float64 tensor.
+        x: A float64 or float32 tensor.
         dim: The dimensions that share an exponent.
 
     Returns:
-        The mantissas, whose largest magnitude in each slice is in [0.5, 1), and the exponents: float64, of
-        the shape of ``x`` with ``dim`` reduced to 1. A slice that is all 0 or not finite keeps exponent 0.
+        The mantissas, whose largest magnitude in each slice is in [0.5, 1), and the exponents: whole numbers
+        in the format of ``x``, of its shape with ``dim`` reduced to 1. A slice that is all 0 or not finite
+        keeps exponent 0.
     """
     largest = x.abs().amax(dim=dim, keepdim=True)
     # frexp leaves the exponent of inf and nan undefined.
-    exponents = torch.where(largest.isfinite(), torch.frexp(largest).exponent, 0).to(torch.float64)
+    exponents = torch.where(largest.isfinite(), torch.frexp(largest).exponent, 0).to(x.dtype)
     return times_power_of_two(x, -exponents), exponents
 
 
 def times_power_of_two(x: Tensor, exponents: Tensor) -> Tensor:
-    """Return ``x * 2**exponents``, exact unless the result itself leaves float64's range.
+    """Return ``x * 2**exponents``, exact unless the result itself leaves the range of the format.
 
     The factor is applied in two halves, since 2**1074, which brings the smallest subnormal to 1, is itself
     outside that range.
 
     Args:
-        x: A float64 tensor.
-        exponents: Whole numbers as float64, broadcastable to ``x``; cut at -2140 and 2040, beyond which the
+        x: A float64 tensor, or float32 with exponents that float32 numbers have.
+        exponents: Whole numbers as floats, broadcastable to ``x``; cut at -2140 and 2040, beyond which the
             result is 0, or out of range for all but a subnormal ``x``.
     """
     exponents = exponents.clamp(-2140, 2040)  # keeps both factors finite: 0 * inf would be nan
     half = (exponents / 2).floor()
     return x * torch.exp2(half) * torch.exp2(exponents - half)
+
+
+def _norm_on_cpu(x: Tensor) -> Size:
+    if x.dtype == torch.float64:
+        norm = torch.linalg.vector_norm(x).item()
+        if x.numel() and not _SAFE[0] < norm < _SAFE[1]:
+            scaled, exponent = scaled_rows(x.reshape(1, -1))
+            return scaled.item(), exponent.item()
+        return norm, 0.0
+    if x.numel() <= _CHUNK:
+        return math.sqrt(_scratch.square_sum(x)), 0.0
+    return math.sqrt(sum(_scratch.square_sum(part) for part in x.reshape(-1).split(_CHUNK))), 0.0
+
+
+class _Scratch(threading.local):
+    """A float64 buffer for each thread: a fresh copy for each norm would cost more than the norm itself."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):
+            self.buffer = torch.empty(_CHUNK, dtype=torch.float64, device="cpu")
+        self.views: dict[torch.Size, tuple[Tensor, Tensor]] = {}
+
+    def square_sum(self, x: Tensor) -> float:
+        """Return Σ x² of a tensor of at most ``_CHUNK`` elements, each converted to float64 first."""
+        views = self.views.get(x.shape)
+        if views is None:
+            if len(self.views) > 1000:
+                self.views.clear()
+            flat = self.buffer[: x.numel()]
+            views = self.views[x.shape] = (flat.view(x.shape), flat)
+        views[0].copy_(x)
+        return torch.dot(views[1], views[1]).item()
+
+
+_scratch = _Scratch()
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Return the elements of any tensor as a strided real one whose format ``scaled_norm`` knows."""
+    x = x.detach()
+    if not has_values(x):
+        raise TypeError(f"a tensor of type {type(x).__name__} on device {x.device} holds no values")
+    if hasattr(x, "full_tensor"):  # a DTensor: its own norm would be that of the local shard
+        x = x.full_tensor()
+    if x.is_nested:
+        x = torch.cat([part.reshape(-1) for part in x.unbind()])
+    elif x.layout is torch.sparse_coo:
+        x = x.coalesce().values()  # zeros do not count, repeated indices add up
+    elif x.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
+        x = x.values()
+    elif x.layout is not torch.strided:
+        x = x.to_dense()
+    if type(x) is not Tensor:
+        x = x.as_subclass(Tensor)
+    if x.is_complex():
+        x = torch.view_as_real(x.resolve_conj())
+    return x if x.dtype in _NARROW or x.dtype == torch.float64 else x.float()

@@ -1,52 +1,65 @@
-"""GradientProbe: forward hooks that record per-layer sizes and gradients of any model while it trains."""
+"""GradientProbe: record per-layer sizes and gradients of any model while it trains."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.parameter import is_lazy
 
+from gradexp.cells import Reading, Sheet
 from gradexp.history import QUANTITIES, STATUSES, Array, History
-from gradexp.norms import joint_log10_norm, log10_norm
+from gradexp.hooks import Plan, Recorder, Statistic, Window
+from gradexp.weights import Updates, Weights, is_unscaled, scale_of_loss
 
+Select = Callable[[str, nn.Module], bool] | Iterable[str] | str
 
-@dataclass(frozen=True)
-class _Size:
-    """One network-wise log10 norm, still on the device, of tensors with ``count`` elements per network."""
+_Row = tuple[str, int]  # name of a module, and which of its calls in a pass
 
-    log10: Tensor
-    count: int
-    dtype: torch.dtype
-
-
-_Key = tuple[str, str]  # name of the module, quantity
-_Cell = tuple[Array, Array]  # log10 and status code of each network
+_OF_WEIGHTS = ("weight_grad", "weight", "update")
 
 
 class GradientProbe:
-    """Record what autograd produces in each layer: outputs, their gradients, weights and their gradients.
+    """Record what autograd produces in each layer: outputs, their gradients, and the weights' gradients.
 
-    Observing changes nothing: the probe adds no graph node, draws no random number, keeps no tensor of the
-    model alive and replaces no gradient. Only forward hooks are used, with a gradient hook on each output
-    tensor, which also see the right gradient where the next operation works in place.
+    Observing changes nothing: in eager mode the probe adds no graph node, draws no random number, keeps no tensor
+    of the model alive and replaces no gradient. A compiled model runs eagerly while a step is recorded, since
+    compiled code calls no hooks; it is the same up to rounding, but dropout draws other masks there.
 
-    Recorded per layer and step are the rms of ``output`` and the L2 norms of ``output_grad``, ``weight_grad``,
-    ``weight`` and, if the optimizer is given, ``update``, all in log10, from squares taken in float64. Passes
-    under ``torch.no_grad()``, such as an evaluation between two steps, are not recorded.
+    Recorded per row, which is one call of one module in a forward pass, and per step are log10 of the rms of
+    ``output`` (all floating tensors that a module returned) and of the L2 norms of ``output_grad`` (the gradient
+    of those tensors), ``weight_grad`` (what ``.grad`` holds at ``collect``), ``weight`` and ``update`` (the
+    optimizer's change). A module's weights are its own parameters of two or more dimensions, taken as one;
+    biases are left out. Several forward and backward passes before one ``collect`` count as one batch,
+    concatenated. Passes under ``torch.no_grad()``, and those that no backward pass went through while others
+    had one, are not recorded. Under DistributedDataParallel ``output_grad`` is that of this process.
 
     Args:
         model: Any module.
-        select: Which modules to record, given name and module; None: those that directly own a parameter of
-            two or more dimensions.
-        every: Record every so many collects, the first included. Between other collects no hook is attached.
-        optimizer: Its steps are watched for ``update``.
+        select: Which modules to record: a function of name and module, or patterns of names such as
+            ``"blocks.*.mlp"``. None: those that directly own a parameter of two or more dimensions. Modules whose
+            weight is parametrized own none; their ``parametrizations.weight`` does.
+        quantities: Which of ``output``, ``output_grad``, ``weight_grad``, ``weight``, ``update``. None: the first
+            three, and the others too if an optimizer is given.
+        stats: Name -> function from a tensor to a 0-d tensor, taken of outputs, output gradients and weight
+            gradients, where those are recorded; averaged over the tensors that make up a cell.
+        every: Record the collects number 0, every, 2·every, ... At other steps no hook is attached.
+        optimizer: Its steps are watched for ``update``, which is complete at the next collect.
+        scaler: The ``torch.amp.GradScaler`` in use; gradients are recorded as if there were none.
+        per_sample: Also record each sample's norm of output gradients (samples along the first dimension of
+            the output; for modules with one output tensor). A mean loss makes each 1/batch as large.
         networks: Independent networks along the first dimension of outputs and weights (a stacked MLP).
         seeds: Their seeds, for the History; None: 0, 1, ...
 
     Raises:
-        ValueError: If nothing is selected, or ``every`` is below 1.
+        ValueError: If nothing is selected, a quantity is unknown, ``update`` is asked for without an optimizer,
+            the optimizer has none of the model's parameters, or ``every`` is below 1.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Linear(5, 1))
@@ -60,34 +73,48 @@ class GradientProbe:
     def __init__(
         self,
         model: nn.Module,
-        select: Callable[[str, nn.Module], bool] | None = None,
+        select: Select | None = None,
         every: int = 1,
         optimizer: torch.optim.Optimizer | None = None,
         networks: int = 1,
         seeds: list[int] | None = None,
+        *,
+        quantities: Iterable[str] | None = None,
+        stats: Mapping[str, Statistic] | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        per_sample: bool = False,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
-        wanted = select or (lambda _, module: bool(_weights(module)))
-        self._modules = {name: module for name, module in model.named_modules() if wanted(name, module)}
-        if not self._modules:
-            raise ValueError(
-                "nothing to record: no module is selected, or none owns a parameter of two or more dimensions"
-            )
+        self._quantities = _quantities(quantities, optimizer, per_sample)
+        if stats and scaler is not None and scaler.is_enabled():
+            raise ValueError("stats would be of scaled gradients; give either stats= or an enabled scaler=")
+        model = _unwrapped(model)
+        if optimizer is not None:
+            stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            if not any(id(parameter) in stepped for parameter in model.parameters()):
+                raise ValueError("the optimizer has none of this model's parameters")
+        modules = _selected(model, select)
+        self._model = weakref.ref(model)
+        self._by_default = select is None
         self._every = every
         self._optimizer = optimizer
+        self._scaler = scaler
         self._networks = networks
         self._seeds = list(range(networks)) if seeds is None else list(seeds)
-        self._order: dict[str, bool] = {}  # names in the order of their first call
+        self._plan = Plan(
+            "output" in self._quantities, "output_grad" in self._quantities, per_sample, dict(stats or {}), networks
+        )
+        self._recorder = Recorder(model, modules, self._plan)
+        self._weights = Weights(modules, self._plan)
+        self._updates: Updates | None = None
+        self._names = list(modules)
+        self._rows: dict[_Row, int] = {}
+        self._called: dict[_Row, None] = {}  # in the order of their first calls
         self._steps: list[int] = []
-        self._cells: list[dict[_Key, _Cell]] = []  # by step
+        self._readings: list[Reading] = []
         self._collects = 0
         self._attached = False
-        self._window: _Window | None = None  # open only while the coming collect will be recorded
-        self._handles: list[Any] = []
-        self._before: dict[str, list[Tensor]] = {}  # weights before the optimizer's step
-        self._updates: dict[_Key, _Size] = {}  # measured after it, copied to the host with the next collect
-        self._update_due = False
 
     def __enter__(self) -> Self:
         """Attach the hooks."""
@@ -97,214 +124,240 @@ class GradientProbe:
         """Remove every hook."""
         self.remove()
 
+    def __del__(self) -> None:
+        """Remove every hook of a probe that nobody holds, as after running a notebook's cell again."""
+        if getattr(self, "_attached", False):
+            self.remove()
+
+    def __repr__(self) -> str:
+        state = "attached" if self._attached else "not attached"
+        return f"GradientProbe({len(self._names)} modules, {len(self._steps)} steps recorded, {state})"
+
     def attach(self) -> Self:
         """Start recording; returns the probe.
 
         Raises:
-            RuntimeError: If it is attached already.
+            RuntimeError: If it is attached already, or the model is gone.
         """
         if self._attached:
             raise RuntimeError("the probe is attached already")
-        self._attached = True
-        if self._optimizer is not None:
-            self._handles += [
-                self._optimizer.register_step_pre_hook(self._before_update),
-                self._optimizer.register_step_post_hook(self._after_update),
-            ]
         self._open()
+        if self._optimizer is not None and "update" in self._quantities:
+            self._updates = Updates(self._optimizer, self._weights, self._networks)
+        self._attached = True
         return self
 
     def remove(self) -> None:
         """Stop recording and remove every hook; the history stays."""
-        self._attached = self._update_due = False
-        self._before = {}
+        self._attached = False
         self._close()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._fetch_updates()
+        self._recorder.detach()
+        if self._updates is not None:
+            self._updates.remove()
+            self._fetch_updates()
+            self._updates = None
 
-    def collect(self, step: int) -> None:
-        """Record what the hooks saw since the last collect, and the parameters' gradients.
+    def collect(self, step: int | None = None) -> None:
+        """Record what the hooks saw since the last collect, and the weights' gradients.
 
-        Call it after ``backward()`` and before the gradients are clipped, used or set to zero. Several
-        forward and backward passes before one collect count as one larger batch.
+        Call it after ``backward()`` and before the optimizer's step; before gradients are clipped to record them
+        as they came.
 
         Args:
-            step: A label for the recorded step.
+            step: A label for the recorded step; None: the number of this collect, counted from 0.
 
         Raises:
-            RuntimeError: If the probe is not attached.
+            RuntimeError: If the probe is not attached, or no backward pass has been run.
         """
         if not self._attached:
             raise RuntimeError("the probe is not attached; use it in a with statement or call attach()")
-        window = self._window
-        self._close()
-        if window is not None:
-            self._record(step, window)
-            self._update_due = self._optimizer is not None
+        if self._recorder.window is not None:
+            self._record(self._collects if step is None else step, self._recorder.window)
         self._collects += 1
+        self._close()
+        if self._collects % self._every or not self._needs_hooks():
+            self._recorder.detach()
         self._open()
 
     @property
     def history(self) -> History:
         """What was recorded so far."""
         self._fetch_updates()
-        names = [*self._order, *(name for name in self._modules if name not in self._order)]
-        quantities = [q for q in QUANTITIES if q != "update" or self._optimizer is not None]
-        shape = (len(self._steps), self._networks, len(names))
-        log10 = {q: np.full(shape, np.nan) for q in quantities}
-        status = {q: np.full(shape, STATUSES.index("not_called"), np.int8) for q in quantities}
-        for s, cells in enumerate(self._cells):
-            for layer, name in enumerate(names):
-                for q in quantities:
-                    if (name, q) in cells:
-                        log10[q][s, :, layer], status[q][s, :, layer] = cells[name, q]
-        return History("train", names, list(self._steps), list(self._seeds), log10, status)
+        # A lazy module shows only when it is first called whether it has a weight of two dimensions.
+        all_rows = [(n, 0) for n in self._names if not self._steps or (n, 0) in self._rows]
+        rows = [*self._called, *(row for row in all_rows if row not in self._called)]
+        columns = [self._rows.get(row, -1) for row in rows]
+        # A module's weights are the same in all its calls.
+        of_weights = [self._rows.get((name, 0), -1) for name, _ in rows]
+        log10, status = {}, {}
+        for quantity in self._quantities:
+            own = of_weights if quantity in _OF_WEIGHTS else columns
+            log10[quantity] = self._stacked([r.log10.get(quantity) for r in self._readings], own, np.nan)
+            codes = self._stacked([r.status.get(quantity) for r in self._readings], own, STATUSES.index("not_called"))
+            status[quantity] = codes.astype(np.int8)
+        history = History("train", [name for name, _ in rows], list(self._steps), list(self._seeds), log10, status)
+        history.calls = [call for _, call in rows]
+        for reading in self._readings:
+            history.dtypes = reading.dtypes | history.dtypes
+        for name in {name: None for reading in self._readings for name in reading.stats}:
+            own = of_weights if name.startswith("weight_grad.") else columns
+            history.stats[name] = self._stacked([r.stats.get(name) for r in self._readings], own, np.nan)
+        if self._plan.per_sample:
+            history.samples = self._stacked_samples(columns)
+        return history
 
     def _open(self) -> None:
         if self._collects % self._every == 0:
-            self._window = _Window(self._networks)
-            for name, module in self._modules.items():
-                self._window.handles.append(module.register_forward_hook(_ForwardHook(self._window, name)))
+            if self._needs_hooks():
+                self._recorder.open()
+            else:
+                self._recorder.window = Window(self._plan)
+            self._weights.watch()
 
     def _close(self) -> None:
-        if self._window is not None:
-            self._window.close()
-            self._window = None
+        self._recorder.close()
+        self._weights.unwatch()
 
-    def _record(self, step: int, window: "_Window") -> None:
-        sizes = {key: _combine(parts) for key, parts in window.parts.items()}
-        codes: dict[_Key, str] = {}
-        self._order.update(window.called)
-        for name, module in self._modules.items():
-            weights = _weights(module)
-            gradients = [weight.grad for weight in weights if weight.grad is not None]
-            for quantity, tensors in (("weight", weights), ("weight_grad", gradients)):
-                if tensors:
-                    sizes[name, quantity] = _combine([_size(tensor, self._networks) for tensor in tensors])
-            unused = not gradients and any(weight.requires_grad for weight in weights)
-            if not gradients:
-                codes[name, "weight_grad"] = "unused" if unused else "frozen"
-            if name in window.called and (name, "output") not in sizes:
-                codes[name, "output"] = "hook_missed"
-            if name in window.called and (name, "output_grad") not in sizes:
-                expected = "unused" if unused else "hook_missed"
-                codes[name, "output_grad"] = expected if window.called[name] else "frozen"
-        arrived = _to_host(self._updates | sizes)
-        if self._updates:
-            self._cells[-1].update({key: arrived.pop(key) for key in self._updates})
-            self._updates = {}
-        none = np.full(self._networks, np.nan)
-        absent = {key: (none, np.full(none.shape, STATUSES.index(code))) for key, code in codes.items()}
-        self._steps.append(step)
-        self._cells.append(arrived | absent)
+    def _needs_hooks(self) -> bool:
+        # Where only weights are recorded, the first step shows the order of the modules.
+        return self._plan.outputs or self._plan.gradients or not self._steps
 
-    def _before_update(self, *_: object) -> None:
-        if self._update_due:
-            self._before = {
-                name: [weight.detach().clone() for weight in _weights(module)]
-                for name, module in self._modules.items()
-            }
+    def _row_of(self, name: str, call: int = 0) -> int:
+        return self._rows.setdefault((name, call), len(self._rows))
 
-    def _after_update(self, *_: object) -> None:
-        if self._update_due:
-            self._update_due = False
-            for name, before in self._before.items():
-                pairs = zip(_weights(self._modules[name]), before, strict=True)
-                self._updates[name, "update"] = _combine(
-                    [_size(after.detach() - old, self._networks) for after, old in pairs]
-                )
-            self._before = {}
+    def _record(self, label: int, window: Window) -> None:
+        self._check_backward(window)
+        weights = {name: own for name, own in self._weights.items() if own or not self._by_default}
+        sheet = Sheet(self._networks)
+        for call in window.kept_calls():
+            if call.name in weights:
+                self._called[call.name, call.index] = None
+        window.add(sheet, self._row_of, weights)
+        for name in window.hidden(weights):
+            for quantity in ("output", "output_grad"):
+                sheet.mark(quantity, self._row_of(name), "hook_missed")
+        rows = {name: self._row_of(name) for name in weights}
+        if "weight_grad" in self._quantities:
+            self._weights.add_gradients(sheet, weights, rows)
+        if "weight" in self._quantities:
+            self._weights.add_norms(sheet, weights, rows)
+        self._undo_scale(sheet)
+        reading = self._read(sheet)
+        self._steps.append(label)
+        self._readings.append(reading)
+        if self._updates is not None:
+            self._updates.due = True
+
+    def _read(self, sheet: Sheet) -> Reading:
+        """Read a sheet, together with updates that were measured since the last one and belong to that."""
+        if self._updates is not None:
+            self._updates.add(sheet, self._row_of)
+        reading = sheet.read(len(self._rows))
+        if "update" in reading.log10:
+            earlier = self._readings[-1]
+            earlier.log10["update"] = reading.log10.pop("update")
+            earlier.status["update"] = reading.status.pop("update")
+        return reading
 
     def _fetch_updates(self) -> None:
-        if self._updates:
-            self._cells[-1].update(_to_host(self._updates))
-            self._updates = {}
+        if self._updates is not None and self._updates.measured:
+            self._read(Sheet(self._networks))
+
+    def _check_backward(self, window: Window) -> None:
+        """Refuse a collect before any backward pass, which would record nothing but unused weights."""
+        model = self._model()
+        assert model is not None
+        wanted = {"output_grad", "weight_grad"} & set(self._quantities)
+        seen = (
+            window.has_gradients()
+            or self._weights.have_passed()
+            or any(p.grad is not None for p in model.parameters())
+        )
+        if wanted and not seen:
+            raise RuntimeError("no gradient was seen: call collect after loss.backward() and before zero_grad()")
+        if not window.eager and not window.calls and "torch._dynamo" in sys.modules and self._needs_hooks():
+            warnings.warn(
+                "no module was called: if the model was compiled after the probe was attached, outputs and their "
+                "gradients are recorded from the next collect on",
+                stacklevel=4,
+            )
+
+    def _undo_scale(self, sheet: Sheet) -> None:
+        """Record gradients as if a GradScaler had not multiplied the loss."""
+        scaler, model = self._scaler, self._model()
+        if scaler is not None and scaler.is_enabled() and model is not None:
+            scaled = ["output_grad", *([] if is_unscaled(scaler, self._optimizer) else ["weight_grad"])]
+            sheet.divide(scaled, scale_of_loss(scaler, next(model.parameters())))
+
+    def _stacked(self, steps: Sequence[NDArray[Any] | None], columns: list[int], otherwise: float) -> Array:
+        """Return ``(step, network, column)``."""
+        stacked = np.full((len(steps), self._networks, len(columns)), otherwise, dtype=float)
+        for own, step in zip(stacked, steps, strict=True):
+            if step is not None:
+                known = [index for index, column in enumerate(columns) if 0 <= column < step.shape[1]]
+                own[:, known] = step[:, [columns[index] for index in known]]
+        return stacked
+
+    def _stacked_samples(self, columns: list[int]) -> Array:
+        """Return ``(step, network, column, sample)``, nan beyond the samples of a cell."""
+        most = max((own.shape[1] for reading in self._readings for own in reading.samples.values()), default=0)
+        stacked = np.full((len(self._readings), self._networks, len(columns), most), np.nan)
+        for step, reading in enumerate(self._readings):
+            for index, column in enumerate(columns):
+                if column in reading.samples:
+                    own = reading.samples[column]
+                    stacked[step, :, index, : own.shape[1]] = own
+        return stacked
 
 
-class _Window:
-    """What is seen between two collects. Closing it also removes the hooks from tensors that are still alive."""
-
-    def __init__(self, networks: int) -> None:
-        self.networks = networks
-        self.handles: list[Any] = []  # they hold no tensor
-        self.called: dict[str, bool] = {}  # name -> whether a gradient of its output is to be expected
-        self.parts: dict[_Key, list[_Size]] = {}
-
-    def add(self, name: str, quantity: str, tensor: Tensor) -> None:
-        self.parts.setdefault((name, quantity), []).append(_size(tensor, self.networks))
-
-    def close(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
-class _ForwardHook:
-    """Measure a module's output at once, since the next operation may overwrite it, and hook its gradient."""
-
-    def __init__(self, window: _Window, name: str) -> None:
-        self.window = window
-        self.name = name
-
-    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        window, name = self.window, self.name
-        if not torch.is_grad_enabled():
-            return
-        if not isinstance(output, Tensor) or not (output.is_floating_point() or output.is_complex()):
-            window.called.setdefault(name, True)
-            return
-        window.called[name] = window.called.get(name, False) or output.requires_grad
-        window.add(name, "output", output)
-        if output.requires_grad:
-            # The hook must not hold the tensor itself: that cycle is never freed.
-            window.handles.append(output.register_hook(_GradientHook(window, name)))
+def _quantities(
+    wanted: Iterable[str] | None, optimizer: torch.optim.Optimizer | None, per_sample: bool
+) -> tuple[str, ...]:
+    if wanted is None:
+        return QUANTITIES if optimizer is not None else QUANTITIES[:3]
+    given = [wanted] if isinstance(wanted, str) else list(wanted)
+    unknown = [quantity for quantity in given if quantity not in QUANTITIES]
+    if unknown or not given:
+        what = f"unknown quantity '{unknown[0]}'" if unknown else "quantities is empty"
+        raise ValueError(f"{what}; choose from {', '.join(QUANTITIES)}")
+    if "update" in given and optimizer is None:
+        raise ValueError("the quantity 'update' needs optimizer=, whose steps are watched")
+    if per_sample and "output_grad" not in given:
+        raise ValueError("per_sample=True needs the quantity 'output_grad'")
+    return tuple(quantity for quantity in QUANTITIES if quantity in given)
 
 
-class _GradientHook:
-    """Measure the gradient of one output tensor. It returns None, which leaves the gradient as it is."""
-
-    def __init__(self, window: _Window, name: str) -> None:
-        self.window = window
-        self.name = name
-
-    def __call__(self, gradient: Tensor) -> None:
-        self.window.add(self.name, "output_grad", gradient)
-
-
-def _weights(module: nn.Module) -> list[nn.Parameter]:
-    # In a stacked layer the networks' dimension comes first, and a bias has two dimensions.
-    least = 3 if isinstance(getattr(module, "networks", None), int) else 2
-    return [
-        parameter for parameter in module._parameters.values() if parameter is not None and parameter.dim() >= least
-    ]
+def _selected(model: nn.Module, select: Select | None) -> dict[str, nn.Module]:
+    modules = {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}
+    if select is None:
+        chosen = {name: module for name, module in modules.items() if _may_own_weight(module)}
+    elif callable(select):
+        chosen = {name: module for name, module in modules.items() if select(name, module)}
+    else:
+        patterns = [select] if isinstance(select, str) else list(select)
+        chosen = {name: module for name, module in modules.items() if any(fnmatchcase(name, p) for p in patterns)}
+    if not chosen:
+        if select is None:
+            raise ValueError("nothing to record: no module owns a parameter of two or more dimensions; use select=")
+        some = ", ".join([*(f"'{name}'" for name in list(modules)[:6]), *(["..."] if len(modules) > 6 else [])])
+        raise ValueError(f"nothing to record: select matches none of the {len(modules)} modules ({some})")
+    return chosen
 
 
-def _size(tensor: Tensor, networks: int) -> _Size:
-    return _Size(log10_norm(tensor, networks), tensor.numel() // networks, tensor.dtype)
+def _may_own_weight(module: nn.Module) -> bool:
+    least = 3 if isinstance(module.__dict__.get("networks"), int) else 2
+    return any(p is not None and (is_lazy(p) or p.dim() >= least) for p in module._parameters.values())
 
 
-def _combine(parts: list[_Size]) -> _Size:
-    """Return the size of all parts together, as if their tensors were one."""
-    if len(parts) == 1:
-        return parts[0]
-    log10 = joint_log10_norm(torch.stack([part.log10 for part in parts]))
-    return _Size(log10, sum(part.count for part in parts), parts[0].dtype)
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside DistributedDataParallel and compiled modules, so that names stay as they were.
 
-
-def _to_host(sizes: dict[_Key, _Size]) -> dict[_Key, _Cell]:
-    """Copy all sizes to the host in one transfer, turn outputs into rms, and judge each."""
-    if not sizes:
-        return {}
-    networks = next(iter(sizes.values())).log10.numel()
-    norms = torch.cat([size.log10 for size in sizes.values()]).cpu().numpy().reshape(-1, networks)
-    counts = np.array([[max(size.count, 1)] for size in sizes.values()])
-    smallest = np.array([[torch.finfo(size.dtype).smallest_normal] for size in sizes.values()])
-    rms = norms - 0.5 * np.log10(counts)
-    # An element below the smallest normal number has lost digits; the rms stands for the elements.
-    codes = np.where(rms < np.log10(smallest), STATUSES.index("subnormal"), STATUSES.index("ok"))
-    codes[norms == -np.inf] = STATUSES.index("zero")
-    codes[np.isnan(norms) | (norms == np.inf)] = STATUSES.index("nonfinite")
-    is_output = np.array([[quantity == "output"] for _, quantity in sizes])
-    values = np.where(np.isfinite(norms), np.where(is_output, rms, norms), np.nan)
-    return dict(zip(sizes, zip(values, codes, strict=True), strict=True))
+    Raises:
+        ValueError: If it is a DataParallel, whose copies on other devices the hooks would not tell apart.
+    """
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise ValueError("DataParallel over several devices is not supported; use DistributedDataParallel")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return _unwrapped(model.module)
+    inner = getattr(model, "_orig_mod", None)
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else model

@@ -1,7 +1,6 @@
 """Where results go: files, TensorBoard and the console. A sink is a class with ``write`` and ``close``."""
 
 import json
-import math
 import os
 import shlex
 from pathlib import Path
@@ -13,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from gradexp._version import __version__
-from gradexp.history import STATUSES, Array, History, standard_error, write_csv
+from gradexp.history import STATUSES, Array, History, add_scalar, write_course, write_csv, write_profile
 from gradexp.result import Result, summary
+from gradexp.table import power_of_ten
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -99,50 +99,31 @@ class TensorBoard:
     def write(self, stage: str, result: Result) -> None:
         """Add what is new."""
         if stage == "initial" and result.initial is not None:
-            self._profile(result.initial)
+            write_profile(self.writer, result.initial)
         elif stage == "step":
             self._step(result)
         elif stage == "end" and result.gradients is not None:
             self._step(result)
-            self._gradients(result.gradients)
+            write_course(self.writer, result.gradients)
 
     def close(self) -> None:
         """Flush and close the event file."""
         if self._writer is not None:
             self._writer.close()
 
-    def _profile(self, history: History) -> None:
-        for quantity in ("output", "output_grad", "weight_grad"):
-            for layer, value in enumerate(history.profile(quantity), start=1):
-                # Rounded to what float32 shows, so that the log of 1 is 0 and not -0.
-                self._scalar(f"profile/log10_{quantity}", round(value, 9) + 0.0, layer)
-        self.writer.flush()
-
     def _step(self, result: Result) -> None:
         training = result.training
         if training is None:
             return
         for step, loss, accuracy in training.tests[self._tests_written :]:
-            self._scalar("test/loss", loss, step)
-            self._scalar("test/accuracy", accuracy, step)
+            add_scalar(self.writer, "test/loss", loss, step)
+            add_scalar(self.writer, "test/accuracy", accuracy, step)
         self._tests_written = len(training.tests)
         for step in range(self._steps_written, len(training.losses)):
-            self._scalar("train/loss", training.losses[step], step)
+            add_scalar(self.writer, "train/loss", training.losses[step], step)
         for step in range(self._steps_written, len(training.accuracies)):
-            self._scalar("train/accuracy", training.accuracies[step], step)
+            add_scalar(self.writer, "train/accuracy", training.accuracies[step], step)
         self._steps_written = len(training.losses)
-
-    def _gradients(self, history: History) -> None:
-        status = history.status["output_grad"]
-        for index, step in enumerate(history.steps):
-            self._scalar("gradient/log10_first_over_last", history.first_over_last("output_grad", index), step)
-            for name in ("nonfinite", "zero"):
-                count = (status[index] == STATUSES.index(name)).sum()
-                self._scalar(f"gradient/{name}_layers", float(count), step)
-
-    def _scalar(self, tag: str, value: float | None, step: int) -> None:
-        if value is not None and math.isfinite(value):
-            self.writer.add_scalar(tag, value, step)
 
 
 class Console:
@@ -196,13 +177,13 @@ class Console:
         blocks = _BLOCKS if self.console.encoding.startswith("utf") else _ASCII_BLOCKS
         for quantity, label in _LABELS.items():
             profile, status = history.profile(quantity), history.status[quantity][0]
-            sizes = [_power_of_ten(profile[layer - 1], status[:, layer - 1]) for layer in shown]
+            sizes = [power_of_ten(profile[layer - 1], STATUSES[status[0, layer - 1]]) for layer in shown]
             table.add_row(label, *sizes, sparkline(profile, blocks=blocks))
         self.console.print(table)
         slope, scale = history.log_chi(), history.depth_scale()
         if slope is not None:
             reach = f", depth scale {scale:.3g} layers" if scale is not None else ""
-            error = standard_error(history.log_chi_per_network())
+            error = history.log_chi_se()
             spread = f" ± {error:.2g}" if error is not None else ""
             self.console.print(f"log_chi {slope:+.4g}{spread} per layer towards the input{reach}")
         dead = float(np.mean(history.dead_fraction)) if history.dead_fraction is not None else 0.0
@@ -286,17 +267,6 @@ def range_lines(history: History, dtype: str) -> list[str]:
             if layer is not None:
                 lines.append(f"in {dtype} {label} would {word} from layer {layer} {direction}")
     return lines
-
-
-def _power_of_ten(log10: float, status: Array) -> str:
-    """Show a size, which may be far outside float64, in three digits; or why there is none."""
-    if not math.isfinite(log10):
-        return STATUSES[int(status[0])]
-    exponent = math.floor(log10)
-    digits = f"{10 ** (log10 - exponent):.2f}"
-    if digits == "10.00":
-        digits, exponent = "1.00", exponent + 1
-    return f"{digits}e{exponent:+03d}"
 
 
 def _course(training: Any) -> str:

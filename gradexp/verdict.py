@@ -48,18 +48,80 @@ def gradient_verdict(history: History, decades: float = 3.0, step: int = -1) -> 
     Returns:
         A verdict on the gradient, with the reason as its text.
     """
+    ends = history.ends("output_grad", step)
     ratio = history.first_over_last("output_grad", step)
-    if ratio is None:
-        return _no_number(history, step)
-    if history.depth == 1:
-        return Verdict("stable", text="the gradient arrives: there is one layer only")
+    if ratio is None or ends is None:
+        arrived = _shrunk_to_zero(history, step)
+        if arrived is None:
+            return _no_number(history, step)
+        ends, ratio = arrived
+        if ratio >= -decades:
+            return _no_number(history, step)
+    if ends[0] == ends[1]:
+        return Verdict("stable", text="stable: there is one layer only" + _unusual(history, step))
+    outcome = "vanishing" if ratio < -decades else "exploding" if ratio > decades else "stable"
+    return Verdict(outcome, text=f"{outcome}: {_slope(ratio, *ends)}{_unusual(history, step)}")
+
+
+def _slope(ratio: float, first: int, last: int) -> str:
     shown = round(ratio, 1) + 0.0  # no -0.0
-    size = f"the output gradient at layer 1 is 10^{shown:+.1f} times that at layer {history.depth}"
-    if ratio < -decades:
-        return Verdict("vanishing", text=f"the gradient vanishes: {size}")
-    if ratio > decades:
-        return Verdict("exploding", text=f"the gradient explodes: {size}")
-    return Verdict("stable", text=f"the gradient arrives: {size}")
+    return (
+        f"towards the input the output gradient {'shrinks' if ratio < 0 else 'grows'} "
+        f"x{_factor(ratio / (last - first))} per layer, 10^{shown:+.1f} from layer {last} to layer {first}"
+    )
+
+
+def _factor(log10: float) -> str:
+    return f"{10**log10:.3g}" if abs(log10) < 4 else f"10^{log10:.1f}"
+
+
+def _shrunk_to_zero(history: History, step: int) -> tuple[tuple[int, int], float] | None:
+    """Return ends and ratio of the layers whose gradient has a number, if below them it has become 0.
+
+    A number format has a smallest number; the profile at initialisation has none, so that its 0 is a true one.
+    """
+    profile = history.profile("output_grad", step)
+    layers = 1 + np.flatnonzero(np.isfinite(profile))
+    if history.phase == "init" or len(layers) < 2:
+        return None
+    below = history.status["output_grad"][step][:, : layers[0] - 1]
+    if not (below == STATUSES.index("zero")).any():
+        return None
+    first, last = int(layers[0]), int(layers[-1])
+    return (first, last), float(profile[first - 1] - profile[last - 1])
+
+
+def _unusual(history: History, step: int) -> str:
+    """Say in which layers the sizes that a probe saw are at the end of their number format, or beyond."""
+    if history.phase == "init":
+        return ""
+    parts = []
+    for quantity, name in _NAMES.items():
+        if quantity not in history.status:
+            continue
+        for status, what in (("subnormal", "below {dtype}'s smallest normal number"), *_EXTREMES):
+            layers = 1 + np.flatnonzero((history.status[quantity][step] == STATUSES.index(status)).all(axis=0))
+            if layers.size:
+                said = what.format(dtype=history.dtypes.get(quantity, "float32"))
+                verb = "is" if name.startswith("it") else "are"
+                parts.append(f"{name} {verb} {said} in {_spans(layers.tolist())}")
+    return "".join(f"{'; ' if index == 0 else ', and '}{part}" for index, part in enumerate(parts))
+
+
+_NAMES = {"output_grad": "it", "weight_grad": "the weight gradients", "output": "the outputs"}
+_EXTREMES = (("zero", "exactly 0"), ("nonfinite", "inf or nan"))
+
+
+def _spans(layers: Sequence[int]) -> str:
+    """Write layer numbers as ``layers 1-3, 7``, at most four runs."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:4]] + (["..."] if len(runs) > 4 else [])
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(shown)}"
 
 
 def training_verdict(losses: Sequence[float], diverged_at: int | None, chance: float) -> str:

@@ -1,0 +1,467 @@
+"""What autograd shows of a model: hooks on its modules, and what they see between two collects.
+
+Only forward hooks are attached. They measure a module's output at once, since the next operation may overwrite
+it, and hook the gradient of each output tensor. That gradient is right also where the next operation works in
+place, where module backward hooks raise. Hooks return None, which leaves outputs and gradients as they are.
+"""
+
+import dataclasses
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+
+from gradexp.cells import Part, Sheet, measure
+from gradexp.norms import Size, has_values, scaled_norm
+
+Statistic = Callable[[Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is measured of each call of a module.
+
+    Args:
+        outputs: Sizes of outputs.
+        gradients: Sizes of their gradients.
+        per_sample: Also the norm of each sample's part of a gradient.
+        stats: Further statistics of each measured tensor.
+        networks: Independent networks along the first dimension of each tensor.
+    """
+
+    outputs: bool = True
+    gradients: bool = True
+    per_sample: bool = False
+    stats: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)
+    networks: int = 1
+
+
+# The key of tensors inside autograd.grad(..., is_grads_batched=True) and vectorised Jacobians.
+_BATCHED: Any = torch._C._parse_dispatch_key("Batched")
+
+
+class Recorder:
+    """Hooks on some modules of a model, and the window they write to.
+
+    Args:
+        model: Each call of it begins a new pass. Held weakly, as are the modules.
+        modules: What is measured, by name.
+        plan: What to measure.
+
+    Attributes:
+        window: What was seen since the last collect; None while nothing is recorded.
+    """
+
+    def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], plan: Plan) -> None:
+        self.window: Window | None = None
+        self._model = weakref.ref(model)
+        self._modules = {name: weakref.ref(module) for name, module in modules.items()}
+        self._plan = plan
+        self._handles: list[Any] = []
+        self._eager = False
+
+    def open(self) -> None:
+        """Begin a new window, with hooks attached."""
+        self.window = Window(self._plan)
+        if not self._handles:
+            self._attach()
+        measuring = self._plan.outputs or self._plan.gradients
+        if measuring and not self._eager and "torch._dynamo" in sys.modules:
+            self._eager = True
+            _Eager.enter()
+        self.window.eager = self._eager
+
+    def close(self) -> None:
+        """End the window: what arrives later belongs to none."""
+        if self.window is not None:
+            self.window.close()
+            self.window = None
+
+    def detach(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._eager:
+            self._eager = False
+            _Eager.leave()
+
+    def _attach(self) -> None:
+        model = self._model()
+        if model is None:
+            raise RuntimeError("the model that the probe watches is gone")
+        self._handles.append(model.register_forward_pre_hook(_Hook(self, Window.begin_pass)))
+        for name, reference in self._modules.items():
+            module = reference()
+            if module is not None:
+                self._handles.append(module.register_forward_hook(_Hook(self, Window.see_output, name)))
+        self._handles.append(model.register_forward_hook(_Hook(self, Window.end_pass)))
+
+
+class Pass:
+    """One forward pass of the model, and how far its backward pass came."""
+
+    def __init__(self, with_graph: bool) -> None:
+        self.with_graph = with_graph
+        self.reached = False  # a gradient arrived
+        self.finished = False  # and the backward pass ran to its end
+        self.calls: dict[str, int] = {}  # of each module
+
+    def finish(self) -> None:
+        """Note that a backward pass through this pass has ended."""
+        self.finished = True
+
+
+class Call:
+    """One call of one module: sizes of its output tensors, and of the gradients that came back to them."""
+
+    expected = False  # an output tensor takes part in autograd
+    is_rerun = False  # by a checkpoint, so that its outputs are measured already
+    uncertain = False  # a gradient could pass by unseen
+    missed: tuple[str, ...] = ()  # quantities of which something is unseen
+
+    def __init__(self, window: "Window", name: str, run: Pass) -> None:
+        self.window = window
+        self.name = name
+        self.run = run
+        self.index = run.calls.get(name, 0)
+        run.calls[name] = self.index + 1
+        self.outputs: list[Part] = []
+        self.gradients: list[Part] = []
+        self.stats: list[tuple[str, Tensor]] = []  # one value per network
+        self.samples: list[Size] = []
+
+    def see_gradient(self, gradient: Tensor) -> None:
+        """Measure the gradient of an output tensor, if it is that of one backward pass."""
+        if not self.window.open or gradient is None:
+            return
+        run = self.run
+        if not run.reached:
+            run.reached = True
+            Variable._execution_engine.queue_callback(run.finish)
+        task = torch._C._current_graph_task_id()
+        if task != self.window.task:
+            self.window.task, self.window.is_batched = task, _is_transformed(gradient)
+        if self.window.is_batched or not has_values(gradient):
+            self.missed += ("output_grad",)
+            return
+        plan = self.window.plan
+        self.gradients.append(measure(gradient, plan.networks))
+        if plan.stats:
+            self.stats += statistics("output_grad", gradient, plan)
+
+    def see_only_gradient(self, gradient: Tensor) -> None:
+        """Measure the gradient of a module's only output tensor, sample by sample too."""
+        seen = len(self.gradients)
+        self.see_gradient(gradient)
+        if len(self.gradients) > seen:
+            networks = self.window.plan.networks
+            shape = gradient.shape[networks > 1 :]
+            self.samples.append(scaled_norm(gradient, max(1, networks * (shape[0] if shape else 1))))
+
+
+class _View:
+    """An output that is a view: an operation in place on it leaves its own hook behind, but not its base's."""
+
+    def __init__(self, call: Call, see: Callable[[Tensor], None], is_whole_base: bool) -> None:
+        self.call = call
+        self.see = see
+        self.is_whole_base = is_whole_base
+        self.arrived = False
+
+    def see_gradient(self, gradient: Tensor) -> None:
+        self.arrived = True
+        self.see(gradient)
+
+    def see_base_gradient(self, gradient: Tensor) -> None:
+        if self.arrived:
+            self.arrived = False  # the base's turn comes later in each backward pass
+        elif self.is_whole_base:
+            self.see(gradient)
+        elif self.call.window.open:
+            self.call.missed += ("output_grad",)
+
+
+class Window:
+    """What the hooks see between two collects."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.open = True
+        self.task = -1  # the backward pass that is running
+        self.is_batched = False  # and whether it carries a batch of gradients through each tensor
+        self.eager = False  # compiled code runs eagerly, so that hooks are called
+        self.calls: list[Call] = []
+        self.transformed: set[str] = set()  # modules that ran inside vmap, grad and the like
+        self._pass: Pass | None = None
+        self._inside = False  # the model's own forward is running
+        self._to_be_rerun: dict[str, Call | None] = {}  # calls without a graph that a checkpoint may run again
+        self._handles: list[Any] = []
+
+    def close(self) -> None:
+        """Stop looking: gradients that arrive later belong to no window."""
+        self.open = False
+        for handle in self._handles:
+            handle.remove()
+
+    def begin_pass(self, graph: bool, *_: Any) -> None:
+        """Begin a new pass (a hook before the model's forward)."""
+        if not _is_recomputing():
+            self._pass = Pass(graph)
+            self._inside = True
+
+    def end_pass(self, *_: Any) -> None:
+        """Note that the model's own forward is over (a hook after it)."""
+        if not _is_recomputing():
+            self._inside = False
+
+    def see_output(self, graph: bool, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        """Measure what a module returned and hook the gradients of its tensors (a hook after its forward)."""
+        call = self._call_of(name, graph)
+        if call is None:
+            return
+        plan = self.plan
+        tensors = (output,) if type(output) is Tensor else tensors_in(output)
+        found = False
+        taking_part = []
+        for tensor in tensors:
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                continue
+            found = True
+            if plan.outputs and not call.is_rerun:
+                if has_values(tensor):
+                    call.outputs.append(measure(tensor, plan.networks))
+                    if plan.stats:
+                        call.stats += statistics("output", tensor, plan)
+                else:
+                    call.missed += ("output",)
+            if tensor.requires_grad:
+                taking_part.append(tensor)
+        if not found:
+            call.missed = ("output", "output_grad")
+        if plan.gradients and taking_part:
+            call.expected = True
+            see = call.see_only_gradient if plan.per_sample and len(taking_part) == 1 else call.see_gradient
+            for tensor in taking_part:
+                if tensor._is_view():
+                    self._hook_view(tensor, call, see, module, args)
+                else:
+                    self._hook(tensor, see)
+
+    def has_gradients(self) -> bool:
+        """Say whether a backward pass came by."""
+        return any(call.run.reached for call in self.calls)
+
+    def hidden(self, names: Iterable[str]) -> list[str]:
+        """Return the modules that ran where hooks see nothing, or that an unnoticed compilation hides."""
+        if self.transformed or self.eager or self.calls or "torch._dynamo" not in sys.modules:
+            return [name for name in names if name in self.transformed]
+        return list(names)
+
+    def kept_calls(self) -> list[Call]:
+        """Return the calls of passes that count: if a backward pass went through some, then only those."""
+        return [call for call in self.calls if call.run.finished] or self.calls
+
+    def add(self, sheet: Sheet, row_of: Callable[[str, int], int], names: Container[str]) -> None:
+        """Add all that was seen of some modules to a sheet, in the order of first calls."""
+        arrived: set[int] = set()
+        silent: list[tuple[int, Call]] = []
+        for call in self.kept_calls():
+            if call.name not in names:
+                continue
+            row = row_of(call.name, call.index)
+            for part in call.outputs:
+                sheet.add("output", row, part)
+            for part in call.gradients:
+                sheet.add("output_grad", row, part)
+            if call.gradients:
+                arrived.add(row)
+            else:
+                silent.append((row, call))
+            for quantity in call.missed:
+                sheet.mark(quantity, row, "hook_missed")
+            for name, value in call.stats:
+                sheet.add_statistic(name, row, value)
+            for sizes in call.samples:
+                sheet.add_samples(row, sizes)
+        for row, call in silent:
+            if call.uncertain:
+                sheet.mark("output_grad", row, "hook_missed")
+            elif row not in arrived and "output_grad" not in call.missed:
+                sheet.mark("output_grad", row, "unused" if call.expected else "frozen")
+
+    def _call_of(self, name: str, graph: bool) -> Call | None:
+        """Return the call that a forward hook belongs to, or None if it is not to be looked at."""
+        if _is_recomputing():
+            return self._rerun_call(name)
+        # Without a graph it is an evaluation, or a part of a training pass that is frozen or checkpointed.
+        if not graph and not (self._inside and self._pass is not None and self._pass.with_graph):
+            return None
+        call = self._new_call(name)
+        if not graph:
+            self._to_be_rerun[name] = None if name in self._to_be_rerun else call
+            if self._to_be_rerun[name] is None:
+                self._distrust(name)
+        return call
+
+    def _new_call(self, name: str) -> Call:
+        if self._pass is None or self._pass.reached:
+            self._pass = Pass(with_graph=True)
+        call = Call(self, name, self._pass)
+        self.calls.append(call)
+        return call
+
+    def _rerun_call(self, name: str) -> Call | None:
+        """Return the call that a checkpoint runs again, if its gradients are not hooked yet.
+
+        A non-reentrant checkpoint keeps the hooks of the first run, so there is nothing to do. A reentrant one
+        ran first without a graph. In what order it reruns several calls of one module cannot be known here.
+        """
+        if name in self._to_be_rerun:
+            call = self._to_be_rerun[name]
+            if call is not None:
+                call.is_rerun = True
+            return call
+        if any(call.name == name for call in self.calls):
+            return None
+        self._to_be_rerun[name] = None  # ran outside of the model's own forward, unseen: trust one run at most
+        return self._new_call(name)
+
+    def _distrust(self, name: str) -> None:
+        for call in self.calls:
+            if call.name == name:
+                call.missed += ("output_grad",)
+
+    def _hook(self, tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
+        # The hook must not hold the tensor itself: that cycle is never freed.
+        handle = tensor.register_hook(hook)
+        if tensor.is_leaf:  # other tensors take their hooks with them
+            self._handles.append(handle)
+
+    def _hook_view(
+        self, tensor: Tensor, call: Call, see: Callable[[Tensor], None], module: nn.Module, args: Any
+    ) -> None:
+        base = tensor._base
+        if base is None or not base.requires_grad:
+            call.uncertain = True
+            self._hook(tensor, see)
+            return
+        # The base's gradient is the view's if they have the same elements and nobody else has seen the base:
+        # torch's own modules show it to nobody, unless it came in as an argument.
+        is_whole = base.numel() == tensor.numel() and type(module).__module__.startswith("torch.nn.")
+        given = any(arg is base or arg._base is base for arg in tensors_in(args))
+        view = _View(call, see, is_whole and not given)
+        self._hook(tensor, view.see_gradient)
+        self._hook(base, view.see_base_gradient)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield each tensor in nested tuples, lists, dicts and dataclasses once."""
+    seen: set[int] = set()
+    todo = deque([value])
+    while todo:
+        item = todo.popleft()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, Mapping):
+            todo.extend(item.values())
+        elif isinstance(item, (list, tuple, set, frozenset, deque)):
+            todo.extend(item)
+        elif dataclasses.is_dataclass(item) and not isinstance(item, type):
+            todo.extend(getattr(item, field.name, None) for field in dataclasses.fields(item))
+
+
+def statistics(quantity: str, tensor: Tensor, plan: Plan) -> list[tuple[str, Tensor]]:
+    """Return each of the plan's statistics of a tensor under ``quantity.name``, one value per network.
+
+    Raises:
+        ValueError: If a statistic is not one number.
+    """
+    found = []
+    with torch.no_grad():
+        for name, statistic in plan.stats.items():
+            own = tensor.detach().unbind() if plan.networks > 1 else (tensor.detach(),)
+            values = [torch.as_tensor(statistic(part)) for part in own]
+            if values[0].numel() != 1:
+                shape = tuple(values[0].shape)
+                raise ValueError(f"stats['{name}'] must return one number, got a tensor of shape {shape}")
+            found.append((f"{quantity}.{name}", torch.stack([value.reshape(()) for value in values])))
+    return found
+
+
+class _Hook:
+    """A module hook that calls a method of the recorder's window of that moment.
+
+    A copied or pickled model gets a hook that does nothing in its place.
+    """
+
+    __torch_unserializable__ = True
+
+    def __init__(self, recorder: Recorder, method: Callable[..., None], *args: str) -> None:
+        self.recorder = recorder
+        self.method = method
+        self.args = args
+
+    def __call__(self, *args: Any) -> None:
+        # While dynamo, export or jit trace the model there is nothing to measure, nor inside vmap and the like.
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return
+        window = self.recorder.window
+        if window is None:
+            return
+        if _in_transform():
+            window.transformed.update(self.args)
+            return
+        graph = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # as torch.no_grad(), which would take as long as a norm
+        try:
+            self.method(window, graph, *self.args, *args)
+        finally:
+            torch._C._set_grad_enabled(graph)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A callable of the standard library that ignores three arguments, so that loading needs no gradexp.
+        return getattr, (nullcontext(), "__exit__")
+
+
+class _Eager:
+    """Let compiled code run eagerly while any probe records: dynamo ignores hooks that come after compilation."""
+
+    users = 0
+    stance: Any = None
+
+    @classmethod
+    def enter(cls) -> None:
+        if cls.users == 0:
+            cls.stance = torch.compiler.set_stance("force_eager")
+        cls.users += 1
+
+    @classmethod
+    def leave(cls) -> None:
+        cls.users -= 1
+        if cls.users == 0:
+            cls.stance.__exit__(None, None, None)
+            cls.stance = None
+
+
+def _is_recomputing() -> bool:
+    """Say whether a backward pass is running, in which a checkpointed part may be run again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _in_transform() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _is_transformed(gradient: Tensor) -> bool:
+    """Say whether a gradient is a batch of gradients, as vectorised Jacobians have."""
+    return torch._C._dispatch_keys(gradient).has(_BATCHED) or _in_transform()

@@ -1,0 +1,154 @@
+import copy
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gradexp import MLP, initialize, measure
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers_every_time():
+    torch.manual_seed(0)
+
+
+def convolutional():
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Dropout(), nn.Flatten(), nn.Linear(48, 4)
+    )
+
+
+def batch():
+    return torch.randn(5, 1, 6, 6), torch.randint(4, (5,))
+
+
+def test_sizes_are_those_of_plain_autograd():
+    model, (x, y) = convolutional().double().eval(), batch()
+    x = x.double()
+    history = measure(model, F.cross_entropy, (x, y))
+    z1 = model[0](x)
+    z2 = model[5](F.relu(model[1](z1)).flatten(1))
+    weights = [model[0].weight, model[5].weight]
+    found = torch.autograd.grad(F.cross_entropy(z2, y), [z1, z2, *weights])
+    logs = [math.log10(gradient.norm().item()) for gradient in found]
+    assert history.names == ["0", "5"]
+    rms = [math.log10(z.detach().square().mean().sqrt()) for z in (z1, z2)]
+    assert history.profile("output") == pytest.approx(rms, abs=1e-12)
+    assert history.profile("output_grad") == pytest.approx(logs[:2], abs=1e-12)
+    assert history.profile("weight_grad") == pytest.approx(logs[2:], abs=1e-12)
+
+
+def assert_equal_states(model, before):
+    assert all(torch.equal(now, then) for now, then in zip(model.state_dict().values(), before.values(), strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_the_model_is_left_as_it_was_found(training, with_gradients):
+    model, (x, y) = convolutional().train(training), batch()
+    model[3].eval()
+    if with_gradients:
+        F.cross_entropy(model(x), y).backward()
+    before = copy.deepcopy(model.state_dict())
+    gradients = [parameter.grad for parameter in model.parameters()]
+    values = [None if gradient is None else gradient.clone() for gradient in gradients]
+    modes = [module.training for module in model.modules()]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    measure(model, F.cross_entropy, (x, y))
+    assert_equal_states(model, before)
+    assert all(p.grad is then for p, then in zip(model.parameters(), gradients, strict=True))
+    assert all(g is None or torch.equal(g, v) for g, v in zip(gradients, values, strict=True))
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_model_is_left_as_it_was_found_after_an_error():
+    model, (x, y) = convolutional(), batch()
+    before = copy.deepcopy(model.state_dict())
+    state = torch.get_rng_state()
+
+    def broken(output, target):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        measure(model, broken, (x, y))
+    assert_equal_states(model, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_gradients_of_inputs_are_left_alone():
+    x = torch.randn(2, 3, requires_grad=True)
+    x.grad = torch.ones(2, 3)
+    measure(nn.Linear(3, 1), lambda y: y.sum(), x)
+    assert torch.equal(x.grad, torch.ones(2, 3))
+
+
+class Keywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x, scale):
+        return self.linear(x) * scale
+
+
+def test_inputs_may_be_a_tensor_a_tuple_or_a_mapping():
+    model, x, y = Keywords(), torch.randn(4, 3), torch.randn(4, 2)
+    expected = measure(model, F.mse_loss, ((x, 2.0), y)).profile("weight_grad")
+    assert measure(model, F.mse_loss, [{"x": x, "scale": 2.0}, y]).profile("weight_grad") == pytest.approx(expected)
+    alone = measure(model, lambda output: F.mse_loss(output, y), {"x": x, "scale": 2.0})
+    assert alone.profile("weight_grad") == pytest.approx(expected)
+    assert measure(model.linear, F.mse_loss, (x, y)).depth == 1
+
+
+def test_it_works_where_gradients_are_switched_off():
+    model, (x, y) = convolutional(), batch()
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            history = measure(model, F.cross_entropy, (x, y))
+        assert history.status["output_grad"].max() == 0
+
+
+def test_150_layers_with_torchs_own_weights_are_told_where_the_gradient_dies():
+    model = initialize(MLP([64, *[128] * 149, 10], "relu"), "torch_default", seed=0)
+    verdict = measure(model, F.cross_entropy, (torch.randn(64, 64), torch.randint(10, (64,)))).verdict()
+    assert verdict.gradient == "vanishing"
+    assert "it is below float32's smallest normal number in layers " in verdict.text
+    assert "the weight gradients are exactly 0 in layers 1-" in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"batch": (1, 2, 3)}, TypeError, r"batch must be \(inputs, target\), a tensor or a mapping, got 3 items"),
+        ({"batch": 1.0}, TypeError, r"batch must be \(inputs, target\), a tensor or a mapping, got float"),
+        ({"loss_fn": lambda y: y}, ValueError, r"loss_fn must return one number, got a tensor of shape \(2, 1\)"),
+        ({"loss_fn": lambda y: 1.0}, TypeError, r"loss_fn must return a tensor, got float"),
+        (
+            {"loss_fn": lambda y: y.detach().sum()},
+            ValueError,
+            r"the loss does not depend on any parameter that requires a gradient",
+        ),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(given, error, message):
+    arguments = {"model": nn.Linear(3, 1), "loss_fn": lambda y: y.sum(), "batch": torch.ones(2, 3), **given}
+    with pytest.raises(error, match=rf"^{message}$"):
+        measure(**arguments)
+
+
+def test_a_model_that_steps_its_optimizer_in_the_backward_pass_is_refused():
+    model = nn.Linear(3, 1)
+    model.weight.register_post_accumulate_grad_hook(lambda p: p.data.sub_(p.grad))
+    before = model.weight.detach().clone()
+    with pytest.raises(ValueError, match="use GradientProbe in the training loop instead"):
+        measure(model, lambda y: y.sum(), torch.ones(2, 3))
+    assert torch.equal(model.weight, before)
