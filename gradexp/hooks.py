@@ -305,8 +305,11 @@ class Window:
             return None
         call = self._new_call(name)
         if not graph:
-            self._to_be_rerun[name] = None if name in self._to_be_rerun else call
-            if self._to_be_rerun[name] is None:
+            waiting = self._to_be_rerun.get(name, call)
+            if waiting is call or (waiting is not None and waiting.is_rerun):
+                self._to_be_rerun[name] = call
+            else:
+                self._to_be_rerun[name] = None
                 self._distrust(name)
         return call
 
