@@ -131,12 +131,14 @@ class Sheet:
         self, reading: Reading, log10: Array, counts: NDArray[np.int64], dtypes: Sequence[torch.dtype]
     ) -> None:
         """Join the parts of each cell, turn outputs into rms, say what each cell is, and fill them in."""
-        quantities = list(dict.fromkeys(self._quantities))
-        first_cell = {quantity: index * reading.rows for index, quantity in enumerate(quantities)}
-        cells = np.array([first_cell[q] + row for q, row in zip(self._quantities, self._rows, strict=True)], int)
-        tiny = {dtype: math.log10(torch.finfo(dtype).smallest_normal) for dtype in set(dtypes)}
-        smallest = np.array([tiny[dtype] for dtype in dtypes])
-        if len(set(cells.tolist())) < len(cells):
+        first_cell = {
+            quantity: index * reading.rows for index, quantity in enumerate(dict.fromkeys(self._quantities))
+        }
+        cells = np.array([*map(first_cell.__getitem__, self._quantities)], int) + np.array(self._rows, int)
+        formats = set(zip(self._quantities, dtypes, strict=True))
+        tiny = {dtype: math.log10(torch.finfo(dtype).smallest_normal) for _, dtype in formats}
+        smallest = np.array([*map(tiny.__getitem__, dtypes)])
+        if len(cells) and np.bincount(cells).max() > 1:
             order = np.argsort(cells, kind="stable")
             cells, first = np.unique(cells[order], return_index=True)
             log10 = np.logaddexp.reduceat(log10[order] * _NEPER, first) / _NEPER
@@ -153,8 +155,7 @@ class Sheet:
             values = size[own] if quantity != "output" else np.where(np.isfinite(size[own]), rms[own], np.nan)
             reading.log10[quantity][:, cells[own] - start] = values.T
             reading.status[quantity][:, cells[own] - start] = codes[own].T
-        for quantity, dtype in dict.fromkeys(zip(self._quantities, dtypes, strict=True)):
-            name = str(dtype).removeprefix("torch.")
+        for quantity, name in sorted((quantity, str(dtype).removeprefix("torch.")) for quantity, dtype in formats):
             reading.dtypes[quantity] = "/".join(filter(None, (reading.dtypes.get(quantity), name)))
 
     def _undo_scale(self, reading: Reading, scale: float) -> None:
@@ -171,9 +172,10 @@ class _Arrived:
 
     def __init__(self, values: Sequence[Value]) -> None:
         there: dict[torch.device, list[int]] = {}
-        for index, value in enumerate(values):
-            if type(value) is not float and isinstance(value, Tensor):
-                there.setdefault(value.device, []).append(index)
+        if set(map(type, values)) - {float}:
+            for index, value in enumerate(values):
+                if isinstance(value, Tensor):
+                    there.setdefault(value.device, []).append(index)
         self._values: list[Any] = list(values)
         self._taken = 0
         for device, indices in there.items():

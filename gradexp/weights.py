@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from gradexp.cells import Part, Sheet, measure, measure_all
 from gradexp.hooks import Plan, statistics
@@ -44,7 +44,8 @@ class Weights:
             module = reference()
             if module is None:
                 raise RuntimeError("the model that the probe watches is gone")
-            yield name, [p for p in module._parameters.values() if p is not None and _dimensions(p) >= least]
+            own = [p for p in module._parameters.values() if p is not None and not is_lazy(p)]
+            yield name, [parameter for parameter in own if parameter.dim() >= least]
 
     def watch(self) -> None:
         """See the gradients of weights that an optimizer inside the backward pass uses up before the collect."""
@@ -193,11 +194,6 @@ def is_unscaled(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer |
     if stages == {"STEPPED"}:
         raise RuntimeError("collect must be called before scaler.step(optimizer)")
     return stages == {"UNSCALED"}
-
-
-def _dimensions(parameter: nn.Parameter) -> int:
-    """Return the number of dimensions; none for a lazy module's parameter that has no shape yet."""
-    return -1 if isinstance(parameter, UninitializedParameter) else parameter.dim()
 
 
 class _WeightHook:
