@@ -246,7 +246,7 @@ class GradientProbe:
         self._steps.append(label)
         self._readings.append(reading)
         if self._updates is not None:
-            self._updates.due = True
+            self._updates.expect()
 
     def _read(self, sheet: Sheet) -> Reading:
         """Read a sheet, together with updates that were measured since the last one and belong to that."""

@@ -124,13 +124,14 @@ class Updates:
     """What each step of an optimizer changes, seen from hooks before and after it.
 
     Args:
-        optimizer: Its next step after ``due`` is watched.
+        optimizer: Its next step after ``expect`` is watched.
         weights: Whose changes are wanted.
         networks: Independent networks along the first dimension.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, weights: Weights, networks: int) -> None:
-        self.due = False
+        self._due = False
+        self._in_step = False
         self.measured: list[tuple[str, Part]] = []
         self._weights = weights
         self._networks = networks
@@ -140,9 +141,15 @@ class Updates:
             optimizer.register_step_post_hook(_weakly(self, Updates._see_after)),
         ]
 
+    def expect(self) -> None:
+        """Watch the next step, or the one that is being made if it runs the backward pass itself, as LBFGS does."""
+        self._due = True
+        if self._in_step and not self._before:
+            self._see_before()
+
     def remove(self) -> None:
         """Remove the hooks."""
-        self.due = False
+        self._due = False
         self._before = {}
         for handle in self._handles:
             handle.remove()
@@ -154,15 +161,17 @@ class Updates:
         self.measured = []
 
     def _see_before(self) -> None:
-        if self.due:
+        self._in_step = True
+        if self._due:
             self._before = {
                 name: [weight.detach().clone() for weight in weights if has_values(weight)]
                 for name, weights in self._weights.items()
             }
 
     def _see_after(self) -> None:
-        if self.due:
-            self.due = False
+        self._in_step = False
+        if self._due:
+            self._due = False
             for name, weights in self._weights.items():
                 old = self._before.get(name, [])
                 for weight, before in zip([w for w in weights if has_values(w)], old, strict=True):

@@ -645,6 +645,24 @@ def test_models_that_threads_train_at_the_same_time_keep_their_numbers():
             assert_right(history, expected, step=step)
 
 
+def test_an_optimizer_that_runs_the_passes_itself_has_an_update():
+    model, (x, y) = Net(), batch()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=2)
+    before = {name: model.get_submodule(name).weight.detach().clone() for name in NAMES}
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        probe.collect()
+        return loss
+
+    with GradientProbe(model, optimizer=optimizer) as probe:
+        optimizer.step(closure)
+    change = [math.log10((model.get_submodule(name).weight - before[name]).detach().norm()) for name in NAMES]
+    assert probe.history.profile("update") == pytest.approx(change, abs=1e-5)
+
+
 def test_statistics_of_ones_own_are_recorded_beside_the_sizes():
     model, (x, y) = Net().double(), batch(dtype=torch.float64)
     with GradientProbe(model, stats={"largest": lambda t: t.abs().max()}) as probe:

@@ -1,10 +1,8 @@
-"""Record gradients while Lightning trains: a callback for its Trainer."""
+"""Record gradients while Lightning's Trainer trains: a callback."""
 
-from collections.abc import Iterable
 from typing import Any
 
-from gradexp.history import QUANTITIES, History
-from gradexp.probe import GradientProbe
+from gradexp.integrations import ProbeOfTraining
 
 try:
     import lightning.pytorch as pl
@@ -12,51 +10,50 @@ except ImportError:
     try:
         import pytorch_lightning as pl
     except ImportError as error:
-        raise ImportError(
-            "this callback needs lightning; install it with pip install 'gradexp[lightning]'"
-        ) from error
+        raise ImportError("the callback needs lightning; get it with pip install 'gradexp[lightning]'") from error
 
 
-class GradientProbeCallback(pl.Callback):
-    """Record each layer's gradients before optimizer steps, accumulated, unscaled and not yet clipped.
+class GradientProbeCallback(ProbeOfTraining, pl.Callback):
+    """Record each layer before an optimizer step, with gradients accumulated, unscaled and not yet clipped.
 
-    A recorded step is labelled with ``trainer.global_step``. Validation is not seen, since the probe is attached
-    during training batches only. At the end a TensorBoard logger gets the last profile and the gradient's course.
-    With one optimizer it works in manual optimization too, where clipping is up to the module.
-
-    Args:
-        every: Record every n-th optimizer step.
-        quantities: As in ``GradientProbe``; ``weight`` and ``update`` are possible.
-        options: Further options of ``GradientProbe``, such as ``select``, ``stats`` or ``per_sample``.
+    Steps are labelled with ``trainer.global_step``. The probe is attached during the batches of a step, so that
+    validation is not seen. At the end a TensorBoard logger gets the gradient's profile and course. In manual
+    optimization clipping before ``step()`` shows in the weight gradients. Arguments as in ``ProbeOfTraining``.
 
     Example::
 
-        callback = GradientProbeCallback(every=50)
-        Trainer(callbacks=callback).fit(module)
-        print(callback.history.verdict().text)
+        callback = GradientProbeCallback(every=10)
+        Trainer(callbacks=[callback]).fit(module, loader)
+        print(callback.history)
     """
 
-    def __init__(self, every: int = 50, quantities: Iterable[str] = QUANTITIES[:3], **options: Any) -> None:
-        self._options = {"every": every, "quantities": quantities, **options}
-        self._probe: GradientProbe | None = None
-
-    @property
-    def history(self) -> History:
-        """What was recorded so far in the last training.
-
-        Raises:
-            RuntimeError: If there was none.
-        """
-        if self._probe is None:
-            raise RuntimeError("nothing is recorded before the training has started")
-        return self._probe.history
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make a new probe.
+        """Make a new probe; ValueError for several optimizers, whose passes cannot be told apart here."""
+        if (count := len(trainer.optimizers)) != 1:
+            raise ValueError(f"GradientProbeCallback takes one optimizer, got {count}; use GradientProbe by hand")
+        self._start(pl_module, trainer.optimizers[0], getattr(trainer.precision_plugin, "scaler", None))
 
-        Raises:
-            ValueError: If there are several optimizers: the passes before a step of one may belong to another.
-        """
-        if len(trainer.optimizers) != 1:
-            count = len(trainer.optimizers)
-            raise ValueError(f"GradientProbeCallback needs one optimizer, got {count}; use GradientProbe by hand")
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Attach the probe at the first batch of a step."""
+        self._attach()
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Collect, unless ``training_step`` has skipped its batch and there is no gradient."""
+        if any(parameter.grad is not None for parameter in pl_module.parameters()):
+            self._collect(trainer.global_step)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Remove the hooks after the optimizer's step."""
+        self._finish()
+
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Remove the hooks and write to TensorBoard."""
+        self.remove()
+        for logger in trainer.loggers:
+            writer: Any = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_scalar"):
+                self.history.to_tensorboard(writer)
+
+    def on_exception(self, *_: Any) -> None:
+        """Remove the hooks."""
+        self.remove()
