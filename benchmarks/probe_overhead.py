@@ -1,54 +1,360 @@
-"""What the probe costs: ``python benchmarks/probe_overhead.py [--device cuda] [ROUNDS]``.
+"""What the probe costs, and whether its numbers are right, side by side with what else one would do.
 
-A 150-layer relu MLP with batch 64 is trained with SGD bare, with the probe on every 10th step and on every step, in
-interleaved rounds on one thread; printed are medians of the time per step and the ratio to the bare loop.
+``python benchmarks/probe_overhead.py [--device cuda] [--threads 1] [--models mlp64,cnn] [ROUNDS]``
+
+Part 1 times one training step (forward, backward, SGD with learning rate 0, zero_grad) under each monitor, a few
+steps of one after a few of the other, in an order that rotates. One pass over all monitors is a lap; a model gets at
+least ROUNDS laps, and more until ROUNDS times 4 seconds are over. Printed are the median over laps of the time
+and of its ratio to the bare steps of the same lap, which a slow spell of the machine changes less than either time,
+with the ratio's quartiles.
+
+Part 2 counts in how many layers of a vanishing network the reported norms are right.
 """
 
 import argparse
+import gc
+import platform
 import statistics
 import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from gradexp import MLP, GradientProbe, initialize
+from gradexp import GradientProbe
+
+DEPTH, BATCH = 150, 128
+SECONDS_PER_ROUND = 4.0
 
 
-def milliseconds_per_step(width: int, every: int | None, device: str, steps: int = 20) -> float:
-    model = initialize(MLP([width] * 151, "relu", device=device), "he", seed=0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    x = torch.randn(64, width, device=device)
-    # A probe that records the first collect only stands for no probe at all.
-    with GradientProbe(model, every=every or 10**9, optimizer=optimizer if every else None) as probe:
-        for step in range(-1, steps):
-            if step == 0:
-                if device != "cpu":
-                    torch.cuda.synchronize()
-                begin = time.perf_counter()
-            model(x).square().mean().backward()
-            probe.collect(step)
-            optimizer.step()
-            optimizer.zero_grad()
-        if device != "cpu":
+# The models
+
+
+def mlp(width: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for _ in range(DEPTH):
+        linear = nn.Linear(width, width)
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False), nn.BatchNorm2d(outputs)]
+
+
+class Residual(nn.Module):
+    """A ResNet's block, with both of its in-place operations."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*conv(inputs, outputs, 3, stride), nn.ReLU(inplace=True), *conv(outputs, outputs))
+        self.shortcut = nn.Sequential(*conv(inputs, outputs, 1, stride)) if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(body(x) + shortcut(x))."""
+        out: Tensor = self.body(x)
+        out += self.shortcut(x)
+        return torch.relu_(out)
+
+
+def cnn() -> nn.Module:
+    widths = [(16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+    blocks = [Residual(*width) for width in widths]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    return nn.Sequential(*conv(3, 16, 3, 2), nn.ReLU(inplace=True), *blocks, *head)
+
+
+def transformer() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(128, nhead=4, dim_feedforward=256, batch_first=True)
+    return nn.TransformerEncoder(layer, num_layers=4, enable_nested_tensor=False)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    **{f"mlp{width}": (partial(mlp, width), (width,)) for width in (64, 128, 512)},
+    "cnn": (cnn, (3, 32, 32)),
+    "transformer": (transformer, (32, 128)),
+}
+
+
+# The monitors: each is attached to a model and gives what to call after each backward pass
+
+
+Attach = Callable[[nn.Module], AbstractContextManager[Callable[[], Any]]]
+
+
+def watched(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that the probe selects by default."""
+    return [m for m in model.modules() if any(p.dim() >= 2 for p in m.parameters(recurse=False))]
+
+
+def leaves(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if not list(m.children())]
+
+
+@contextmanager
+def removing(handles: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def bare(_model: nn.Module) -> Iterator[Callable[[], Any]]:
+    yield lambda: None
+
+
+@contextmanager
+def idle_hooks(model: nn.Module) -> Iterator[Callable[[], Any]]:
+    """Attach the hooks that the probe needs, but do nothing in them: the least that it can cost."""
+
+    def see_gradient(_gradient: Tensor) -> None:
+        pass
+
+    def see_output(_module: nn.Module, _args: Any, output: Any) -> None:
+        (output[0] if isinstance(output, tuple) else output).register_hook(see_gradient)
+
+    with removing([module.register_forward_hook(see_output) for module in watched(model)]):
+        yield lambda: None
+
+
+def probe(**options: Any) -> Attach:
+    @contextmanager
+    def attach(model: nn.Module) -> Iterator[Callable[[], Any]]:
+        with GradientProbe(model, **options) as own:
+            yield own.collect
+
+    return attach
+
+
+def backward_hooks(choose: Callable[[nn.Module], list[nn.Module]]) -> Attach:
+    @contextmanager
+    def attach(model: nn.Module) -> Iterator[Callable[[], Any]]:
+        norms: dict[nn.Module, Tensor] = {}
+
+        def see(module: nn.Module, _grad_input: Any, grad_output: Any) -> None:
+            norms[module] = grad_output[0].norm()
+
+        with removing([module.register_full_backward_hook(see) for module in choose(model)]):
+            yield lambda: [norm.item() for norm in norms.values()]
+
+    return attach
+
+
+@contextmanager
+def histograms(model: nn.Module) -> Iterator[Callable[[], Any]]:
+    """Take a histogram of each parameter's gradient in the manner of ``wandb.watch(log="gradients")``."""
+    found: dict[nn.Parameter, tuple[list[float], list[float]]] = {}
+
+    def hook_of(parameter: nn.Parameter) -> Callable[[Tensor], None]:
+        def see(gradient: Tensor) -> None:
+            flat = gradient.detach().flatten()
+            finite = flat.isfinite()
+            if not finite.all():
+                flat = flat[finite]
+            low, high = flat.min().item(), flat.max().item()
+            counts = torch.histc(flat, bins=64, min=low, max=high).cpu().tolist()
+            found[parameter] = counts, torch.linspace(low, high, 65).tolist()
+
+        return see
+
+    with removing([parameter.register_hook(hook_of(parameter)) for parameter in model.parameters()]):
+        yield lambda: None
+
+
+@contextmanager
+def parameter_norms(model: nn.Module) -> Iterator[Callable[[], Any]]:
+    yield lambda: [p.grad.norm().item() for p in model.parameters() if p.grad is not None]
+
+
+class Monitor(NamedTuple):
+    """What is compared, and how many of its steps are timed in a lap."""
+
+    name: str
+    attach: Attach
+    steps: int = 3
+
+
+MONITORS = [
+    Monitor("bare", bare),
+    Monitor("floor: the probe's hooks, doing nothing", idle_hooks),
+    Monitor("probe", probe()),
+    Monitor("probe, every=10", probe(every=10), 10),  # one of ten consecutive steps is recorded
+    Monitor('probe, quantities=("weight_grad",)', probe(quantities=("weight_grad",))),
+    Monitor("full backward hook, norm()", backward_hooks(watched)),
+    Monitor("histogram per parameter", histograms),
+    Monitor("p.grad.norm().item() per parameter", parameter_norms),
+]
+
+
+# Part 1: time
+
+
+class Task:
+    """A model in training."""
+
+    def __init__(self, name: str, device: str) -> None:
+        torch.manual_seed(0)
+        build, shape = MODELS[name]
+        self.model = build().to(device)
+        self.x = torch.randn(BATCH, *shape, device=device)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0)
+
+    def step(self, after_backward: Callable[[], Any]) -> None:
+        """Train for one step."""
+        self.model(self.x).square().mean().backward()
+        after_backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def clock(self) -> float:
+        """Return the seconds on a clock, once the device has done its work."""
+        if self.x.is_cuda:
             torch.cuda.synchronize()
-        return 1e3 * (time.perf_counter() - begin) / steps
+        return time.perf_counter()
+
+    def milliseconds(self, monitor: Monitor) -> float:
+        """Return the mean time of a few steps. Attaching, which is done once in real use, is not timed."""
+        gc.collect()  # or the next monitor would pay for what the last one left
+        with monitor.attach(self.model) as after_backward:
+            self.step(after_backward)
+            begin = self.clock()
+            for _ in range(monitor.steps):
+                self.step(after_backward)
+            return 1e3 * (self.clock() - begin) / monitor.steps
+
+    def error_with(self, attach: Attach) -> str:
+        """Return what a step raises under a monitor, or nothing."""
+        try:
+            with attach(self.model) as after_backward:
+                self.step(after_backward)
+        except RuntimeError as error:
+            self.optimizer.zero_grad()
+            return str(error).partition(".")[0]
+        return ""
+
+
+def compare(name: str, rounds: int, device: str) -> None:
+    task = Task(name, device)
+    errors = {monitor.name: task.error_with(monitor.attach) for monitor in MONITORS}
+    running = [monitor for monitor in MONITORS if not errors[monitor.name]]
+    gc.freeze()  # or each collection would walk through all that importing torch has made
+    laps: list[dict[str, float]] = []
+    begin = time.perf_counter()
+    while len(laps) < rounds or time.perf_counter() - begin < rounds * SECONDS_PER_ROUND:
+        first = len(laps) % len(running)
+        laps.append({m.name: task.milliseconds(m) for m in running[first:] + running[:first]})
+    size = sum(p.numel() for p in task.model.parameters())
+    print(f"\n{name}: {len(watched(task.model))} layers, {size:,} parameters; laps: {len(laps)}")
+    print(f"{'':<40} {'ms per step':>11}   {'x bare':>6}   quartiles")
+    for monitor in MONITORS:
+        if monitor not in running:
+            print(f"{monitor.name:<40} raises {errors[monitor.name][:32]}")
+            continue
+        middle = statistics.median(lap[monitor.name] for lap in laps)
+        low, ratio, high = np.percentile([lap[monitor.name] / lap["bare"] for lap in laps], [25, 50, 75])
+        print(f"{monitor.name:<40} {middle:11.1f}   {ratio:6.2f}   {low:.2f} to {high:.2f}")
+    if error := task.error_with(backward_hooks(leaves)):
+        print(f"full backward hooks on batch norms and activations too: raises\n  {error[:77]}")
+
+
+# Part 2: right numbers
+
+
+def exact_norm(x: Tensor) -> float:
+    return float(np.linalg.norm(x.detach().cpu().numpy().astype(np.float64)))
+
+
+def report_accuracy(device: str) -> None:
+    """Count right norms where the textbook's wrong initialisation makes gradients vanish."""
+    torch.manual_seed(0)
+    linears = [nn.Linear(128, 128, bias=False) for _ in range(DEPTH)]
+    for linear in linears:
+        nn.init.xavier_normal_(linear.weight)
+    model = nn.Sequential(*[part for linear in linears for part in (linear, nn.ReLU())][:-1]).to(device)
+    x = torch.randn(BATCH, 128, device=device)
+    exact: dict[nn.Module, float] = {}  # norms of the output gradients
+    naive: dict[nn.Module, tuple[float, float]] = {}
+
+    def see_output(module: nn.Module, _args: Any, output: Tensor) -> None:
+        def see_gradient(gradient: Tensor) -> None:
+            exact[module] = exact_norm(gradient)
+
+        output.register_hook(see_gradient)
+
+    def see_backward(module: nn.Module, _grad_input: Any, grad_output: Any) -> None:
+        naive[module] = grad_output[0].norm().item(), exact_norm(grad_output[0])
+
+    with (
+        GradientProbe(model) as own,
+        removing([linear.register_forward_hook(see_output) for linear in linears]),
+        removing([linear.register_full_backward_hook(see_backward) for linear in linears]),
+    ):
+        model(x).mean().backward()
+        own.collect()
+    gradients = [linear.weight.grad for linear in linears if linear.weight.grad is not None]
+    weights = [exact_norm(gradient) for gradient in gradients]
+    outputs = [exact[linear] for linear in linears]
+    print(f"\nNorms within 1e-5 of float64's: {DEPTH} relu layers of 128, xavier_normal, float32")
+    reported: dict[str, dict[str, tuple[Any, Any]]] = {
+        f"weight gradients, {min(weights):.1e} to {max(weights):.1e}": {
+            "probe": (10 ** own.history.profile("weight_grad"), weights),
+            "p.grad.norm()": ([gradient.norm().item() for gradient in gradients], weights),
+            "torch._foreach_norm, as in clip_grad_norm_": (
+                [norm.item() for norm in torch._foreach_norm(gradients)],
+                weights,
+            ),
+        },
+        f"output gradients, {min(outputs):.1e} to {max(outputs):.1e}": {
+            "probe": (10 ** own.history.profile("output_grad"), outputs),
+            "full backward hook, norm()": ([naive[m][0] for m in linears], [naive[m][1] for m in linears]),
+        },
+    }
+    for kind, by_name in reported.items():
+        print(kind)
+        for name, (values, truth) in by_name.items():
+            # Where nothing is recorded the probe's number is nan, which is wrong here unless all elements are 0.
+            right = np.isclose(np.nan_to_num(values), truth, rtol=1e-5, atol=0.0).sum()
+            print(f"  {name:<44} right {right:>3} of {len(truth)}")
+
+
+def machine(device: str) -> str:
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rounds", type=int, nargs="?", default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--models", default=",".join(MODELS), help=f"default: {','.join(MODELS)}")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    plans = {"bare": None, "every 10th step": 10, "every step": 1}
-    for width in (64, 128, 512):
-        times: dict[str, list[float]] = {name: [] for name in plans}
-        for _ in range(options.rounds):
-            for name, every in plans.items():
-                times[name].append(milliseconds_per_step(width, every, options.device))
-        bare = statistics.median(times["bare"])
-        for name, values in times.items():
-            median = statistics.median(values)
-            print(f"width {width:<4} {name:<16} {median:7.1f} ms per step   x{median / bare:.2f}")
+    names = options.models.split(",")
+    if unknown := [name for name in names if name not in MODELS]:
+        parser.error(f"unknown model '{unknown[0]}'; choose from {', '.join(MODELS)}")
+    torch.set_num_threads(options.threads)
+    # The first layer's input takes no gradient, of which torch warns.
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
+    print(f"{date.today()}, torch {torch.__version__}, {machine(options.device)}, {threads}, batch {BATCH}")
+    for name in names:
+        compare(name, options.rounds, options.device)
+    report_accuracy(options.device)
 
 
 if __name__ == "__main__":

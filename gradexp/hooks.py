@@ -207,6 +207,7 @@ class Window:
     def close(self) -> None:
         """Stop looking: gradients that arrive later belong to no window."""
         self.open = False
+        self.calls = []  # which know the window: a cycle
         for handle in self._handles:
             handle.remove()
 

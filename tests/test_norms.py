@@ -5,7 +5,7 @@ import mpmath
 import pytest
 import torch
 
-from gradexp.norms import log10_norm, rescale, times_power_of_two
+from gradexp.norms import log10_norm, rescale, scaled_norm, scaled_norms, scaled_rows, times_power_of_two
 
 SIZES = {
     torch.float32: (1e-45, 1e-38, 1e-30, 2e-23, 1e-7, 1.0, 3e19, 1e30, 3.4e38),
@@ -212,3 +212,28 @@ def test_a_sparse_tensor_has_the_norm_of_its_sum() -> None:
     indices = torch.tensor([[0, 2, 2]])
     sparse = torch.sparse_coo_tensor(indices, torch.tensor([3.0, 1.0, 3.0]), (5,), check_invariants=True)
     assert log10_norm(sparse).item() == pytest.approx(math.log10(5), abs=1e-15)
+
+
+@pytest.mark.parametrize("dtype", SIZES)
+def test_norms_of_many_tensors_are_those_of_each(dtype, device):
+    shapes = [(3, 4), (5,), (), (3, 4), (0, 2), (3, 4), (400, 400), (300, 300), (300, 300)]
+    for size in (SIZES[dtype][0], 1.0, SIZES[dtype][-1]):
+        tensors = [mixed(size, dtype, device, shape) for shape in shapes]
+        tensors += [tensors[0].t(), torch.complex(tensors[0].float(), tensors[0].float()), tensors[0].to_sparse()]
+        for (together, exponent), x in zip(scaled_norms(tensors), tensors, strict=True):
+            alone, alone_exponent = scaled_norm(x)
+            assert float(together) == pytest.approx(float(alone), rel=1e-14)
+            assert float(exponent) == float(alone_exponent)
+
+
+def test_float32_rows_can_be_scaled_where_a_device_has_no_float64():
+    for size in SIZES[torch.float32]:
+        x = mixed(size, torch.float32, shape=(2, 12))
+        norms, exponents = scaled_rows(x)
+        for row, norm, exponent in zip(x, norms.double(), exponents.double(), strict=True):
+            assert math.log10(norm) + exponent * math.log10(2) == pytest.approx(exact_log10_norm(row), abs=1e-6)
+
+
+def test_a_tensor_without_values_is_refused():
+    with pytest.raises(TypeError, match=r"^a tensor of type Tensor on device meta holds no values$"):
+        scaled_norm(torch.ones(3, device="meta"))

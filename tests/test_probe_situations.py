@@ -596,6 +596,32 @@ def test_a_probe_that_is_kept_for_its_history_keeps_no_model():
         probe.attach()
 
 
+def test_a_recorded_step_leaves_nothing_to_the_garbage_collector():
+    model, (x, y) = Net(), batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train(probe):
+        for step in range(3):
+            F.cross_entropy(model(x), y).backward()
+            probe.collect(step)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    with GradientProbe(model, optimizer=optimizer) as probe:  # whatever torch loads at first use
+        train(probe)
+    del probe
+    while gc.collect():  # of earlier tests, some of it freed only by freeing other things
+        pass
+    gc.disable()
+    try:
+        with GradientProbe(model, optimizer=optimizer) as probe:
+            train(probe)
+        del probe
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
 def test_memory_stays_constant_over_1000_steps():
     model, (x, y) = nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)), batch()
     optimizer = torch.optim.Adam(model.parameters())
