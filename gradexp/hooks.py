@@ -6,6 +6,7 @@ place, where module backward hooks raise. Hooks return None, which leaves output
 """
 
 import dataclasses
+import math
 import sys
 import weakref
 from collections import deque
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.utils._python_dispatch import _disable_current_modes
 
 from gradexp.cells import Part, Sheet, measure
 from gradexp.norms import Size, has_values, scaled_norm
@@ -65,6 +67,7 @@ class Recorder:
         self._plan = plan
         self._handles: list[Any] = []
         self._eager = False
+        self._out_of_reach: set[str] = set()
 
     def open(self) -> None:
         """Begin a new window, with hooks attached."""
@@ -76,6 +79,7 @@ class Recorder:
             self._eager = True
             _Eager.enter()
         self.window.eager = self._eager
+        self.window.transformed |= self._out_of_reach
 
     def close(self) -> None:
         """End the window: what arrives later belongs to none."""
@@ -96,26 +100,47 @@ class Recorder:
         model = self._model()
         if model is None:
             raise RuntimeError("the model that the probe watches is gone")
-        self._handles.append(model.register_forward_pre_hook(_Hook(self, Window.begin_pass)))
+        if not isinstance(model, torch.jit.ScriptModule):
+            self._handles.append(model.register_forward_pre_hook(_Hook(self, Window.begin_pass)))
         for name, reference in self._modules.items():
             module = reference()
-            if module is not None:
+            if isinstance(module, torch.jit.ScriptModule):  # whose hooks would have to be compiled too
+                self._out_of_reach.add(name)
+            elif module is not None:
                 self._handles.append(module.register_forward_hook(_Hook(self, Window.see_output, name)))
-        self._handles.append(model.register_forward_hook(_Hook(self, Window.end_pass)))
+        if not isinstance(model, torch.jit.ScriptModule):
+            self._handles.append(model.register_forward_hook(_Hook(self, Window.end_pass), always_call=True))
 
 
 class Pass:
-    """One forward pass of the model, and how far its backward pass came."""
+    """One forward pass of the model."""
 
     def __init__(self, with_graph: bool) -> None:
         self.with_graph = with_graph
-        self.reached = False  # a gradient arrived
-        self.finished = False  # and the backward pass ran to its end
         self.calls: dict[str, int] = {}  # of each module
+        self.backwards: set[Backward] = set()  # that came back through it
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a backward pass through it ran to its end."""
+        return any(backward.is_finished for backward in self.backwards)
+
+
+class Backward:
+    """One backward pass. What it brought counts only if it runs to its end.
+
+    Args:
+        is_batched: Whether it carries a batch of gradients through each tensor, as vectorised Jacobians do.
+    """
+
+    def __init__(self, is_batched: bool) -> None:
+        self.is_batched = is_batched
+        self.is_finished = False
+        Variable._execution_engine.queue_callback(self.finish)
 
     def finish(self) -> None:
-        """Note that a backward pass through this pass has ended."""
-        self.finished = True
+        """Note that it has come to its end."""
+        self.is_finished = True
 
 
 class Call:
@@ -133,28 +158,22 @@ class Call:
         self.index = run.calls.get(name, 0)
         run.calls[name] = self.index + 1
         self.outputs: list[Part] = []
-        self.gradients: list[Part] = []
-        self.stats: list[tuple[str, Tensor]] = []  # one value per network
-        self.samples: list[Size] = []
+        self.gradients: list[tuple[Backward, Part]] = []
+        self.stats: list[tuple[Backward | None, str, Tensor]] = []  # one value per network
+        self.samples: list[tuple[Backward, Size]] = []
 
     def see_gradient(self, gradient: Tensor) -> None:
-        """Measure the gradient of an output tensor, if it is that of one backward pass."""
-        if not self.window.open or gradient is None:
-            return
-        run = self.run
-        if not run.reached:
-            run.reached = True
-            Variable._execution_engine.queue_callback(run.finish)
-        task = torch._C._current_graph_task_id()
-        if task != self.window.task:
-            self.window.task, self.window.is_batched = task, _is_transformed(gradient)
-        if self.window.is_batched or not has_values(gradient):
-            self.missed += ("output_grad",)
-            return
-        plan = self.window.plan
-        self.gradients.append(measure(gradient, plan.networks))
-        if plan.stats:
-            self.stats += statistics("output_grad", gradient, plan)
+        """Measure the gradient of an output tensor (a hook on that tensor)."""
+        if self.window.open and gradient is not None:
+            backward = self.window.backward(gradient)
+            self.run.backwards.add(backward)
+            if backward.is_batched or not has_values(gradient):
+                self.missed += ("output_grad",)
+                return
+            plan = self.window.plan
+            self.gradients.append((backward, _measured(gradient, plan.networks)))
+            if plan.stats:
+                self.stats += [(backward, *found) for found in statistics("output_grad", gradient, plan)]
 
     def see_only_gradient(self, gradient: Tensor) -> None:
         """Measure the gradient of a module's only output tensor, sample by sample too."""
@@ -163,29 +182,47 @@ class Call:
         if len(self.gradients) > seen:
             networks = self.window.plan.networks
             shape = gradient.shape[networks > 1 :]
-            self.samples.append(scaled_norm(gradient, max(1, networks * (shape[0] if shape else 1))))
+            sizes = scaled_norm(gradient, max(1, networks * (shape[0] if shape else 1)))
+            self.samples.append((self.gradients[-1][0], sizes))
 
 
 class _View:
-    """An output that is a view: an operation in place on it leaves its own hook behind, but not its base's."""
+    """An output that is a view of a tensor which others may use too.
 
-    def __init__(self, call: Call, see: Callable[[Tensor], None], is_whole_base: bool) -> None:
+    An operation in place on the view leaves its hook behind: what comes after the operation reaches only the
+    base's hook. So the view's gradient is right only if the base's is the same, or if it is a part of the base.
+    """
+
+    def __init__(self, call: Call, see: Callable[[Tensor], None], tensor: Tensor) -> None:
+        base = tensor._base
+        assert base is not None
         self.call = call
         self.see = see
-        self.is_whole_base = is_whole_base
-        self.arrived = False
+        self.is_whole = base.numel() == tensor.numel()
+        self.version = tensor._version
+        self.relatives = weakref.ref(tensor), weakref.ref(base)  # with the same version
+        self.arrived: Part | None = None
 
     def see_gradient(self, gradient: Tensor) -> None:
-        self.arrived = True
+        seen = len(self.call.gradients)
         self.see(gradient)
+        if len(self.call.gradients) > seen:
+            self.arrived = self.call.gradients[-1][1]
 
     def see_base_gradient(self, gradient: Tensor) -> None:
-        if self.arrived:
-            self.arrived = False  # the base's turn comes later in each backward pass
-        elif self.is_whole_base:
-            self.see(gradient)
-        elif self.call.window.open:
+        # The base's turn comes later in each backward pass.
+        arrived, self.arrived = self.arrived, None
+        if not self.call.window.open or "output_grad" in self.call.missed:
+            return
+        versions = {tensor._version for reference in self.relatives if (tensor := reference()) is not None}
+        if versions == {self.version}:  # nobody has worked in place on it; without a gradient it is unused
+            return
+        if arrived is None:
             self.call.missed += ("output_grad",)
+        elif self.is_whole and isinstance(arrived[0], float) and has_values(gradient):
+            norm, exponent, *_ = _measured(gradient, 1)
+            if not math.isclose(norm, arrived[0], rel_tol=1e-9) or exponent != arrived[1]:
+                self.call.missed += ("output_grad",)
 
 
 class Window:
@@ -194,13 +231,13 @@ class Window:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.open = True
-        self.task = -1  # the backward pass that is running
-        self.is_batched = False  # and whether it carries a batch of gradients through each tensor
         self.eager = False  # compiled code runs eagerly, so that hooks are called
         self.calls: list[Call] = []
-        self.transformed: set[str] = set()  # modules that ran inside vmap, grad and the like
+        self.transformed: set[str] = set()  # modules that are compiled for good, or ran inside vmap and the like
         self._pass: Pass | None = None
-        self._inside = False  # the model's own forward is running
+        self._inside = 0  # how many calls of the model's own forward are running
+        self._backwards: dict[int, Backward] = {}
+        self._task = -1  # autograd's number of the backward pass that is running
         self._to_be_rerun: dict[str, Call | None] = {}  # calls without a graph that a checkpoint may run again
         self._handles: list[Any] = []
 
@@ -214,13 +251,23 @@ class Window:
     def begin_pass(self, graph: bool, *_: Any) -> None:
         """Begin a new pass (a hook before the model's forward)."""
         if not _is_recomputing():
-            self._pass = Pass(graph)
-            self._inside = True
+            if not self._inside:  # or it calls itself
+                self._pass = Pass(graph)
+            self._inside += 1
 
     def end_pass(self, *_: Any) -> None:
-        """Note that the model's own forward is over (a hook after it)."""
+        """Note that the model's own forward is over (a hook after it, also after an exception)."""
         if not _is_recomputing():
-            self._inside = False
+            self._inside -= 1
+
+    def backward(self, gradient: Tensor) -> Backward:
+        """Return the backward pass that is running."""
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task = task
+            if task not in self._backwards:
+                self._backwards[task] = Backward(_is_transformed(gradient))
+        return self._backwards[task]
 
     def see_output(self, graph: bool, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """Measure what a module returned and hook the gradients of its tensors (a hook after its forward)."""
@@ -237,9 +284,9 @@ class Window:
             found = True
             if plan.outputs and not call.is_rerun:
                 if has_values(tensor):
-                    call.outputs.append(measure(tensor, plan.networks))
+                    call.outputs.append(_measured(tensor, plan.networks))
                     if plan.stats:
-                        call.stats += statistics("output", tensor, plan)
+                        call.stats += [(None, *found) for found in statistics("output", tensor, plan)]
                 else:
                     call.missed += ("output",)
             if tensor.requires_grad:
@@ -257,7 +304,7 @@ class Window:
 
     def has_gradients(self) -> bool:
         """Say whether a backward pass came by."""
-        return any(call.run.reached for call in self.calls)
+        return bool(self._backwards)
 
     def hidden(self, names: Iterable[str]) -> list[str]:
         """Return the modules that ran where hooks see nothing, or that an unnoticed compilation hides."""
@@ -267,7 +314,7 @@ class Window:
 
     def kept_calls(self) -> list[Call]:
         """Return the calls of passes that count: if a backward pass went through some, then only those."""
-        return [call for call in self.calls if call.run.finished] or self.calls
+        return [call for call in self.calls if call.run.is_finished] or self.calls
 
     def add(self, sheet: Sheet, row_of: Callable[[str, int], int], names: Container[str]) -> None:
         """Add all that was seen of some modules to a sheet, in the order of first calls."""
@@ -279,18 +326,23 @@ class Window:
             row = row_of(call.name, call.index)
             for part in call.outputs:
                 sheet.add("output", row, part)
-            for part in call.gradients:
+            gradients = [part for backward, part in call.gradients if backward.is_finished]
+            for part in gradients:
                 sheet.add("output_grad", row, part)
-            if call.gradients:
+            if gradients:
                 arrived.add(row)
+            elif call.gradients:  # of a backward pass that failed
+                sheet.mark("output_grad", row, "hook_missed")
             else:
                 silent.append((row, call))
             for quantity in call.missed:
                 sheet.mark(quantity, row, "hook_missed")
-            for name, value in call.stats:
-                sheet.add_statistic(name, row, value)
-            for sizes in call.samples:
-                sheet.add_samples(row, sizes)
+            for backward, name, value in call.stats:
+                if backward is None or backward.is_finished:
+                    sheet.add_statistic(name, row, value)
+            for backward, sizes in call.samples:
+                if backward.is_finished:
+                    sheet.add_samples(row, sizes)
         for row, call in silent:
             if call.uncertain:
                 sheet.mark("output_grad", row, "hook_missed")
@@ -315,7 +367,7 @@ class Window:
         return call
 
     def _new_call(self, name: str) -> Call:
-        if self._pass is None or self._pass.reached:
+        if self._pass is None or (self._pass.backwards and not self._inside):
             self._pass = Pass(with_graph=True)
         call = Call(self, name, self._pass)
         self.calls.append(call)
@@ -352,17 +404,27 @@ class Window:
         self, tensor: Tensor, call: Call, see: Callable[[Tensor], None], module: nn.Module, args: Any
     ) -> None:
         base = tensor._base
+        # Brings the graph of a view up to date whose base was changed in place: torch crashes on a hook without.
+        _ = tensor.grad_fn
         if base is None or not base.requires_grad:
             call.uncertain = True
             self._hook(tensor, see)
-            return
-        # The base's gradient is the view's if they have the same elements and nobody else has seen the base:
-        # torch's own modules show it to nobody, unless it came in as an argument.
-        is_whole = base.numel() == tensor.numel() and type(module).__module__.startswith("torch.nn.")
-        given = any(arg is base or arg._base is base for arg in tensors_in(args))
-        view = _View(call, see, is_whole and not given)
-        self._hook(tensor, view.see_gradient)
-        self._hook(base, view.see_base_gradient)
+        elif _is_own_view(module, base, args):
+            self._hook(base, see)
+        else:
+            view = _View(call, see, tensor)
+            self._hook(tensor, view.see_gradient)
+            self._hook(base, view.see_base_gradient)
+
+
+def _is_own_view(module: nn.Module, base: Tensor, args: Any) -> bool:
+    """Say whether a view's base is known to nobody else, so that it has the view's gradient whatever is done to it.
+
+    ``nn.Linear`` computes outputs of three and more dimensions as views of a matrix that it shows to nobody.
+    """
+    plain = type(module) is nn.Linear and "forward" not in module.__dict__
+    hooks_are_ours = all(isinstance(hook, _Hook) for hook in module._forward_hooks.values())
+    return plain and hooks_are_ours and not any(arg is base or arg._base is base for arg in tensors_in(args))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -382,6 +444,14 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             todo.extend(item)
         elif dataclasses.is_dataclass(item) and not isinstance(item, type):
             todo.extend(getattr(item, field.name, None) for field in dataclasses.fields(item))
+
+
+def _measured(tensor: Tensor, networks: int) -> Part:
+    """Take the size of a tensor, unseen by modes that count or replace what is computed, such as tracers."""
+    if not torch._C._len_torch_dispatch_stack():
+        return measure(tensor, networks)
+    with _disable_current_modes():
+        return measure(tensor, networks)
 
 
 def statistics(quantity: str, tensor: Tensor, plan: Plan) -> list[tuple[str, Tensor]]:

@@ -119,8 +119,10 @@ def joint_log10_norm(log10_norms: Tensor) -> Tensor:
 
 
 def has_values(x: Tensor) -> bool:
-    """Say whether the elements of ``x`` can be read: not on the meta device, and not those of a fake tensor."""
+    """Say whether ``x`` holds real or complex numbers: not on the meta device, in a fake tensor or as integers."""
     kind = type(x)
+    if not (x.is_floating_point() or x.is_complex()):
+        return False
     if kind in _ORDINARY:
         return not x.is_meta
     own = getattr(kind, "__torch_dispatch__", None) != Tensor.__torch_dispatch__

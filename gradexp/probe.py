@@ -1,5 +1,6 @@
 """GradientProbe: record per-layer sizes and gradients of any model while it trains."""
 
+import re
 import sys
 import warnings
 import weakref
@@ -16,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from gradexp.cells import Reading, Sheet
 from gradexp.history import QUANTITIES, STATUSES, Array, History
 from gradexp.hooks import Plan, Recorder, Statistic, Window
-from gradexp.weights import Updates, Weights, is_unscaled, scale_of_loss
+from gradexp.weights import Updates, Weights, is_unscaled, least_dimensions, scale_of_loss
 
 Select = Callable[[str, nn.Module], bool] | Iterable[str] | str
 
@@ -128,6 +129,10 @@ class GradientProbe:
         """Remove every hook of a probe that nobody holds, as after running a notebook's cell again."""
         if getattr(self, "_attached", False):
             self.remove()
+
+    def __reduce__(self) -> Any:
+        """Refuse to be copied or pickled: hooks belong to one probe."""
+        raise TypeError("a probe cannot be copied or pickled; its history can")
 
     def __repr__(self) -> str:
         state = "attached" if self._attached else "not attached"
@@ -266,7 +271,8 @@ class GradientProbe:
     def _check_backward(self, window: Window) -> None:
         """Refuse a collect before any backward pass, which would record nothing but unused weights."""
         model = self._model()
-        assert model is not None
+        if model is None:
+            raise RuntimeError("the model that the probe watches is gone")
         wanted = {"output_grad", "weight_grad"} & set(self._quantities)
         seen = (
             window.has_gradients()
@@ -328,7 +334,8 @@ def _quantities(
 
 
 def _selected(model: nn.Module, select: Select | None) -> dict[str, nn.Module]:
-    modules = {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}
+    # A compiled module wraps one of the same name; the inner one comes later and is the one that is called.
+    modules = {re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name).lstrip("."): m for name, m in model.named_modules()}
     if select is None:
         chosen = {name: module for name, module in modules.items() if _may_own_weight(module)}
     elif callable(select):
@@ -345,7 +352,7 @@ def _selected(model: nn.Module, select: Select | None) -> dict[str, nn.Module]:
 
 
 def _may_own_weight(module: nn.Module) -> bool:
-    least = 3 if isinstance(module.__dict__.get("networks"), int) else 2
+    least = least_dimensions(module)
     return any(p is not None and (is_lazy(p) or p.dim() >= least) for p in module._parameters.values())
 
 

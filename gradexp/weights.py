@@ -24,26 +24,18 @@ class Weights:
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], plan: Plan) -> None:
-        # In a stacked layer the networks' dimension comes first, and a bias has two dimensions.
-        self._modules = [
-            (name, weakref.ref(module), 3 if isinstance(module.__dict__.get("networks"), int) else 2)
-            for name, module in modules.items()
-        ]
+        self._modules = [(name, weakref.ref(module), least_dimensions(module)) for name, module in modules.items()]
         self._plan = plan
         self._passing: dict[int, list[Part]] = {}  # id of a weight -> its gradient in each backward pass
         self._handles: list[Any] = []
         self._used_up = True  # some weights may need to be watched
 
     def items(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
-        """Yield each module's name and weights as they are now.
-
-        Raises:
-            RuntimeError: If the model is gone.
-        """
+        """Yield the name and the weights, as they are now, of each module that is still there."""
         for name, reference, least in self._modules:
             module = reference()
             if module is None:
-                raise RuntimeError("the model that the probe watches is gone")
+                continue
             own = [p for p in module._parameters.values() if p is not None and not is_lazy(p)]
             yield name, [parameter for parameter in own if parameter.dim() >= least]
 
@@ -118,6 +110,16 @@ class Weights:
                     sheet.add("weight", rows[name], measure(weight, self._plan.networks))
                 else:
                     sheet.mark("weight", rows[name], "hook_missed")
+
+
+def least_dimensions(module: nn.Module) -> int:
+    """Return how many dimensions a parameter needs to be a weight.
+
+    In a stacked layer the networks' dimension comes first, and a bias has two.
+    """
+    networks = module.__dict__.get("networks")
+    own = [p for p in module._parameters.values() if p is not None and not is_lazy(p)]
+    return 3 if any(parameter.dim() == 3 and parameter.shape[0] == networks for parameter in own) else 2
 
 
 class Updates:

@@ -609,7 +609,7 @@ def test_a_recorded_step_of_tensors_that_stay_on_their_device_takes_one_copy(mon
         copied_while_training = copies.copy()
     assert len(probe.history.steps) == 3
     assert copied_while_training == {"cpu": 3}
-    assert mode.counts["linalg_vector_norm"] > 0  # the counter sees what the hooks do
+    assert mode.counts["linalg_vector_norm"] > 0  # the counter sees what a collect does
     assert mode.counts["_local_scalar_dense"] == 0
     assert mode.counts["is_nonzero"] == 0
 
