@@ -35,9 +35,9 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
         A History of one step.
 
     Raises:
-        TypeError: If the batch is none of these, or the loss is no tensor.
-        ValueError: If the loss is not one number, does not depend on any parameter, or the model's weights
-            change in the backward pass itself.
+        TypeError: If the batch is none of these, ``loss_fn`` is not callable, or the loss is no tensor.
+        ValueError: If the loss is not one number, does not depend on any parameter, the model's weights change in
+            the backward pass itself, or the model is on the meta device.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
@@ -46,14 +46,19 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
         'stable'
     """
     inputs, targets = _split(batch)
-    if any(parameter._post_accumulate_grad_hooks for parameter in model.parameters()):
+    if not callable(loss_fn) or isinstance(loss_fn, type):
+        got = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
+        raise TypeError(f"loss_fn must be a function or module that returns a loss, got {got}")
+    if isinstance(model, nn.Module) and any(p._post_accumulate_grad_hooks for p in model.parameters()):
         raise ValueError(
             "a hook steps an optimizer in the backward pass, so that measuring would change the weights; "
             "use GradientProbe in the training loop instead"
         )
     probe = GradientProbe(model, **options)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the model is on the meta device, where there are no numbers to measure")
     modules = [model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
-    with _as_found(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe:
+    with _as_found(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe, probe.alone():
         loss = loss_fn(_run(model, inputs), *targets)
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")

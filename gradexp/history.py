@@ -115,14 +115,16 @@ class History:
     def profile(self, quantity: str, step: int = -1) -> Array:
         """Return log10 of a quantity per layer: the mean over networks of the log, nan where there is none.
 
+        What is exactly 0 has no logarithm: ``status`` tells it from what is unknown.
+
         Args:
             quantity: One of ``QUANTITIES`` that was recorded.
             step: Index (not label) of the recorded step.
 
         Raises:
-            ValueError: If that quantity was not recorded.
+            ValueError: If that quantity or step was not recorded.
         """
-        return _mean_over_networks(self._get(quantity)[step])
+        return _mean_over_networks(self._get(quantity, step))
 
     def ends(self, quantity: str, step: int = -1) -> tuple[int, int] | None:
         """Return the first and the last layer, counted from 1, at which a quantity was seen, or None.
@@ -130,7 +132,7 @@ class History:
         A layer counts as seen if it has a number or is exactly 0 or not finite, unlike one that was not called,
         is frozen or unused, or whose gradient was missed.
         """
-        self._get(quantity)
+        self._get(quantity, step)
         layers = 1 + np.flatnonzero(np.isin(self.status[quantity][step], _SEEN).any(axis=0))
         return (int(layers[0]), int(layers[-1])) if layers.size else None
 
@@ -264,7 +266,12 @@ class History:
         Args:
             writer: A ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``.
             step: Index of the recorded step whose profile is written.
+
+        Raises:
+            TypeError: If that is no writer.
         """
+        if not hasattr(writer, "add_scalar"):
+            raise TypeError(f"writer must be a torch.utils.tensorboard.SummaryWriter, got a {type(writer).__name__}")
         if not self.steps:
             return
         write_profile(writer, self, step)
@@ -292,7 +299,10 @@ class History:
             file = np.load(raw, allow_pickle=False) if zipfile.is_zipfile(raw) else {}
             if "meta" not in file:
                 raise ValueError(f"{path} is not a saved History")
-            fields: dict[str, Any] = json.loads(str(file["meta"]))
+            try:
+                fields: dict[str, Any] = dict(json.loads(str(file["meta"])))
+            except (TypeError, ValueError):
+                raise ValueError(f"{path} is not a saved History") from None
             fields.update({kind: {} for kind in _ARRAY_DICTS})
             for key in file:
                 kind, _, name = key.partition("/")
@@ -303,13 +313,19 @@ class History:
 
     def _of_living(self, quantity: str, step: int) -> Array:
         """Return ``(network, layer)`` with nan for networks in which every sample is dead."""
-        log10 = self._get(quantity)[step]
+        log10 = self._get(quantity, step)
         return log10 if self.dead_fraction is None else np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
 
-    def _get(self, quantity: str) -> Array:
+    def _get(self, quantity: str, step: int) -> Array:
         if quantity not in self.log10:
             raise ValueError(f"'{quantity}' was not recorded; choose one of {', '.join(self.log10)}")
-        return self.log10[quantity]
+        recorded = len(self.log10[quantity])
+        if not recorded:
+            raise ValueError("nothing is recorded yet")
+        if not -recorded <= step < recorded:
+            raise ValueError(f"step is an index from 0 to {recorded - 1}, or -1 for the last, got {step}")
+        values: Array = self.log10[quantity][step]
+        return values
 
 
 _PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes")

@@ -47,6 +47,9 @@ class Plan:
 # The key of tensors inside autograd.grad(..., is_grads_batched=True) and vectorised Jacobians.
 _BATCHED: Any = torch._C._parse_dispatch_key("Batched")
 
+# The mode in which make_fx and export trace.
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+
 
 class Recorder:
     """Hooks on some modules of a model, and the window they write to.
@@ -58,7 +61,10 @@ class Recorder:
 
     Attributes:
         window: What was seen since the last collect; None while nothing is recorded.
+        only: If set, no other recorder sees anything.
     """
+
+    only: "Recorder | None" = None
 
     def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], plan: Plan) -> None:
         self.window: Window | None = None
@@ -302,9 +308,9 @@ class Window:
                 else:
                     self._hook(tensor, see)
 
-    def has_gradients(self) -> bool:
-        """Say whether a backward pass came by."""
-        return bool(self._backwards)
+    def count_backwards(self) -> int:
+        """Return how many backward passes came by."""
+        return len(self._backwards)
 
     def hidden(self, names: Iterable[str]) -> list[str]:
         """Return the modules that ran where hooks see nothing, or that an unnoticed compilation hides."""
@@ -363,7 +369,6 @@ class Window:
                 self._to_be_rerun[name] = call
             else:
                 self._to_be_rerun[name] = None
-                self._distrust(name)
         return call
 
     def _new_call(self, name: str) -> Call:
@@ -383,6 +388,8 @@ class Window:
             call = self._to_be_rerun[name]
             if call is not None:
                 call.is_rerun = True
+            else:
+                self._distrust(name)
             return call
         if any(call.name == name for call in self.calls):
             return None
@@ -489,8 +496,10 @@ class _Hook:
         # While dynamo, export or jit trace the model there is nothing to measure, nor inside vmap and the like.
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return
+        if torch._C._len_torch_dispatch_stack() and torch._C._get_dispatch_mode(_PROXY) is not None:
+            return
         window = self.recorder.window
-        if window is None:
+        if window is None or Recorder.only not in (None, self.recorder):
             return
         if _in_transform():
             window.transformed.update(self.args)

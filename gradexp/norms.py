@@ -124,7 +124,7 @@ def has_values(x: Tensor) -> bool:
     if not (x.is_floating_point() or x.is_complex()):
         return False
     if kind in _ORDINARY:
-        return not x.is_meta
+        return not x.is_meta and (x.dtype in _NARROW or not str(x.dtype).startswith("torch.float4"))
     own = getattr(kind, "__torch_dispatch__", None) != Tensor.__torch_dispatch__
     return not x.is_meta and (not own or x.is_nested or hasattr(x, "full_tensor"))
 

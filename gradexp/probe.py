@@ -1,10 +1,12 @@
 """GradientProbe: record per-layer sizes and gradients of any model while it trains."""
 
+import operator
 import re
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Self
 
@@ -61,6 +63,7 @@ class GradientProbe:
     Raises:
         ValueError: If nothing is selected, a quantity is unknown, ``update`` is asked for without an optimizer,
             the optimizer has none of the model's parameters, or ``every`` is below 1.
+        TypeError: If an argument is of the wrong kind.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Linear(5, 1))
@@ -85,8 +88,10 @@ class GradientProbe:
         scaler: torch.amp.GradScaler | None = None,
         per_sample: bool = False,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
+        _check_kinds(model, optimizer, stats)
+        for option, value in (("every", every), ("networks", networks)):
+            if _whole(option, value) < 1:
+                raise ValueError(f"{option} must be at least 1, got {value}")
         self._quantities = _quantities(quantities, optimizer, per_sample)
         if stats and scaler is not None and scaler.is_enabled():
             raise ValueError("stats would be of scaled gradients; give either stats= or an enabled scaler=")
@@ -148,7 +153,7 @@ class GradientProbe:
             raise RuntimeError("the probe is attached already")
         self._open()
         if self._optimizer is not None and "update" in self._quantities:
-            self._updates = Updates(self._optimizer, self._weights, self._networks)
+            self._updates = Updates(self._optimizer, self._weights, self._networks, self._recorder)
         self._attached = True
         return self
 
@@ -172,17 +177,35 @@ class GradientProbe:
             step: A label for the recorded step; None: the number of this collect, counted from 0.
 
         Raises:
-            RuntimeError: If the probe is not attached, or no backward pass has been run.
+            RuntimeError: If the probe is not attached, no backward pass has been run, or the optimizer that the
+                probe knows has already made its step.
+            TypeError: If ``step`` is no whole number.
         """
         if not self._attached:
             raise RuntimeError("the probe is not attached; use it in a with statement or call attach()")
+        label = self._collects if step is None else _whole("step", step)
         if self._recorder.window is not None:
-            self._record(self._collects if step is None else step, self._recorder.window)
+            self._record(label, self._recorder.window)
         self._collects += 1
         self._close()
         if self._collects % self._every or not self._needs_hooks():
             self._recorder.detach()
         self._open()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other probes of the model from seeing anything."""
+        before, Recorder.only = Recorder.only, self._recorder
+        try:
+            yield
+        finally:
+            Recorder.only = before
+
+    def discard(self) -> None:
+        """Forget what was seen since the last collect, such as a pass whose gradients were set to zero again."""
+        if self._attached and self._recorder.window is not None:
+            self._close()
+            self._open()
 
     @property
     def history(self) -> History:
@@ -275,12 +298,14 @@ class GradientProbe:
             raise RuntimeError("the model that the probe watches is gone")
         wanted = {"output_grad", "weight_grad"} & set(self._quantities)
         seen = (
-            window.has_gradients()
+            window.count_backwards() > 0
             or self._weights.have_passed()
             or any(p.grad is not None for p in model.parameters())
         )
         if wanted and not seen:
             raise RuntimeError("no gradient was seen: call collect after loss.backward() and before zero_grad()")
+        if self._updates is not None and self._updates.is_late(window):
+            raise RuntimeError("collect was called after optimizer.step(); call it before, or update is a step late")
         if not window.eager and not window.calls and "torch._dynamo" in sys.modules and self._needs_hooks():
             warnings.warn(
                 "no module was called: if the model was compiled after the probe was attached, outputs and their "
@@ -333,16 +358,48 @@ def _quantities(
     return tuple(quantity for quantity in QUANTITIES if quantity in given)
 
 
+def _whole(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+
+
+def _check_kinds(model: Any, optimizer: Any, stats: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {_kind(model)}")
+    if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "register_step_pre_hook")):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {_kind(optimizer)}")
+    if stats is not None and not isinstance(stats, Mapping):
+        raise TypeError(f"stats must map names to functions, got {_kind(stats)}")
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
 def _selected(model: nn.Module, select: Select | None) -> dict[str, nn.Module]:
     # A compiled module wraps one of the same name; the inner one comes later and is the one that is called.
     modules = {re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name).lstrip("."): m for name, m in model.named_modules()}
     if select is None:
         chosen = {name: module for name, module in modules.items() if _may_own_weight(module)}
-    elif callable(select):
+    elif callable(select) and not isinstance(select, (nn.Module, type)):
         chosen = {name: module for name, module in modules.items() if select(name, module)}
     else:
-        patterns = [select] if isinstance(select, str) else list(select)
-        chosen = {name: module for name, module in modules.items() if any(fnmatchcase(name, p) for p in patterns)}
+        one = isinstance(select, (str, type)) or not isinstance(select, Iterable)
+        given: Any = select
+        patterns: list[Any] = [given] if one else list(given)
+        wrong = [pattern for pattern in patterns if not isinstance(pattern, str)]
+        if wrong:
+            got = _kind(wrong[0])
+            raise TypeError(f"select must be patterns of names or a function of name and module, got {got}")
+        matches = {pattern: [name for name in modules if fnmatchcase(name, pattern)] for pattern in patterns}
+        chosen = {name: m for name, m in modules.items() if any(name in found for found in matches.values())}
+        idle = [pattern for pattern, found in matches.items() if not found]
+        if idle and chosen:
+            raise ValueError(f"select: '{idle[0]}' matches none of the {len(modules)} modules")
     if not chosen:
         if select is None:
             raise ValueError("nothing to record: no module owns a parameter of two or more dimensions; use select=")
@@ -356,7 +413,7 @@ def _may_own_weight(module: nn.Module) -> bool:
     return any(p is not None and (is_lazy(p) or p.dim() >= least) for p in module._parameters.values())
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def _unwrapped(model: Any) -> nn.Module:
     """Return the module inside DistributedDataParallel and compiled modules, so that names stay as they were.
 
     Raises:
@@ -367,4 +424,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return _unwrapped(model.module)
     inner = getattr(model, "_orig_mod", None)
-    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
+    is_wrapper = type(model).__name__ == "OptimizedModule" and isinstance(inner, nn.Module)
+    unwrapped: nn.Module = _unwrapped(inner) if is_wrapper else model
+    return unwrapped

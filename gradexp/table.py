@@ -31,7 +31,7 @@ def table(history: History, step: int = -1, decades: float = 3.0) -> str:
     names = [
         name + (f" #{call + 1}" if call else "") for name, call in zip(history.names, history.calls, strict=True)
     ]
-    width = min(18, max(4, *(len(name) for name in names)))
+    width = min(18, max(7, *(len(name) for name in names)))
     bars = _bars(profiles.get("output_grad", np.full(history.depth, np.nan)))
     heads = "".join(f"{_COLUMNS[quantity]:>12}" for quantity in quantities)
     lines = [f"layer  {'name':<{width}}{heads}  {'status':<11}{'gradient' if 'output_grad' in profiles else ''}"]
@@ -62,13 +62,21 @@ def power_of_ten(log10: float, status: str) -> str:
 
 
 def _worst(codes: dict[str, str]) -> str:
-    """Name the most telling status of a layer."""
+    """Name the most telling status of a layer; that it has no weight to train tells least."""
     order = ("nonfinite", "zero", "hook_missed", "subnormal", "unused", "not_called", "frozen")
-    return next((status for status in order if status in codes.values()), "ok")
+    gradients = [status for quantity, status in codes.items() if quantity != "weight_grad" or status != "frozen"]
+    return next((status for status in order if status in (gradients or codes.values())), "ok")
 
 
 def _short(name: str, width: int) -> str:
-    # The end of a module's name tells more than its beginning.
+    """Shorten a module's name, from its beginning, whose parts tell least."""
+    name = "".join(character if character.isprintable() else "?" for character in name) or "(model)"
+    parts = name.split(".")
+    for length in (3, 1):
+        for index, part in enumerate(parts[:-1]):
+            if len(".".join(parts)) > width:
+                parts[index] = part[:length]
+    name = ".".join(parts)
     return name if len(name) <= width else "…" + name[len(name) - width + 1 :]
 
 

@@ -47,7 +47,12 @@ def gradient_verdict(history: History, decades: float = 3.0, step: int = -1) -> 
 
     Returns:
         A verdict on the gradient, with the reason as its text.
+
+    Raises:
+        ValueError: If ``decades`` is not above 0.
     """
+    if not decades > 0:
+        raise ValueError(f"decades must be above 0, got {decades}")
     ends = history.ends("output_grad", step)
     ratio = history.first_over_last("output_grad", step)
     if ratio is None or ends is None:
@@ -58,16 +63,18 @@ def gradient_verdict(history: History, decades: float = 3.0, step: int = -1) -> 
         if ratio >= -decades:
             return _no_number(history, step)
     if ends[0] == ends[1]:
-        return Verdict("stable", text="stable: there is one layer only" + _unusual(history, step))
+        only = "there is one layer only" if history.depth == 1 else f"only layer {ends[0]} has an output gradient"
+        return Verdict("stable", text=f"stable: {only}{_unusual(history, step, decades)}")
     outcome = "vanishing" if ratio < -decades else "exploding" if ratio > decades else "stable"
-    return Verdict(outcome, text=f"{outcome}: {_slope(ratio, *ends)}{_unusual(history, step)}")
+    return Verdict(outcome, text=f"{outcome}: {_slope(ratio, *ends)}{_unusual(history, step, decades)}")
 
 
 def _slope(ratio: float, first: int, last: int) -> str:
     shown = round(ratio, 1) + 0.0  # no -0.0
+    change = f"{'shrinks' if ratio < 0 else 'grows'} x{_factor(ratio / (last - first))} per layer"
     return (
-        f"towards the input the output gradient {'shrinks' if ratio < 0 else 'grows'} "
-        f"x{_factor(ratio / (last - first))} per layer, 10^{shown:+.1f} from layer {last} to layer {first}"
+        f"towards the input the output gradient {change if shown else 'keeps its size'}, "
+        f"10^{shown:+.1f} from layer {last} to layer {first}"
     )
 
 
@@ -91,7 +98,7 @@ def _shrunk_to_zero(history: History, step: int) -> tuple[tuple[int, int], float
     return (first, last), float(profile[first - 1] - profile[last - 1])
 
 
-def _unusual(history: History, step: int) -> str:
+def _unusual(history: History, step: int, decades: float) -> str:
     """Say in which layers the sizes that a probe saw are at the end of their number format, or beyond."""
     if history.phase == "init":
         return ""
@@ -105,6 +112,12 @@ def _unusual(history: History, step: int) -> str:
                 said = what.format(dtype=history.dtypes.get(quantity, "float32"))
                 verb = "is" if name.startswith("it") else "are"
                 parts.append(f"{name} {verb} {said} in {_spans(layers.tolist())}")
+    profile = history.profile("output_grad", step)
+    there = profile[np.isfinite(profile)]
+    if there.size:
+        layers = 1 + np.flatnonzero(profile < min(there[0], there[-1]) - decades)
+        if layers.size:
+            parts.append(f"in {_spans(layers.tolist())} it is more than {decades:g} powers of ten below both ends")
     return "".join(f"{'; ' if index == 0 else ', and '}{part}" for index, part in enumerate(parts))
 
 
@@ -183,7 +196,10 @@ def _no_number(history: History, step: int) -> Verdict:
                 # Gradients travel down from the output, so the uppermost layer is where it happened.
                 layer = layers.min() if quantity == "output" else layers.max()
                 shown = "0" if quantity == "output" and name == "zero" else size
-                return Verdict(gradient, text=f"{gradient}: layer {layer} {what} {shown} for every sample")
+                # A probe sees whole batches, in which one sample is enough for inf or nan.
+                every = "" if history.phase == "train" and name == "nonfinite" else " for every sample"
+                look = "; look at the inputs" if layer == 1 and quantity == "output" and not every else ""
+                return Verdict(gradient, text=f"{gradient}: layer {layer} {what} {shown}{every}{look}")
     for layer in (1, history.depth):
         missing = STATUSES[history.status["output_grad"][step, 0, layer - 1]]
         if missing in ("unused", "frozen", "not_called", "hook_missed"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradexp.cells import Part, Sheet, measure, measure_all
-from gradexp.hooks import Plan, statistics
+from gradexp.hooks import Plan, Recorder, Window, statistics
 from gradexp.norms import has_values
 
 _ByName = Mapping[str, list[nn.Parameter]]
@@ -129,11 +129,15 @@ class Updates:
         optimizer: Its next step after ``expect`` is watched.
         weights: Whose changes are wanted.
         networks: Independent networks along the first dimension.
+        recorder: Tells which backward passes come before a step.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, weights: Weights, networks: int) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, weights: Weights, networks: int, recorder: Recorder) -> None:
         self._due = False
         self._in_step = False
+        self._recorder = recorder
+        self._window_at_step: Window | None = None
+        self._backwards_at_step = 0
         self.measured: list[tuple[str, Part]] = []
         self._weights = weights
         self._networks = networks
@@ -148,6 +152,10 @@ class Updates:
         self._due = True
         if self._in_step and not self._before:
             self._see_before()
+
+    def is_late(self, window: Window) -> bool:
+        """Say whether the optimizer has used up the gradients that a collect is to record."""
+        return window is self._window_at_step and 0 < window.count_backwards() == self._backwards_at_step
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -172,6 +180,8 @@ class Updates:
 
     def _see_after(self) -> None:
         self._in_step = False
+        self._window_at_step = self._recorder.window
+        self._backwards_at_step = self._window_at_step.count_backwards() if self._window_at_step else 0
         if self._due:
             self._due = False
             for name, weights in self._weights.items():

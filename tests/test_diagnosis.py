@@ -130,6 +130,18 @@ def test_150_layers_with_torchs_own_weights_are_told_where_the_gradient_dies():
     [
         ({"batch": (1, 2, 3)}, TypeError, r"batch must be \(inputs, target\), a tensor or a mapping, got 3 items"),
         ({"batch": 1.0}, TypeError, r"batch must be \(inputs, target\), a tensor or a mapping, got float"),
+        ({"loss_fn": None}, TypeError, r"loss_fn must be a function or module that returns a loss, got None"),
+        (
+            {"loss_fn": nn.MSELoss},
+            TypeError,
+            r"loss_fn must be a function or module that returns a loss, got the class MSELoss; call it first",
+        ),
+        (
+            {"model": nn.Linear(3, 1, device="meta")},
+            ValueError,
+            r"the model is on the meta device, where there are no numbers to measure",
+        ),
+        ({"model": 3.0}, TypeError, r"model must be an nn.Module, got a float"),
         ({"loss_fn": lambda y: y}, ValueError, r"loss_fn must return one number, got a tensor of shape \(2, 1\)"),
         ({"loss_fn": lambda y: 1.0}, TypeError, r"loss_fn must return a tensor, got float"),
         (

@@ -207,7 +207,7 @@ def test_passes_without_gradients_are_not_recorded():
 
 def test_every_third_collect_is_recorded_and_no_hook_is_attached_in_between():
     model, batch = build("dense"), inputs("dense")
-    labels = [f"{2 * index}" for index in range(8)]
+    labels = [2 * index for index in range(8)]
     attached = []
     with GradientProbe(model, every=3) as probe:
         for label in labels:
@@ -333,8 +333,9 @@ def test_no_hook_is_left_after_the_with_block():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with GradientProbe(model, optimizer=optimizer) as probe:
         assert hooks_on(model) == 4
-        step(model, batch, optimizer)
+        step(model, batch)
         probe.collect(0)
+        optimizer.step()
     assert hooks_on(model) == 0
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks

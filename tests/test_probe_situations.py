@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gradexp import GradientProbe
+from gradexp import GradientProbe, measure
 from gradexp.history import STATUSES
 
 
@@ -747,6 +747,98 @@ def test_only_weight_gradients_need_no_hook_after_the_first_step():
 def test_quantities_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         GradientProbe(Net(), **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": nn.Linear}, r"model must be an nn.Module, got the class Linear"),
+        ({"model": len}, r"model must be an nn.Module, got a builtin_function_or_method"),
+        ({"every": 2.5}, r"every must be a whole number, got 2.5"),
+        ({"every": True}, r"every must be a whole number, got True"),
+        ({"networks": "2"}, r"networks must be a whole number, got '2'"),
+        ({"optimizer": torch.optim.SGD}, r"optimizer must be a torch.optim.Optimizer, got the class SGD"),
+        ({"optimizer": "sgd"}, r"optimizer must be a torch.optim.Optimizer, got a str"),
+        ({"stats": torch.max}, r"stats must map names to functions, got a builtin_function_or_method"),
+        ({"select": 3.0}, r"select must be patterns of names or a function of name and module, got a float"),
+        ({"select": [nn.Linear]}, r"select must be patterns of .*, got the class Linear"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_named(arguments, message):
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        GradientProbe(**{"model": Net(), **arguments})
+
+
+def test_a_pattern_that_matches_nothing_is_named():
+    message = r"^select: 'lats' matches none of the 8 modules$"
+    with pytest.raises(ValueError, match=message):
+        GradientProbe(Net(), select=["first", "lats"])
+
+
+def test_a_label_that_is_no_number_is_refused_and_loses_nothing():
+    model, (x, y) = Net(), batch()
+    with GradientProbe(model) as probe:
+        F.cross_entropy(model(x), y).backward()
+        with pytest.raises(TypeError, match=r"^step must be a whole number, got 'one'$"):
+            probe.collect("one")
+        probe.collect(np.int64(3))
+    assert probe.history.steps == [3]
+    assert type(probe.history.steps[0]) is int
+
+
+def test_a_collect_after_the_optimizers_step_is_refused():
+    model, (x, y) = Net(), batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with GradientProbe(model, optimizer=optimizer) as probe:
+        for _ in range(2):
+            F.cross_entropy(model(x), y).backward()
+            probe.collect()
+            optimizer.step()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        with pytest.raises(RuntimeError, match=r"^collect was called after optimizer.step\(\)"):
+            probe.collect()
+
+
+def test_passes_that_do_not_belong_to_a_step_can_be_discarded():
+    model, (x, y) = Net(), batch()
+    with GradientProbe(model) as probe:
+        F.cross_entropy(model(100 * x), y).backward()
+        model.zero_grad()
+        probe.discard()
+        F.cross_entropy(model(x), y).backward()
+        probe.collect(0)
+    assert_right(probe.history, reference(model, [(x, y)]))
+
+
+def test_measure_is_not_seen_by_a_probe_that_is_attached():
+    model, (x, y) = Net(), batch()
+    with GradientProbe(model) as probe:
+        inner = measure(model, F.cross_entropy, (x, y))
+        F.cross_entropy(model(x), y).backward()
+        probe.collect(0)
+    for history in (inner, probe.history):
+        assert_right(history, reference(model, [(x, y)]))
+
+
+def test_a_frozen_part_that_runs_twice_without_a_graph_is_frozen_and_measured():
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.backbone(self.backbone(x))
+            return self.head(x)
+
+    model = Frozen()
+    with GradientProbe(model) as probe:
+        model(torch.randn(3, 4)).sum().backward()
+        probe.collect(0)
+    assert probe.history.names == ["backbone", "backbone", "head"]
+    assert status(probe.history, "output") == ["ok"] * 3
+    assert status(probe.history, "output_grad") == ["frozen", "frozen", "ok"]
 
 
 def test_an_optimizer_of_another_model_is_refused():

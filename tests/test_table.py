@@ -116,3 +116,45 @@ def test_a_network_whose_output_gradients_were_never_seen_has_no_ends():
 )
 def test_sizes_beyond_every_number_format_are_shown(log10, shown):
     assert power_of_ten(log10, "ok") == shown
+
+
+def test_long_names_keep_what_tells_them_apart():
+    names = [f"{part}.layers.{index}.self_attn" for part in ("encoder", "decoder") for index in (0, 11)]
+    names += ["layers.0.self_attn.out_proj", "0.parametrizations.weight", "", "a\nb\t\x1b", "x" * 40]
+    lines = table(probed([0.0] * len(names), names=names)).split("\n")[1 : len(names) + 1]
+    shown = [line.split()[1] for line in lines]
+    assert len(set(shown)) == len(shown)
+    assert shown[4:8] == ["lay.0.sel.out_proj", "0.par.weight", "(model)", "a?b??"]
+    assert max(len(line) for line in lines) <= 80
+
+
+def test_a_layer_far_below_both_ends_is_named():
+    text = probed([-0.5, -8.0, -0.2]).verdict().text
+    assert text.endswith("; in layer 2 it is more than 3 powers of ten below both ends")
+
+
+def test_one_bad_sample_is_not_said_to_be_all():
+    history = probed([math.nan] * 2, ["nonfinite"] * 2)
+    history.log10["output"], history.status["output"] = history.log10["output_grad"], history.status["output_grad"]
+    assert history.verdict().text == "exploding: layer 1 outputs inf or nan; look at the inputs"
+
+
+def test_a_history_says_what_it_cannot_do():
+    model = nn.Linear(2, 2)
+    empty = GradientProbe(model).history
+    for ask in (empty.log_chi, empty.verdict, lambda: empty.profile("output")):
+        with pytest.raises(ValueError, match=r"^nothing is recorded yet$"):
+            ask()
+    history = probed([0.0, 0.0])
+    with pytest.raises(ValueError, match=r"^step is an index from 0 to 0, or -1 for the last, got 5$"):
+        history.profile("output_grad", 5)
+    with pytest.raises(ValueError, match=r"^decades must be above 0, got -1$"):
+        history.verdict(-1)
+    with pytest.raises(TypeError, match=r"^writer must be a torch.utils.tensorboard.SummaryWriter, got a str$"):
+        history.to_tensorboard("folder")
+
+
+def test_a_file_of_somebody_else_is_no_history(tmp_path):
+    np.savez(tmp_path / "other.npz", meta=3)
+    with pytest.raises(ValueError, match=r"is not a saved History$"):
+        History.load(tmp_path / "other.npz")

@@ -39,7 +39,7 @@ def judged(config=None, losses=(), diverged_at=None, chance=2.3, gradients=None,
         (-3.1, "vanishing", "shrinks x0.0282", "10^-3.1"),
         (-1760.0, "vanishing", "shrinks x10^-880.0", "10^-1760.0"),
         (3.1, "exploding", "grows x35.5", "10^+3.1"),
-        (0.0, "stable", "grows x1", "10^+0.0"),
+        (0.0, "stable", "keeps its size", "10^+0.0"),
         (-2.9, "stable", "shrinks x0.0355", "10^-2.9"),
         (2.9, "stable", "grows x28.2", "10^+2.9"),
         (-3.0, "stable", "shrinks x0.0316", "10^-3.0"),
@@ -48,7 +48,8 @@ def judged(config=None, losses=(), diverged_at=None, chance=2.3, gradients=None,
 )
 def test_the_gradient_is_judged_by_the_first_layer_over_the_last(ratio, outcome, change, shown):
     found = gradient_verdict(history([5 + ratio, 100.0, 5.0]))
-    text = f"{outcome}: towards the input the output gradient {change} per layer, {shown} from layer 3 to layer 1"
+    change += " per layer" if "x" in change else ""
+    text = f"{outcome}: towards the input the output gradient {change}, {shown} from layer 3 to layer 1"
     assert found == Verdict(outcome, "none", "unavailable", text)
 
 
@@ -147,8 +148,8 @@ def test_training_is_judged_by_its_last_ten_losses_against_chance(losses, diverg
     assert training_verdict(losses, diverged_at, chance) == outcome
 
 
-SLOPE = "towards the input the output gradient {} per layer, 10^{} from layer 3 to layer 1"
-FLAT = "stable: " + SLOPE.format("grows x1", "+0.0")
+SLOPE = "towards the input the output gradient {}, 10^{} from layer 3 to layer 1"
+FLAT = "stable: " + SLOPE.format("keeps its size", "+0.0")
 
 
 def test_a_training_that_works_says_where_the_loss_goes_and_needs_no_cure():
@@ -160,7 +161,9 @@ def test_a_training_that_works_says_where_the_loss_goes_and_needs_no_cure():
 def test_without_training_only_a_bad_gradient_gets_a_cure():
     assert judged() == Verdict("stable", "none", text=FLAT)
     found = judged(ratio=-22.0)
-    expected = f"vanishing: {SLOPE.format('shrinks x10^-11.0', '-22.0')}; try init=orthogonal activation=tanh"
+    expected = (
+        f"vanishing: {SLOPE.format('shrinks x10^-11.0 per layer', '-22.0')}; try init=orthogonal activation=tanh"
+    )
     assert found == Verdict("vanishing", "none", text=expected)
 
 
@@ -212,7 +215,7 @@ def test_a_stable_but_stuck_training_is_sent_to_the_optimizer(cosine):
 
 def test_an_exploding_gradient_whose_loss_does_not_fall_is_cured_by_the_initialisation():
     found = judged(ratio=40.0, losses=[2.3] * 9)
-    expected = f"exploding: {SLOPE.format('grows x10^20.0', '+40.0')}, and after 9 steps the loss is 2.3"
+    expected = f"exploding: {SLOPE.format('grows x10^20.0 per layer', '+40.0')}, and after 9 steps the loss is 2.3"
     assert found.text.startswith(expected)
     assert found.text.endswith("; try init=orthogonal activation=tanh")
 
@@ -231,7 +234,7 @@ def test_one_layer_is_not_compared_with_itself():
 
 
 def test_a_ratio_that_rounds_to_0_has_no_minus_sign():
-    assert "x0.912 per layer, 10^+0.0 from layer 2" in gradient_verdict(history([-0.04, 0.0])).text
+    assert "keeps its size, 10^+0.0 from layer 2" in gradient_verdict(history([-0.04, 0.0])).text
 
 
 @pytest.mark.parametrize(

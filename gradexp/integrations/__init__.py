@@ -19,6 +19,8 @@ class ProbeOfTraining:
     """
 
     def __init__(self, every: int = 50, **options: Any) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
         self._options = {"every": every, "quantities": QUANTITIES[:3], **options}
         self._probe: GradientProbe | None = None
         self._is_attached = self._is_collected = False
