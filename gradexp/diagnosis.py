@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from gradexp.history import History
-from gradexp.hooks import tensors_in
 from gradexp.probe import GradientProbe
+from gradexp.window import tensors_in
 
 
 def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **options: Any) -> History:

@@ -18,8 +18,9 @@ from torch.nn.parameter import is_lazy
 
 from gradexp.cells import Reading, Sheet
 from gradexp.history import QUANTITIES, STATUSES, Array, History
-from gradexp.hooks import Plan, Recorder, Statistic, Window
+from gradexp.hooks import Recorder
 from gradexp.weights import Updates, Weights, is_unscaled, least_dimensions, scale_of_loss
+from gradexp.window import Plan, Statistic, Window
 
 Select = Callable[[str, nn.Module], bool] | Iterable[str] | str
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradexp.cells import Part, Sheet, measure, measure_all
-from gradexp.hooks import Plan, Recorder, Window, statistics
+from gradexp.hooks import Recorder
 from gradexp.norms import has_values
+from gradexp.window import Plan, Window, statistics
 
 _ByName = Mapping[str, list[nn.Parameter]]
 
