@@ -72,21 +72,23 @@ def scaled_norm(x: Tensor, networks: int = 1) -> Size:
 def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[Size]:
     """Return ``scaled_norm`` of each tensor, which is faster for all at once than for one after the other."""
     sizes: list[Size | None] = [None] * len(tensors)
-    alike: dict[tuple[torch.device, torch.Size], list[int]] = {}
+    alike: dict[torch.Size | torch.device, list[int]] = {}
     for index, x in enumerate(tensors):
         if networks == 1 and type(x) in _ORDINARY and x.dtype in _NARROW and x.layout is torch.strided:
-            shape = torch.Size() if x.is_cuda else x.shape
-            if x.is_cuda or (x.is_cpu and 0 < 2 * x.numel() <= _CHUNK):
-                alike.setdefault((x.device, shape), []).append(index)
-    for (device, shape), indices in alike.items():
-        together = [tensors[index].detach() for index in indices]
-        norms: list[float | Tensor] = []
-        if device.type == "cuda":  # few kernels for all of them
-            norms += torch._foreach_norm(together, 2, dtype=torch.float64)
-        else:
-            norms += _scratch.norms(together, shape)
-        for index, norm in zip(indices, norms, strict=True):
-            sizes[index] = norm, 0.0
+            if x.is_cpu and 0 < 2 * x.numel() <= _CHUNK:
+                alike.setdefault(x.shape, []).append(index)
+            elif x.is_cuda:
+                alike.setdefault(x.device, []).append(index)
+    with torch.no_grad():
+        for what, indices in alike.items():
+            together = [tensors[index] for index in indices]
+            norms: list[float | Tensor] = []
+            if isinstance(what, torch.device):  # few kernels for all of them
+                norms += torch._foreach_norm(together, 2, dtype=torch.float64)
+            else:
+                norms += _scratch.norms(together, what)
+            for index, norm in zip(indices, norms, strict=True):
+                sizes[index] = norm, 0.0
     return [size or scaled_norm(x, networks) for x, size in zip(tensors, sizes, strict=True)]
 
 

@@ -25,7 +25,10 @@ class Weights:
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], plan: Plan) -> None:
-        self._modules = [(name, weakref.ref(module), least_dimensions(module)) for name, module in modules.items()]
+        self._modules = [
+            (name, weakref.ref(module), least_dimensions(module), hasattr(module, "has_uninitialized_params"))
+            for name, module in modules.items()
+        ]
         self._plan = plan
         self._passing: dict[int, list[Part]] = {}  # id of a weight -> its gradient in each backward pass
         self._handles: list[Any] = []
@@ -33,11 +36,11 @@ class Weights:
 
     def items(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
         """Yield the name and the weights, as they are now, of each module that is still there."""
-        for name, reference, least in self._modules:
+        for name, reference, least, was_lazy in self._modules:
             module = reference()
             if module is None:
                 continue
-            own = [p for p in module._parameters.values() if p is not None and not is_lazy(p)]
+            own = [p for p in module._parameters.values() if p is not None and not (was_lazy and is_lazy(p))]
             yield name, [parameter for parameter in own if parameter.dim() >= least]
 
     def watch(self) -> None:
@@ -67,10 +70,10 @@ class Weights:
         """Add what ``.grad`` of each module's weights holds, or has held, or why there is nothing."""
         there: list[tuple[int, Tensor]] = []
         for name, own in weights.items():
-            row, trained = rows[name], [weight for weight in own if weight.requires_grad]
-            gradients = [weight.grad for weight in trained if weight.grad is not None]
+            row = rows[name]
+            gradients = [g for weight in own if weight.requires_grad and (g := weight.grad) is not None]
             if len(gradients) < max(1, len(own)):  # a module without weights has nothing to train
-                self._mark_missing(sheet, row, trained, bool(gradients))
+                self._mark_missing(sheet, row, [weight for weight in own if weight.requires_grad], bool(gradients))
             for gradient in gradients:
                 if has_values(gradient):
                     there.append((row, gradient))
