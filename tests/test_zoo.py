@@ -1396,6 +1396,9 @@ def test_a_traced_or_exported_model_has_no_trace_of_the_probe(model, expected):
         lambda: torch.fx.experimental.proxy_tensor.make_fx(lambda x: model(x))(FLAT).graph,
     ]
 
+    if torch.__version__ < "2.7":  # whose export uses dynamo, and fails under the stance "force_eager"
+        del tracers[2]
+
     def nodes(graph):
         return len(list(graph.nodes() if callable(graph.nodes) else graph.nodes))
 
