@@ -1,11 +1,11 @@
 """measure: one forward and backward pass of anybody's model, as a table and a verdict, leaving no trace."""
 
 import random
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
@@ -100,16 +100,15 @@ def _as_found(modules: list[nn.Module], batch: Any) -> Iterator[None]:
         if buffer is not None
     ]
     devices = sorted({tensor.device.index or 0 for tensor in [*leaves, *tensors_in(batch)] if tensor.is_cuda})
-    states = random.getstate(), sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
+    state, numpy_state = random.getstate(), np.random.get_state()
     try:
         for leaf in leaves:
             leaf.grad = None
         with torch.random.fork_rng(devices):
             yield
     finally:
-        random.setstate(states[0])
-        if states[1] is not None:
-            sys.modules["numpy"].random.set_state(states[1])
+        random.setstate(state)
+        np.random.set_state(numpy_state)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         with torch.no_grad():

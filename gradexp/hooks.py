@@ -39,10 +39,10 @@ class Recorder:
         self._eager = False
         self._out_of_reach: set[str] = set()
 
-    def open(self) -> None:
-        """Begin a new window, with hooks attached."""
+    def open(self, with_hooks: bool = True) -> None:
+        """Begin a new window, with hooks attached unless only weights are to be recorded."""
         self.window = Window(self._plan)
-        if not self._handles:
+        if with_hooks and not self._handles:
             self._attach()
         measuring = self._plan.outputs or self._plan.gradients
         if measuring and not self._eager and "torch._dynamo" in sys.modules:

@@ -66,6 +66,10 @@ def scaled_norm(x: Tensor, networks: int = 1) -> Size:
         return scaled_rows(rows.float())
     if x.dtype == torch.float64 and rows.numel():
         return scaled_rows(rows)
+    if x.is_cpu and rows.numel() > _CHUNK:
+        columns = rows.split(max(1, _CHUNK // networks), dim=1)
+        parts = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in columns]
+        return torch.linalg.vector_norm(torch.stack(parts), dim=0), 0.0
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64), 0.0
 
 

@@ -237,10 +237,7 @@ class GradientProbe:
 
     def _open(self) -> None:
         if self._collects % self._every == 0:
-            if self._needs_hooks():
-                self._recorder.open()
-            else:
-                self._recorder.window = Window(self._plan)
+            self._recorder.open(self._needs_hooks())
             self._weights.watch()
 
     def _close(self) -> None:
@@ -254,14 +251,15 @@ class GradientProbe:
     def _row_of(self, name: str, call: int = 0) -> int:
         return self._rows.setdefault((name, call), len(self._rows))
 
+    def _row_of_call(self, name: str, call: int) -> int:
+        self._called[name, call] = None
+        return self._row_of(name, call)
+
     def _record(self, label: int, window: Window) -> None:
         self._check_backward(window)
         weights = {name: own for name, own in self._weights.items() if own or not self._by_default}
         sheet = Sheet(self._networks)
-        for call in window.kept_calls():
-            if call.name in weights:
-                self._called[call.name, call.index] = None
-        window.add(sheet, self._row_of, weights)
+        window.add(sheet, self._row_of_call, weights)
         for name in window.hidden(weights):
             for quantity in ("output", "output_grad"):
                 sheet.mark(quantity, self._row_of(name), "hook_missed")
