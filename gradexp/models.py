@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -22,12 +22,14 @@ class Activation:
         slopes_at_zero: φ'(0-) and φ'(0+).
         slopes_at_infinity: The slopes at -inf and +inf.
         derivative: φ', where differentiating ``function`` by autograd would lose digits; else None.
+        kinks: Every z at which φ or one of its derivatives jumps; quadrature breaks its intervals there.
     """
 
     function: Callable[[Tensor], Tensor]
     slopes_at_zero: tuple[float, float]
     slopes_at_infinity: tuple[float, float]
     derivative: Callable[[Tensor], Tensor] | None = None
+    kinks: tuple[float, ...] = ()
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return φ(z)."""
@@ -62,8 +64,53 @@ def activation(name: str, negative_slope: float = 0.01) -> Activation:
         raise ValueError(f"unknown activation '{name}'; choose one of {', '.join(ACTIVATIONS)}")
     if name == "leaky_relu":
         slopes = (negative_slope, 1.0)
-        return Activation(lambda z: F.leaky_relu(z, negative_slope), slopes, slopes)
+        return Activation(lambda z: F.leaky_relu(z, negative_slope), slopes, slopes, kinks=(0,))
     return ACTIVATIONS[name]
+
+
+def as_activation(
+    given: "str | Activation | Callable[[Tensor], Tensor]", negative_slope: float = 0.01, kinks: Sequence[float] = ()
+) -> Activation:
+    """Return a built-in activation by name, an ``Activation`` as it is, or one made of any elementwise function.
+
+    Of a function the slopes at 0 are autograd's at ±1e-100, and those at infinity φ(z) / z at ±1e100.
+
+    Args:
+        given: What is applied to every unit.
+        negative_slope: As in ``activation``.
+        kinks: Of a function: every z at which it or a derivative jumps.
+
+    Raises:
+        ValueError: For an unknown name; for a function that is random, changes the shape, or lets one element
+            depend on another; for kinks given to a built-in activation.
+        TypeError: If ``given`` is none of these.
+    """
+    if isinstance(given, str | Activation):
+        if kinks:
+            raise ValueError("kinks are for a function; built-in activations name their own")
+        return given if isinstance(given, Activation) else activation(given, negative_slope)
+    if not callable(given):
+        raise TypeError(f"activation must be a name, an Activation or a function, got {type(given).__name__}")
+    name = getattr(given, "__name__", None) or type(given).__name__
+
+    def function(z: Tensor) -> Tensor:
+        return given(z.clone())  # it may work in place
+
+    probe = torch.linspace(-3, 3, 12, dtype=torch.float64).reshape(3, 4)
+    with torch.no_grad():
+        whole = function(probe)
+        alone = [function(z) for z in probe.flatten()]
+    elementwise = whole.shape == probe.shape and all(z.dim() == 0 for z in alone)
+    if not elementwise or not torch.allclose(whole.flatten(), torch.stack(alone), rtol=1e-12, atol=1e-300):
+        raise ValueError(f"activation must act on each element alone and always alike; {name} does not")
+    made = Activation(function, (0, 0), (0, 0), kinks=tuple(sorted(kinks)))
+    small = torch.tensor([-1e-100, 1e-100], dtype=torch.float64)
+    far = torch.tensor([-1e100, 1e100], dtype=torch.float64)
+    _, near_zero = made.value_and_slope(small)
+    below, above = near_zero.tolist()
+    # A ratio, since the slope of a wave is none; what grows less than |z| has slope 0.
+    far_below, far_above = (function(far) / far).round(decimals=12).tolist()
+    return replace(made, slopes_at_zero=(below, above), slopes_at_infinity=(far_below, far_above))
 
 
 class StackedLinear(nn.Module):
@@ -129,7 +176,7 @@ class MLP(nn.Module):
 
     Args:
         widths: n_0, n_1, ..., n_L: input width, hidden widths, output width.
-        activation: Name of a built-in activation, or an ``Activation``.
+        activation: Name of a built-in activation, an ``Activation``, or an elementwise function.
         bias: Whether layers have a bias.
         networks: Number of networks E.
         negative_slope: For ``leaky_relu``.
@@ -149,7 +196,7 @@ class MLP(nn.Module):
     def __init__(
         self,
         widths: Sequence[int],
-        activation: str | Activation = "relu",
+        activation: str | Activation | Callable[[Tensor], Tensor] = "relu",
         bias: bool = True,
         networks: int = 1,
         negative_slope: float = 0.01,
@@ -164,7 +211,7 @@ class MLP(nn.Module):
             raise ValueError(f"networks must be at least 1, got {networks}")
         self.widths = tuple(widths)
         self.networks = networks
-        self.activation = activation if isinstance(activation, Activation) else _named(activation, negative_slope)
+        self.activation = as_activation(activation, negative_slope)
         self.layers = nn.ModuleList(
             StackedLinear(networks, fan_in, fan_out, bias, device, dtype, draw)
             for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False)
@@ -236,17 +283,15 @@ _ERF_SLOPE = 2 / math.sqrt(math.pi)
 ACTIVATIONS: dict[str, Activation] = {
     "linear": Activation(lambda z: z, (1, 1), (1, 1), torch.ones_like),
     "tanh": Activation(torch.tanh, (1, 1), (0, 0), _tanh_slope),
-    "relu": Activation(torch.relu, (0, 1), (0, 1)),
+    "relu": Activation(torch.relu, (0, 1), (0, 1), kinks=(0,)),
     "sigmoid": Activation(torch.sigmoid, (0.25, 0.25), (0, 0), _sigmoid_slope),
-    "leaky_relu": Activation(F.leaky_relu, (0.01, 1), (0.01, 1)),
-    "hard_tanh": Activation(F.hardtanh, (1, 1), (0, 0)),
+    "leaky_relu": Activation(F.leaky_relu, (0.01, 1), (0.01, 1), kinks=(0,)),
+    "hard_tanh": Activation(F.hardtanh, (1, 1), (0, 0), kinks=(-1, 1)),
     "erf": Activation(torch.erf, (_ERF_SLOPE, _ERF_SLOPE), (0, 0)),
-    "elu": Activation(F.elu, (1, 1), (0, 1)),
-    "selu": Activation(F.selu, (_SELU_SCALE * _SELU_ALPHA, _SELU_SCALE), (0, _SELU_SCALE)),
+    "elu": Activation(F.elu, (1, 1), (0, 1), kinks=(0,)),
+    "selu": Activation(F.selu, (_SELU_SCALE * _SELU_ALPHA, _SELU_SCALE), (0, _SELU_SCALE), kinks=(0,)),
     "gelu": Activation(F.gelu, (0.5, 0.5), (0, 1), _gelu_slope),
     "silu": Activation(F.silu, (0.5, 0.5), (0, 1)),
     "softplus": Activation(F.softplus, (0.5, 0.5), (0, 1)),
-    "softsign": Activation(F.softsign, (1, 1), (0, 0), _softsign_slope),
+    "softsign": Activation(F.softsign, (1, 1), (0, 0), _softsign_slope, kinks=(0,)),
 }
-
-_named = activation  # MLP's own argument of that name hides the function

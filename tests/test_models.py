@@ -1,4 +1,6 @@
 import math
+import re
+from typing import Any
 
 import mpmath
 import pytest
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradexp import config
-from gradexp.models import ACTIVATIONS, MLP, Activation, StackedLinear, activation
+from gradexp.models import ACTIVATIONS, MLP, Activation, StackedLinear, activation, as_activation
 
 MP = {
     "linear": lambda z: z,
@@ -311,3 +313,55 @@ def test_weights_are_drawn_as_linear_draws_them_unless_told_not_to():
         bound = layer.weight.shape[-1] ** -0.5
         assert 0.5 * bound < max(layer.weight.abs().max(), layer.bias.abs().max()) <= bound
     assert not torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("function", "at_zero", "at_infinity"),
+    [
+        (nn.ReLU(inplace=True), (0, 1), (0, 1)),
+        (nn.Tanh(), (1, 1), (0, 0)),
+        (torch.sin, (1, 1), (0, 0)),
+        (lambda z: torch.where(z < 0, 0.3 * z, 2 * z), (0.3, 2), (0.3, 2)),
+    ],
+)
+def test_any_elementwise_function_is_an_activation(
+    function: Any, at_zero: tuple[float, float], at_infinity: tuple[float, float]
+) -> None:
+    made = as_activation(function, kinks=[1, 0])
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    before = z.clone()
+    torch.testing.assert_close(made(z), function(z.clone()), rtol=0, atol=0)
+    torch.testing.assert_close(z, before, rtol=0, atol=0)
+    assert made.slopes_at_zero == pytest.approx(at_zero)
+    assert made.slopes_at_infinity == pytest.approx(at_infinity)
+    assert made.kinks == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        (nn.Softmax(-1), ValueError, "activation must act on each element alone and always alike; Softmax does not"),
+        (nn.Dropout(), ValueError, "Dropout does not"),
+        (lambda z: z.mean(), ValueError, "<lambda> does not"),
+        (3, TypeError, "activation must be a name, an Activation or a function, got int"),
+        ("tahn", ValueError, "unknown activation 'tahn'; choose one of linear, tanh"),
+    ],
+)
+def test_what_is_no_activation_is_refused(given: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=re.escape(text)):
+        as_activation(given)
+    with pytest.raises(ValueError, match="kinks are for a function"):
+        as_activation("relu", kinks=[0])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_kinks_are_where_a_derivative_jumps(name: str) -> None:
+    phi, h = ACTIVATIONS[name], 1e-3
+    grid = torch.arange(-2, 2.0001, 0.25, dtype=torch.float64)
+
+    def second(z: torch.Tensor) -> torch.Tensor:  # divided difference of the slope, from one side
+        return (phi.value_and_slope(z + h)[1] - phi.value_and_slope(z)[1]) / h
+
+    jumps = (second(grid + 1e-9) - second(grid - h - 1e-9)).abs() > 0.05
+    jumps |= (phi.value_and_slope(grid + 1e-9)[1] - phi.value_and_slope(grid - 1e-9)[1]).abs() > 0.05
+    assert grid[jumps].tolist() == list(phi.kinks)
