@@ -7,20 +7,22 @@ smaller than the largest counts as 0.
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from gradexp.history import STATUSES, History
 from gradexp.models import MLP, Activation, StackedLinear
-from gradexp.norms import LOG10_2, rescale, times_power_of_two
+from gradexp.normalization import DIMENSIONS, pull_back, standardize
+from gradexp.norms import times_power_of_two
+from gradexp.scaled import ORDINARY, Scaled, scaled
 from gradexp.seeds import generator
 
-# While the largest element of a sample is within 2**±500, its true z is used; float64 squares of it still fit.
-_ORDINARY = 500
-# Bytes of stored slopes beyond which a stack is worked through in parts.
-_MEMORY = 1 << 30
+# Bytes stored for the way back beyond which a stack is worked through in parts.
+_MEMORY = 1 << 26
 
 
 def exact_profile(
@@ -37,8 +39,14 @@ def exact_profile(
 
         δᴸ = c,   δˡ = φ'(zˡ) ⊙ Wˡ⁺¹ᵀ δˡ⁺¹,   dl_b/dWˡ = δˡ aˡ⁻¹ᵀ,  so  ‖dl_b/dWˡ‖ = ‖δˡ‖ ‖aˡ⁻¹‖
 
+    With normalisation, δˡ is pulled back through N too; beside a skip connection δˡ⁺¹ is added, and
+    dl_b/dWˡ has the branch's factor. Batch normalisation lets each sample's output depend on all samples: there
+    Σ l_b is differentiated, δˡ of a sample is its row of the gradient, and what counts as dl_b/dWˡ is the part of
+    the weight gradient that comes through this row.
+
     Recorded are log10 of rms(zˡ), ‖δˡ‖ and ‖dl_b/dWˡ‖, averaged over samples after taking the log. A sample
-    that is exactly 0 at some layer is left out at every layer and counted in ``dead_fraction``.
+    that is exactly 0 at some layer is left out at every layer and counted in ``dead_fraction``. Of the first sample
+    ‖δˡ‖ is recorded by itself (``samples``): the spread of one sample of one network is what theory predicts.
 
     Args:
         mlp: One network or a stack; not changed.
@@ -46,7 +54,7 @@ def exact_profile(
         cotangent: Shape ``(batch, n_L)`` or ``(networks, batch, n_L)``, used as it is; None: drawn from
             N(0, I) by each network's own generator and scaled to length 1.
         seeds: Seed of each network; None: 0, 1, ...
-        progress: Called with (layers done, layers in all).
+        progress: Called with (layers done, layers in all), for a large stack from threads of its own.
 
     Returns:
         A History with the single step 0.
@@ -79,20 +87,46 @@ def exact_profile(
     device = next(mlp.parameters()).device
     x = x.to(device, torch.float64)
     cotangent = cotangent.to(device, torch.float64).expand(networks, -1, -1)
-    at_once = max(1, _MEMORY // (8 * batch * sum(mlp.widths)))
+    stored = 1 if mlp.normalization == "none" else 2
+    at_once = max(1, _memory(device) // (8 * stored * batch * sum(mlp.widths)))
     parts = [slice(start, start + at_once) for start in range(0, networks, at_once)]
-    done, total = 0, 2 * mlp.depth * len(parts)
+    done, total, lock = 0, 2 * mlp.depth * len(parts), Lock()
 
     def advance() -> None:
         nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
+        with lock:
+            done += 1
+            if progress is not None:
+                progress(done, total)
 
-    with torch.no_grad():
-        measured = [_measure(mlp, part, x, cotangent[part], advance) for part in parts]
+    def measure(part: slice) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return _measure(mlp, part, x, cotangent[part], advance)
+
+    measured = _map(measure, parts, 1 if device.type != "cpu" else torch.get_num_threads())
     sizes = {key: torch.cat([m[key] for m in measured], dim=1).cpu() for key in measured[0]}
     return _summarise(mlp, seeds, sizes)
+
+
+def _memory(device: torch.device) -> int:
+    """Return how many bytes may be stored for the way back: a CPU is fastest where a layer fits into its cache."""
+    return _MEMORY if device.type == "cpu" else 16 * _MEMORY
+
+
+def _map(measure: Callable[[slice], dict[str, Tensor]], parts: list[slice], threads: int) -> list[dict[str, Tensor]]:
+    """Measure several parts at a time, each by one thread.
+
+    Sharing each operation among the threads, as torch does, would make them wait for each other thousands of times,
+    which takes very long when another program needs one of the cores.
+    """
+    workers = min(threads, len(parts))
+    if workers == 1:
+        return [measure(part) for part in parts]
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(measure, parts))
+    finally:
+        torch.set_num_threads(threads)  # for threads to come
 
 
 def _unit_cotangents(seed: int, batch: int, width: int) -> Tensor:
@@ -104,27 +138,40 @@ def _measure(mlp: MLP, part: slice, x: Tensor, cotangent: Tensor, advance: Calla
     """Return log10 sizes of every sample of some networks, each of shape ``(layer, network, sample)``."""
     layers = cast("list[StackedLinear]", list(mlp.layers))
     outputs, inputs, slopes = [], [], []
-    a = x.expand(cotangent.shape[0], *x.shape)
-    exponent = a.new_zeros(*a.shape[:2], 1)
+    normals: list[_Normal] = []
+    z = a = scaled(x.expand(cotangent.shape[0], *x.shape))
     for index, layer in enumerate(layers):
         if index:
-            a, exponent, slope = _activate(mlp.activation, a, exponent)
+            a = z
+            if mlp.normalization != "none":
+                a, normal = _normalize(z, mlp.normalization)
+                normals.append(normal)
+            a, slope = activate(mlp.activation, a)
             slopes.append(slope)
-        inputs.append(_log10_sizes(a, exponent))
-        a, exponent = _linear(layer, part, a, exponent)
-        outputs.append(_log10_sizes(a, exponent))
+        norm, largest = a.log10_sizes()
+        branch = linear(layer, part, a)
+        if mlp.has_skip(index):
+            factor = _factor(layer, part, x)
+            norm = norm + factor.abs().log10().squeeze(2)
+            z = z.plus(branch.times(factor))
+        else:
+            z = branch
+        inputs.append((norm, largest))
+        outputs.append(z.log10_sizes())
         advance()
-    cosine = _mean_cosine(rescale(a, dim=2)[0])
+    cosine = _mean_cosine(z.mantissas()[0])
 
     gradients = []
-    delta, exponent = rescale(cotangent, dim=2)
+    delta = scaled(cotangent)
     for index in reversed(range(mlp.depth)):
-        gradients.append(_log10_sizes(delta, exponent))
+        gradients.append(delta.log10_sizes())
         advance()
         if index:
-            weight = layers[index].weight[part].double()
-            delta, shift = rescale(slopes.pop() * torch.bmm(delta, weight), dim=2)
-            exponent = exponent + shift
+            value, exponent = delta.mantissas()
+            back = scaled(slopes.pop() * torch.bmm(value, layers[index].weight[part].double()), exponent)
+            if normals:
+                back = normals.pop().pull_back(back)
+            delta = delta.plus(back.times(_factor(layers[index], part, x))) if mlp.has_skip(index) else back
     gradients.reverse()
 
     sizes = {
@@ -136,61 +183,79 @@ def _measure(mlp: MLP, part: slice, x: Tensor, cotangent: Tensor, advance: Calla
     return sizes
 
 
-def _linear(layer: StackedLinear, part: slice, a: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
-    """Return z = W a + b for ``a * 2**exponent``, again as a value and an exponent."""
-    weight = layer.weight[part].double()
-    a, shift = rescale(a, dim=2)  # or the product of a large a and a large W would overflow
-    exponent = exponent + shift
+def linear(layer: StackedLinear, part: slice, a: Scaled) -> Scaled:
+    """Return W a + b."""
+    value, exponent = a.mantissas()
+    z = scaled(torch.bmm(value, layer.weight[part].double().mT), exponent)
     if layer.bias is None or not layer.bias[part].any():
-        z = torch.bmm(a, weight.mT)
-    else:
-        bias = layer.bias[part].double().unsqueeze(1)
-        # Whichever is larger, signal or bias, sets the common exponent; the other may shrink to nothing beside it.
-        size = torch.where(bias.abs().amax(dim=2, keepdim=True) > 0, rescale(bias, dim=2)[1], -torch.inf)
-        common = torch.maximum(exponent, size)
-        z = times_power_of_two(bias, -common) + torch.bmm(times_power_of_two(a, exponent - common), weight.mT)
-        exponent = common
-    mantissa, shift = rescale(z, dim=2)
-    exponent = exponent + shift
-    ordinary = exponent.abs() <= _ORDINARY
-    return times_power_of_two(mantissa, exponent.where(ordinary, 0)), exponent.where(~ordinary, 0)
+        return z
+    return z.plus(scaled(layer.bias[part].double().unsqueeze(1).expand_as(z.value)))
 
 
-def _activate(phi: Activation, z: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return φ(z) with its exponent, and φ'(z), for the true value ``z * 2**exponent``.
+def _factor(layer: StackedLinear, part: slice, like: Tensor) -> Tensor:
+    """Return the factor of a branch, shape ``(network or 1, 1, 1)``."""
+    branch = layer.branch[part].double() if isinstance(layer.branch, Tensor) else like.new_tensor([layer.branch])
+    return branch[:, None, None]
 
-    Samples of ordinary size have exponent 0. Below, φ follows its line at 0, and where φ(0) is not 0 it is
-    back at ordinary size; above, elements beyond 2**500 follow the line at infinity where it is not flat, and
-    a sample with no such element is bounded, so that its true φ(z) is of ordinary size too.
+
+class _Normal(NamedTuple):
+    """What N(z) was, and 1 / std of z as ``inverse * 2**-exponent``."""
+
+    kind: str
+    value: Tensor
+    inverse: Tensor
+    exponent: Tensor
+
+    def pull_back(self, gradient: Scaled) -> Scaled:
+        """Return the gradient with respect to z, given the one with respect to N(z)."""
+        value, exponent = _side_by_side(gradient, self.kind)
+        # Units of a batch-normalised layer have an exponent each, of which the largest becomes the sample's.
+        largest = (-self.exponent).where(self.inverse != 0, -torch.inf).amax(dim=2, keepdim=True)
+        common = largest.where(largest > -torch.inf, 0)
+        inverse = times_power_of_two(self.inverse, -self.exponent - common)
+        return scaled(pull_back(value, self.value, inverse, DIMENSIONS[self.kind]), exponent + common)
+
+
+def _normalize(z: Scaled, kind: str) -> tuple[Scaled, _Normal]:
+    """Return N(z), and what its gradient needs."""
+    value, exponent = _side_by_side(z, kind)
+    normal, inverse, shift = standardize(value, DIMENSIONS[kind])
+    return scaled(normal), _Normal(kind, normal, inverse, exponent + shift)
+
+
+def _side_by_side(v: Scaled, kind: str) -> tuple[Tensor, Tensor]:
+    """Return value and exponent such that all elements which are normalised together share the exponent."""
+    return v.together() if kind == "batch" else (v.value, v.exponent)
+
+
+def activate(phi: Activation, z: Scaled) -> tuple[Scaled, Tensor]:
+    """Return φ(z) and φ'(z).
+
+    Below ordinary size φ follows its line at 0, and where φ(0) is not 0 it is back at ordinary size; above,
+    elements beyond 2**500 follow the line at infinity where it is not flat, and a sample with no such element is
+    bounded, so that its true φ(z) is of ordinary size too.
     """
-    edge = 2.0**_ORDINARY
-    point = times_power_of_two(z, exponent)
-    point = torch.where(exponent == 0, point, point.clamp(-edge, edge))  # exponent 0 may hold inf
+    if not z.exponent.any():
+        value, slope = phi.value_and_slope(z.value)
+        return scaled(value), slope
+    edge = 2.0**ORDINARY
+    point = times_power_of_two(z.value, z.exponent)
+    point = torch.where(z.exponent == 0, point, point.clamp(-edge, edge))  # exponent 0 may hold inf
     value, slope = phi.value_and_slope(point)
-    if not exponent.any():
-        return value, exponent, slope
-    tiny = exponent < 0
-    line = torch.where(tiny, _per_sign(z, phi.slopes_at_zero), _per_sign(z, phi.slopes_at_infinity))
-    on_line = (exponent != 0) & (z != 0) & (tiny | (point.abs() >= edge))
+    tiny = z.exponent < 0
+    line = torch.where(tiny, _per_sign(z.value, phi.slopes_at_zero), _per_sign(z.value, phi.slopes_at_infinity))
+    on_line = (z.exponent != 0) & (z.value != 0) & (tiny | (point.abs() >= edge))
     slope = torch.where(on_line, line, slope)
     steep = on_line & (line != 0)
-    scaled = torch.where(steep, line * z, times_power_of_two(value, -exponent))
-    starts_off_zero = bool(phi(z.new_zeros(())) != 0)
+    carried = torch.where(steep, line * z.value, times_power_of_two(value, -z.exponent))
+    starts_off_zero = bool(phi(z.value.new_zeros(())) != 0)
     ordinary = ~steep.any(dim=2, keepdim=True) | (tiny & starts_off_zero)
-    return torch.where(ordinary, value, scaled), exponent.where(~ordinary, 0), slope
+    return scaled(torch.where(ordinary, value, carried), z.exponent.where(~ordinary, 0)), slope
 
 
 def _per_sign(z: Tensor, slopes: tuple[float, float]) -> Tensor:
     below, above = (z.new_tensor(slope) for slope in slopes)
     return torch.where(z < 0, below, above)
-
-
-def _log10_sizes(v: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log10 of the L2 norm and of the largest magnitude of each sample, ``(network, sample)``."""
-    mantissa, shift = rescale(v, dim=2)
-    offset = (exponent + shift).squeeze(2) * LOG10_2
-    norm: Tensor = torch.linalg.vector_norm(mantissa, dim=2)
-    return norm.log10() + offset, mantissa.abs().amax(dim=2).log10() + offset
 
 
 def _mean_cosine(z: Tensor) -> Tensor:
@@ -240,4 +305,8 @@ def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
         },
         dead_fraction=zero.double().mean(dim=1).numpy(),
         output_cosine=sizes["cosine"].squeeze(0).numpy(),
+        samples=logs["output_grad"].where(alive, torch.nan)[:, :, :1].transpose(0, 1).unsqueeze(0).numpy(),
     )
+
+
+_linear, _activate = linear, activate  # the names that jacobian.py still uses

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradexp import config
+from gradexp.inits import initialize
 from gradexp.models import ACTIVATIONS, MLP, Activation, StackedLinear, activation, as_activation
 
 MP = {
@@ -365,3 +366,132 @@ def test_kinks_are_where_a_derivative_jumps(name: str) -> None:
     jumps = (second(grid + 1e-9) - second(grid - h - 1e-9)).abs() > 0.05
     jumps |= (phi.value_and_slope(grid + 1e-9)[1] - phi.value_and_slope(grid - 1e-9)[1]).abs() > 0.05
     assert grid[jumps].tolist() == list(phi.kinks)
+
+
+# ---- cures: normalisation and skip connections
+
+CURES = [(n, r) for n in config.NORMALIZATIONS for r in config.RESIDUALS]
+
+
+def give_branches(mlp):
+    """Let learnable branches be somewhere else than 0."""
+    with torch.no_grad():
+        for layer in mlp.layers:
+            if isinstance(layer.branch, nn.Parameter):
+                layer.branch.copy_(torch.linspace(0.3, -0.7, mlp.networks))
+
+
+def by_formula(mlp, x, network):
+    """Compute zˡ of one network from the formulas, with torch's own normalisation."""
+    norms = {
+        "none": lambda z: z,
+        "batch": lambda z: F.batch_norm(z, None, None, training=True, eps=1e-300),
+        "layer": lambda z: F.layer_norm(z, z.shape[-1:], eps=0.0),
+    }
+    factors = {"plain": 1.0, "depth": 1 / math.sqrt(mlp.depth)}
+    outputs = []
+    for index, layer in enumerate(mlp.layers):
+        a = mlp.activation(norms[mlp.normalization](outputs[-1])) if index else x
+        z = F.linear(a, layer.weight[network], None if layer.bias is None else layer.bias[network])
+        if mlp.residual != "none" and 0 < index < mlp.depth - 1:
+            factor = layer.branch[network] if mlp.residual == "zero" else factors[mlp.residual]
+            z = outputs[-1] + factor * z
+        outputs.append(z)
+    return outputs
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("normalization", "residual"), CURES)
+def test_the_cures_are_their_formulas(normalization, residual, bias):
+    mlp = random_mlp([5, 8, 8, 8, 3], "tanh", bias, networks=3, normalization=normalization, residual=residual)
+    give_branches(mlp)
+    x, cotangent = inputs(7, 5), inputs(3, 7, 3)
+    mine = torch.autograd.grad((mlp(x) * cotangent).sum(), list(mlp.parameters()))
+    expected = torch.stack([by_formula(mlp, x, network)[-1] for network in range(3)])
+    torch.testing.assert_close(mlp(x), expected, rtol=1e-11, atol=1e-13)
+    theirs = torch.autograd.grad((expected * cotangent).sum(), list(mlp.parameters()))
+    for ours, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("normalization", "residual"), CURES)
+def test_a_network_with_cures_equals_itself_alone(normalization, residual):
+    stack = random_mlp([4, 6, 6, 6, 2], "relu", networks=3, normalization=normalization, residual=residual)
+    give_branches(stack)
+    alone = stack.network(1)
+    assert (alone.normalization, alone.residual) == (normalization, residual)
+    assert alone.state_dict().keys() == stack.state_dict().keys()
+    x = inputs(9, 4)
+    torch.testing.assert_close(alone(x), stack(x)[1], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(random_mlp([4, 6, 2]).network(0)(x), random_mlp([4, 6, 2])(x), rtol=0, atol=0)
+
+
+def test_a_learnable_branch_starts_at_0_so_that_the_stream_is_the_first_layers_output():
+    mlp = random_mlp([4, 6, 6, 6, 2], "tanh", networks=2, residual="zero")
+    branches = [layer.branch for layer in mlp.layers]
+    assert [isinstance(branch, nn.Parameter) for branch in branches] == [False, True, True, False]
+    assert all(branch.shape == (2,) and not branch.any() for branch in branches[1:3])
+    mlp.layers[1].branch.data.fill_(3.0)
+    mlp.layers[1].reset_parameters()
+    assert not mlp.layers[1].branch.any()
+    x = inputs(5, 4)
+    first, last = mlp.layers[0], mlp.layers[-1]
+    shallow = last(torch.tanh(first(x.expand(2, -1, -1))))
+    torch.testing.assert_close(mlp(x), shallow, rtol=1e-14, atol=1e-15)
+    initialize(mlp, "he", seed=0)
+    assert not mlp.layers[1].branch.any()
+
+
+def test_a_learnable_branch_is_part_of_the_state():
+    mlp = random_mlp([4, 6, 6, 2], "tanh", networks=2, residual="zero")
+    give_branches(mlp)
+    other = MLP([4, 6, 6, 2], "tanh", networks=2, residual="zero", dtype=torch.float64)
+    other.load_state_dict(mlp.state_dict())
+    assert torch.equal(other(inputs(5, 4)), mlp(inputs(5, 4)))
+    assert "layers.1.branch" in mlp.state_dict()
+
+
+@pytest.mark.parametrize("widths", [[4, 2], [4, 6, 2]])
+@pytest.mark.parametrize("residual", config.RESIDUALS)
+def test_without_two_hidden_layers_there_is_nothing_to_skip(widths, residual):
+    plain, mlp = random_mlp(widths, "tanh"), random_mlp(widths, "tanh", residual=residual)
+    assert torch.equal(mlp(inputs(5, 4)), plain(inputs(5, 4)))
+    assert not any(mlp.has_skip(index) for index in range(mlp.depth))
+
+
+@pytest.mark.parametrize("normalization", ["batch", "layer"])
+def test_with_normalisation_the_scale_of_hidden_weights_does_not_matter(normalization):
+    mlp = random_mlp([4, 6, 6, 6, 2], "relu", bias=False, normalization=normalization)
+    x = inputs(9, 4)
+    before = mlp(x)
+    with torch.no_grad():
+        for layer, factor in zip(mlp.layers, (1e-30, 1e30, 1e-100, 1), strict=False):
+            layer.weight.mul_(factor)
+    torch.testing.assert_close(mlp(x), before, rtol=1e-12, atol=1e-14)
+
+
+def test_evaluation_takes_the_statistics_of_its_own_batch():
+    mlp = random_mlp([4, 6, 2], "relu", normalization="batch")
+    x = inputs(9, 4)
+    assert torch.equal(mlp.train()(x), mlp.eval()(x))
+    torch.testing.assert_close(mlp(x[:3]), by_formula(mlp, x[:3], 0)[-1], rtol=1e-11, atol=1e-13)
+
+
+def test_repr_names_the_cures():
+    assert "=none" not in repr(MLP([2, 3, 3, 1]))
+    assert "normalization=layer, residual=depth" in repr(MLP([2, 3, 3, 1], normalization="layer", residual="depth"))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"normalization": "group"}, "normalization must be one of none, batch, layer, got 'group'"),
+        ({"residual": "rezero"}, "residual must be one of none, plain, depth, zero, got 'rezero'"),
+        ({"residual": "plain"}, "residual='plain' needs hidden layers of equal width, got [3, 4]"),
+    ],
+)
+def test_impossible_cures_are_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        MLP([2, 3, 4, 1], **options)
+    with pytest.raises(config.ConfigError, match=re.escape(text)):
+        config.Config(widths=[3, 4], **options)

@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradexp import MLP, GradientProbe, initialize
-from gradexp.config import DataConfig
+from gradexp.config import NORMALIZATIONS, RESIDUALS, DataConfig
 from gradexp.data import load
 from gradexp.history import STATUSES
+from gradexp.normalization import normalize
 
 QUANTITIES = ("output", "output_grad", "weight_grad", "weight", "update")
 RMS = ("output",)
@@ -791,3 +792,49 @@ def test_sparse_gradients_are_measured() -> None:
         probe.collect(0)
     # One row of ones and one of twos.
     assert probe.history.log10["weight_grad"][0, 0, 0] == pytest.approx(math.log10(math.sqrt(3 + 12)), abs=1e-15)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_with_skip_connections_and_normalisation_the_probe_sees_the_streams(normalization, residual):
+    model = MLP([4, 6, 6, 6, 3], "tanh", normalization=normalization, residual=residual, dtype=torch.float64)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    if residual == "zero":
+        for layer in model.layers[1:-1]:
+            torch.nn.init.constant_(layer.branch, 0.7)
+    streams = [layer.register_forward_hook(lambda _module, _args, z: kept.append(z)) for layer in model.layers]
+    kept: list[torch.Tensor] = []
+    weights = [layer.weight for layer in model.layers]
+    gradients = torch.autograd.grad(model(x).square().sum(), [*kept, *weights])
+    outputs = list(kept)
+    for handle in streams:
+        handle.remove()
+    for index in (1, 2):
+        assert model.has_skip(index) == (residual != "none")
+        if residual != "none":  # the stream holds the one before
+            branch = model.layers[index].branch * model.layers[index](
+                torch.tanh(normalize(outputs[index - 1], normalization))
+            )
+            torch.testing.assert_close(outputs[index], outputs[index - 1] + branch, rtol=1e-12, atol=1e-13)
+    with GradientProbe(model) as probe:
+        model(x).square().sum().backward()
+        probe.collect(0)
+    history = probe.history
+    assert history.names == [f"layers.{index}" for index in range(4)]
+    for quantity, tensors in (
+        ("output", outputs),
+        ("output_grad", gradients[:4]),
+        ("weight_grad", gradients[4:]),
+    ):
+        expected = [log10_size([tensor], rms=quantity in RMS) for tensor in tensors]
+        assert history.profile(quantity).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_learnable_branch_shows_weights_that_get_no_gradient_yet():
+    model = MLP([4, 6, 6, 6, 3], "tanh", residual="zero")
+    with GradientProbe(model) as probe:
+        model(torch.ones(5, 4)).sum().backward()
+        probe.collect(0)
+    codes = probe.history.status["weight_grad"][0, 0]
+    assert [STATUSES[code] for code in codes] == ["ok", "zero", "zero", "ok"]
+    assert all(layer.branch.grad.abs().min() > 0 for layer in model.layers[1:-1])

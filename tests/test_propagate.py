@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gradexp import propagate, seeds
+from gradexp.config import NORMALIZATIONS, RESIDUALS
 from gradexp.history import STATUSES
 from gradexp.models import ACTIVATIONS, MLP, activation
 from gradexp.propagate import exact_profile
@@ -64,8 +65,8 @@ def drawn(*shape, seed=1):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def identity_mlp(scale, depth, phi="linear", width=2, dtype=torch.float64, device=None):
-    mlp = MLP([width] * (depth + 1), phi, bias=False, dtype=dtype, device=device)
+def identity_mlp(scale, depth, phi="linear", width=2, dtype=torch.float64, device=None, **options):
+    mlp = MLP([width] * (depth + 1), phi, bias=False, dtype=dtype, device=device, **options)
     with torch.no_grad():
         for layer in mlp.layers:
             layer.weight.copy_(scale * torch.eye(width, dtype=torch.float64))
@@ -575,6 +576,40 @@ def test_working_through_a_stack_in_parts_changes_nothing(monkeypatch, at_once):
     assert calls == [(done, total) for done in range(1, total + 1)]
 
 
+def test_several_threads_measure_the_same_numbers_and_are_as_many_afterwards(monkeypatch):
+    stack, x = random_mlp([4, 9, 7, 3], "gelu", networks=5), drawn(6, 4)
+    monkeypatch.setattr(propagate, "_MEMORY", 2 * 8 * 6 * (4 + 9 + 7 + 3))
+    before, calls, found = torch.get_num_threads(), [], []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(exact_profile(stack, x, progress=lambda done, total: calls.append((done, total))))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert calls == [(done, 18) for done in range(1, 19)] * 3
+    for history in found[1:]:
+        for quantity in QUANTITIES:
+            assert history.log10[quantity].tolist() == found[0].log10[quantity].tolist()
+
+
+def test_an_error_in_another_thread_arrives(monkeypatch):
+    monkeypatch.setattr(propagate, "_MEMORY", 1)
+
+    def interrupt(done, _total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyboardInterrupt):
+            exact_profile(random_mlp([4, 9, 3], networks=5), drawn(6, 4), progress=interrupt)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_measuring_changes_neither_the_model_nor_the_random_numbers():
     mlp = random_mlp([4, 9, 3], "tanh", dtype=torch.float32)
     x, cotangent = drawn(6, 4).requires_grad_(), drawn(6, 3)
@@ -716,3 +751,221 @@ def test_one_sample_has_no_output_cosine_and_no_warning():
         history = exact_profile(random_mlp([3, 4, 2], "tanh", networks=2), drawn(1, 3))
     assert [math.isnan(v) for v in history.output_cosine] == [True, True]
     assert history.log_chi() is not None
+
+
+# ---- cures: normalisation and skip connections
+
+CURES = [(n, r) for n in NORMALIZATIONS for r in RESIDUALS]
+
+
+def cured(*args, branch=(0.6, -0.3), **options):
+    mlp = random_mlp(*args, **options)
+    with torch.no_grad():
+        for layer in mlp.layers:
+            if isinstance(layer.branch, torch.nn.Parameter):
+                layer.branch.copy_(torch.tensor(branch[: mlp.networks]))
+    return mlp
+
+
+def by_autograd_with_cures(mlp, x, cotangent):
+    """Differentiate the sum of all l_b; each sample has a copy of the weights, so that its share is known."""
+    logs = {quantity: torch.zeros(mlp.networks, len(x), mlp.depth).double() for quantity in QUANTITIES}
+    factors = {"plain": 1.0, "depth": 1 / math.sqrt(mlp.depth)}
+    for n in range(mlp.networks):
+        weights = [layer.weight[n].detach().expand(len(x), -1, -1).clone().requires_grad_() for layer in mlp.layers]
+        outputs = []
+        for index, layer in enumerate(mlp.layers):
+            a = x
+            if index:
+                a = outputs[-1]
+                if mlp.normalization != "none":
+                    dim = {"batch": 0, "layer": 1}[mlp.normalization]
+                    a = (a - a.mean(dim, keepdim=True)) / a.std(dim, correction=0, keepdim=True)
+                a = mlp.activation(a)
+            z = torch.einsum("boi,bi->bo", weights[index], a)
+            if layer.bias is not None:
+                z = z + layer.bias[n].detach()
+            if mlp.residual != "none" and 0 < index < mlp.depth - 1:
+                z = outputs[-1] + (layer.branch[n].detach() if mlp.residual == "zero" else factors[mlp.residual]) * z
+            outputs.append(z)
+        grads = torch.autograd.grad((cotangent[n] * outputs[-1]).sum(), [*outputs, *weights])
+        for index, z in enumerate(outputs):
+            logs["output"][n, :, index] = z.detach().square().mean(1).sqrt().log10()
+            logs["output_grad"][n, :, index] = grads[index].norm(dim=1).log10()
+            logs["weight_grad"][n, :, index] = grads[mlp.depth + index].flatten(1).norm(dim=1).log10()
+    return logs
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["tanh", "relu", "softplus"])
+@pytest.mark.parametrize(("normalization", "residual"), CURES)
+def test_the_profile_with_cures_equals_autograd(normalization, residual, name, bias, device):
+    mlp = cured([5, *[14] * 4, 4], name, bias, networks=2, normalization=normalization, residual=residual)
+    x, cotangent = drawn(6, 5), drawn(2, 6, 4)
+    expected = by_autograd_with_cures(mlp, x, cotangent)
+    assert all(values.isfinite().all() for values in expected.values())  # no sample is dead
+    history = exact_profile(mlp.to(device), x.to(device), cotangent.to(device))
+    for quantity, values in expected.items():
+        got = torch.from_numpy(history.log10[quantity][0])
+        torch.testing.assert_close(got, values.mean(dim=1), rtol=0, atol=1e-12)
+        assert not history.status[quantity].any()
+    assert history.samples.shape == (1, 2, 5, 1)
+    first = torch.from_numpy(history.samples[0, :, :, 0])
+    torch.testing.assert_close(first, expected["output_grad"][:, 0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("normalization", "residual"), CURES)
+def test_a_network_with_cures_has_the_profile_it_has_alone(normalization, residual, monkeypatch):
+    stack = cured([4, *[8] * 5, 3], "tanh", networks=2, normalization=normalization, residual=residual)
+    x = drawn(6, 4)
+    together = exact_profile(stack, x)
+    monkeypatch.setattr(propagate, "_MEMORY", 1)
+    parts = exact_profile(stack, x)
+    for index in range(2):
+        alone = exact_profile(stack.network(index), x, seeds=[index])
+        for quantity in QUANTITIES:
+            for history in (together, parts):
+                assert history.log10[quantity][0, index] == pytest.approx(alone.log10[quantity][0, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_branch_of_factor_0_has_no_weight_gradient_but_lets_the_signal_by(normalization):
+    mlp = random_mlp([4, *[8] * 4, 3], "relu", residual="zero", normalization=normalization)
+    history = exact_profile(mlp, drawn(6, 4))
+    assert statuses(history, "weight_grad") == ["ok", "zero", "zero", "zero", "ok"]
+    assert statuses(history, "output") == statuses(history, "output_grad") == ["ok"] * 5
+    assert history.dead_fraction.tolist() == [0]
+    assert history.profile("output")[:4].tolist() == [history.profile("output")[0]] * 4
+    assert history.profile("output_grad")[:4].tolist() == pytest.approx([history.profile("output_grad")[0]] * 4)
+    assert math.isnan(history.profile("weight_grad")[1])
+
+
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**-600, 2.0**600])
+@pytest.mark.parametrize("normalization", ["batch", "layer"])
+@pytest.mark.parametrize("name", ["tanh", "relu"])
+def test_the_scale_of_normalised_weights_shifts_the_profile(name, normalization, scale):
+    """Powers of two round nowhere, so that 300 chaotic layers may be compared."""
+    mlp = random_mlp([5, *[12] * 300, 3], name, bias=False, normalization=normalization)
+    x, cotangent = drawn(6, 5), drawn(6, 3)
+    base = exact_profile(mlp, x, cotangent)
+    assert base.dead_fraction.tolist() == [0]
+    with torch.no_grad():
+        for layer in mlp.layers[:-1]:
+            layer.weight.mul_(scale)
+    history, shift = exact_profile(mlp, x, cotangent), math.log10(scale)
+    hidden = slice(0, -1)
+    for quantity, sign in (("output", 1), ("output_grad", -1), ("weight_grad", -1)):
+        expected = base.profile(quantity)[hidden] + sign * shift
+        assert history.profile(quantity)[hidden].tolist() == pytest.approx(expected.tolist(), abs=1e-9)
+        assert history.profile(quantity)[-1] == pytest.approx(base.profile(quantity)[-1], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear", "relu"])
+def test_a_residual_network_may_explode_beyond_float64(name):
+    """With W = I and a positive stream every block doubles it, and the gradient too."""
+    depth = 2002
+    mlp = identity_mlp(1.0, depth, name, residual="plain")
+    history = exact_profile(mlp, ones(1, 2), ones(1, 2) / math.sqrt(2))
+    doublings = [min(layer, depth - 2) for layer in range(depth)]
+    output = [count * math.log10(2) for count in doublings]
+    gradient = [(depth - 2 - count) * math.log10(2) for count in doublings]
+    weight = [math.log10(math.sqrt(2)) + (depth - 2) * math.log10(2)]
+    weight += [math.log10(math.sqrt(2)) + (depth - 3) * math.log10(2)] * (depth - 2) + weight
+    assert_profile(history, dict(zip(QUANTITIES, (output, gradient, weight), strict=True)))
+    assert history.failing_layer("output", "float64", overflow=True) == 1025
+
+
+def test_he_with_skip_connections_doubles_the_square_in_every_block():
+    """E‖z‖² doubles per block; the typical network of width n stays below that by about 5/2n (Jensen)."""
+    torch.manual_seed(0)
+    mlp = MLP([16] * 2001, "relu", bias=False, residual="plain", dtype=torch.float64)
+    with torch.no_grad():
+        for layer in mlp.layers:
+            layer.weight.normal_(std=math.sqrt(2 / 16))
+    history = exact_profile(mlp, drawn(2, 16))
+    assert history.profile("output")[-1] > 200
+    assert history.log_chi(first=2, last=1999) == pytest.approx(math.log(2) - 5 / 32, abs=0.05)
+    assert history.dead_fraction.tolist() == [0]
+
+
+@pytest.mark.parametrize("normalization", ["batch", "layer"])
+def test_normalised_residual_networks_agree_with_high_precision_at_extreme_sizes(normalization):
+    """Weights of 1e-200 and 1e200 in turn: stream and branch differ by hundreds of decades, both ways."""
+    sizes = [1e-200, 1e200, 1.0, 1e-250, 1e280, 1e-3]
+    mlp = random_mlp([3, *[4] * 5, 2], "tanh", normalization=normalization, residual="depth")
+    with torch.no_grad():
+        for layer, size in zip(mlp.layers, sizes, strict=True):
+            layer.weight.mul_(size)
+            layer.bias.mul_(size)
+    x, cotangent = drawn(3, 3), drawn(3, 2)
+    expected = by_mpmath_with_cures(mlp, x, cotangent)
+    assert min(expected["output_grad"]) < -200 or max(expected["output_grad"]) > 200
+    assert_profile(exact_profile(mlp, x, cotangent), expected)
+
+
+def by_mpmath_with_cures(mlp, x, cotangent):
+    """Differentiate the sum of all l_b of a tanh network by the chain rule, in 700 digits.
+
+    J_N is the plain derivative of (z - mean) / std, written as a matrix.
+    """
+    with mpmath.workdps(700):
+        matrix = lambda t: mpmath.matrix(t.detach().tolist())  # noqa: E731
+        batch, factor = len(x), 1 / mpmath.sqrt(mlp.depth)
+
+        def normalized(v):
+            n = len(v)
+            mean = mpmath.fsum(v) / n
+            std = mpmath.sqrt(mpmath.fsum((e - mean) ** 2 for e in v) / n)
+            unit = [(e - mean) / std for e in v]
+            return unit, [
+                [((i == j) - mpmath.mpf(1) / n - unit[i] * unit[j] / n) / std for j in range(n)] for i in range(n)
+            ]
+
+        def over(z, function):
+            """Apply a function of a vector to each row (layer) or column (batch)."""
+            z = z if mlp.normalization == "layer" else z.T
+            results = [function(list(z[i, :]), i) for i in range(z.rows)]
+            out = mpmath.matrix(results)
+            return out if mlp.normalization == "layer" else out.T
+
+        z, tape, inputs, outputs = None, [], [], []
+        for index, layer in enumerate(mlp.layers):
+            a = matrix(x)
+            if index:
+                lines = z if mlp.normalization == "layer" else z.T
+                jacobians = [normalized(list(lines[i, :]))[1] for i in range(lines.rows)]
+                normal = over(z, lambda v, i: normalized(v)[0])
+                a, slope = normal.apply(mpmath.tanh), normal.apply(lambda v: mpmath.sech(v) ** 2)
+                tape.append((slope, jacobians))
+            branch = a * matrix(layer.weight[0]).T + mpmath.ones(batch, 1) * matrix(layer.bias[0]).T
+            skip = 0 < index < mlp.depth - 1
+            inputs.append(a * factor if skip else a)
+            z = z + factor * branch if skip else branch
+            outputs.append(z)
+        delta, logs = matrix(cotangent), {quantity: [0.0] * mlp.depth for quantity in QUANTITIES}
+
+        def log10_norms(m):
+            return [mpmath.log10(mpmath.norm(m[b, :], 2)) for b in range(batch)]
+
+        for index in reversed(range(mlp.depth)):
+            rms = -mpmath.log10(outputs[index].cols) / 2
+            gradient, given = log10_norms(delta), log10_norms(inputs[index])
+            logs["output"][index] = float(mpmath.fsum(log10_norms(outputs[index])) / batch + rms)
+            logs["output_grad"][index] = float(mpmath.fsum(gradient) / batch)
+            logs["weight_grad"][index] = float(mpmath.fsum([*gradient, *given]) / batch)
+            if index:
+                slope, jacobians = tape[index - 1]
+                back = delta * matrix(mlp.layers[index].weight[0])
+                back = mpmath.matrix([[back[i, j] * slope[i, j] for j in range(back.cols)] for i in range(batch)])
+                back = over(back, lambda v, i, j=jacobians: list((mpmath.matrix([v]) * mpmath.matrix(j[i]))[0, :]))
+                delta = delta + factor * back if 0 < index < mlp.depth - 1 else back
+        return logs
+
+
+def test_the_first_samples_gradient_is_recorded_unless_it_is_dead():
+    mlp = diagonal_mlp("relu", [[1.0, 2.0], [0.5, 3.0], [2.0, 1.0]])
+    x = torch.tensor([[1.0, 2.0], [-1.0, -5.0]], dtype=torch.float64)
+    history = exact_profile(mlp, x, ones(2, 2))
+    expected = exact_profile(mlp, x[:1], ones(1, 2)).profile("output_grad")
+    assert history.samples[0, 0, :, 0].tolist() == pytest.approx(expected.tolist(), abs=1e-14)
+    assert all(math.isnan(v) for v in exact_profile(mlp, x.flip(0), ones(2, 2)).samples.flatten())
