@@ -29,6 +29,8 @@ ACTIVATIONS = (
     "softplus",
     "softsign",
 )
+NORMALIZATIONS = ("none", "batch", "layer")
+RESIDUALS = ("none", "plain", "depth", "zero")
 LOSSES = ("auto", "cross_entropy", "mse")
 DTYPES = ("float32", "float64")
 MODES = ("fan_in", "fan_out")
@@ -47,6 +49,7 @@ INIT_OPTIONS: dict[str, dict[str, Any]] = {
     "torch_default": {"gain": 1.0},
     "mean_field": {"gain": 1.0, "sigma_w2": 1.0},
     "lyapunov": {"gain": 1.0},
+    "lsuv": {"gain": 1.0, "tolerance": 0.1, "iterations": 10},
 }
 DATA_OPTIONS: dict[str, dict[str, Any]] = {
     "digits": {"standardize": True},
@@ -87,6 +90,10 @@ class InitConfig:
     """share of each unit's incoming weights that is exactly 0"""
     corrected: bool | None = None
     """widen the cut normal so that its standard deviation is the stated one"""
+    tolerance: float | None = None
+    """how far the variance of a layer's outputs may be from 1"""
+    iterations: int | None = None
+    """how often the weights of a layer are rescaled at most"""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -138,6 +145,8 @@ class RecordConfig:
 
     every: int = 1
     """record the real gradients at every so many training steps"""
+    subruns: bool = True
+    """in TensorBoard, draw theory into the cards of the profile, as runs of its own; never in a sweep"""
 
 
 @dataclass
@@ -166,6 +175,10 @@ class Config:
     """layers have a bias, which starts at 0 unless sigma_b2 or the scheme says otherwise"""
     sigma_b2: float | None = None
     """variance of the biases at initialisation; null: the scheme's own"""
+    normalization: str = "none"
+    """before each activation: none, batch (over samples) or layer (over units), without parameters"""
+    residual: str = "none"
+    """skip connections: none, or branches with factor 1 (plain), 1/sqrt(depth) (depth) or a learned one (zero)"""
     seed: int = 0
     """fixes weights, batch order and cotangents"""
     seeds: int = 1
@@ -220,6 +233,7 @@ class Config:
             raise ConfigError(f"sigma_b2={self.sigma_b2} needs bias=true")
         if self.init.name == "lyapunov" and self.activation not in _LYAPUNOV:
             raise ConfigError(f"init 'lyapunov' is for activation {', '.join(_LYAPUNOV)}, got '{self.activation}'")
+        self._check_cures()
         sparsity = self.init.sparsity
         _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
         known_device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
@@ -229,6 +243,13 @@ class Config:
     def hidden_widths(self) -> list[int]:
         """Units of each hidden layer, ``depth - 1`` of them."""
         return list(self.widths) if self.widths is not None else [self.width] * (self.depth - 1)
+
+    def _check_cures(self) -> None:
+        hidden = self.hidden_widths
+        if self.residual != "none" and len(set(hidden)) > 1:
+            raise ConfigError(f"residual={self.residual!r} needs hidden layers of equal width, got {hidden}")
+        if self.normalization == "batch" and self.batch_size == 1:
+            raise ConfigError("normalization='batch' needs batch_size of at least 2: a sample alone becomes 0")
 
     def _resolve_depth(self) -> None:
         if self.widths is None:
@@ -259,6 +280,8 @@ _LOWEST = {
     "init.std": 0,
     "init.sigma_w2": 0,
     "init.sparsity": 0,
+    "init.tolerance": 0,
+    "init.iterations": 1,
     "data.samples": 1,
     "data.features": 1,
     "data.targets": 1,
@@ -275,6 +298,8 @@ _LYAPUNOV = ("linear", "relu", "leaky_relu")
 
 _CHOICES = {
     "activation": ACTIVATIONS,
+    "normalization": NORMALIZATIONS,
+    "residual": RESIDUALS,
     "loss": LOSSES,
     "dtype": DTYPES,
     "init.mode": MODES,

@@ -1,4 +1,4 @@
-"""Weight initialisation: twelve schemes, and ``initialize``, which applies one to every layer of a model.
+"""Weight initialisation: thirteen schemes, and ``initialize``, which applies one to every layer of a model.
 
 A scheme fills the weight of one layer of one network in place and returns it. The shape is torch's, ``(out, in)``
 or ``(out, in, *kernel)``, and so are the fans: fan_in = in · prod(kernel), the number of terms in one output, and
@@ -7,6 +7,7 @@ multiplies the standard deviation (for ``orthogonal_`` and ``identity_``, the ma
 the numbers come from, None being torch's global generator.
 """
 
+import copy
 import functools
 import inspect
 import math
@@ -19,6 +20,8 @@ from torch import Generator, Tensor, nn
 
 from gradexp import seeds
 from gradexp.config import DISTRIBUTIONS, INIT_OPTIONS, MODES
+from gradexp.lsuv import scale_to_unit_variance
+from gradexp.square_sum import log_square_sum
 
 Source = Generator | None
 Model = TypeVar("Model", bound=nn.Module)
@@ -229,9 +232,7 @@ def zero_drift_sigma_w2(width: int, activation: str | None, negative_slope: floa
     He's sigma_w2 = 2 keeps the *mean* of the squared norm; the typical network shrinks by about exp(-5 / 2n) per
     relu layer, since the log of a factor that fluctuates around 1 is below 0 on average. Per layer the factor is
     sigma_w2 · S / n, with S the sum over n units of φ'² z², where z is from N(0, 1) and φ' is 1 or the slope
-    below 0 with even odds. So sigma_w2 = exp(-E log(S / n)), and
-
-        E log S = ∫ (e⁻ᵗ - E e⁻ᵗˢ) dt / t,    E e⁻ᵗˢ = [((1 + 2t)^-½ + (1 + 2 slope² t)^-½) / 2]ⁿ.
+    below 0 with even odds. So sigma_w2 = exp(-E log(S / n)), which ``log_square_sum`` gives.
 
     With probability 2⁻ⁿ all n relu units are off and S = 0; the mean is over the other cases. Sussillo & Abbott
     (2014, arXiv:1412.6558) had the idea and fitted the value.
@@ -251,27 +252,30 @@ def zero_drift_sigma_w2(width: int, activation: str | None, negative_slope: floa
         >>> round(zero_drift_sigma_w2(10, "relu"), 5)
         2.71994
     """
-    slopes = {"linear": 1.0, "relu": 0.0, "leaky_relu": negative_slope}
+    slopes = {"linear": (1.0, 1.0), "relu": (0.0, 1.0), "leaky_relu": (negative_slope, 1.0)}
     if activation not in slopes:
         raise ValueError(f"lyapunov needs activation {', '.join(slopes)}, got {activation!r}")
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
-    slope = abs(slopes[activation])
-    if slope != 0 and not 1e-100 <= slope <= 1e100:
+    if activation == "leaky_relu" and negative_slope != 0 and not 1e-100 <= abs(negative_slope) <= 1e100:
         raise ValueError(f"negative_slope must be 0, or 1e-100 to 1e100 in size, got {negative_slope}")
-    all_off = 0.5**width if slope == 0 else 0.0
-    mean = width * (1 + slope**2) / 2
+    return width * math.exp(-log_square_sum(width, slopes[activation]).mean)
 
-    def laplace(t: float) -> float:
-        one_unit = (1 / math.sqrt(1 + 2 * t) + 1 / math.sqrt(1 + 2 * slope**2 * t)) / 2
-        return float((one_unit**width - all_off) / (1 - all_off))
 
-    # With t = eᵘ the integrand is smooth and falls off exponentially to both sides, so that the plain trapezoidal
-    # rule converges exponentially too: step 1/4 is at rounding error already.
-    step = 0.25
-    highest = 90 - 2 * math.log(min(slope, 1)) if slope else 90
-    times = (math.exp(k * step) for k in range(int(-40 / step), int(highest / step)))
-    return width / mean * math.exp(-step * math.fsum(math.exp(-t) - laplace(t / mean) for t in times))
+def lsuv_(
+    weight: Tensor,
+    gain: float = 1.0,
+    tolerance: float = 0.1,  # noqa: ARG001
+    iterations: int = 10,  # noqa: ARG001
+    generator: Source = None,
+) -> Tensor:
+    """Draw ``weight`` as ``orthogonal_`` does: what ``lsuv`` starts from.
+
+    ``initialize`` then scales each layer by data, so that its outputs on a batch have variance gain², to a relative
+    ``tolerance`` and in at most so many ``iterations`` (Mishkin & Matas, 2015, arXiv:1511.06422): see
+    ``gradexp.lsuv``.
+    """
+    return orthogonal_(weight, gain, generator)
 
 
 INITS: dict[str, Callable[..., Tensor]] = {
@@ -287,6 +291,7 @@ INITS: dict[str, Callable[..., Tensor]] = {
     "torch_default": torch_default_,
     "mean_field": mean_field_,
     "lyapunov": lyapunov_,
+    "lsuv": lsuv_,
 }
 ALIASES = {"glorot": "xavier", "kaiming": "he"}
 
@@ -300,6 +305,7 @@ def initialize(
     sigma_b2: float | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
+    inputs: Tensor | tuple[Any, ...] | None = None,
     progress: Callable[[int, int], object] | None = None,
     **options: Any,
 ) -> Model:
@@ -322,6 +328,8 @@ def initialize(
             ``torch_default``, as torch has them, 0 with any other.
         activation: The one between the layers; only ``lyapunov`` needs it.
         negative_slope: Slope of ``leaky_relu`` below 0, for ``lyapunov``.
+        inputs: A batch, or a tuple of the model's arguments; only ``lsuv`` needs it. It passes through a float64
+            copy of the model, so that nothing but weights and biases changes.
         progress: Called as ``progress(done, total)`` after each layer.
         **options: Options of the scheme, such as ``gain``.
 
@@ -330,7 +338,8 @@ def initialize(
 
     Raises:
         ValueError: For an unknown scheme, an option it does not have, or a value that cannot work; for a layer
-            that has no weight yet (lazy) or computes it (parametrised); for a model without layers.
+            that has no weight yet (lazy) or computes it (parametrised); for a model without layers; for ``lsuv``
+            without inputs, or with a layer whose outputs on them do not vary or are not finite.
 
     Example:
         >>> layer = initialize(nn.Linear(2, 2), "identity", gain=1.5)
@@ -342,6 +351,17 @@ def initialize(
         options |= {"activation": activation, "negative_slope": negative_slope}
     if sigma_b2 is not None and not sigma_b2 >= 0:
         raise ValueError(f"sigma_b2 must be at least 0, got {sigma_b2}")
+    if scheme is lsuv_:
+        if inputs is None:
+            raise ValueError("lsuv needs data: pass a batch as inputs")
+        exact = copy.deepcopy(model).double()
+        initialize(exact, orthogonal_, seed=seed, sigma_b2=sigma_b2, progress=progress, gain=options.get("gain", 1.0))
+        scale_to_unit_variance(exact, _layers(exact), inputs, **options)
+        for (module, _), (twin, _) in zip(_layers(model).values(), _layers(exact).values(), strict=True):
+            for own, new in ((module.weight, twin.weight), (module.bias, twin.bias)):
+                if own is not None:
+                    own.copy_(new)
+        return model
     takes_generator = _takes_generator(scheme)
 
     @functools.cache
@@ -349,13 +369,13 @@ def initialize(
         return None if seed is None else seeds.generator(seed + network, purpose)
 
     layers = _layers(model)
-    for done, (weight, bias, stacked) in enumerate(layers, 1):
-        with _drawn_on_cpu(weight, stacked) as parts:
+    for done, (module, stacked) in enumerate(layers.values(), 1):
+        with _drawn_on_cpu(module.weight, stacked) as parts:
             for network, part in enumerate(parts):
                 given = {"generator": source("weights", network)} if takes_generator else {}
                 scheme(part, **given, **options)
                 fan_in, _ = _fans(part)
-        with _drawn_on_cpu(bias, stacked) as parts:
+        with _drawn_on_cpu(module.bias, stacked) as parts:
             for network, part in enumerate(parts):
                 if sigma_b2 is not None:
                     _draw(part, math.sqrt(sigma_b2), "normal", source("biases", network))
@@ -389,9 +409,9 @@ def _takes_generator(scheme: Callable[..., Any]) -> bool:
         return False
 
 
-def _layers(model: nn.Module) -> list[tuple[Tensor, Tensor | None, bool]]:
-    """List weight, bias and whether it is a stack, of every layer that ``initialize`` fills."""
-    layers = []
+def _layers(model: nn.Module) -> dict[str, tuple[Any, bool]]:
+    """Map the name of every layer that ``initialize`` fills to the module, and whether it is a stack."""
+    layers = {}
     for name, module in model.named_modules():
         weight: Any = getattr(module, "weight", None)
         bias: Any = getattr(module, "bias", None)
@@ -403,7 +423,7 @@ def _layers(model: nn.Module) -> list[tuple[Tensor, Tensor | None, bool]]:
             raise ValueError(f"{label} is lazy and has no shape yet; run the model once on a batch first")
         if not all(isinstance(tensor, nn.Parameter | None) for tensor in (weight, bias)):
             raise ValueError(f"{label} computes its weight or bias (parametrised); initialise it before that")
-        layers.append((weight, bias, stacked))
+        layers[name] = module, stacked
     if not layers:
         raise ValueError(f"{type(model).__name__} has no linear, convolutional or stacked layer")
     return layers
@@ -414,6 +434,10 @@ def _drawn_on_cpu(parameter: Tensor | None, stacked: bool) -> Iterator[Iterable[
     """Give each network's part of a float64 copy on the CPU to be filled, and copy that back at the end."""
     if parameter is None:
         yield ()
+        return
+    if parameter.is_cpu and parameter.dtype == torch.float64 and parameter.is_contiguous():
+        own = parameter.detach()  # a copy of a large stack would take longer than to fill it
+        yield own if stacked else (own,)
         return
     # Contiguous, since a generator fills a tensor in the order of its strides.
     values = parameter.to("cpu", torch.float64, copy=True, memory_format=torch.contiguous_format)

@@ -1,0 +1,81 @@
+"""Layer-sequential unit-variance: scale each layer's weights until its outputs on a batch have variance 1."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def scale_to_unit_variance(
+    model: nn.Module,
+    layers: Mapping[str, tuple[nn.Module, bool]],
+    inputs: Tensor | tuple[Any, ...],
+    gain: float = 1.0,
+    tolerance: float = 0.1,
+    iterations: int = 10,
+) -> None:
+    """Divide weights, layer by layer in the order of their first call, by the standard deviation of the outputs.
+
+    Each layer is scaled while the batch passes, and passes on what it outputs then, so that one pass is enough
+    (Mishkin & Matas, 2015, arXiv:1511.06422). The variance is over samples and units; a stack of networks has one
+    for each. Biases stay as they are, which is why one division may not be enough. Where a stacked layer is a
+    branch beside a skip connection, that branch gets variance 1 and not
+    the sum, of which it is only a part.
+
+    Args:
+        model: Changed in place, its random numbers drawn from a copy of torch's state. A layer that it does not call,
+            or whose weight was scaled before, stays as it is.
+        layers: Name -> a module with a weight, and whether it is a stack.
+        inputs: A batch, or a tuple of arguments; floating ones are moved to the model's format.
+        gain: The standard deviation aimed at, or minus that.
+        tolerance: Enough is a variance of ``gain² (1 ± tolerance)``.
+        iterations: Divisions of a layer's weights at most.
+
+    Raises:
+        ValueError: If a layer's outputs do not vary, or one is not finite.
+    """
+    scaled: set[int] = set()  # ids of weights
+
+    def scale(name: str, stacked: bool, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+        weight: Any = module.weight
+        if id(weight) in scaled:
+            return output
+        scaled.add(id(weight))
+        for _ in range(iterations):
+            # A stacked layer's second argument is the skip connection.
+            branch = module.forward(args[0]) if stacked else module.forward(*args, **kwargs).unsqueeze(0)
+            variance = branch.flatten(1).var(dim=1, correction=0)
+            for found in variance.tolist():
+                if not 0 < found < float("inf"):
+                    raise ValueError(f"lsuv cannot scale layer '{name}', whose outputs have variance {found:g}")
+            ratio = variance / gain**2
+            off = (ratio - 1).abs() >= tolerance
+            if not off.any():
+                break
+            factor = torch.where(off, ratio.rsqrt(), 1)
+            weight.mul_(factor.view(-1, *[1] * (weight.dim() - 1)))
+        scaled_output: Tensor = module.forward(*args, **kwargs)
+        return scaled_output
+
+    # First of all hooks, so that the others see what the layer outputs from now on.
+    handles = [
+        module.register_forward_hook(partial(scale, name, stacked), prepend=True, with_kwargs=True)
+        for name, (module, stacked) in layers.items()
+    ]
+    like = next(model.parameters())
+    devices = [like.device] if like.is_cuda else []
+    try:
+        with torch.random.fork_rng(devices):
+            model(*(_moved(value, like) for value in (inputs if isinstance(inputs, tuple) else (inputs,))))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _moved(value: Any, like: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(like) if value.is_floating_point() else value.to(like.device)
