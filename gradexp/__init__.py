@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from gradexp._version import __version__
 
 if TYPE_CHECKING:
+    from gradexp import theory as theory
     from gradexp.config import Config as Config
     from gradexp.diagnosis import measure as measure
     from gradexp.history import History as History
@@ -25,14 +26,26 @@ _HOMES = {
     "measure": "diagnosis",
 }
 
-__all__ = ["MLP", "Config", "GradientProbe", "History", "__version__", "exact_profile", "initialize", "measure"]
+__all__ = [
+    "MLP",
+    "Config",
+    "GradientProbe",
+    "History",
+    "__version__",
+    "exact_profile",
+    "initialize",
+    "measure",
+    "theory",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "theory":
+        return import_module("gradexp.theory")
     if name not in _HOMES:
         raise AttributeError(f"module 'gradexp' has no attribute '{name}'")
     return getattr(import_module(f"gradexp.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *_HOMES, "theory"})

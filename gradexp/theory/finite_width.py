@@ -1,0 +1,124 @@
+"""Exact laws of finite networks: how the log of a squared norm is distributed after one layer, and after all.
+
+They hold for linear, relu and leaky_relu without biases, for Gaussian and for orthogonal weights, and for one sample.
+Mean and typical size differ there: with He's variance E‖z‖² stays, while exp(E log ‖z‖²) shrinks by exp(-5 / 2n) per
+relu layer (Hanin & Nica, 2018, arXiv:1812.05994; Hanin & Rolnick, 2018, arXiv:1803.01719).
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import digamma, polygamma
+
+from gradexp.square_sum import LogLaw, log_square_sum
+from gradexp.theory.mean_field import check_variance
+
+
+def log_chi_square(count: int) -> LogLaw:
+    """Return the law of log χ² with ``count`` degrees of freedom: digamma(n/2) + log 2, trigamma(n/2)."""
+    return LogLaw(float(digamma(count / 2)) + math.log(2), float(polygamma(1, count / 2)))
+
+
+def layer_law(
+    fan_in: int,
+    fan_out: int,
+    sigma_w2: float,
+    slopes: tuple[float, float] = (1.0, 1.0),
+    *,
+    backward: bool = False,
+    orthogonal: bool = False,
+) -> LogLaw:
+    """Return the law of log ‖D W x‖² / ‖x‖², D the diagonal matrix of the slopes of what follows W.
+
+    Gaussian weights: (sigma_w2 / fan_in) · S over the fan_out units. Backwards, ‖D Wᵀ δ‖² / ‖δ‖², S is over the
+    fan_in units of the layer below. The forward pass does not bias it: flipping the signs of a unit's weights changes
+    nothing but which units are on. Orthogonal weights scale a vector as a whole, and S is divided by the χ² of the
+    larger side: linear square layers do not fluctuate.
+
+    Args:
+        fan_in: Columns of W.
+        fan_out: Rows of W.
+        sigma_w2: fan_in · Var(W); for orthogonal weights of gain g it is g² · fan_in / max(fan_in, fan_out).
+        slopes: Of the activation below and above 0; (1, 1) for none.
+        backward: Which direction.
+        orthogonal: Whether W is orthogonal (Haar), else Gaussian.
+
+    Returns:
+        Mean and variance, given that not all units are off.
+
+    Raises:
+        ValueError: If a width is below 1, or ``sigma_w2`` is not above 0.
+    """
+    if min(fan_in, fan_out) < 1:
+        raise ValueError(f"widths must be at least 1, got {fan_in} and {fan_out}")
+    if not 0 < sigma_w2 < math.inf:
+        raise ValueError(f"sigma_w2 must be above 0 and finite, got {sigma_w2}")
+    mean, variance = log_square_sum(fan_in if backward else fan_out, slopes)
+    mean += math.log(sigma_w2 / fan_in)
+    if orthogonal:
+        larger = max(fan_in, fan_out)
+        whole = log_chi_square(larger)
+        mean += math.log(larger) - whole.mean
+        variance -= whole.variance
+    return LogLaw(mean, max(variance, 0.0))
+
+
+def dead_probability(hidden_widths: Sequence[int], slopes: tuple[float, float] = (0.0, 1.0)) -> float:
+    """Return the probability that an input dies in a network: that in some hidden layer every unit is off.
+
+    A relu unit without bias is off with probability 1/2, so this is 1 - Π (1 - 2⁻ⁿ).
+
+    Args:
+        hidden_widths: n of each hidden layer.
+        slopes: Of the activation; 0 unless one of them is 0.
+
+    Raises:
+        ValueError: If a width is below 1.
+
+    Example:
+        >>> dead_probability([1, 2])
+        0.625
+    """
+    if any(width < 1 for width in hidden_widths):
+        raise ValueError(f"widths must be at least 1, got {list(hidden_widths)}")
+    if all(slopes) or not hidden_widths:
+        return 0.0
+    if not any(slopes):
+        return 1.0
+    # expm1 and log1p keep the digits of a small probability.
+    return -math.expm1(sum(math.log1p(-(0.5**width)) for width in hidden_widths)) + 0.0  # never -0.0
+
+
+def lyapunov_spectrum(width: int, sigma_w2: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the Lyapunov exponents of a deep linear network with Gaussian weights, and their variance per layer.
+
+    The k-th largest singular value of a product of L square matrices grows as exp(L μ_k), with
+
+        μ_k = [log(2 sigma_w2 / n) + digamma((n - k + 1) / 2)] / 2,   L · Var = trigamma((n - k + 1) / 2) / 4.
+
+    Natural logarithms of amplitudes, per layer (Newman, 1986; Akemann, Burda & Kieburg, 2014, arXiv:1406.0803).
+
+    Args:
+        width: n.
+        sigma_w2: n · Var(W).
+
+    Returns:
+        Exponents in falling order, and variances per layer, both of shape ``(width,)``.
+
+    Raises:
+        ValueError: If the width is below 1, or ``sigma_w2`` is not above 0.
+
+    Example:
+        >>> exponents, _ = lyapunov_spectrum(2)
+        >>> round(float(exponents[0] - exponents[1]) / math.log(2), 12)  # the condition number doubles per layer
+        1.0
+    """
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
+    check_variance("sigma_w2", sigma_w2)
+    if sigma_w2 == 0:
+        raise ValueError("sigma_w2 must be above 0, got 0")
+    freedom = (width - np.arange(width)) / 2
+    return 0.5 * (math.log(2 * sigma_w2 / width) + digamma(freedom)), polygamma(1, freedom) / 4

@@ -1,0 +1,483 @@
+"""Mean-field theory: what infinitely wide networks do to lengths, to angles and to gradients.
+
+With zˡ = Wˡ φ(zˡ⁻¹) + bˡ, fan_in · Var(W) = sigma_w2 and Var(b) = sigma_b2, every unit of layer l is Gaussian with
+variance qˡ, and averages E[·] below are over u from N(0, q) (Poole et al., 2016, arXiv:1606.05340; Schoenholz et
+al., 2017, arXiv:1611.01232). Lengths and slopes are of squared norms, and natural logarithms are used throughout.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from gradexp.models import Activation, as_activation
+from gradexp.theory.gaussian import average, nodes, pair_average
+
+# Stands for q = 0, where u has no size: φ follows its lines at 0 there, and φ² is still a number.
+_SMALLEST, _LARGEST = 1e-200, 1e200
+# A length that passes e^±300 on its way goes to 0 or infinity.
+_FAR = 300.0
+# chi and V(q) / q count as 1 within this; quadrature is good to about 1e-14.
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Gaussian averages at one or many variances q; ``z`` is u / √q, and each field has the shape of q.
+
+    He₂ = z² - 1 and He₄ = z⁴ - 6z² + 3 turn derivatives by q into averages: d/dq E[f(u)] = E[f He₂] / 2q.
+    """
+
+    q: Tensor
+    value: Tensor  # E φ
+    square: Tensor  # E φ²
+    slope2: Tensor  # E φ'²
+    slope4: Tensor  # E φ'⁴
+    fourth: Tensor  # E φ⁴
+    square_slope2: Tensor  # E φ² φ'²
+    value_slope: Tensor  # E φ φ'
+    u_value_slope: Tensor  # E u φ φ'
+    u2_slope2: Tensor  # E u² φ'²
+    square_he1: Tensor  # E φ² z
+    square_he2: Tensor  # E φ² He₂
+    square_he4: Tensor  # E φ² He₄
+    slope2_he1: Tensor  # E φ'² z
+    slope2_he2: Tensor  # E φ'² He₂
+    slope2_he4: Tensor  # E φ'² He₄
+
+    @classmethod
+    def at(cls, phi: Activation, q: Tensor) -> "Moments":
+        """Return the averages for an activation."""
+        q = q.clamp(_SMALLEST, _LARGEST)
+        z, w = nodes(q, phi.kinks)
+        root = q.sqrt().unsqueeze(-1)
+        value, slope = phi.value_and_slope(root * z)
+        square, slope2 = value.square(), slope.square()
+        he2, u2 = z.square() - 1, (root * z).square()
+        he4 = z.square().square() - 6 * he2 - 3
+
+        def mean(f: Tensor) -> Tensor:
+            return (w * f).sum(dim=-1)
+
+        return cls(
+            q,
+            value=mean(value),
+            square=mean(square),
+            slope2=mean(slope2),
+            slope4=mean(slope2.square()),
+            fourth=mean(square.square()),
+            square_slope2=mean(square * slope2),
+            value_slope=mean(value * slope),
+            u_value_slope=mean(root * z * value * slope),
+            u2_slope2=mean(u2 * slope2),
+            square_he1=mean(square * z),
+            square_he2=mean(square * he2),
+            square_he4=mean(square * he4),
+            slope2_he1=mean(slope2 * z),
+            slope2_he2=mean(slope2 * he2),
+            slope2_he4=mean(slope2 * he4),
+        )
+
+
+class MeanField:
+    """One point (sigma_w2, sigma_b2) of an activation's phase diagram.
+
+    Args:
+        activation: Name of a built-in activation, an ``Activation``, or an elementwise function.
+        sigma_w2: fan_in · Var(W), at least 0.
+        sigma_b2: Var(b), at least 0.
+        negative_slope: Of ``leaky_relu``.
+        kinks: Of a function: every z at which it or a derivative jumps. Without them ``quadrature_error`` tells how
+            far the averages can be trusted.
+        start: The length q from which the fixed point is sought.
+
+    Raises:
+        ValueError: If a variance is negative or not finite, ``start`` is not above 0, or the activation is no
+            elementwise function.
+
+    Example:
+        >>> point = MeanField("tanh", sigma_w2=2.5, sigma_b2=0.05)
+        >>> round(point.q_star, 4), round(point.chi_1, 4), round(point.c_star, 4)
+        (1.064, 1.1335, 0.4468)
+    """
+
+    def __init__(
+        self,
+        activation: str | Activation | Callable[[Tensor], Tensor],
+        sigma_w2: float,
+        sigma_b2: float = 0.0,
+        *,
+        negative_slope: float = 0.01,
+        kinks: Sequence[float] = (),
+        start: float = 1.0,
+    ) -> None:
+        for name, variance in (("sigma_w2", sigma_w2), ("sigma_b2", sigma_b2)):
+            check_variance(name, variance)
+        if not 0 < start < math.inf:
+            raise ValueError(f"start must be above 0 and finite, got {start}")
+        self.activation = as_activation(activation, negative_slope, kinks)
+        self.sigma_w2, self.sigma_b2, self.start = float(sigma_w2), float(sigma_b2), float(start)
+
+    # Lengths.
+
+    def length_map(self, q: float) -> float:
+        """Return V(q) = sigma_w2 E[φ²] + sigma_b2, the length qˡ⁺¹ that follows qˡ = q."""
+        return float(self.sigma_w2 * self.moments(q).square + self.sigma_b2)
+
+    def length_slope(self, q: float) -> float:
+        """Return the slope of the length map, V' = sigma_w2 E[u φ φ'] / q."""
+        m = self.moments(q)
+        return float(self.sigma_w2 * m.u_value_slope / m.q)
+
+    def chi(self, q: float) -> float:
+        """Return sigma_w2 E[φ'²], which is E‖δˡ‖² / E‖δˡ⁺¹‖² at a layer of length q.
+
+        Also the slope of the correlation map at c = 1, and the mean squared singular value of one layer.
+        """
+        return float(self.sigma_w2 * self.moments(q).slope2)
+
+    def lengths(self, q: float, depth: int) -> list[float]:
+        """Return q¹ … q^depth, the lengths of layers that begin with q¹ = q."""
+        found = [q]
+        while len(found) < depth:
+            found.append(self.length_map(found[-1]))
+        return found[:depth]
+
+    @functools.cached_property
+    def q_star(self) -> float:
+        """The length to which layers converge from ``start``; inf if lengths grow for ever.
+
+        Where every length is kept, as with relu at (2, 0), it is ``start``.
+        """
+        return self._fixed_length()
+
+    @functools.cached_property
+    def chi_1(self) -> float:
+        """Chi at q*: above 1 gradients explode and inputs part (chaos), below 1 they vanish and align (order)."""
+        return self.sigma_w2 * self._slope2_at_infinity if self.q_star == math.inf else self.chi(self.q_star)
+
+    @functools.cached_property
+    def chi_q(self) -> float:
+        """V', the slope of the length map, at q*: the factor per layer of a distance from the fixed length."""
+        return self._growth_at_infinity if self.q_star == math.inf else self.length_slope(self.q_star)
+
+    @functools.cached_property
+    def is_homogeneous(self) -> bool:
+        """Whether φ is a line on either side of 0 and there are no biases, so that V(q) / q is constant."""
+        return self.sigma_b2 == 0 and is_piecewise_linear(self.activation)
+
+    @functools.cached_property
+    def is_marginal(self) -> bool:
+        """Whether lengths reach their fixed point by no exponential, so that no depth scale describes them."""
+        return not self.is_homogeneous and abs(self.chi_q - 1) < 1e-9
+
+    # Angles.
+
+    def correlation_map(self, c: float, q_a: float | None = None, q_b: float | None = None) -> float:
+        """Return the correlation of two inputs at the next layer, from their correlation c at this one.
+
+        C(c) = (sigma_w2 E[φ(u_a) φ(u_b)] + sigma_b2) / √(V(q_a) V(q_b)).
+
+        Args:
+            c: Correlation of u_a and u_b, from -1 to 1.
+            q_a: Length of one input; None: q*.
+            q_b: Length of the other; None: that of the one.
+
+        Raises:
+            ValueError: If c is outside [-1, 1], a length is negative or not finite, or there is no finite fixed point
+                above 0 to stand for q_a.
+        """
+        if not -1 <= c <= 1:
+            raise ValueError(f"c must be from -1 to 1, got {c}")
+        q_a = self._finite_q_star() if q_a is None else q_a
+        q_b = q_a if q_b is None else q_b
+        for q in (q_a, q_b):
+            check_variance("q", q)
+        return 1 - self._next_distance(1 - c, *(min(max(q, _SMALLEST), _LARGEST) for q in (q_a, q_b)))
+
+    @functools.cached_property
+    def c_star(self) -> float:
+        """The correlation to which any two inputs converge: 1 in the ordered phase, less in the chaotic one."""
+        if self.chi_1 <= 1 + _ROUNDING or not 0 < self.q_star < math.inf:
+            return 1.0
+
+        def excess(log_distance: float) -> float:
+            distance = math.exp(log_distance)
+            return self._next_distance(distance, self.q_star, self.q_star) / distance - 1
+
+        # excess is log chi_1 > 0 near distance 0, and at most 0 at correlation 0, where it is 0 for an odd φ.
+        if excess(0.0) > -_ROUNDING:
+            return 0.0
+        low = -1.0
+        while excess(low) <= 0:
+            low -= 2
+            if low < -30:
+                return 1.0
+        return 1 - math.exp(brentq(excess, low, 0.0, xtol=1e-14, rtol=1e-14))
+
+    # Depth scales, in layers.
+
+    @functools.cached_property
+    def xi_q(self) -> float:
+        """-1 / log chi_q, over which the distance from the fixed length shrinks by e; 0 if at once."""
+        return _scale(self.chi_q)
+
+    @functools.cached_property
+    def xi_c(self) -> float:
+        """-1 / log(sigma_w2 E[φ'(u_a) φ'(u_b)] at c*), over which two inputs lose their difference from c*."""
+        if self.c_star == 1:
+            # Where lengths grow for ever, angles are what is left, and they follow the ratio of both slopes.
+            return _scale(self.chi_1 / self._growth_at_infinity if self.q_star == math.inf else self.chi_1)
+        q = self.q_star
+
+        def product(u_a: Tensor, u_b: Tensor) -> Tensor:
+            return self.activation.value_and_slope(u_a)[1] * self.activation.value_and_slope(u_b)[1]
+
+        return _scale(self.sigma_w2 * pair_average(product, q, q, 1 - self.c_star, self.activation.kinks))
+
+    @functools.cached_property
+    def xi_grad(self) -> float:
+        """-1 / log chi_1, over which ‖δ‖² shrinks by e towards the input; negative: grows, inf: keeps its size."""
+        return _scale(self.chi_1)
+
+    @functools.cached_property
+    def quadrature_error(self) -> float:
+        """Largest estimated relative error of the averages at q* (at ``start`` if that is 0 or inf)."""
+        q = self.q_star if 0 < self.q_star < math.inf else self.start
+        phi = self.activation
+        errors = []
+        for f in (lambda u: phi(u).square(), lambda u: phi.value_and_slope(u)[1].square()):
+            value, error = average(f, q, phi.kinks)
+            errors.append(error / value if value else 0.0)
+        return max(errors)
+
+    def moments(self, q: float) -> Moments:
+        """Return the Gaussian averages at one length.
+
+        Raises:
+            ValueError: If ``q`` is negative or not finite.
+        """
+        if not 0 <= q < math.inf:
+            raise ValueError(f"q must be at least 0 and finite, got {q}")
+        return _moments(self.activation, q)
+
+    def _next_distance(self, distance: float, q_a: float, q_b: float) -> float:
+        """Map 1 - c, keeping the digits that 1 - C(c) would lose near c = 1."""
+        phi, w2, b2 = self.activation, self.sigma_w2, self.sigma_b2
+        next_a, next_b = self.length_map(q_a), self.length_map(q_b)
+        if q_a == q_b:
+            apart = pair_average(lambda a, b: (phi(a) - phi(b)).square(), q_a, q_b, distance, phi.kinks)
+            return w2 * apart / (2 * next_a) if next_a else 0.0
+        product = pair_average(lambda a, b: phi(a) * phi(b), q_a, q_b, distance, phi.kinks)
+        return 1 - (w2 * product + b2) / math.sqrt(next_a * next_b)
+
+    def _fixed_length(self) -> float:
+        """Follow the sign of V(q) - q from ``start`` to the first root."""
+        if self.is_homogeneous:
+            growth = self._growth_at_zero
+            return self.start if abs(growth - 1) < _ROUNDING else 0.0 if growth < 1 else math.inf
+
+        def excess(log_q: float) -> float:
+            q = math.exp(log_q)
+            return self.length_map(q) / q - 1
+
+        here = math.log(self.start)
+        value = excess(here)
+        if value == 0:
+            return self.start
+        direction = 1 if value > 0 else -1
+        step = 0.1
+        while abs(here) < _FAR:
+            there = here + direction * step
+            reached = excess(there) * direction
+            # On a line of slope 1 what is left of the excess is rounding, and no root.
+            if (
+                abs(reached) < 1e-13
+                and abs((self._growth_at_zero, self._growth_at_infinity)[direction > 0] - 1) < 1e-9
+            ):
+                return math.inf if direction > 0 else 0.0
+            if reached <= 0:
+                low, high = sorted((here, there))
+                return math.exp(brentq(excess, low, high, xtol=1e-15, rtol=1e-15))
+            here, step = there, min(step * 1.2, 5)
+        return math.inf if direction > 0 else 0.0
+
+    def _finite_q_star(self) -> float:
+        if not 0 < self.q_star < math.inf:
+            raise ValueError(f"lengths converge to {self.q_star:g} at {self}; give q_a")
+        return self.q_star
+
+    @functools.cached_property
+    def _starts_at_zero(self) -> bool:
+        return self.sigma_b2 == 0 and float(self.activation(torch.zeros((), dtype=torch.float64))) == 0
+
+    @functools.cached_property
+    def _growth_at_zero(self) -> float:
+        """V(q) / q for q to 0, where φ(0) = 0 and there are no biases."""
+        return self.sigma_w2 * _mean_square(self.activation.slopes_at_zero)
+
+    @functools.cached_property
+    def _growth_at_infinity(self) -> float:
+        return self.sigma_w2 * self._slope2_at_infinity
+
+    @functools.cached_property
+    def _slope2_at_infinity(self) -> float:
+        return _mean_square(self.activation.slopes_at_infinity)
+
+    def __repr__(self) -> str:
+        return f"sigma_w2={self.sigma_w2:g}, sigma_b2={self.sigma_b2:g}"
+
+
+def critical_sigma_w2(
+    activation: str | Activation | Callable[[Tensor], Tensor],
+    sigma_b2: float = 0.0,
+    *,
+    negative_slope: float = 0.01,
+    kinks: Sequence[float] = (),
+) -> float:
+    """Return the sigma_w2 at which chi_1 = 1 for a given variance of the biases: the edge of chaos.
+
+    The critical line is run through by its length q: sigma_w2 = 1 / E[φ'²] and sigma_b2 = q - sigma_w2 E[φ²]. Of
+    several points with this sigma_b2 the one with the smallest q is returned.
+
+    Args:
+        activation: As in ``MeanField``.
+        sigma_b2: Var(b), at least 0.
+        negative_slope: Of ``leaky_relu``.
+        kinks: Of a function.
+
+    Raises:
+        ValueError: If there is none, as for relu with biases, whose lengths then grow for ever at sigma_w2 = 2; or
+            as in ``MeanField``.
+
+    Example:
+        >>> critical_sigma_w2("relu"), round(critical_sigma_w2("tanh", 0.05), 4)
+        (2.0, 1.761)
+    """
+    check_variance("sigma_b2", sigma_b2)
+    phi = as_activation(activation, negative_slope, kinks)
+    name = activation if isinstance(activation, str) else "this activation"
+    if is_piecewise_linear(phi):
+        slope2 = _mean_square(phi.slopes_at_zero)
+        if sigma_b2 == 0 and slope2 > 0:
+            return 1 / slope2
+        raise ValueError(f"{name} is critical at sigma_b2=0 only, got sigma_b2={sigma_b2:g}")
+    if sigma_b2 == 0 and (at_zero := _critical_at_zero(phi)) is not None:
+        return at_zero
+    return _on_critical_line(
+        phi, lambda _w2, b2: b2 - sigma_b2, f"{name} has no critical sigma_w2 for {sigma_b2=:g}"
+    )[0]
+
+
+def critical_sigma_b2(
+    activation: str | Activation | Callable[[Tensor], Tensor],
+    sigma_w2: float,
+    *,
+    negative_slope: float = 0.01,
+    kinks: Sequence[float] = (),
+) -> float:
+    """Return the sigma_b2 at which chi_1 = 1 for a given sigma_w2; the reverse of ``critical_sigma_w2``.
+
+    Args:
+        activation: As in ``MeanField``.
+        sigma_w2: fan_in · Var(W), at least 0.
+        negative_slope: Of ``leaky_relu``.
+        kinks: Of a function.
+
+    Raises:
+        ValueError: If there is none; or as in ``MeanField``.
+
+    Example:
+        >>> round(critical_sigma_b2("tanh", 1.76095), 4)
+        0.05
+    """
+    check_variance("sigma_w2", sigma_w2)
+    phi = as_activation(activation, negative_slope, kinks)
+    name = activation if isinstance(activation, str) else "this activation"
+    none = f"{name} has no critical sigma_b2 for {sigma_w2=:g}"
+    at_zero = critical_sigma_w2(phi) if is_piecewise_linear(phi) else _critical_at_zero(phi)
+    if at_zero is not None and abs(at_zero - sigma_w2) < 1e-9 * at_zero:
+        return 0.0
+    if is_piecewise_linear(phi):
+        raise ValueError(f"{none}; it is critical at sigma_w2={at_zero:g}, sigma_b2=0 only")
+    return _on_critical_line(phi, lambda w2, _b2: w2 - sigma_w2, none)[1]
+
+
+def critical_line(phi: Activation, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sigma_w2 and sigma_b2 of the critical points whose fixed lengths are q; sigma_b2 may be below 0."""
+    m = Moments.at(phi, q)
+    sigma_w2 = 1 / m.slope2
+    return sigma_w2, m.q - sigma_w2 * m.square
+
+
+def _critical_at_zero(phi: Activation) -> float | None:
+    """Return the critical sigma_w2 without biases if lengths then go to 0, as for tanh; else None."""
+    slope2 = _mean_square(phi.slopes_at_zero)
+    if slope2 == 0 or float(phi(torch.zeros((), dtype=torch.float64))) != 0:
+        return None
+    sigma_w2 = 1 / slope2
+    # gelu's lengths are kept only at 0 itself, and grow from anywhere else.
+    return sigma_w2 if sigma_w2 * _moments(phi, 0.1).square <= 0.1 else None
+
+
+def _on_critical_line(phi: Activation, miss: Callable[[float, float], float], message: str) -> tuple[float, float]:
+    """Return the critical point with the smallest q where ``miss(sigma_w2, sigma_b2)`` is 0.
+
+    It must have no negative sigma_b2, and its length must be one that others converge to.
+    """
+
+    def at(log_q: float) -> tuple[float, float]:
+        w2, b2 = critical_line(phi, torch.tensor(math.exp(log_q), dtype=torch.float64))
+        return float(w2), float(b2)
+
+    grid = [math.log(1e-10) + 0.2 * k for k in range(200)]
+    points = [at(log_q) for log_q in grid]
+    for (low, before), (high, after) in zip(
+        zip(grid, points, strict=True), zip(grid[1:], points[1:], strict=True), strict=False
+    ):
+        if miss(*before) * miss(*after) <= 0 and all(map(math.isfinite, (*before, *after))):
+            log_q = brentq(lambda log_q: miss(*at(log_q)), low, high, xtol=1e-15, rtol=1e-15)
+            w2, b2 = at(log_q)
+            m = _moments(phi, math.exp(log_q))
+            if b2 >= -1e-12 * w2 and w2 * m.u_value_slope / m.q <= 1:
+                return w2, max(b2, 0.0)
+    raise ValueError(message)
+
+
+def check_variance(name: str, value: float) -> None:
+    """Refuse a variance that is negative or no number.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a variance, at least 0 and finite, got {value}")
+
+
+def is_piecewise_linear(phi: Activation) -> bool:
+    """Say whether φ is a line through 0 on either side of 0, as linear, relu and leaky_relu are."""
+    z = torch.tensor([1e-3, 0.1, 0.7, 1, 3, 50, 1e4], dtype=torch.float64)
+    below, above = phi.slopes_at_zero
+    return torch.allclose(phi(z), above * z, rtol=1e-12, atol=0) and torch.allclose(
+        phi(-z), -below * z, rtol=1e-12, atol=0
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _moments(phi: Activation, q: float) -> Moments:
+    return Moments.at(phi, torch.tensor(q, dtype=torch.float64))
+
+
+def _mean_square(slopes: tuple[float, float]) -> float:
+    return (slopes[0] * slopes[0] + slopes[1] * slopes[1]) / 2  # inf where ** 2 would raise OverflowError
+
+
+def _scale(factor: float) -> float:
+    """Return -1 / log factor."""
+    if factor <= 0:
+        return 0.0
+    return math.inf if abs(factor - 1) < _ROUNDING else -1 / math.log(factor)

@@ -1,0 +1,445 @@
+"""What a network will do, said before it is built."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gradexp.models import Activation, as_activation
+from gradexp.theory.cures import cured
+from gradexp.theory.expansion import expand
+from gradexp.theory.finite_width import dead_probability
+from gradexp.theory.mean_field import MeanField
+from gradexp.theory.profile import Profile, diagonal, exact, exact_laws_hold
+from gradexp.theory.weights import WeightLaw, read_weights
+
+Array = NDArray[np.float64]
+
+# Largest relative variance of a layer's length that the expansion stands, and where deviations do not die out.
+_FLUCTUATION, _FLUCTUATION_MARGINAL = 0.1, 0.03
+# Largest root mean square of what 1 / width adds to log_chi; the square of it is neglected.
+_CORRECTION = 0.1
+# Batch norm: what finite batches and widths add to log_chi is not known better than this.
+_BATCH_NORM_TOLERANCE = 0.03
+_LN10 = math.log(10)
+
+# Smallest and largest exponents of 2: what is below half the smallest subnormal becomes 0.
+_UNDERFLOW = {"float32": -150, "float16": -25, "bfloat16": -134}
+_OVERFLOW = {"float32": 128, "float16": 16, "bfloat16": 128}
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """Theory's profile at initialisation and what stands behind it.
+
+    Arrays have one number per layer, layer l at index l - 1, and are averages over the samples of the predicted mean
+    of log10: exactly what ``exact_profile`` measures. If ``valid`` is false they are nan, and ``reason`` says why.
+
+    Args:
+        widths: n_0, ..., n_L.
+        valid: Whether there is a formula for this network.
+        reason: Why not; or which formula it is.
+        sigma_w2: fan_in · Var(W) of the hidden layers (of the middle one, where they differ).
+        sigma_b2: Var(b) of the same layer.
+        point: Mean field at these variances; None for a scaled identity.
+        q_star: Fixed length, None where there is none: normalised and residual networks.
+        chi_1: Factor of ‖δ‖² per layer towards the input, in infinite width and deep inside.
+        log_chi: Predicted ``History.log_chi``.
+        log_chi_sd: Standard deviation of the log_chi of one sample of one network.
+        log_chi_mean_field: The same in infinite width.
+        tolerance: Error of ``log_chi`` that theory itself admits: the size of the first term left out, 0 if exact.
+        log10_output: Of rms(zˡ).
+        log10_output_grad: Of ‖δˡ‖, from 0 at layer L.
+        log10_weight_grad: Of ‖dl/dWˡ‖.
+        sd_output_grad: Standard deviation of log10 ‖δˡ‖ of one sample of one network.
+        first_output_grad: ``log10_output_grad`` of the first sample alone.
+        first_sd: ``sd_output_grad`` of the first sample alone.
+        dead_probability: Probability that an input is exactly 0 in some layer of one network.
+    """
+
+    widths: tuple[int, ...]
+    valid: bool
+    reason: str
+    sigma_w2: float
+    sigma_b2: float
+    point: MeanField | None
+    q_star: float | None
+    chi_1: float | None
+    log_chi: float | None
+    log_chi_sd: float | None
+    log_chi_mean_field: float | None
+    tolerance: float
+    log10_output: Array
+    log10_output_grad: Array
+    log10_weight_grad: Array
+    sd_output_grad: Array
+    first_output_grad: Array
+    first_sd: Array
+    dead_probability: float
+    laws: tuple[WeightLaw, ...] = field(default=())
+
+    @property
+    def depth(self) -> int:
+        """Number of weight matrices L."""
+        return len(self.widths) - 1
+
+    def failing_layer(self, dtype: str, overflow: bool = False) -> int | None:
+        """Return the layer from which on, downwards, output gradients leave a number format, or None.
+
+        Judged by the typical largest of n Gaussian elements, ‖δ‖ √(2 log n / n).
+
+        Args:
+            dtype: ``float32``, ``float16`` or ``bfloat16``.
+            overflow: Whether to inf, else to 0.
+
+        Raises:
+            ValueError: For another format.
+        """
+        if dtype not in _UNDERFLOW:
+            raise ValueError(f"dtype must be one of {', '.join(_UNDERFLOW)}, got {dtype!r}")
+        n = np.array(self.widths[1:], dtype=np.float64)
+        largest = self.log10_output_grad + 0.5 * np.log10(np.maximum(2 * np.log(n), 1) / n)
+        limit = (_OVERFLOW if overflow else _UNDERFLOW)[dtype] * math.log10(2)
+        layers = 1 + np.flatnonzero(largest >= limit if overflow else largest <= limit)
+        return int(layers.max()) if layers.size else None
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The profile as ``History.theory`` holds it; empty if there is none."""
+        keys = ("log10_output", "log10_output_grad", "log10_weight_grad", "sd_output_grad")
+        return {key: getattr(self, key) for key in keys} if self.valid else {}
+
+    def __repr__(self) -> str:
+        return f"Prediction(log_chi={self.log_chi}, log_chi_sd={self.log_chi_sd}, {self.reason})"
+
+
+def predict(
+    activation: str | Activation | Callable[[Tensor], Tensor] = "tanh",
+    sigma_w2: float = 1.0,
+    sigma_b2: float = 0.0,
+    width: int = 128,
+    depth: int = 150,
+    *,
+    widths: Sequence[int] | None = None,
+    input_square: float = 1.0,
+    weights: str = "gaussian",
+    normalization: str = "none",
+    residual: str = "none",
+    batch: int = 64,
+    negative_slope: float = 0.01,
+    kinks: Sequence[float] = (),
+) -> Prediction:
+    """Predict the profile at initialisation of a network of given variances.
+
+    Args:
+        activation: Name of a built-in activation, an ``Activation``, or an elementwise function.
+        sigma_w2: fan_in · Var(W) of every layer.
+        sigma_b2: Var(b).
+        width: Units of every layer.
+        depth: Number of weight matrices L.
+        widths: n_0, ..., n_L instead of width and depth.
+        input_square: ‖x‖² / n_0.
+        weights: ``gaussian``, ``uniform`` or ``orthogonal``.
+        normalization: ``none``, ``layer`` or ``batch``.
+        residual: ``none``, ``plain``, ``depth`` or ``zero``, as in ``MLP``.
+        batch: Number of samples, for batch norm.
+        negative_slope: Of ``leaky_relu``.
+        kinks: Of a function: every z at which it or a derivative jumps.
+
+    Raises:
+        ValueError: For a negative variance, a width or depth below 1, or an activation that is not elementwise.
+
+    Example:
+        >>> prediction = predict("relu", sigma_w2=2.0, width=100, depth=101)
+        >>> round(prediction.log_chi, 4), round(prediction.log_chi_sd, 4)  # about -5 / 2n and √(5 / n L)
+        (-0.0254, 0.0228)
+    """
+    widths = _checked_widths(width, depth, widths)
+    kinds: dict[str, dict[str, Any]] = {
+        "gaussian": {},
+        "uniform": {"kurtosis": -1.2},
+        "orthogonal": {"orthogonal": True},
+    }
+    if weights not in kinds:
+        raise ValueError(f"weights must be one of {', '.join(kinds)}, got {weights!r}")
+    if not 0 < input_square < math.inf:
+        raise ValueError(f"input_square must be above 0 and finite, got {input_square}")
+    laws = [WeightLaw(sigma_w2, sigma_b2, **kinds[weights])] * (len(widths) - 1)
+    x = torch.full((1, widths[0]), math.sqrt(input_square), dtype=torch.float64)
+    return predict_layers(
+        as_activation(activation, negative_slope, kinks),
+        laws,
+        widths,
+        x,
+        normalization=normalization,
+        residual=residual,
+        batch=batch,
+        spread=input_square,
+    )
+
+
+def from_model(model: nn.Module, x: Tensor | None = None, *, kinks: Sequence[float] = ()) -> Prediction:
+    """Predict the profile of a chain of linear layers from the variances of its actual weights.
+
+    Args:
+        model: ``nn.Sequential`` of ``nn.Linear`` with one elementwise activation between them, or an ``MLP``.
+        x: Inputs, shape ``(sample, n_0)``; None: of mean square 1.
+        kinks: Of the activation, if it is none of the built-in ones: every z at which it or a derivative jumps.
+
+    Raises:
+        ValueError: If the model is no such chain, or x does not fit.
+
+    Example:
+        >>> layers = [layer for _ in range(50) for layer in (nn.Linear(100, 100), nn.Tanh())]
+        >>> prediction = from_model(nn.Sequential(*layers))
+        >>> round(prediction.sigma_w2, 1), prediction.log_chi < -1  # torch's default: 1/3, gradients vanish
+        (0.3, True)
+    """
+    laws, widths, found = read_weights(model)
+    given: Any = "linear" if found is None else found
+    phi = given if isinstance(given, Activation) else as_activation(given, kinks=kinks)
+    if x is None:
+        x = torch.ones(1, widths[0], dtype=torch.float64)
+    if x.dim() != 2 or x.shape[1] != widths[0] or not len(x):
+        raise ValueError(f"x must have shape (sample, {widths[0]}), got {tuple(x.shape)}")
+    return predict_layers(
+        phi,
+        laws,
+        widths,
+        x.detach().double().cpu(),
+        normalization=getattr(model, "normalization", "none"),
+        residual=getattr(model, "residual", "none"),
+    )
+
+
+def predict_layers(
+    phi: Activation,
+    laws: Sequence[WeightLaw],
+    widths: Sequence[int],
+    x: Tensor,
+    *,
+    normalization: str = "none",
+    residual: str = "none",
+    batch: int | None = None,
+    spread: float | None = None,
+) -> Prediction:
+    """Predict a profile from the law of each layer's weights and from the actual inputs.
+
+    Args:
+        phi: The activation.
+        laws: Of each layer.
+        widths: n_0, ..., n_L.
+        x: Inputs, shape ``(sample, n_0)``, float64. Those that are exactly 0 are left out.
+        normalization: As in ``MLP``.
+        residual: As in ``MLP``.
+        batch: Number of samples, for batch norm; None: of x.
+        spread: Mean over features of the variance of inputs over samples, for batch norm; None: of x.
+    """
+    depth = len(laws)
+    for key, value, choices in (
+        ("normalization", normalization, ("none", "batch", "layer")),
+        ("residual", residual, ("none", "plain", "depth", "zero")),
+    ):
+        if value not in choices:
+            raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+    branch = {"none": None, "plain": 1.0, "depth": 1 / math.sqrt(depth), "zero": 0.0}[residual]
+    is_cured = normalization != "none" or residual != "none"
+    batch = len(x) if batch is None else batch
+    spread = float(x.var(dim=0, correction=0).mean()) if spread is None else spread
+    square = x.square().mean(dim=1)
+    living = (square > 0) & square.isfinite()
+    square, x = square[living], x[living]
+
+    reason = _outside(laws, square, is_cured, normalization, batch)
+    if reason:
+        return _nothing(reason, phi, laws, widths, square)
+    tolerance = 0.0
+    if laws[0].diagonal is not None:
+        profile, kind = diagonal(phi, widths, laws, x), "exact: a scaled identity, followed unit by unit"
+    elif not is_cured and exact_laws_hold(phi, laws):
+        profile, kind = exact(phi, widths, laws, square), "exact at any width"
+    else:
+        if is_cured:
+            profile = cured(phi, widths, laws, square, normalization, branch, spread)
+        else:
+            profile = expand(phi, widths, laws, square)
+        tolerance = _neglected(profile, laws, widths)
+        if branch:  # what ties the gradient's stream to that of the signal is left out
+            share = 1 - math.exp(-abs(_slope(profile.mean_field) or 0.0))
+            tolerance += share / min(widths[1:-1], default=1)
+        tolerance = _BATCH_NORM_TOLERANCE if normalization == "batch" else tolerance
+        kind = "infinite width, batch norm" if normalization == "batch" else "to first order in 1 / width"
+        reason = _not_trusted(profile, phi, laws, widths, square, is_cured, tolerance)
+        if reason:
+            return _nothing(reason, phi, laws, widths, square, profile)
+    return _assemble(profile, kind, tolerance, phi, laws, widths, square, is_cured)
+
+
+def _outside(laws: Sequence[WeightLaw], square: Tensor, is_cured: bool, normalization: str, batch: int) -> str:
+    """Say why there is no formula for a network, or nothing."""
+    if not len(square):
+        return "every input is exactly 0"
+    if any(law.sigma_w2 == 0 for law in laws):
+        return "sigma_w2 is 0: nothing gets through"
+    diagonal_layers = sum(law.diagonal is not None for law in laws)
+    if diagonal_layers and (is_cured or diagonal_layers < len(laws) or any(law.sigma_b2 for law in laws)):
+        return "a scaled identity is no random matrix, and is followed only without biases, normalisers and branches"
+    if is_cured and any(law.scaled_to is not None for law in laws):
+        return "there is no formula for LSUV with normalisers or residual branches"
+    if normalization == "batch" and batch < 8:
+        return f"batch norm over {batch} samples is far from the large batches that theory knows"
+    return ""
+
+
+def _not_trusted(
+    profile: Profile,
+    phi: Activation,
+    laws: Sequence[WeightLaw],
+    widths: Sequence[int],
+    square: Tensor,
+    is_cured: bool,
+    tolerance: float,
+) -> str:
+    """Say why the expansion in 1 / width cannot be trusted, or nothing."""
+    if not bool(profile.output_grad.isfinite().all() and profile.output.isfinite().all()):
+        return "lengths leave the range of float64"
+    narrowest = min(widths[1:-1], default=widths[0])
+    point = None if is_cured else _point(phi, laws, square, profile)
+    if point is not None and point.is_marginal and profile.largest_fluctuation > _FLUCTUATION_MARGINAL:
+        return (
+            f"no isolated fixed point at {point}: lengths change like a power of the layer, and differ between "
+            f"networks of width {narrowest} too much for an expansion in 1 / width"
+        )
+    if profile.largest_fluctuation > _FLUCTUATION:
+        return (
+            f"width {narrowest} is too small for this depth: lengths differ between networks by "
+            f"{100 * math.sqrt(profile.largest_fluctuation):.0f} %, too much for an expansion in 1 / width"
+        )
+    if tolerance > _CORRECTION**2 and tolerance != _BATCH_NORM_TOLERANCE:
+        return f"width {narrowest} is too small for an expansion in 1 / width"
+    return ""
+
+
+def _neglected(profile: Profile, laws: Sequence[WeightLaw], widths: Sequence[int]) -> float:
+    """Estimate the second order in 1 / width: the mean square of the first, what is not Gaussian, what is unknown."""
+    steps = (profile.output_grad - profile.mean_field).diff(dim=0)
+    if not len(steps):
+        return 0.0
+    kurtosis = sum(abs(law.kurtosis) * 3 / n**2 for law, n in zip(laws, widths, strict=False)) / len(laws)
+    return float(steps.square().mean()) + kurtosis + profile.unknown
+
+
+def _point(phi: Activation, laws: Sequence[WeightLaw], square: Tensor, profile: Profile | None) -> MeanField | None:
+    """Return mean field at the variances of the middle layer; None for a scaled identity."""
+    middle = laws[len(laws) // 2]
+    if middle.diagonal is not None:
+        return None
+    found = None if profile is None else profile.sigma_w2
+    sigma_w2 = middle.sigma_w2 if found is None else found[len(laws) // 2]
+    return MeanField(phi, sigma_w2, middle.sigma_b2, start=float(square.median()) if len(square) else 1.0)
+
+
+def _nothing(
+    reason: str,
+    phi: Activation,
+    laws: Sequence[WeightLaw],
+    widths: Sequence[int],
+    square: Tensor,
+    profile: Profile | None = None,
+) -> Prediction:
+    """Return a prediction without numbers for the layers, but with what mean field alone knows."""
+    point = _point(phi, laws, square, profile)
+    nan = np.full(len(laws), np.nan)
+    middle = laws[len(laws) // 2]
+    return Prediction(
+        tuple(widths),
+        valid=False,
+        reason=reason,
+        sigma_w2=middle.sigma_w2 if point is None else point.sigma_w2,
+        sigma_b2=middle.sigma_b2,
+        point=point,
+        q_star=None if point is None else point.q_star,
+        chi_1=None if point is None else point.chi_1,
+        log_chi=None,
+        log_chi_sd=None,
+        log_chi_mean_field=None if profile is None else _slope(profile.mean_field),
+        tolerance=0.0,
+        log10_output=nan,
+        log10_output_grad=nan,
+        log10_weight_grad=nan,
+        sd_output_grad=nan,
+        first_output_grad=nan,
+        first_sd=nan,
+        dead_probability=_dead(phi, laws, widths),
+        laws=tuple(laws),
+    )
+
+
+def _assemble(
+    profile: Profile,
+    kind: str,
+    tolerance: float,
+    phi: Activation,
+    laws: Sequence[WeightLaw],
+    widths: Sequence[int],
+    square: Tensor,
+    is_cured: bool,
+) -> Prediction:
+    """Average a profile over samples and turn natural logs of squares into log10."""
+    point = _point(phi, laws, square, profile)
+    steps = profile.mean_field.diff(dim=0)
+    inside = float(-steps[len(steps) // 2].mean()) if len(steps) else None
+    middle = laws[len(laws) // 2]
+
+    def log10(log_square: Tensor) -> Array:
+        return np.asarray((log_square / (2 * _LN10)).mean(dim=1).numpy())
+
+    sd = (profile.variance.mean(dim=1).sqrt() / (2 * _LN10)).numpy()
+    followed = is_cured or point is None
+    return Prediction(
+        tuple(widths),
+        valid=True,
+        reason=kind,
+        sigma_w2=middle.sigma_w2 if point is None else point.sigma_w2,
+        sigma_b2=middle.sigma_b2,
+        point=point,
+        q_star=None if point is None or followed else point.q_star,
+        chi_1=(None if inside is None else math.exp(inside)) if point is None or followed else point.chi_1,
+        log_chi=_slope(profile.output_grad),
+        log_chi_sd=math.sqrt(float(profile.variance[0].mean())) / (len(laws) - 1) if len(laws) > 1 else None,
+        log_chi_mean_field=_slope(profile.mean_field),
+        tolerance=tolerance,
+        log10_output=log10(profile.output),
+        log10_output_grad=log10(profile.output_grad),
+        log10_weight_grad=log10(profile.output_grad + profile.inputs + profile.branch.unsqueeze(1)),
+        sd_output_grad=sd,
+        first_output_grad=(profile.output_grad[:, 0] / (2 * _LN10)).numpy(),
+        first_sd=(profile.variance[:, 0].sqrt() / (2 * _LN10)).numpy(),
+        dead_probability=_dead(phi, laws, widths),
+        laws=tuple(laws),
+    )
+
+
+def _slope(log_square: Tensor) -> float | None:
+    """Return the mean over samples of the slope per layer towards the input."""
+    return float((log_square[0] - log_square[-1]).mean()) / (len(log_square) - 1) if len(log_square) > 1 else None
+
+
+def _dead(phi: Activation, laws: Sequence[WeightLaw], widths: Sequence[int]) -> float:
+    return dead_probability(widths[1:-1], phi.slopes_at_zero) if exact_laws_hold(phi, laws) else 0.0
+
+
+def _checked_widths(width: int, depth: int, widths: Sequence[int] | None) -> tuple[int, ...]:
+    for name, value in (("width", width), ("depth", depth)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if widths is None:
+        return (width,) * (depth + 1)
+    if len(widths) < 2 or min(widths) < 1:
+        raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
+    return tuple(widths)

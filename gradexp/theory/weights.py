@@ -1,0 +1,246 @@
+"""What theory needs to know of an initialisation: the law of each layer's weights, without drawing any."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from gradexp.config import DISTRIBUTIONS, INIT_OPTIONS, MODES
+from gradexp.inits import ALIASES, zero_drift_sigma_w2
+from gradexp.models import MLP, Activation, StackedLinear
+from gradexp.theory.mean_field import check_variance
+
+
+@dataclass(frozen=True)
+class WeightLaw:
+    """How one layer's weights and biases are drawn.
+
+    Args:
+        sigma_w2: fan_in · Var(W).
+        sigma_b2: Var(b).
+        kurtosis: Excess kurtosis of a weight: 0 if Gaussian, -1.2 if uniform.
+        orthogonal: Whether W is a gain times an orthogonal (Haar) matrix; sigma_w2 is then gain² · fan_in / m, m the
+            larger of fan_in and fan_out.
+        diagonal: The gain of a scaled identity, which is not random at all; else None.
+        scaled_to: With LSUV, the variance over the data to which the layer's outputs are scaled; else None.
+        tolerance: With LSUV, the relative error of that variance that is left as it is.
+
+    Raises:
+        ValueError: If a variance is negative or not finite.
+    """
+
+    sigma_w2: float
+    sigma_b2: float = 0.0
+    kurtosis: float = 0.0
+    orthogonal: bool = False
+    diagonal: float | None = None
+    scaled_to: float | None = None
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_variance("sigma_w2", self.sigma_w2)
+        check_variance("sigma_b2", self.sigma_b2)
+
+
+def weight_laws(
+    init: str,
+    widths: Sequence[int],
+    *,
+    sigma_b2: float | None = None,
+    bias: bool = True,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    **options: Any,
+) -> list[WeightLaw]:
+    """Return the law of every layer's weights under one of ``gradexp.inits``' schemes.
+
+    Args:
+        init: Name of the scheme.
+        widths: n_0, ..., n_L.
+        sigma_b2: Variance of the biases; None: the scheme's own, 1 / (3 fan_in) for ``torch_default``, else 0.
+        bias: Whether layers have biases at all.
+        activation: For ``lyapunov``.
+        negative_slope: Of ``leaky_relu``, for ``lyapunov``.
+        **options: Options of the scheme; those left out have their defaults.
+
+    Returns:
+        One law per layer.
+
+    Raises:
+        ValueError: For an unknown scheme or option, or a value that cannot work.
+
+    Example:
+        >>> [law.sigma_w2 for law in weight_laws("xavier", [64, 192, 192])]
+        [0.5, 1.0]
+    """
+    name = ALIASES.get(init, init)
+    if name not in INIT_OPTIONS:
+        raise ValueError(f"unknown init {init!r}; choose one of {', '.join(INIT_OPTIONS)}")
+    own = INIT_OPTIONS[name]
+    for option in options:
+        if option not in own:
+            raise ValueError(f"init '{init}' has no option '{option}'; it takes {', '.join(own)}")
+    options = {**own, **options}
+    for option, choices in (("mode", MODES), ("distribution", DISTRIBUTIONS)):
+        if option in options and options[option] not in choices:
+            raise ValueError(f"{option} must be one of {', '.join(choices)}, got {options[option]!r}")
+    if "sparsity" in options and not 0 <= options["sparsity"] < 1:
+        raise ValueError(f"sparsity must be at least 0 and below 1, got {options['sparsity']}")
+    if len(widths) < 2 or min(widths) < 1:
+        raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
+    if name == "lyapunov":
+        options |= {"activation": activation, "negative_slope": negative_slope}
+    laws = []
+    for fan_in, fan_out in pairwise(widths):
+        law: dict[str, Any] = LAWS[name](fan_in, fan_out, **options)
+        own_bias = 1 / (3 * fan_in) if name == "torch_default" and bias else 0.0
+        laws.append(WeightLaw(**law, sigma_b2=own_bias if sigma_b2 is None else sigma_b2))
+    return laws
+
+
+def read_weights(model: nn.Module) -> tuple[list[WeightLaw], list[int], Activation | nn.Module | None]:
+    """Read widths, activation and the variances of the actual weights from a chain of linear layers.
+
+    Variances are mean squares over a layer's entries, so that a finite layer has a sampling error of about
+    √(2 / entries). A square weight whose Wᵀ W is a multiple of the identity counts as orthogonal, or as a scaled
+    identity.
+
+    Args:
+        model: ``nn.Sequential`` (also nested) of ``nn.Linear`` with one elementwise activation between them, or a
+            ``gradexp.MLP`` that is one network. ``Flatten``, ``Identity`` and an activation after the last layer
+            are passed over.
+
+    Returns:
+        Laws, n_0 to n_L, and the activation (None if there is but one layer).
+
+    Raises:
+        ValueError: If the model is no such chain; the text names the module that breaks it.
+    """
+    if isinstance(model, MLP):
+        if model.networks != 1:
+            raise ValueError(f"give one network of the stack, mlp.network(index), got a stack of {model.networks}")
+        stack = cast("list[StackedLinear]", list(model.layers))
+        pairs = [(layer.weight[0], None if layer.bias is None else layer.bias[0]) for layer in stack]
+        return *_read(pairs), model.activation
+    pairs = []
+    activations: list[nn.Module | None] = []
+    for name, module in _leaves(model):
+        if isinstance(module, nn.Linear):
+            pairs.append((module.weight, module.bias))
+            activations.append(None)
+        elif isinstance(module, nn.Flatten | nn.Identity):
+            continue
+        elif any(True for _ in module.parameters()) or not pairs or activations[-1] is not None:
+            raise ValueError(
+                "theory reads chains of nn.Linear with one activation between two of them; "
+                f"'{name}' ({type(module).__name__}) does not fit"
+            )
+        else:
+            activations[-1] = module
+    if not pairs:
+        raise ValueError(f"{type(model).__name__} has no nn.Linear")
+    between = activations[:-1]
+    if any(repr(one) != repr(between[0]) for one in between):
+        raise ValueError(f"all activations must be alike, got {', '.join(dict.fromkeys(map(repr, between)))}")
+    return *_read(pairs), (between[0] or torch.nn.Identity()) if between else None
+
+
+def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    if isinstance(model, nn.Linear):
+        return [("", model)]
+    if not isinstance(model, nn.Sequential):
+        raise ValueError(f"theory reads nn.Sequential chains and gradexp.MLP, got {type(model).__name__}")
+    found = []
+    for name, module in model.named_children():
+        inner = _leaves(module) if isinstance(module, nn.Sequential) else [("", module)]
+        found += [(f"{name}.{below}".rstrip("."), leaf) for below, leaf in inner]
+    return found
+
+
+def _read(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[list[WeightLaw], list[int]]:
+    laws = []
+    for weight, bias in pairs:
+        w = weight.detach().double().cpu()
+        fan_out, fan_in = w.shape
+        square = w.square().mean().item()
+        b2 = 0.0 if bias is None else bias.detach().double().square().mean().item()
+        larger = max(fan_in, fan_out)
+        gain2 = square * larger
+        gram = w @ w.T if fan_out <= fan_in else w.T @ w
+        orthogonal = (
+            square > 0
+            and min(fan_in, fan_out) > 1
+            and torch.allclose(gram, gain2 * torch.eye(len(gram), dtype=w.dtype), rtol=0, atol=1e-4 * gain2)
+        )
+        diagonal = w.diagonal()
+        is_identity = orthogonal and int(w.count_nonzero()) == len(diagonal)
+        is_identity = is_identity and torch.allclose(diagonal, diagonal[0].expand_as(diagonal), rtol=1e-5, atol=0)
+        fourth = (w.square().square().mean() / square**2).item() - 3 if square else 0.0
+        laws.append(
+            WeightLaw(
+                fan_in * square,
+                b2,
+                kurtosis=0.0 if orthogonal else fourth,
+                orthogonal=orthogonal and not is_identity,
+                diagonal=diagonal[0].item() if is_identity else None,
+            )
+        )
+    widths = [pairs[0][0].shape[1], *(weight.shape[0] for weight, _ in pairs)]
+    return laws, widths
+
+
+def _spread(variance: float, distribution: str = "normal") -> dict[str, Any]:
+    return {"sigma_w2": variance, "kurtosis": _UNIFORM if distribution == "uniform" else 0.0}
+
+
+def _truncated(fan_in: int, gain: float, std: float | None, corrected: bool) -> dict[str, Any]:
+    variance = (2 / fan_in if std is None else std**2) * gain**2
+    return {"sigma_w2": fan_in * variance * (1 if corrected else _CUT_VARIANCE), "kurtosis": _CUT_KURTOSIS}
+
+
+def _sparse(fan_in: int, gain: float, std: float | None, sparsity: float) -> dict[str, Any]:
+    kept = fan_in - min(math.ceil(round(sparsity * fan_in, 9)), fan_in - 1)
+    sigma_w2 = gain**2 if std is None else gain**2 * std**2 * kept
+    # Σ a_j⁴ W_ij⁴ is what counts, and fixed numbers per row change it by a share of 1 / fan_in only.
+    return {"sigma_w2": sigma_w2, "kurtosis": 3 * fan_in / kept - 3}
+
+
+_UNIFORM = -1.2
+# Of N(0, 1) cut at ±2: moments by integration by parts, with φ(2) / (probability inside) = _EDGE.
+_EDGE = 2 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
+_CUT_VARIANCE = 1 - 2 * _EDGE
+_CUT_KURTOSIS = (3 * _CUT_VARIANCE - 8 * _EDGE) / _CUT_VARIANCE**2 - 3
+
+
+def _kaiming(n: int, m: int, gain: float, mode: str, distribution: str) -> dict[str, Any]:
+    return _spread(2 * gain**2 * (1 if mode == "fan_in" else n / m), distribution)
+
+
+def _orthogonal(n: int, m: int, gain: float) -> dict[str, Any]:
+    return {"sigma_w2": gain**2 * n / max(n, m), "orthogonal": True}
+
+
+# name: fan_in, fan_out and the scheme's options -> fields of WeightLaw
+LAWS: dict[str, Callable[..., dict[str, Any]]] = {
+    "he": _kaiming,
+    "xavier": lambda n, m, gain, distribution: _spread(2 * gain**2 * n / (n + m), distribution),
+    "lecun": lambda _n, _m, gain, distribution: _spread(gain**2, distribution),
+    "orthogonal": _orthogonal,
+    "identity": lambda n, m, gain: {"sigma_w2": gain**2 * n / max(n, m), "diagonal": gain},
+    "normal": lambda n, _m, gain, std: _spread(n * (gain * std) ** 2),
+    "uniform": lambda n, _m, gain, std: _spread(n * (gain * std) ** 2, "uniform"),
+    "truncated_normal": lambda n, _m, **options: _truncated(n, **options),
+    "sparse": lambda n, _m, **options: _sparse(n, **options),
+    "torch_default": lambda _n, _m, gain: _spread(gain**2 / 3, "uniform"),
+    "mean_field": lambda _n, _m, gain, sigma_w2: _spread(gain**2 * sigma_w2),
+    "lyapunov": lambda n, _m, gain, activation, negative_slope: _spread(
+        gain**2 * zero_drift_sigma_w2(n, activation, negative_slope)
+    ),
+    "lsuv": lambda n, m, gain, tolerance, **_: (
+        _orthogonal(n, m, 1.0) | {"scaled_to": gain**2, "tolerance": tolerance}
+    ),
+}

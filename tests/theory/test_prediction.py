@@ -1,0 +1,334 @@
+"""Predictions against real networks measured by exact_profile, and against formulas worked out here by scipy."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from torch import nn
+
+from gradexp import MLP, exact_profile, initialize, theory
+from gradexp.history import History
+from gradexp.theory import Prediction
+
+HIDDEN = [50] + [100] * 30 + [10]
+UNEQUAL = [20, 40, 30, 60, 16, 24, 50, 32, 10]
+
+
+def measured_and_predicted(
+    init: str,
+    activation: str,
+    widths: list[int],
+    networks: int = 100,
+    *,
+    sigma_b2: float | None = None,
+    normalization: str = "none",
+    residual: str = "none",
+    batch: int = 4,
+    **options: Any,
+) -> tuple[History, Prediction]:
+    x = torch.randn(batch, widths[0], generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    cures = {"normalization": normalization, "residual": residual}
+    mlp = MLP(widths, activation, networks=networks, dtype=torch.float64, negative_slope=0.2, draw=False, **cures)
+    given = {"sigma_b2": sigma_b2, "activation": activation, "negative_slope": 0.2}
+    initialize(mlp, init, seed=100, **given, **({"inputs": x} if init == "lsuv" else {}), **options)
+    measured = exact_profile(mlp, x, seeds=list(range(100, 100 + networks)))
+    laws = theory.weight_laws(init, widths, **given, **options)
+    return measured, theory.predict_layers(mlp.activation, laws, widths, x, **cures)
+
+
+def standard_errors(measured: History, predicted: np.ndarray, quantity: str) -> np.ndarray:
+    """Return (measured - predicted) over the standard error of each layer, in float64 rounding where there is none."""
+    log10 = measured.living(quantity)
+    error = log10.std(axis=0, ddof=1) / math.sqrt(len(log10))
+    z: np.ndarray = (log10.mean(axis=0) - predicted) / np.maximum(error, 1e-12)
+    return z
+
+
+@pytest.mark.parametrize("widths", [[20] + [32] * 30 + [10], UNEQUAL])
+@pytest.mark.parametrize("init", ["he", "orthogonal"])
+@pytest.mark.parametrize("activation", ["linear", "relu", "leaky_relu"])
+def test_exact_laws_describe_every_layer_of_real_networks(activation: str, init: str, widths: list[int]) -> None:
+    measured, predicted = measured_and_predicted(init, activation, widths, networks=200)
+    assert predicted.valid
+    assert predicted.tolerance == 0
+    for quantity in ("output", "output_grad", "weight_grad"):
+        z = standard_errors(measured, getattr(predicted, f"log10_{quantity}"), quantity)
+        assert np.abs(z).max() < 4
+    # 200 networks give a standard deviation to 5 %.
+    alone = measured.samples[0, :, 0, 0]
+    assert np.nanstd(alone, ddof=1) == pytest.approx(predicted.first_sd[0], rel=0.2, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("init", "activation", "options"),
+    [
+        ("mean_field", "tanh", {"sigma_w2": 2.5, "sigma_b2": 0.05}),
+        ("orthogonal", "tanh", {"gain": 1.0}),
+        ("orthogonal", "tanh", {"gain": 1.5, "sigma_b2": 0.1}),
+        ("lecun", "selu", {}),
+        ("xavier", "sigmoid", {}),
+        ("mean_field", "erf", {"sigma_w2": 2.0, "sigma_b2": 0.1}),
+        ("mean_field", "relu", {"sigma_w2": 1.8, "sigma_b2": 0.1}),
+        ("mean_field", "silu", {"sigma_w2": 1.5, "sigma_b2": 0.3}),
+        ("torch_default", "tanh", {}),
+        ("he", "tanh", {"distribution": "uniform"}),
+        ("truncated_normal", "tanh", {}),
+        ("lsuv", "tanh", {}),
+    ],
+)
+def test_the_expansion_describes_every_layer_where_infinite_width_does_not(
+    init: str, activation: str, options: dict[str, Any]
+) -> None:
+    sigma_b2 = options.get("sigma_b2")
+    measured, predicted = measured_and_predicted(init, activation, HIDDEN, **options)
+    assert predicted.valid, predicted.reason
+    error = math.hypot(measured.log_chi_se(), predicted.tolerance)
+    assert abs(measured.log_chi() - predicted.log_chi) < 3.5 * error
+    if init != "orthogonal" or sigma_b2:  # at gain 1 infinite width is right to 1e-4 already
+        assert abs(measured.log_chi() - predicted.log_chi_mean_field) > 2 * error
+    layers = np.arange(len(HIDDEN) - 2, -1, -1)
+    z = standard_errors(measured, predicted.log10_output_grad, "output_grad")
+    allowed = 4 + layers * predicted.tolerance / (2 * math.log(10)) * math.sqrt(100) / predicted.sd_output_grad[0]
+    assert (np.abs(z) < allowed).all()
+    assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.sd_output_grad[0], rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "residual", "activation", "init"),
+    [
+        ("layer", "none", "tanh", "lecun"),
+        ("layer", "none", "relu", "he"),
+        ("layer", "none", "tanh", "orthogonal"),
+        ("none", "plain", "relu", "he"),
+        ("none", "plain", "tanh", "lecun"),
+        ("none", "depth", "relu", "he"),
+        ("none", "depth", "tanh", "lecun"),
+        ("none", "zero", "tanh", "lecun"),
+        ("layer", "depth", "relu", "he"),
+    ],
+)
+def test_each_cure_has_its_own_prediction(normalization: str, residual: str, activation: str, init: str) -> None:
+    measured, predicted = measured_and_predicted(
+        init, activation, HIDDEN, normalization=normalization, residual=residual
+    )
+    assert predicted.valid, predicted.reason
+    error = math.hypot(measured.log_chi_se(), predicted.tolerance)
+    assert abs(measured.log_chi() - predicted.log_chi) < 3.5 * error
+    assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.sd_output_grad[0], rel=0.3)
+    z = standard_errors(measured, predicted.log10_output, "output")
+    assert np.abs(z).max() < 5
+
+
+@pytest.mark.parametrize("init", ["he", "xavier", "orthogonal"])
+def test_batch_norm_explodes_whatever_the_initialisation(init: str) -> None:
+    # Yang et al., 2019: π / (π - 1) per relu layer. The first layer has its own factor, so it is left out.
+    measured, predicted = measured_and_predicted(
+        init, "relu", [50] + [100] * 20 + [10], networks=24, normalization="batch", batch=64
+    )
+    expected = math.log(math.pi / (math.pi - 1))
+    assert measured.log_chi(first=2, last=20) == pytest.approx(expected, abs=0.03)
+    assert predicted.log_chi == pytest.approx(measured.log_chi(), abs=0.03)
+    assert math.log(predicted.chi_1) == pytest.approx(expected, abs=1e-9)
+
+
+def averages(activation: Callable[[float], float], slope: Callable[[float], float], q: float) -> dict[str, float]:
+    """Return Gaussian averages by scipy's adaptive quadrature."""
+
+    def mean(f: Callable[[float], float]) -> float:
+        density = lambda z: math.exp(-z * z / 2) / math.sqrt(2 * math.pi)  # noqa: E731
+        return quad(lambda z: f(math.sqrt(q) * z) * density(z), -12, 12, epsabs=1e-14, epsrel=1e-13, limit=200)[0]
+
+    return {
+        "s2": mean(lambda u: activation(u) ** 2),
+        "s4": mean(lambda u: activation(u) ** 4),
+        "mu1": mean(lambda u: slope(u) ** 2),
+        "mu2": mean(lambda u: slope(u) ** 4),
+        "cross": mean(lambda u: (activation(u) * slope(u)) ** 2),
+        "uff": mean(lambda u: u * activation(u) * slope(u)),
+        "u2f2": mean(lambda u: (u * slope(u)) ** 2),
+    }
+
+
+def test_at_the_fixed_point_the_expansion_is_the_closed_formula() -> None:
+    # theory.md 2.4, with every derivative a finite difference of scipy's averages.
+    sw2, sb2, n = 2.5, 0.05, 10_000
+
+    def tanh_averages(q: float) -> dict[str, float]:
+        return averages(math.tanh, lambda u: 1 / math.cosh(u) ** 2, q)
+
+    q, h = 1.0, 1e-3
+    for _ in range(60):
+        q = sw2 * tanh_averages(q)["s2"] + sb2
+    low, here, high = (tanh_averages(q + d) for d in (-h, 0, h))
+    v1 = sw2 * (high["s2"] - low["s2"]) / (2 * h)
+    v2 = sw2 * (high["s2"] - 2 * here["s2"] + low["s2"]) / h**2
+    logs = [math.log(a["mu1"]) for a in (low, here, high)]
+    l1, l2 = (logs[2] - logs[0]) / (2 * h), (logs[2] - 2 * logs[1] + logs[0]) / h**2
+    s2, mu1 = here["s2"], here["mu1"]
+    chi = sw2 * mu1
+    omega = 3 * here["mu2"] / mu1**2 - 1
+    kappa = here["cross"] / (s2 * mu1)
+    rho = sw2 * s2 / q
+    a1, a2 = rho * here["uff"], rho**2 * here["u2f2"] + rho * sb2 * mu1
+    r = (a2 - a1**2 / s2) / (s2 * (chi - (a1 / s2) ** 2))
+    eta = sw2**2 * (here["s4"] - s2**2)
+    variance = eta / (1 - v1**2)
+    bias = v2 * variance / 2 / (1 - v1)
+    c1 = -omega / 2 + kappa * (r - 1) + l1 * bias + l2 * variance / 2
+    v = omega + 2 * l1 * sw2 * (here["cross"] - s2 * mu1) / (mu1 * (1 - v1)) + l1**2 * eta / (1 - v1) ** 2
+
+    deep = theory.predict("tanh", sw2, sb2, width=n, depth=200)
+    steps = -np.diff(deep.log10_output_grad) * 2 * math.log(10)
+    assert (steps[100] - math.log(chi)) * n == pytest.approx(c1, rel=1e-4)
+    variances = (2 * math.log(10) * deep.sd_output_grad) ** 2
+    assert (variances[99] - variances[100]) * n == pytest.approx(v, rel=1e-4)
+
+
+def test_a_vanishing_bias_leads_from_the_expansion_to_the_exact_law() -> None:
+    n = 1000
+    exact = theory.predict("relu", 2.0, 0.0, width=n, depth=50)
+    expanded = theory.predict("relu", 2.0, 1e-13, width=n, depth=50)
+    assert exact.tolerance == 0 < expanded.tolerance
+    assert expanded.log_chi == pytest.approx(exact.log_chi, abs=10 / n**2)
+    assert expanded.log_chi_sd == pytest.approx(exact.log_chi_sd, rel=10 / n)
+    np.testing.assert_allclose(expanded.log10_output, exact.log10_output, atol=50 * 10 / n**2)
+    np.testing.assert_allclose(expanded.log10_weight_grad, exact.log10_weight_grad, atol=50 * 10 / n**2)
+
+
+def test_xavier_with_tanh_decays_like_one_over_depth() -> None:
+    # theory.md 2.2, q¹ = 1: log ‖δ¹‖² / ‖δᴸ‖² is -4.225, -4.933, -5.344, -7.253, that is 0.708 / L.
+    for depth, expected in ((50, -4.225), (100, -4.933), (150, -5.344), (1000, -7.253)):
+        wide = theory.predict("tanh", 1.0, 0.0, width=10_000, depth=depth, weights="orthogonal")
+        assert wide.log_chi_mean_field * (depth - 1) == pytest.approx(expected, abs=2e-3)
+        assert math.exp(wide.log_chi * (depth - 1)) * depth == pytest.approx(0.708, abs=0.03)
+
+
+def test_where_no_formula_holds_there_are_no_numbers_but_a_reason() -> None:
+    marginal = theory.predict("tanh", 1.0, 0.0, width=128, depth=150)
+    assert not marginal.valid
+    assert "no isolated fixed point at sigma_w2=1, sigma_b2=0" in marginal.reason
+    assert marginal.log_chi is None
+    assert np.isnan(marginal.log10_output_grad).all()
+    assert marginal.arrays == {}
+    assert marginal.log_chi_mean_field < 0  # infinite width is still known
+    narrow = theory.predict("tanh", 2.5, 0.05, width=3, depth=50)
+    assert not narrow.valid
+    assert "width 3 is too small" in narrow.reason
+    assert theory.predict("relu", 2.0, width=3, depth=50).valid  # exact at any width
+    nothing = theory.predict("tanh", 0.0, width=10, depth=5)
+    assert not nothing.valid
+    assert nothing.reason == "sigma_w2 is 0: nothing gets through"
+
+
+@pytest.mark.parametrize("activation", ["linear", "tanh", "relu"])
+def test_a_scaled_identity_is_followed_unit_by_unit(activation: str) -> None:
+    widths = [8, 12, 12, 12, 9, 12, 7]
+    measured, predicted = measured_and_predicted("identity", activation, widths, networks=2000, gain=1.5)
+    np.testing.assert_allclose(measured.profile("output"), predicted.log10_output, rtol=0, atol=1e-12)
+    for quantity in ("output_grad", "weight_grad"):
+        assert np.abs(standard_errors(measured, getattr(predicted, f"log10_{quantity}"), quantity)[:-1]).max() < 4
+    alone = measured.samples[0, :, 0, 0]
+    assert np.std(alone) == pytest.approx(predicted.first_sd[0], rel=0.08, abs=1e-6)
+
+
+def test_scaled_identity_of_1_5_vanishes_with_tanh() -> None:
+    # z = 1.5 tanh z at z* = 1.2878..., where tanh z* = 0.8585596366 and the factor is 1.5 (1 - tanh² z*).
+    law = theory.weight_laws("identity", [2] * 61, gain=1.5)
+    prediction = theory.predict_layers(
+        theory.mean_field.as_activation("tanh"), law, [2] * 61, torch.ones(1, 2, dtype=torch.float64)
+    )
+    steps = -np.diff(prediction.log10_output_grad) * 2 * math.log(10)
+    fixed = 1.5
+    for _ in range(200):
+        fixed = 1.5 * math.tanh(fixed)
+    assert math.tanh(fixed) == pytest.approx(0.8585596366, abs=1e-10)
+    assert steps[40] == pytest.approx(2 * math.log(1.5 * (1 - math.tanh(fixed) ** 2)), abs=1e-9)
+    assert steps[40] == pytest.approx(-1.86122, abs=1e-5)
+    assert prediction.log_chi_sd == pytest.approx(0, abs=1e-7)  # both units are alike
+
+
+def test_ten_thousand_layers_of_half_the_identity_are_exact() -> None:
+    depth = 10_000
+    laws = theory.weight_laws("identity", [2] * (depth + 1), gain=0.5)
+    phi = theory.mean_field.as_activation("linear")
+    prediction = theory.predict_layers(phi, laws, [2] * (depth + 1), torch.ones(1, 2, dtype=torch.float64))
+    assert prediction.log10_output[-1] == pytest.approx(depth * math.log10(0.5), rel=1e-12)
+    assert prediction.log10_output_grad[0] == pytest.approx((depth - 1) * math.log10(0.5), rel=1e-12)
+
+
+def test_failing_layers_are_where_a_typical_element_leaves_the_format() -> None:
+    prediction = theory.predict("sigmoid", 1.0, width=128, depth=150)
+    layer = prediction.failing_layer("float32")
+    # 17.9 per layer of ‖δ‖², starting with elements of about √(2 log n / n).
+    per_layer = -prediction.log_chi / (2 * math.log(10))
+    reach = 150 * math.log10(2) + 0.5 * math.log10(2 * math.log(128) / 128)
+    assert layer == pytest.approx(150 - reach / per_layer, abs=1.5)
+    assert prediction.failing_layer("float16") > prediction.failing_layer("bfloat16") >= layer
+    assert theory.predict("relu", 4.0, width=128, depth=300).failing_layer("float16", overflow=True) > 200
+    assert theory.predict("relu", 2.0, width=128, depth=50).failing_layer("float32") is None
+    with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16, got 'int8'"):
+        prediction.failing_layer("int8")
+
+
+def test_from_model_predicts_the_user_s_own_chain() -> None:
+    torch.manual_seed(3)
+    layers = [layer for _ in range(40) for layer in (nn.Linear(200, 200), nn.Tanh())]
+    model = nn.Sequential(nn.Flatten(), *layers, nn.Linear(200, 10)).double()
+    x = torch.randn(16, 200, dtype=torch.float64, requires_grad=True)
+    prediction = theory.from_model(model, x)
+    assert prediction.valid
+    assert prediction.sigma_w2 == pytest.approx(1 / 3, rel=0.02)
+    assert prediction.widths == (200,) * 41 + (10,)
+    # One network, one sample: the gradient of a random cotangent against its predicted mean and deviation.
+    first, last = [], []
+    hook = model[1].register_full_backward_hook(lambda _m, _i, out: first.append(out[0].norm(dim=1)))
+    out = model(x)
+    cotangent = torch.nn.functional.normalize(torch.randn_like(out), dim=1)
+    out.backward(cotangent)
+    hook.remove()
+    last.append(cotangent.norm(dim=1))
+    log10 = (first[0] / last[0]).log10()
+    assert abs(log10[0].item() - prediction.log10_output_grad[0]) < 4 * prediction.sd_output_grad[0]
+    assert prediction.log10_output_grad[0] < -9
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"sigma_w2": -1.0}, "sigma_w2 must be a variance, at least 0 and finite, got -1.0"),
+        ({"sigma_b2": math.nan}, "sigma_b2 must be a variance, at least 0 and finite, got nan"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"widths": [3]}, "widths must be at least two numbers of at least 1"),
+        ({"input_square": 0.0}, "input_square must be above 0 and finite, got 0.0"),
+        ({"weights": "cauchy"}, "weights must be one of gaussian, uniform, orthogonal, got 'cauchy'"),
+        ({"normalization": "group"}, "normalization must be one of none, batch, layer, got 'group'"),
+        ({"residual": "dense"}, "residual must be one of none, plain, depth, zero, got 'dense'"),
+        ({"activation": nn.Softmax(-1)}, "activation must act on each element alone"),
+        ({"activation": "tahn"}, "unknown activation 'tahn'"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(given: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text) as error:
+        theory.predict(**given)
+    assert "\n" not in str(error.value)
+
+
+def test_samples_of_different_length_are_averaged_and_zero_ones_left_out() -> None:
+    phi = theory.mean_field.as_activation("tanh")
+    laws, widths = [theory.WeightLaw(1.5, 0.1)] * 20, [40] * 21
+    x = torch.randn(3, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x *= torch.tensor([[0.1], [1.0], [5.0]], dtype=torch.float64)
+    each = [theory.predict_layers(phi, laws, widths, row.unsqueeze(0)) for row in x]
+    together = theory.predict_layers(phi, laws, widths, torch.cat([torch.zeros(1, 40, dtype=torch.float64), x]))
+    for key in ("log10_output", "log10_output_grad", "log10_weight_grad"):
+        mean = np.mean([getattr(one, key) for one in each], axis=0)
+        np.testing.assert_allclose(getattr(together, key), mean, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(together.first_output_grad, each[0].log10_output_grad, rtol=1e-10, atol=1e-12)
+    alone = theory.predict_layers(phi, laws, widths, torch.zeros(2, 40, dtype=torch.float64))
+    assert not alone.valid
+    assert alone.reason == "every input is exactly 0"
