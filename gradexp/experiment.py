@@ -3,22 +3,29 @@
 ``run`` is what ``python -m gradexp.run`` calls, and what a script calls that does without Hydra.
 """
 
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 from gradexp.config import Config, ConfigError
 from gradexp.result import Result
-from gradexp.verdict import gradient_verdict, run_verdict
+from gradexp.verdict import run_verdict
 
 if TYPE_CHECKING:
     import torch
 
     from gradexp.data import Dataset
     from gradexp.models import MLP
+    from gradexp.theory import Prediction
     from gradexp.train import Part
+
+# Bytes of parameters that are held at a time.
+_STACK = 512 << 20
 
 
 class Sink(Protocol):
@@ -81,7 +88,9 @@ def _run(result: Result, sinks: Sequence[Sink], clock: "_Clock") -> None:
     import torch
 
     from gradexp.data import chance_loss, check_batch, load, resolve_loss
+    from gradexp.history import join
     from gradexp.propagate import exact_profile
+    from gradexp.theory import compare
     from gradexp.train import Training
 
     config = result.config
@@ -99,22 +108,31 @@ def _run(result: Result, sinks: Sequence[Sink], clock: "_Clock") -> None:
             data = load(config.data, config.width)
             loss = resolve_loss(config.loss, data, config.data.name)
             check_batch(config.batch_size, data, config.data.name)
-        with clock.part("weights"):
-            stack = _build(config, data, device, lambda done, total: progress("drawing weights", done, total))
-        result.building = _describe(config, stack, data, loss, result)
-        _tell(sinks, "built", result)
+        parts, histories = _parts(config, data), []
+        for index, seeds in enumerate(parts):
 
-        with clock.part("profile"):
-            result.initial = exact_profile(
-                stack,
-                data.x_train[: config.batch_size],
-                seeds=result.seeds,
-                progress=lambda done, total: progress("profile at initialisation", done, total),
-            )
-        result.verdict = gradient_verdict(result.initial, config.verdict.decades)
+            def share(activity: str, done: int, total: int, before: int = index) -> None:
+                progress(activity, before * total + done, len(parts) * total)
+
+            with clock.part("weights"):
+                stack = _build(config, data, device, seeds, partial(share, "drawing weights"))
+            if index == 0:
+                model = stack.network(0) if config.seeds > 1 else stack
+                result.building = _describe(config, model, data, loss, result)
+                _tell(sinks, "built", result)
+            with clock.part("profile"):
+                x = data.x_train[: config.batch_size]
+                report = partial(share, "profile at initialisation")
+                histories.append(exact_profile(stack, x, seeds=seeds, progress=report))
+            del stack  # before the next one is built
+        result.initial = join(histories)
+        with clock.part("theory"):
+            result.prediction = _predict(config, data)
+            result.initial.theory = result.prediction.arrays
+            result.comparison = compare(result.prediction, result.initial)
+        result.verdict = run_verdict(config, result.initial, theory=result.comparison)
         _tell(sinks, "initial", result)
 
-        model = stack.network(0) if config.seeds > 1 else stack
         if config.steps:
             result.training = Training()
 
@@ -134,6 +152,7 @@ def _run(result: Result, sinks: Sequence[Sink], clock: "_Clock") -> None:
             training.diverged_at,
             chance_loss(data, loss),
             result.gradients,
+            result.comparison,
         )
 
 
@@ -166,35 +185,77 @@ def _train(result: Result, model: "MLP", data: "Dataset", loss: str, on_step: Ca
         result.gradients = probe.history
 
 
-def _build(config: Config, data: "Dataset", device: "torch.device", progress: Callable[[int, int], None]) -> "MLP":
-    """Return all networks that are measured, as one stack."""
+def _widths(config: Config, data: "Dataset") -> list[int]:
+    return [data.input_width, *config.hidden_widths, data.output_width]
+
+
+def _parts(config: Config, data: "Dataset") -> list[list[int]]:
+    """Split the seeds into stacks of about equal size that fit into memory."""
+    widths = _widths(config, data)
+    weights = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
+    size = weights * (8 if config.dtype == "float64" else 4)
+    seeds = range(config.seed, config.seed + config.seeds)
+    parts = min(config.seeds, math.ceil(config.seeds * size / _STACK))
+    ends = [config.seeds * part // parts for part in range(parts + 1)]
+    return [list(seeds[first:last]) for first, last in pairwise(ends)]
+
+
+def _build(
+    config: Config, data: "Dataset", device: "torch.device", seeds: list[int], progress: Callable[[int, int], None]
+) -> "MLP":
+    """Return the networks of some neighbouring seeds as one stack."""
     import torch
 
     from gradexp.inits import initialize
     from gradexp.models import MLP
 
-    widths = [data.input_width, *config.hidden_widths, data.output_width]
     stack = MLP(
-        widths,
+        _widths(config, data),
         config.activation,
         bias=config.bias,
-        networks=config.seeds,
+        networks=len(seeds),
         negative_slope=config.negative_slope,
         device=device,
         dtype=getattr(torch, config.dtype),
         draw=False,  # they would be overwritten at once
+        normalization=config.normalization,
+        residual=config.residual,
     )
-    initialize(
-        stack,
+    try:
+        initialize(
+            stack,
+            config.init.name,
+            seed=seeds[0],
+            sigma_b2=config.sigma_b2,
+            activation=config.activation,
+            negative_slope=config.negative_slope,
+            inputs=data.x_train[: config.batch_size],
+            progress=progress,
+            **config.init.options,
+        )
+    except ValueError as error:  # of lsuv, which depends on the data
+        raise ConfigError(str(error)) from error
+    return stack
+
+
+def _predict(config: Config, data: "Dataset") -> "Prediction":
+    """Say what theory expects of the networks, from the inputs that the profile is measured with."""
+    from gradexp.models import activation
+    from gradexp.theory import predict_layers, weight_laws
+
+    widths = _widths(config, data)
+    laws = weight_laws(
         config.init.name,
-        seed=config.seed,
+        widths,
         sigma_b2=config.sigma_b2,
+        bias=config.bias,
         activation=config.activation,
         negative_slope=config.negative_slope,
-        progress=progress,
         **config.init.options,
     )
-    return stack
+    phi = activation(config.activation, config.negative_slope)
+    x = data.x_train[: config.batch_size]
+    return predict_layers(phi, laws, widths, x, normalization=config.normalization, residual=config.residual)
 
 
 def _part(x: "torch.Tensor", y: "torch.Tensor", data: "Dataset", loss: str, model: "MLP") -> "Part":
@@ -219,11 +280,13 @@ def _describe(config: Config, model: "MLP", data: "Dataset", loss: str, result: 
     units = str(hidden[0]) if len(set(hidden)) == 1 else "-".join(map(str, hidden))
     parameters = sum(parameter.numel() for parameter in model.parameters()) // model.networks
     options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
+    given = {"normalization": config.normalization, "residual": config.residual}
+    cures = "".join(f"{key}={value}, " for key, value in given.items() if value != "none")
     seeds = f"seed {config.seed}" + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
     update = f"{config.steps} steps of {config.optimizer.name} lr={config.optimizer.lr:g}, {loss}, "
     threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
     return (
-        f"network   {config.depth} {config.activation} layers{f' of {units} units' if hidden else ''}, "
+        f"network   {config.depth} {config.activation} layers{f' of {units} units' if hidden else ''}, {cures}"
         f"{model.widths[0]} inputs, {model.widths[-1]} outputs, {parameters:,} weights\n"
         f"init      {config.init.name} ({options}), {seeds}\n"
         f"data      {config.data.name}, {len(data.x_train)} training samples, batches of {config.batch_size}\n"
@@ -278,7 +341,8 @@ class _Clock:
         try:
             yield
         finally:
-            self.result.seconds_by_part[name] = time.perf_counter() - begin
+            parts = self.result.seconds_by_part
+            parts[name] = parts.get(name, 0) + time.perf_counter() - begin
 
     def stop(self) -> None:
         self.result.seconds = time.perf_counter() - self.begin

@@ -5,7 +5,7 @@ import json
 import math
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,11 @@ class History:
         dtypes: Quantity -> number format of its tensors, such as ``"float32"`` (probe only).
         stats: ``"quantity.name"`` -> further statistics, shape ``(step, network, layer)`` (probe only).
         samples: log10 of the norm of each sample's output gradient, shape ``(step, network, layer, sample)``,
-            nan where there is none (probe with ``per_sample=True`` only).
+            nan where there is none. The probe records all samples, with ``per_sample=True`` only; the initial
+            profile only the first, which is nan at every layer if it is exactly 0 at one.
+        theory: What theory predicts of each layer, shape ``(layer,)``: ``log10_output``, ``log10_output_grad``,
+            ``log10_weight_grad``, and the standard deviation ``sd_output_grad`` of one sample of one network; empty
+            if it was not asked.
     """
 
     phase: str
@@ -103,6 +107,7 @@ class History:
     dtypes: dict[str, str] = field(default_factory=dict)
     stats: dict[str, Array] = field(default_factory=dict)
     samples: Array | None = None
+    theory: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.calls = self.calls or [0] * len(self.names)
@@ -156,7 +161,7 @@ class History:
             raise ValueError(f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}")
         if first == last:
             return np.full(len(self.seeds), np.nan)
-        log10 = self._of_living("output_grad", step)
+        log10 = self.living("output_grad", step)
         return np.asarray(2 * math.log(10) * (log10[:, first - 1] - log10[:, last - 1]) / (last - first))
 
     def log_chi(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
@@ -179,7 +184,7 @@ class History:
     def first_over_last(self, quantity: str, step: int = -1) -> float | None:
         """Return log10 of the first seen layer's size over the last one's, averaged over networks, or None."""
         first, last = self.ends(quantity, step) or (1, self.depth)
-        log10 = self._of_living(quantity, step)
+        log10 = self.living(quantity, step)
         return mean(log10[:, first - 1] - log10[:, last - 1])
 
     def failing_layer(self, quantity: str, dtype: str, overflow: bool) -> int | None:
@@ -226,6 +231,9 @@ class History:
                         row[f"log10_{quantity}"] = float(value) if math.isfinite(value) else None
                         if f"status_{quantity}" in row:
                             row[f"status_{quantity}"] = STATUSES[self.status[quantity][s, n, layer]]
+                    for key, predicted in self.theory.items():
+                        value = predicted[layer]
+                        row[f"theory_{key}"] = float(value) if math.isfinite(value) else None
                     yield row
 
     def to_dataframe(self) -> "pd.DataFrame":
@@ -311,8 +319,8 @@ class History:
             fields.update({key: file[key] for key in _OPTIONAL if key in file})
         return cls(**fields)
 
-    def _of_living(self, quantity: str, step: int) -> Array:
-        """Return ``(network, layer)`` with nan for networks in which every sample is dead."""
+    def living(self, quantity: str, step: int = -1) -> Array:
+        """Return log10 of shape ``(network, layer)``, with nan for networks in which every sample is dead."""
         log10 = self._get(quantity, step)
         return log10 if self.dead_fraction is None else np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
 
@@ -329,8 +337,40 @@ class History:
 
 
 _PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes")
-_ARRAY_DICTS = ("log10", "status", "largest_log10", "stats")
+_ARRAY_DICTS = ("log10", "status", "largest_log10", "stats", "theory")
 _OPTIONAL = ("dead_fraction", "output_cosine", "samples")
+
+
+def join(histories: Sequence[History]) -> History:
+    """Return the networks of some histories as one, with the theory of the first.
+
+    Raises:
+        ValueError: If there is none, or they differ in phase, layers or steps.
+    """
+    if not histories:
+        raise ValueError("histories must hold at least one")
+    first = histories[0]
+    for other in histories[1:]:
+        if (other.phase, other.names, other.steps) != (first.phase, first.names, first.steps):
+            raise ValueError("histories must have the same phase, layers and steps")
+
+    def joined(key: str, axis: int) -> Any:
+        """Return an array, or a dict of arrays, over the networks of all, or None where one has none."""
+        own = [getattr(history, key) for history in histories]
+        if any(each is None for each in own):
+            return None
+        if isinstance(own[0], dict):
+            return {name: np.concatenate([each[name] for each in own], axis) for name in own[0]}
+        return np.concatenate(own, axis)
+
+    axes = {
+        **dict.fromkeys(("log10", "status", "largest_log10", "stats"), 1),
+        "dead_fraction": 0,
+        "output_cosine": 0,
+        "samples": 1,
+    }
+    changes = {key: joined(key, axis) for key, axis in axes.items()}
+    return replace(first, seeds=[seed for history in histories for seed in history.seeds], **changes)
 
 
 def write_profile(writer: "SummaryWriter", history: History, step: int = -1) -> None:

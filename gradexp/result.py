@@ -16,7 +16,8 @@ from gradexp.config import Config, as_dict
 from gradexp.history import History, mean, standard_error
 from gradexp.verdict import Verdict
 
-if TYPE_CHECKING:  # importing train would load torch, and a run's first files are written before that
+if TYPE_CHECKING:  # importing them would load torch, and a run's first files are written before that
+    from gradexp.theory import Comparison, Prediction
     from gradexp.train import Training
 
 SCHEMA = 1
@@ -36,7 +37,9 @@ class Result:
         device_name: The device's own name.
         threads: CPU threads.
         building: What is built, in one line.
-        initial: The profile at initialisation, of all networks.
+        initial: The profile at initialisation, of all networks, with theory's beside it.
+        prediction: What theory says of the network.
+        comparison: How far the measurement is from that.
         training: Losses and accuracies.
         gradients: What the probe recorded in training.
         verdict: The outcome.
@@ -56,6 +59,8 @@ class Result:
     threads: int | None = None
     building: str | None = None
     initial: History | None = None
+    prediction: "Prediction | None" = None
+    comparison: "Comparison | None" = None
     training: "Training | None" = None
     gradients: History | None = None
     verdict: Verdict | None = None
@@ -98,7 +103,7 @@ def summary(result: Result) -> dict[str, Any]:
         "overrides": result.overrides,
         "seeds": result.seeds,
         "initial": _initial(result.initial),
-        "theory": dict.fromkeys(_THEORY_KEYS),
+        "theory": _theory(result.prediction, result.comparison),
         "training": _training(result.training),
         "verdict": _verdict(result.verdict),
     }
@@ -147,6 +152,13 @@ def _initial(initial: History | None) -> dict[str, Any]:
         "overflow_layer": fails[True],
         "quantiles": quantiles,
     }
+
+
+def _theory(prediction: "Prediction | None", comparison: "Comparison | None") -> dict[str, Any]:
+    content: dict[str, Any] = {key: getattr(prediction, key, None) for key in _THEORY_KEYS}
+    for key in ("z", "deviates_from_layer"):
+        content[key] = getattr(comparison, key, None)
+    return content
 
 
 def _training(training: "Training | None") -> dict[str, Any]:

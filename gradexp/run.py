@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
 from gradexp.cli import Interruptions, command
 from gradexp.config import Config
 
@@ -11,7 +14,10 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
     from gradexp.experiment import run
     from gradexp.sinks import Console, Files, TensorBoard
 
-    run(config, [interruptions, Files(folder), TensorBoard(folder), Console(folder, config.quiet)], overrides)
+    # In a sweep three further runs for each job would fill TensorBoard's list.
+    subruns = config.record.subruns and HydraConfig.get().mode is not RunMode.MULTIRUN
+    tensorboard = TensorBoard(folder, subruns)
+    run(config, [interruptions, Files(folder), tensorboard, Console(folder, config.quiet)], overrides)
 
 
 main = command(job)

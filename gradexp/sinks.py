@@ -74,16 +74,19 @@ class _replacing:  # noqa: N801  reads as a verb: with _replacing(path)
 
 
 class TensorBoard:
-    """Write an event file: profiles with step = layer, training scalars with step = training step.
+    """Write event files: profiles with step = layer, training scalars with step = training step.
 
-    A cell without a number is left out, never replaced by a floor.
+    A cell without a number is left out, never replaced by a floor. Theory goes to event files of its own in the
+    folders ``theory``, ``theory/lower`` and ``theory/upper``: TensorBoard draws runs with the same tag into one card.
 
     Args:
         folder: The run's own folder; its name is the run's name in TensorBoard.
+        subruns: Whether to write theory.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, subruns: bool = True) -> None:
         self.folder = folder
+        self.subruns = subruns
         self._writer: SummaryWriter | None = None
         self._steps_written = self._tests_written = 0
 
@@ -100,6 +103,8 @@ class TensorBoard:
         """Add what is new."""
         if stage == "initial" and result.initial is not None:
             write_profile(self.writer, result.initial)
+            if self.subruns and result.initial.theory:
+                self._theory(result.initial.theory)
         elif stage == "step":
             self._step(result)
         elif stage == "end" and result.gradients is not None:
@@ -110,6 +115,22 @@ class TensorBoard:
         """Flush and close the event file."""
         if self._writer is not None:
             self._writer.close()
+
+    def _theory(self, theory: dict[str, Array]) -> None:
+        """Write the predicted profile, and the band of two standard deviations of one sample of one network."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        gradient, sd = theory["log10_output_grad"], theory["sd_output_grad"]
+        lines = {
+            "theory": {key: values for key, values in theory.items() if key.startswith("log10")},
+            "theory/lower": {"log10_output_grad": gradient - 2 * sd},
+            "theory/upper": {"log10_output_grad": gradient + 2 * sd},
+        }
+        for name, profiles in lines.items():
+            with SummaryWriter(str(self.folder / name)) as writer:
+                for key, values in profiles.items():
+                    for layer, value in enumerate(values, start=1):
+                        add_scalar(writer, f"profile/{key}", round(float(value), 9) + 0.0, layer)
 
     def _step(self, result: Result) -> None:
         training = result.training
@@ -179,6 +200,10 @@ class Console:
             profile, status = history.profile(quantity), history.status[quantity][0]
             sizes = [power_of_ten(profile[layer - 1], STATUSES[status[0, layer - 1]]) for layer in shown]
             table.add_row(label, *sizes, sparkline(profile, blocks=blocks))
+            if history.theory:
+                predicted = history.theory[f"log10_{quantity}"]
+                sizes = [power_of_ten(predicted[layer - 1], "none") for layer in shown]
+                table.add_row("  theory", *sizes, sparkline(predicted, blocks=blocks), style="dim")
         self.console.print(table)
         slope, scale = history.log_chi(), history.depth_scale()
         if slope is not None:
@@ -186,6 +211,13 @@ class Console:
             error = history.log_chi_se()
             spread = f" ± {error:.2g}" if error is not None else ""
             self.console.print(f"log_chi {slope:+.4g}{spread} per layer towards the input{reach}")
+        slopes = history.log_chi_per_network()
+        slopes = slopes[np.isfinite(slopes)]
+        if slopes.size > 1:
+            low, middle, high = np.quantile(slopes, (0.05, 0.5, 0.95))
+            self.console.print(f"  of the networks 5 % are below {low:+.4g}, half {middle:+.4g}, 95 % {high:+.4g}")
+        for line in theory_lines(result):
+            self.console.print(line)
         dead = float(np.mean(history.dead_fraction)) if history.dead_fraction is not None else 0.0
         if dead:
             self.console.print(f"{dead:.1%} of the samples are exactly 0 at some layer and left out")
@@ -256,6 +288,20 @@ def sparkline(log10: Array, width: int = 24, blocks: str = _BLOCKS) -> str:
         height = 0.0 if missing else (numbers.mean() - low) / (high - low)
         bars.append(blocks[-1] if missing else blocks[min(7, int(height * 7 + 0.5))])
     return "".join(bars)
+
+
+def theory_lines(result: Result) -> list[str]:
+    """Say what theory expects of log_chi and how far the measurement is from it, or why it says nothing."""
+    prediction, comparison = result.prediction, result.comparison
+    if prediction is None or comparison is None:
+        return []
+    if prediction.log_chi is None or prediction.log_chi_sd is None or comparison.z is None:
+        return [comparison.text]
+    sd = round(prediction.log_chi_sd, 8)  # without fluctuations what is left is rounding
+    return [
+        f"theory  {prediction.log_chi:+.4g}, standard deviation {sd:.2g} for one network "
+        f"({prediction.reason}): {comparison.text}"
+    ]
 
 
 def range_lines(history: History, dtype: str) -> list[str]:

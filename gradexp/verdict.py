@@ -3,11 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradexp.config import Config
 from gradexp.history import STATUSES, History, mean
+
+if TYPE_CHECKING:
+    from gradexp.theory import Comparison
 
 # Mean cosine between the outputs of two samples from which on a network counts as blind to its input.
 _ALIGNED = 0.98
@@ -158,8 +162,9 @@ def run_verdict(
     diverged_at: int | None = None,
     chance: float = 0.0,
     gradients: History | None = None,
+    theory: "Comparison | None" = None,
 ) -> Verdict:
-    """Judge a whole run: the gradient at initialisation, the training, and what to do about it.
+    """Judge a whole run: the gradient at initialisation, theory, the training, and what to do about it.
 
     Args:
         config: The run's options.
@@ -168,10 +173,13 @@ def run_verdict(
         diverged_at: First step whose loss or weight is not finite.
         chance: Loss of a network that ignores its input.
         gradients: What the probe recorded in training.
+        theory: How far the profile at initialisation is from its prediction.
     """
     gradient = gradient_verdict(initial, config.verdict.decades)
     training = training_verdict(losses, diverged_at, chance)
     text = gradient.text
+    if theory is not None and theory.verdict == "deviates":
+        text += f"; theory {theory.text}"
     if training == "diverged":
         text += f"; the loss or a weight is not finite from step {diverged_at} on"
     elif training == "stuck":
@@ -181,7 +189,7 @@ def run_verdict(
         text += f"; the loss goes from {losses[0]:.3g} to {losses[-1]:.3g}, that of guessing is {chance:.3g}"
     if training in ("stuck", "diverged") or (training == "none" and gradient.gradient != "stable"):
         text += f"; try {_cure(config, initial, gradient.gradient, losses, diverged_at)}"
-    return Verdict(gradient.gradient, training, text=text)
+    return Verdict(gradient.gradient, training, theory.verdict if theory else "unavailable", text)
 
 
 def _no_number(history: History, step: int) -> Verdict:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from gradexp.history import COLUMNS, QUANTITIES, STATUSES, History, mean, standard_error, write_csv
+from gradexp.history import COLUMNS, QUANTITIES, STATUSES, History, join, mean, standard_error, write_csv
 
 OK, ZERO, NONFINITE = (STATUSES.index(name) for name in ("ok", "zero", "nonfinite"))
 
@@ -386,3 +386,49 @@ def test_a_layer_that_is_0_in_any_format_has_not_underflowed() -> None:
     largest = {"output": np.array([[[0.0, -np.inf]]])}
     history = History("init", ["a", "b"], [0], [0], {"output": largest["output"]}, {"output": status}, largest)
     assert history.failing_layer("output", "float32", overflow=False) is None
+
+
+def test_joined_histories_hold_the_networks_of_all_in_order():
+    whole = random_history(networks=2)
+    whole.samples = np.random.default_rng(1).normal(size=(3, 2, 4, 5))
+    whole.theory = {"log10_output": np.arange(4.0)}
+    whole.stats = {"output.kurtosis": np.random.default_rng(2).normal(size=(3, 2, 4))}
+    parts = [one_network(whole, index) for index in range(2)]
+    assert_same(join(parts), whole)
+    assert_same(join([whole]), whole)
+    swapped = join(parts[::-1])
+    assert swapped.seeds == [4, 3]
+    assert swapped.log10["output_grad"][:, 1].tolist() == whole.log10["output_grad"][:, 0].tolist()
+
+
+def one_network(history, index):
+    own = slice(index, index + 1)
+    middle = {
+        kind: {key: value[:, own] for key, value in getattr(history, kind).items()}
+        for kind in ("log10", "status", "largest_log10", "stats")
+    }
+    return dataclasses.replace(
+        history,
+        seeds=history.seeds[own],
+        dead_fraction=history.dead_fraction[own],
+        output_cosine=history.output_cosine[own],
+        samples=history.samples[:, own],
+        **middle,
+    )
+
+
+def test_what_one_history_does_not_have_the_joined_one_does_not_have():
+    one, other = random_history(networks=1), random_history(networks=1)
+    other.dead_fraction = None
+    joined = join([one, other])
+    assert joined.dead_fraction is None
+    assert joined.samples is None
+    assert joined.output_cosine.shape == (2,)
+
+
+def test_histories_of_different_networks_cannot_be_joined():
+    with pytest.raises(ValueError, match=r"^histories must hold at least one$"):
+        join([])
+    for other in (random_history(layers=3), random_history(steps=2), make([1.0, 2.0, 3.0, 4.0])):
+        with pytest.raises(ValueError, match=r"^histories must have the same phase, layers and steps$"):
+            join([random_history(), other])

@@ -282,6 +282,8 @@ OTHER = {
     "data": DataConfig("ones"),
     "optimizer": OptimizerConfig("adam"),
     "verdict": VerdictConfig(2.0),
+    "normalization": "layer",
+    "residual": "depth",
 }
 
 

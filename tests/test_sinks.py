@@ -11,7 +11,7 @@ import torch
 from rich.console import Console as RichConsole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gradexp import MLP, exact_profile, initialize
+from gradexp import MLP, exact_profile, initialize, theory
 from gradexp import sinks as sinks_module
 from gradexp.config import Config
 from gradexp.history import STATUSES, History
@@ -506,3 +506,93 @@ def test_range_lines_name_the_layer_from_which_on_a_format_fails():
     ]
     assert range_lines(history, "float64") == []
     assert all(line in printed(result(initial=history)) for line in range_lines(history, "float32"))
+
+
+def with_theory(networks=1, activation="relu", init="he", widths=(4, 8, 8, 8, 8, 8, 3)):
+    """Return a run whose profile has theory beside it."""
+    mlp = MLP(list(widths), activation, networks=networks, dtype=torch.float64)
+    initialize(mlp, init, seed=0)
+    x = torch.randn(5, widths[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    measured = exact_profile(mlp, x)
+    prediction = theory.predict_layers(mlp.activation, theory.weight_laws(init, widths), widths, x)
+    measured.theory = prediction.arrays
+    comparison = theory.compare(prediction, measured)
+    return result(networks, initial=measured, prediction=prediction, comparison=comparison)
+
+
+def test_theory_is_drawn_by_runs_of_its_own_with_the_same_tags(tmp_path):
+    run = with_theory()
+    play(TensorBoard(tmp_path), run)
+    predicted = run.prediction
+    line = scalars(tmp_path / "theory")
+    assert set(line) == {"profile/log10_output", "profile/log10_output_grad", "profile/log10_weight_grad"}
+    for tag, points in line.items():
+        values = getattr(predicted, tag.removeprefix("profile/"))
+        assert [step for step, _ in points] == list(range(1, 7))
+        assert [value for _, value in points] == pytest.approx(values, rel=1e-6, abs=1e-8)
+    for name, sign in (("lower", -2), ("upper", 2)):
+        band = scalars(tmp_path / "theory" / name)
+        assert set(band) == {"profile/log10_output_grad"}
+        expected = predicted.log10_output_grad + sign * predicted.sd_output_grad
+        assert [value for _, value in band["profile/log10_output_grad"]] == pytest.approx(
+            expected, rel=1e-6, abs=1e-8
+        )
+    assert "theory" not in {path.name for path in (tmp_path / "theory" / "lower").iterdir()}
+
+
+def test_theory_is_not_drawn_where_there_is_none_or_nobody_wants_it(tmp_path):
+    play(TensorBoard(tmp_path / "off", subruns=False), with_theory())
+    play(TensorBoard(tmp_path / "none"), with_theory(activation="tanh", init="lecun"))
+    assert not list(tmp_path.rglob("theory"))
+
+
+def test_files_hold_theory_beside_the_measurement(tmp_path):
+    run = with_theory(networks=9)
+    play(Files(tmp_path), run)
+    found = read(tmp_path)["theory"]
+    law = [theory.layer_law(8, 8, 2.0, (0, 1), backward=True)] * 5
+    assert found["valid"] is True
+    assert (found["sigma_w2"], found["sigma_b2"], found["chi_1"]) == (2.0, 0.0, 1.0)
+    assert found["log_chi"] == pytest.approx(sum(one.mean for one in law) / 5, abs=1e-12)
+    assert found["log_chi_sd"] == pytest.approx(math.sqrt(sum(one.variance for one in law)) / 5, abs=1e-12)
+    initial = read(tmp_path)["initial"]
+    assert found["z"] == pytest.approx((initial["log_chi"] - found["log_chi"]) / initial["log_chi_se"], rel=1e-4)
+    with (tmp_path / "layers.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["phase"] == "init"]
+    assert len(rows) == 9 * 6
+    for row in rows:
+        layer = int(row["layer"]) - 1
+        for key, values in run.prediction.arrays.items():
+            assert float(row[f"theory_{key}"]) == values[layer]
+
+
+def test_files_say_why_there_is_no_theory(tmp_path):
+    run = with_theory(activation="tanh", init="lecun")
+    play(Files(tmp_path), run)
+    found = read(tmp_path)["theory"]
+    assert found["valid"] is False
+    assert found["reason"].startswith("no isolated fixed point at sigma_w2=1, sigma_b2=0")
+    assert found["log_chi"] is None is found["z"]
+    with (tmp_path / "layers.csv").open() as file:
+        assert all(row["theory_log10_output_grad"] == "" for row in csv.DictReader(file))
+
+
+def test_the_console_shows_theory_under_each_measured_line():
+    run = with_theory(networks=9)
+    lines = printed(run).splitlines()
+    for label in ("output rms", "output gradient", "weight gradient"):
+        at = next(index for index, line in enumerate(lines) if line.startswith(label))
+        assert lines[at + 1].split()[0] == "theory"
+    predicted = 10 ** run.prediction.log10_output_grad[0]
+    at = next(index for index, line in enumerate(lines) if line.startswith("output gradient"))
+    assert float(lines[at + 1].split()[1]) == pytest.approx(predicted, rel=0.01)
+    text = " ".join(" ".join(lines).split())
+    assert f"theory {run.prediction.log_chi:+.4g}, standard deviation {run.prediction.log_chi_sd:.2g}" in text
+    assert f"(exact at any width): {run.comparison.text}" in text
+    slopes = run.initial.log_chi_per_network()
+    assert f"half {np.quantile(slopes, 0.5):+.4g}" in text
+
+
+def test_the_console_says_why_there_is_no_theory():
+    text = " ".join(printed(with_theory(activation="tanh", init="lecun")).split())
+    assert "theory unavailable: no isolated fixed point at sigma_w2=1, sigma_b2=0" in text

@@ -2,9 +2,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from gradexp import MLP, exact_profile, initialize
 from gradexp.config import Config, InitConfig, OptimizerConfig, VerdictConfig
 from gradexp.history import STATUSES, History
+from gradexp.theory import Comparison
 from gradexp.verdict import Verdict, gradient_verdict, run_verdict, training_verdict
 
 NAN = math.nan
@@ -257,3 +260,22 @@ def test_a_ratio_that_rounds_to_0_has_no_minus_sign():
 def test_the_cure_fits_activation_depth_and_initialisation(options, cure):
     for ratio in (-30.0, 30.0):
         assert judged(Config(**options), ratio=ratio).text.endswith(f"; try {cure}")
+
+
+def test_theory_has_its_word_and_speaks_up_when_it_is_contradicted():
+    history = measured_relu()
+    for word, text, added in (
+        ("agrees", "agrees, z = +0.1", ""),
+        ("unavailable", "theory unavailable: no reason", ""),
+        ("deviates", "deviates from layer 7 on, z = +9.0", "; theory deviates from layer 7 on, z = +9.0"),
+    ):
+        verdict = run_verdict(Config(steps=0), history, theory=Comparison(word, None, None, text))
+        assert verdict.theory == word
+        assert verdict.text == history.verdict().text + added
+    assert run_verdict(Config(steps=0), history).theory == "unavailable"
+
+
+def measured_relu():
+    mlp = MLP([8] * 6, "relu", dtype=torch.float64)
+    initialize(mlp, "he", seed=1)
+    return exact_profile(mlp, torch.ones(2, 8, dtype=torch.float64))
