@@ -55,7 +55,12 @@ def layer_law(
         raise ValueError(f"widths must be at least 1, got {fan_in} and {fan_out}")
     if not 0 < sigma_w2 < math.inf:
         raise ValueError(f"sigma_w2 must be above 0 and finite, got {sigma_w2}")
-    mean, variance = log_square_sum(fan_in if backward else fan_out, slopes)
+    units = fan_in if backward else fan_out
+    if abs(slopes[0]) == abs(slopes[1]) > 0:
+        mean, variance = log_chi_square(units)
+        mean += 2 * math.log(abs(slopes[0]))
+    else:
+        mean, variance = log_square_sum(units, slopes)
     mean += math.log(sigma_w2 / fan_in)
     if orthogonal:
         larger = max(fan_in, fan_out)

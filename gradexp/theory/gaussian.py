@@ -27,13 +27,15 @@ def nodes(q: Tensor, kinks: Sequence[float] = (), fewer: bool = False) -> tuple[
     Args:
         q: Variances, above 0, shape ``(...)``.
         kinks: Every u at which f or one of its derivatives jumps.
-        fewer: Take fewer points in the same panels; the difference estimates the error.
+        fewer: Take fewer points in other panels; the difference estimates the error.
 
     Returns:
         z and w, both of shape ``(..., points)``.
     """
     scale = q.rsqrt()
-    breaks = torch.cat([_ladder(scale.min().item(), _EDGE).expand(*q.shape, -1), _kinks_at(scale, kinks)], dim=-1)
+    # Other panels too, or a kink that nobody named could lie between the same two points of both rules.
+    ladder = _ladder((0.77 if fewer else 1.0) * min(scale.min().item(), 1.0), _EDGE)
+    breaks = torch.cat([ladder.expand(*q.shape, -1), _kinks_at(scale, kinks)], dim=-1)
     z, w = _panels(breaks, _EDGE, _FEWER_POINTS if fewer else _POINTS)
     return z, w * _density(z)
 

@@ -162,6 +162,9 @@ def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _read(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[list[WeightLaw], list[int]]:
+    for (below, _), (above, _) in pairwise(pairs):
+        if above.shape[1] != below.shape[0]:
+            raise ValueError(f"a layer with {below.shape[0]} outputs is followed by one with {above.shape[1]} inputs")
     laws = []
     for weight, bias in pairs:
         w = weight.detach().double().cpu()
@@ -171,13 +174,14 @@ def _read(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[list[WeightLaw
         larger = max(fan_in, fan_out)
         gain2 = square * larger
         gram = w @ w.T if fan_out <= fan_in else w.T @ w
+        rounding = max(1e-4, 4 * torch.finfo(weight.dtype).eps)
         orthogonal = (
             square > 0
             and min(fan_in, fan_out) > 1
-            and torch.allclose(gram, gain2 * torch.eye(len(gram), dtype=w.dtype), rtol=0, atol=1e-4 * gain2)
+            and torch.allclose(gram, gain2 * torch.eye(len(gram), dtype=w.dtype), rtol=0, atol=rounding * gain2)
         )
         diagonal = w.diagonal()
-        is_identity = orthogonal and int(w.count_nonzero()) == len(diagonal)
+        is_identity = orthogonal and int(w.count_nonzero()) == len(diagonal) and bool(diagonal[0])
         is_identity = is_identity and torch.allclose(diagonal, diagonal[0].expand_as(diagonal), rtol=1e-5, atol=0)
         fourth = (w.square().square().mean() / square**2).item() - 3 if square else 0.0
         laws.append(
