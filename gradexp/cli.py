@@ -11,8 +11,10 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from contextlib import nullcontext
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +36,37 @@ CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent
 _IS_HYDRA_1_3 = hydra.__version__.startswith("1.3")
 
 _GROUPS = {"init": schema.INIT_OPTIONS, "data": schema.DATA_OPTIONS, "optimizer": schema.OPTIMIZER_OPTIONS}
+
+
+@dataclass(frozen=True)
+class Command:
+    """What tells one command line from another.
+
+    Args:
+        name: What follows ``python -m gradexp.``.
+        summary: What it does, the first line of its help.
+        example: Options to begin with.
+        sweep: Options of a sweep.
+        schema: Dataclass of its options. Those of ``Config`` are composed from the config folder.
+        unused: Options and groups that the help leaves out, since they change nothing here.
+        keeps_files: Whether a job leaves files in a folder of its own.
+    """
+
+    name: str
+    summary: str
+    example: str
+    sweep: str
+    schema: type = Config
+    unused: tuple[str, ...] = ()
+    keeps_files: bool = True
+
+
+RUN = Command(
+    "run",
+    summary="Build, measure and train one very deep network.",
+    example="init=he depth=150",
+    sweep="init=he,xavier depth=10,50,150",
+)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -85,7 +118,7 @@ class Interruptions:
             raise self.pending
 
 
-def command(job: Callable[[Config, Path, list[str], Interruptions], None]) -> Callable[[], None]:
+def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: Command = RUN) -> Callable[[], None]:
     """Turn a job into a command line: compose its config with Hydra, and report every mistake in a line or two.
 
     Exit codes are 0, 1 after an error, 130 after Ctrl-C and 143 after SIGTERM. With the environment variable
@@ -93,6 +126,7 @@ def command(job: Callable[[Config, Path, list[str], Interruptions], None]) -> Ca
 
     Args:
         job: Given the checked options, the run's own folder, the overrides and a sink for interruptions.
+        about: Name, help and schema.
 
     Returns:
         The command.
@@ -105,21 +139,30 @@ def command(job: Callable[[Config, Path, list[str], Interruptions], None]) -> Ca
             settings = HydraConfig.get()
             folder = Path(settings.runtime.output_dir)
             try:
-                job(to_config(composed), folder, list(settings.overrides.task), interruptions)
+                job(to_config(composed, about.schema), folder, list(settings.overrides.task), interruptions)
             except KeyboardInterrupt:
-                _say(f"interrupted; what was measured so far is in {folder}")
+                _say(f"interrupted; what was measured so far is in {folder}" if about.keeps_files else "interrupted")
                 raise
 
-        # Hydra 1.3 warns where version_base is missing, 1.4 where it is there.
-        base = {"version_base": "1.3"} if _IS_HYDRA_1_3 else {}
+        def run() -> None:
+            # Hydra always makes a folder. That of a command without files is gone when it ends.
+            temporary = nullcontext() if about.keeps_files else tempfile.TemporaryDirectory(prefix="gradexp-")
+            with temporary as scratch:
+                _store(about, scratch)
+                is_composed = about.schema is Config
+                # Hydra 1.3 warns where version_base is missing, 1.4 where it is there.
+                base = {"version_base": "1.3"} if _IS_HYDRA_1_3 else {}
+                path, name = (str(CONFIG_DIR), "config") if is_composed else (None, about.name)
+                hydra.main(config_path=path, config_name=name, **base)(from_hydra)()
+
         with interruptions:
-            _run_safely(hydra.main(config_path=str(CONFIG_DIR), config_name="config", **base)(from_hydra))
+            _run_safely(run, about)
 
     return main
 
 
-def to_config(composed: DictConfig) -> Config:
-    """Check a composed config against the schema and return it as a ``Config``.
+def to_config(composed: DictConfig, schema: type = Config) -> Any:
+    """Check a composed config against a schema and return it as an object of this dataclass.
 
     Merging it into the schema once more also refuses keys that were added with ``+``.
 
@@ -128,12 +171,10 @@ def to_config(composed: DictConfig) -> Config:
         OmegaConfBaseException: For an unknown key or a wrong type.
     """
     plain = OmegaConf.to_container(composed, resolve=True)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
-    assert isinstance(config, Config)
-    return config
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
 
 
-def _run_safely(run: Callable[[], Any]) -> None:
+def _run_safely(run: Callable[[], Any], about: Command) -> None:
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     # Hydra would print errors in its own way and leave; this makes it pass them on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -148,14 +189,14 @@ def _run_safely(run: Callable[[], Any]) -> None:
     except Exception as error:
         if wants_traceback:
             raise
-        _say(error_line(error))
+        _say(error_line(error, about))
         sys.exit(1)
     finally:
         if not wants_traceback:
             del os.environ["HYDRA_FULL_ERROR"]
 
 
-def error_line(error: BaseException) -> str:
+def error_line(error: BaseException, about: Command = RUN) -> str:
     """Say in one or two lines what was wrong, what was given and what is allowed."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
@@ -165,7 +206,7 @@ def error_line(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         key = cause.full_key or ""
         if re.search(r"Key '.*' (is not in struct|not in '\w+')|has no attribute", first_line) and key:
-            return _unknown_key(key)
+            return _unknown_key(key, about)
         return f"{key}: {first_line}" if key else first_line
     if isinstance(error, OSError) and error.filename:
         return f"cannot write to {error.filename}: {error.strerror}; choose another folder with hydra.run.dir=FOLDER"
@@ -182,11 +223,11 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)  # noqa: T201
 
 
-def _unknown_key(key: str) -> str:
-    known = [option.key for option in list_options()]
+def _unknown_key(key: str, about: Command) -> str:
+    known = [option.key for option in list_options(about.schema)]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"unknown option '{key}'{hint} (python -m gradexp.run --help lists them all)"
+    return f"unknown option '{key}'{hint} (python -m gradexp.{about.name} --help lists them all)"
 
 
 @dataclass(frozen=True)
@@ -198,19 +239,16 @@ class Option:
     text: str
 
 
-def list_options() -> list[Option]:
-    """List every option with its default and the string under its field in config.py."""
-    return _options_of(Config, "")
-
-
-def _options_of(cls: type, prefix: str) -> list[Option]:
-    texts = _field_texts(cls)
+def list_options(schema: type = Config, prefix: str = "") -> list[Option]:
+    """List every option with its default and the string under its field in the schema's source."""
+    texts = _field_texts(schema)
     found = []
-    for entry in fields(cls):
+    for entry in fields(schema):
         if isinstance(entry.type, type) and is_dataclass(entry.type):
-            found += _options_of(entry.type, f"{entry.name}.")
+            found += list_options(entry.type, f"{entry.name}.")
         else:
-            found.append(Option(prefix + entry.name, entry.default, texts[entry.name]))
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+            found.append(Option(prefix + entry.name, default, texts[entry.name]))
     return found
 
 
@@ -225,26 +263,29 @@ def _field_texts(cls: type) -> dict[str, str]:
     return texts
 
 
-def _help_text() -> str:
-    lines = ["Build, measure and train one very deep network.", "", "  python -m gradexp.run init=he depth=150", ""]
-    lines += ["Choices, each with its own options (group=choice, group.option=value):", ""]
-    for group, choices in _GROUPS.items():
-        lines.append(f"  {group}")
-        for name, own in choices.items():
-            shown = " ".join(f"{group}.{key}={_yaml(value)}" for key, value in own.items())
-            lines.append(f"    {group}={name:<17} {shown}".rstrip())
-    presets = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
-    lines += [f"  experiment (presets): {', '.join(presets)}", "", "Options:", ""]
-    for option in list_options():
-        if option.key.endswith(".name"):
+def _help_text(about: Command) -> str:
+    shown = {group: choices for group, choices in _GROUPS.items() if group not in about.unused}
+    lines = [about.summary, "", f"  python -m gradexp.{about.name} {about.example}", ""]
+    if about.schema is Config:
+        lines += ["Choices, each with its own options (group=choice, group.option=value):", ""]
+        for group, choices in shown.items():
+            lines.append(f"  {group}")
+            for name, own in choices.items():
+                options = " ".join(f"{group}.{key}={_yaml(value)}" for key, value in own.items())
+                lines.append(f"    {group}={name:<17} {options}".rstrip())
+        presets = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
+        lines += [f"  experiment (presets): {', '.join(presets)}", ""]
+    lines += ["Options:", ""]
+    for option in list_options(about.schema):
+        parts = option.key.split(".")
+        if parts[-1] == "name" or parts[0] in about.unused:
             continue
-        default = "" if option.key.partition(".")[0] in _GROUPS else f"={_yaml(option.default)}"
+        default = "" if parts[0] in _GROUPS else f"={_yaml(option.default)}"
         lines.append(f"  {option.key + default:<26} {option.text}")
+    if about.unused:
+        lines += ["", "The other options of gradexp.run are taken too, and change nothing here."]
     lines += ["", f"Activations: {', '.join(schema.ACTIVATIONS)}", ""]
-    lines += [
-        "Sweep with -m: python -m gradexp.run -m init=he,xavier depth=10,50,150",
-        "Hydra's own flags: --hydra-help",
-    ]
+    lines += [f"Sweep with -m: python -m gradexp.{about.name} -m {about.sweep}", "Hydra's own flags: --hydra-help"]
     # Braces and dollars would be taken for parts of Hydra's template.
     return "\n".join(lines).replace("$", "$$")
 
@@ -253,22 +294,23 @@ def _yaml(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _store() -> None:
+def _store(about: Command, scratch: str | None) -> None:
+    """Give Hydra a command's schema, help and folders."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    store.store(name="schema" if about.schema is Config else about.name, node=about.schema)
     # A resolver, so that the text is put together for --help only and does not stand in every run's snapshot.
     # Hydra 1.4's omegaconf calls it by another name.
     register: Any = getattr(OmegaConf, "register_new_resolver" if _IS_HYDRA_1_3 else "register_resolver")
-    register("gradexp_help", _help_text, replace=True)
-    help_node = {"app_name": "gradexp.run", "header": "", "footer": "", "template": "${gradexp_help:}"}
+    register("gradexp_help", lambda: _help_text(about), replace=True)
+    help_node = {"app_name": f"gradexp.{about.name}", "header": "", "footer": "", "template": "${gradexp_help:}"}
     store.store(group="hydra/help", name="gradexp", node=help_node)
     # Hydra's own defaults, changed here rather than in config.yaml: they then also hold for a run that is repeated
     # from its snapshot. Microseconds give runs that start in the same second folders of their own; no job log is
     # kept, since the run writes its own files; and keys that would only lengthen a job's name are left out of it.
     settings = HydraConf(
-        run=RunDir(dir="outputs/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}"),
+        run=RunDir(dir=scratch or "outputs/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}"),
         sweep=SweepDir(
-            dir="multirun/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}",
+            dir=scratch or "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}",
             subdir="${hydra.job.num}_${hydra.job.override_dirname}",
         ),
     )
@@ -279,6 +321,3 @@ def _store() -> None:
     ]
     replace: dict[str, Any] = {} if _IS_HYDRA_1_3 else {"replace": True}  # 1.3 always replaces
     store.store(group="hydra", name="config", node=settings, provider="gradexp", **replace)
-
-
-_store()

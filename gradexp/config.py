@@ -217,7 +217,7 @@ class Config:
         self._resolve_depth()
         for key, value in _numbers(self):
             _require(math.isfinite(value), key, value, "a finite number")
-            fits = abs(value) <= _HIGHEST or not key.startswith(("optimizer.", "negative_slope"))
+            fits = abs(value) <= _HIGHEST or not key.startswith(_BOUNDED)
             _require(fits, key, value, f"at most {_HIGHEST:g} in size, the range of float32")
         _require(self.threads is None or self.threads <= _MOST_THREADS, "threads", self.threads, "at most 1024")
         for key, low in _LOWEST.items():
@@ -292,6 +292,7 @@ _LOWEST = {
 }
 
 _HIGHEST = 3e38
+_BOUNDED = ("optimizer.", "negative_slope", "init.", "sigma_b2")
 _MOST_THREADS = 1024
 
 _LYAPUNOV = ("linear", "relu", "leaky_relu")

@@ -307,6 +307,3 @@ def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
         output_cosine=sizes["cosine"].squeeze(0).numpy(),
         samples=logs["output_grad"].where(alive, torch.nan)[:, :, :1].transpose(0, 1).unsqueeze(0).numpy(),
     )
-
-
-_linear, _activate = linear, activate  # the names that jacobian.py still uses

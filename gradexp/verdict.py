@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gradexp.theory import Comparison
 
 # Mean cosine between the outputs of two samples from which on a network counts as blind to its input.
-_ALIGNED = 0.98
+ALIGNED = 0.98
 # Fewer steps than this tell nothing about what a network can learn.
 _ENOUGH_STEPS = 100
 # A step that changes the weights by less than this share of their size changes nothing that matters.
@@ -249,7 +249,7 @@ def _share_changed(gradients: History | None) -> float | None:
 
 def _is_blind(initial: History, losses: Sequence[float]) -> bool:
     """Say whether a network got its chance to learn, and cannot tell its inputs apart."""
-    return len(losses) >= _ENOUGH_STEPS and _cosine(initial) > _ALIGNED
+    return len(losses) >= _ENOUGH_STEPS and _cosine(initial) > ALIGNED
 
 
 def _cosine(initial: History) -> float:

@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,7 +119,7 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         (["init=null"], "ValueError: Config group override must be a string"),
         (["optimizer.lr=1e39"], "optimizer.lr must be at most 3e+38 in size"),
         (["threads=100000"], "threads must be at most 1024, got 100000"),
-        (["normalization=batch"], "unknown option 'normalization' (python -m gradexp.run --help lists them all)"),
+        (["normalisation=batch"], "unknown option 'normalisation'; did you mean 'normalization'?"),
         (["device=cuda:99"], "device=cuda:99 is not there: PyTorch finds"),
     ],
 )
@@ -160,7 +162,14 @@ def test_a_folder_holds_exactly_the_promised_files(monkeypatch: pytest.MonkeyPat
     names = {path.name.split(".vm")[0] for path in the_run().iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert len(events) == 1
-    assert names - events == {".hydra", "summary.json", "layers.csv", "weights.pt"}
+    assert names - events == {".hydra", "summary.json", "layers.csv", "weights.pt", "theory"}
+
+
+def test_a_sweep_has_no_runs_of_theory_beside_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, "-m", *SMALL, "steps=0", "data=ones", "init=he", "hydra.sweep.dir=all") == 0
+    assert call(monkeypatch, *SMALL, "steps=0", "data=ones", "record.subruns=false", "hydra.run.dir=off") == 0
+    assert call(monkeypatch, *SMALL, "steps=0", "data=ones", "hydra.run.dir=on") == 0
+    assert [str(path) for path in Path().rglob("theory")] == ["on/theory"]
 
 
 def test_a_sweep_runs_every_job_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,8 +209,10 @@ def test_a_terminal_without_unicode_does_not_fail() -> None:
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("moment", ["start", "training"])
+@pytest.mark.parametrize(
+    ("signum", "code", "moment"),
+    [(signal.SIGINT, 130, "start"), (signal.SIGTERM, 143, "start"), (signal.SIGINT, 130, "training")],
+)
 def test_an_interruption_leaves_complete_files(signum: signal.Signals, code: int, moment: str) -> None:
     # A shell that starts jobs in the background lets them ignore SIGINT, and so would a test started there.
     restore = "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -219,7 +230,7 @@ def test_an_interruption_leaves_complete_files(signum: signal.Signals, code: int
             assert run.poll() is None
             time.sleep(0.01)
         if moment == "training":
-            time.sleep(3)  # loading the optimizer takes a second
+            time.sleep(5)  # loading the optimizer takes a second, or some on a busy machine
         run.send_signal(signum)
         _, error = run.communicate(timeout=60)
     assert run.returncode == code
@@ -284,3 +295,23 @@ def test_full_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> No
 def test_module_lists_the_commands() -> None:
     shown = subprocess.run([sys.executable, "-m", "gradexp"], capture_output=True, text=True, check=True, timeout=60)
     assert "python -m gradexp.run --help" in shown.stdout
+    for name in re.findall(r"python -m (\S+)", shown.stdout):
+        assert importlib.util.find_spec(name) is not None
+
+
+def test_commands_in_one_process_keep_their_own_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gradexp import phase, predict
+
+    for command, expected in (
+        (phase.main, "gradexp.phase"),
+        (predict.main, "gradexp.predict"),
+        (main, "gradexp.run"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["gradexp", "nonsense=1"])
+        with pytest.raises(SystemExit):
+            command()
+        assert f"unknown option 'nonsense' (python -m {expected} --help" in capsys.readouterr().err
+    assert call(monkeypatch, *SMALL, "steps=0", "data=ones") == 0
+    assert (the_run() / ".hydra").exists()

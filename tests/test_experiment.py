@@ -107,9 +107,8 @@ def test_lesson_weight_gradients_are_the_same_in_every_layer(gain: float) -> Non
     assert profile.max() - profile.min() < 1e-9
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_ten_thousand_layers_are_exact_in_summary_and_profile(dtype: str) -> None:
-    result = lesson(1.5, 10_000, dtype)
+def test_ten_thousand_layers_are_exact_in_summary_and_profile() -> None:
+    result = lesson(1.5, 10_000, "float32")
     assert result.initial is not None
     assert result.initial.profile("output")[-1] == pytest.approx(10_000 * math.log10(1.5), abs=1e-9)
     ratio = summary(result)["initial"]["log10_first_over_last"]

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
-from gradexp.figures import profile_figure
+from gradexp import MLP, exact_profile, initialize, theory
+from gradexp.figures import phase_figure, profile_figure, weight_scale_figure
 from gradexp.history import STATUSES, History
+from gradexp.plane import Dot, Plane, Scale
 
 
 def history(log10: list[float]) -> History:
@@ -46,3 +49,103 @@ def test_history_plots_itself() -> None:
 def test_missing_quantity_is_an_error() -> None:
     with pytest.raises(ValueError, match="'update' was not recorded; choose one of output_grad"):
         profile_figure({"": history([0.0])}, "update")
+
+
+def plane() -> Plane:
+    """A made-up plane whose chi_1 is sigma_w2, so that the edge is at 1."""
+    w2, b2 = np.linspace(0.2, 3, 15), np.linspace(0, 0.5, 6)
+    chi = np.tile(w2, (6, 1))
+    with np.errstate(divide="ignore"):
+        values = {"chi_1": chi, "xi_c": 1 / np.abs(np.log(chi))}
+    return Plane("made_up", w2, b2, values, np.array([[1.0, 0.0], [1.0, 0.5]]))
+
+
+def test_phase_diagram_shows_chi_1_the_edge_and_depths() -> None:
+    figure = phase_figure(plane())
+    axes, bar = figure.axes
+    figure.canvas.draw()
+    (mesh,) = [one for one in axes.collections if one.get_array() is not None and one.get_array().size == 90]
+    np.testing.assert_array_equal(np.ravel(mesh.get_array()), np.tile(plane().sigma_w2, 6))
+    # White is 1, and blue and red are as far from it.
+    assert np.prod(mesh.get_clim()) == pytest.approx(1)
+    edge = next(line for line in axes.lines if line.get_label().startswith("edge of chaos"))
+    np.testing.assert_array_equal(edge.get_xdata(), [1, 1])
+    assert {text.get_text() for text in axes.texts} <= {"10", "30", "100", "300"}
+    assert "fan_in" in axes.get_xlabel()
+    assert "chi_1" in bar.get_ylabel()
+
+
+def test_a_contour_is_where_6_xi_c_is_its_depth() -> None:
+    figure = phase_figure(plane())
+    contours = next(one for one in figure.axes[0].collections if hasattr(one, "levels"))
+    crossed = {
+        level: path.vertices[:, 0]
+        for level, path in zip(contours.levels, contours.get_paths(), strict=True)
+        if len(path.vertices)
+    }
+    for level, x in crossed.items():
+        # |log chi_1| = 6 / depth; straight lines between grid points are 1 % off.
+        np.testing.assert_allclose(x, np.exp(-level), rtol=0.02)
+    assert 6 / 10 in crossed
+
+
+def test_dots_have_the_colours_of_the_plane() -> None:
+    dots = [
+        Dot("tanh", 1.5, 0.1, 64, 50, 4, np.log(1.5), 0.01, None),
+        Dot("tanh", 2.5, 0.1, 64, 50, 4, None, None, None),
+    ]
+    axes = phase_figure(plane(), dots).axes[0]
+    measured = next(one for one in axes.collections if one.get_label().startswith("measured"))
+    mesh = next(one for one in axes.collections if one.get_array() is not None and one.get_array().size == 90)
+    np.testing.assert_allclose(measured.get_array(), [1.5])
+    assert measured.get_clim() == mesh.get_clim()
+    assert measured.get_label() == "measured: depth 50, width 64, 4 networks"
+    assert len(measured.get_offsets()) == 1
+
+
+def scales() -> list[Scale]:
+    line = [Scale("linear", "identity", x, 8, 101, 100 * np.log10(x), None, None) for x in (0.25, 1.0, 4.0)]
+    return [*line, Scale("linear", "identity", 0.5, 8, 101, None, -30.0, None)]
+
+
+def test_weight_scales_are_dashed_where_predicted_and_dots_where_measured() -> None:
+    figure = weight_scale_figure(scales())
+    (axes,) = figure.axes
+    theory, measured = axes.lines[:2]
+    assert theory.get_linestyle() == "--"
+    np.testing.assert_array_equal(theory.get_xdata(), [0.25, 0.5, 1, 4])
+    np.testing.assert_allclose(theory.get_ydata(), [100 * np.log10(0.25), np.nan, 0, 100 * np.log10(4)])
+    assert (measured.get_marker(), measured.get_linestyle()) == ("o", "None")
+    np.testing.assert_array_equal(measured.get_xydata(), [[0.5, -30.0]])
+    figure.canvas.draw()
+    assert "$10^{0}$" in [label.get_text() for label in axes.get_yticklabels()]
+    assert {text.get_text() for text in axes.texts} == {
+        "trainable window",
+        "float32 overflows",
+        "float32 underflows",
+    }
+    assert "layer 1 over layer 101" in axes.get_ylabel()
+
+
+def test_float32_is_not_mentioned_where_it_does_not_fail() -> None:
+    shallow = [scale._replace(depth=11) for scale in scales()]
+    assert [text.get_text() for text in weight_scale_figure(shallow).axes[0].texts] == ["trainable window"]
+
+
+def test_theory_is_dashed_with_its_band() -> None:
+    mlp = initialize(MLP([8] * 7, "relu", networks=4, dtype=torch.float64), "he", seed=0)
+    x = torch.ones(2, 8, dtype=torch.float64)
+    history = exact_profile(mlp, x)
+    prediction = theory.predict_layers(mlp.activation, theory.weight_laws("he", mlp.widths), mlp.widths, x)
+    assert len(history.plot().axes[0].lines) == 1
+    history.theory = prediction.arrays
+    axes = history.plot().axes[0]
+    measured, predicted = axes.lines[:2]
+    np.testing.assert_allclose(measured.get_ydata(), history.profile("output_grad"))
+    np.testing.assert_allclose(predicted.get_ydata(), prediction.log10_output_grad)
+    assert (measured.get_linestyle(), predicted.get_linestyle()) == ("-", "--")
+    (band,) = axes.collections
+    top = prediction.log10_output_grad + 2 * prediction.sd_output_grad
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(top.max())
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["theory, ±2 sd of one network"]
+    assert not history.plot("output").axes[0].collections  # a band is known for gradients only

@@ -252,9 +252,8 @@ def test_a_scaled_identity_multiplies_by_its_scale_in_every_layer(scale, depth):
     assert_multiplies_by(scale, depth)
 
 
-@pytest.mark.parametrize("scale", [1.5, 0.5])
-def test_ten_thousand_layers_are_not_too_many(scale):
-    assert_multiplies_by(scale, 10_000)
+def test_ten_thousand_layers_are_not_too_many():
+    assert_multiplies_by(0.5, 10_000)
 
 
 def assert_multiplies_by(scale, depth):

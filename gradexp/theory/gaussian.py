@@ -19,6 +19,7 @@ _EDGE = 38.0
 _POINTS, _POINTS_OF_TWO, _FEWER_POINTS = 16, 12, 11
 # Beyond 9 standard deviations lies 2e-19 of the probability, too little to matter in an average over two variables.
 _EDGE_OF_TWO = 9.0
+_ROWS = 64
 
 
 def nodes(q: Tensor, kinks: Sequence[float] = (), fewer: bool = False) -> tuple[Tensor, Tensor]:
@@ -97,15 +98,19 @@ def pair_average(
     sign = math.copysign(1.0, correlation)
     centres = {0.0, *(kink / root_a for kink in kinks), *(sign * kink / root_b for kink in kinks)}
     ladder = _ladder(min(1 / root_a, rest), _EDGE_OF_TWO)
-    x, w_x = _panels(torch.cat([ladder + centre for centre in centres]), _EDGE_OF_TWO, _POINTS_OF_TWO)
-    middle = -correlation / rest * x
-    narrow = _ladder(1 / (root_b * rest), _EDGE_OF_TWO)
-    parts = [_ladder(1.0, _EDGE_OF_TWO).expand(len(x), -1), middle.unsqueeze(1) + narrow]
-    parts += [(middle + kink / (root_b * rest)).unsqueeze(1) for kink in kinks]
-    y, w_y = _panels(torch.cat(parts, dim=1), _EDGE_OF_TWO, _POINTS_OF_TWO)
-    u_b = root_b * (correlation * x.unsqueeze(1) + rest * y)
-    inner = (w_y * _density(y) * f((root_a * x).unsqueeze(1).expand_as(u_b), u_b)).sum(dim=1)
-    return float((w_x * _density(x) * inner).sum())
+    outer = _panels(torch.cat([ladder + centre for centre in centres]), _EDGE_OF_TWO, _POINTS_OF_TWO)
+    wide, narrow = _ladder(1.0, _EDGE_OF_TWO), _ladder(1 / (root_b * rest), _EDGE_OF_TWO)
+    total = 0.0
+    # A few rows at a time stay in the processor's cache.
+    for x, w_x in zip(*(tensor.split(_ROWS) for tensor in outer), strict=True):
+        middle = -correlation / rest * x
+        parts = [wide.expand(len(x), -1), middle.unsqueeze(1) + narrow]
+        parts += [(middle + kink / (root_b * rest)).unsqueeze(1) for kink in kinks]
+        y, w_y = _panels(torch.cat(parts, dim=1), _EDGE_OF_TWO, _POINTS_OF_TWO)
+        u_b = root_b * (correlation * x.unsqueeze(1) + rest * y)
+        inner = (w_y * _density(y) * f((root_a * x).unsqueeze(1).expand_as(u_b), u_b)).sum(dim=1)
+        total += float((w_x * _density(x) * inner).sum())
+    return total
 
 
 def _density(z: Tensor) -> Tensor:

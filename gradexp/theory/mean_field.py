@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.optimize import brentq
 from torch import Tensor
@@ -224,6 +225,28 @@ class MeanField:
                 return 1.0
         return 1 - math.exp(brentq(excess, low, 0.0, xtol=1e-14, rtol=1e-14))
 
+    def correlation_after(self, layers: int, c: float = 0.0) -> float:
+        """Return the correlation after so many layers, from c at the first, at the fixed length.
+
+        The map is followed by interpolation between 25 angles, good to about 3e-4.
+
+        Raises:
+            ValueError: If c is outside [-1, 1].
+        """
+        if not -1 <= c <= 1:
+            raise ValueError(f"c must be from -1 to 1, got {c}")
+        # Where lengths have no fixed value above 0, the line that φ follows there has one for all.
+        q = self.q_star if 0 < self.q_star < math.inf else self.start if self.is_homogeneous else None
+        if q is None:
+            q = 1e-12 if self.q_star == 0 else 1e12
+        widest = max(math.acos(c), math.pi / 2)  # what is not opposed never becomes so
+        angles = [widest * k / 24 for k in range(25)]
+        following = [_angle(self._next_distance(2 * math.sin(angle / 2) ** 2, q, q)) for angle in angles]
+        angle = math.acos(c)
+        for _ in range(layers):
+            angle = float(np.interp(angle, angles, following))
+        return math.cos(angle)
+
     # Depth scales, in layers.
 
     @functools.cached_property
@@ -357,6 +380,11 @@ def is_piecewise_linear(phi: Activation) -> bool:
     return torch.allclose(phi(z), above * z, rtol=1e-12, atol=0) and torch.allclose(
         phi(-z), -below * z, rtol=1e-12, atol=0
     )
+
+
+def _angle(distance: float) -> float:
+    """Return the angle whose cosine is 1 - distance."""
+    return 2 * math.asin(math.sqrt(min(max(distance / 2, 0.0), 1.0)))
 
 
 @functools.lru_cache(maxsize=4096)

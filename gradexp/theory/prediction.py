@@ -22,8 +22,8 @@ Array = NDArray[np.float64]
 
 # Largest relative variance of a layer's length that the expansion stands, and where deviations do not die out.
 _FLUCTUATION, _FLUCTUATION_MARGINAL = 0.1, 0.03
-# Largest root mean square of what 1 / width adds to log_chi; the square of it is neglected.
-_CORRECTION = 0.1
+# Largest tolerance of log_chi with which a prediction is still worth a line.
+_TOLERATED = 0.02
 # Batch norm: what finite batches and widths add to log_chi is not known better than this.
 _BATCH_NORM_TOLERANCE = 0.03
 _LN10 = math.log(10)
@@ -257,7 +257,7 @@ def predict_layers(
 
     reason = _outside(laws, square, is_cured, normalization, batch)
     if reason:
-        return _nothing(reason, phi, laws, widths, square)
+        return _nothing(reason, phi, laws, widths, square, is_cured)
     tolerance = 0.0
     if laws[0].diagonal is not None:
         profile, kind = diagonal(phi, widths, laws, x), "exact: a scaled identity, followed unit by unit"
@@ -276,7 +276,7 @@ def predict_layers(
         kind = "infinite width, batch norm" if normalization == "batch" else "to first order in 1 / width"
         reason = _not_trusted(profile, phi, laws, widths, square, is_cured, tolerance)
         if reason:
-            return _nothing(reason, phi, laws, widths, square, profile)
+            return _nothing(reason, phi, laws, widths, square, is_cured, profile)
     return _assemble(profile, kind, tolerance, phi, laws, widths, square, is_cured)
 
 
@@ -320,7 +320,7 @@ def _not_trusted(
             f"width {narrowest} is too small for this depth: lengths differ between networks by "
             f"{100 * math.sqrt(profile.largest_fluctuation):.0f} %, too much for an expansion in 1 / width"
         )
-    if tolerance > _CORRECTION**2 and tolerance != _BATCH_NORM_TOLERANCE:
+    if tolerance > _TOLERATED and tolerance != _BATCH_NORM_TOLERANCE:
         return f"width {narrowest} is too small for an expansion in 1 / width"
     return ""
 
@@ -350,6 +350,7 @@ def _nothing(
     laws: Sequence[WeightLaw],
     widths: Sequence[int],
     square: Tensor,
+    is_cured: bool,
     profile: Profile | None = None,
 ) -> Prediction:
     """Return a prediction without numbers for the layers, but with what mean field alone knows."""
@@ -375,7 +376,7 @@ def _nothing(
         sd_output_grad=nan,
         first_output_grad=nan,
         first_sd=nan,
-        dead_probability=_dead(phi, laws, widths),
+        dead_probability=0.0 if is_cured else _dead(phi, laws, widths),
         laws=tuple(laws),
     )
 
@@ -390,8 +391,14 @@ def _assemble(
     square: Tensor,
     is_cured: bool,
 ) -> Prediction:
-    """Average a profile over samples and turn natural logs of squares into log10."""
+    """Average a profile over the samples that reach every layer, and turn natural logs of squares into log10."""
     point = _point(phi, laws, square, profile)
+    first = [profile.output_grad[:, 0], profile.variance[:, 0]]
+    alive = (profile.output.isfinite() & profile.output_grad.isfinite()).all(dim=0)
+    if not alive.any():
+        return _nothing("every sample is exactly 0 in some layer", phi, laws, widths, square, is_cured)
+    for key in ("output", "inputs", "output_grad", "variance", "mean_field"):
+        setattr(profile, key, getattr(profile, key)[:, alive])
     steps = profile.mean_field.diff(dim=0)
     inside = float(-steps[len(steps) // 2].mean()) if len(steps) else None
     middle = laws[len(laws) // 2]
@@ -418,9 +425,9 @@ def _assemble(
         log10_output_grad=log10(profile.output_grad),
         log10_weight_grad=log10(profile.output_grad + profile.inputs + profile.branch.unsqueeze(1)),
         sd_output_grad=sd,
-        first_output_grad=(profile.output_grad[:, 0] / (2 * _LN10)).numpy(),
-        first_sd=(profile.variance[:, 0].sqrt() / (2 * _LN10)).numpy(),
-        dead_probability=_dead(phi, laws, widths),
+        first_output_grad=(first[0] / (2 * _LN10)).numpy(),
+        first_sd=(first[1].sqrt() / (2 * _LN10)).numpy(),
+        dead_probability=0.0 if is_cured else _dead(phi, laws, widths),
         laws=tuple(laws),
     )
 

@@ -148,6 +148,10 @@ def log_weighted_ratio(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     of its direction, so that log Σ c_i² is subtracted from the mean and its variance from the variance.
     """
     largest = log_weights.amax(dim=-1, keepdim=True)
+    dead = largest.squeeze(-1) == -math.inf
+    if dead.any():
+        mean, variance = log_weighted_ratio(log_weights.where(~dead.unsqueeze(-1), 0.0))
+        return mean.masked_fill(dead, -math.inf), variance
     if torch.equal(log_weights, largest.expand_as(log_weights)):  # a multiple of c, whatever c is
         return largest.squeeze(-1), torch.zeros_like(largest.squeeze(-1))
     w = (log_weights - largest).exp()

