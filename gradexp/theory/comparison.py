@@ -66,7 +66,8 @@ def compare(prediction: Prediction, measured: History) -> Comparison:
     if not math.isfinite(z[0]):
         return Comparison("unavailable", None, None, "theory unavailable: no sample has a gradient at every layer")
     from_layer = _first_of_three(np.abs(z) > _DEVIATES)
-    text = f"z = {z[0]:+.1f}"
+    few = "" if _enough(measured) else " for one sample of one network"
+    text = f"z = {z[0]:+.1f}{few}"
     if from_layer is not None:
         return Comparison("deviates", float(z[0]), from_layer, f"deviates from layer {from_layer} on, {text}")
     if abs(z[0]) > _AGREES:
@@ -76,14 +77,23 @@ def compare(prediction: Prediction, measured: History) -> Comparison:
 
 def _per_layer(prediction: Prediction, measured: History) -> tuple[Array, Array]:
     """Return measured minus predicted log10 ‖δ‖ of each layer, and its standard error."""
-    networks = measured.living("output_grad")
-    networks = networks[np.isfinite(networks).all(axis=1)]
-    if len(networks) >= ENOUGH_NETWORKS:
+    networks = _complete(measured)
+    if _enough(measured):
         error = networks.std(axis=0, ddof=1) / math.sqrt(len(networks))
         return networks.mean(axis=0) - prediction.log10_output_grad, error
     assert measured.samples is not None
     first = measured.samples[0, 0, :, 0]
     return first - prediction.first_output_grad, prediction.first_sd
+
+
+def _complete(measured: History) -> Array:
+    """Return log10 ‖δ‖ of the networks that have a number at every layer."""
+    networks = measured.living("output_grad")
+    return networks[np.isfinite(networks).all(axis=1)]
+
+
+def _enough(measured: History) -> bool:
+    return len(_complete(measured)) >= ENOUGH_NETWORKS
 
 
 def _first_of_three(off: np.ndarray) -> int | None:

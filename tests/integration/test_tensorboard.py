@@ -10,7 +10,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 from urllib.request import urlopen
@@ -39,19 +40,37 @@ RUNS = {
 }
 
 
+WITH_THEORY = ("he", "he/theory", "he/theory/lower", "he/theory/upper")
+
+
+def measure(folder: Path, *overrides: str) -> None:
+    """Measure 150 layers at initialisation."""
+    command = [sys.executable, "-m", "gradexp.run", "depth=150", "steps=0", f"hydra.run.dir={folder}"]
+    subprocess.run([*command, *overrides], check=True, capture_output=True, timeout=120)
+
+
 @pytest.fixture(scope="module")
-def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four runs of 150 layers, measured at initialisation."""
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Four initialisations, without theory."""
     folder = tmp_path_factory.mktemp("runs")
     for name, overrides in RUNS.items():
-        command = [sys.executable, "-m", "gradexp.run", "depth=150", "steps=0", f"hydra.run.dir={folder / name}"]
-        subprocess.run([*command, *overrides], check=True, capture_output=True, timeout=120)
-    return folder
+        measure(folder / name, *overrides, "record.subruns=false")
+    with tensorboard(folder, len(RUNS)) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
-def address(logdir: Path) -> Iterator[str]:
-    """TensorBoard on a free port of the loopback interface."""
+def address_with_theory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One initialisation of 16 networks, with theory."""
+    folder = tmp_path_factory.mktemp("theory")
+    measure(folder / "he", "init=he", "seeds=16")
+    with tensorboard(folder, len(WITH_THEORY)) as url:
+        yield url
+
+
+@contextmanager
+def tensorboard(logdir: Path, runs: int) -> Iterator[str]:
+    """TensorBoard on a free port of the loopback interface, once it has found so many runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -61,7 +80,7 @@ def address(logdir: Path) -> Iterator[str]:
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: len(json.load(urlopen(f"{url}/data/runs", timeout=5))) == len(RUNS), 60)
+        wait_until(lambda: len(json.load(urlopen(f"{url}/data/runs", timeout=5))) == runs, 60)
         yield url
     finally:
         server.terminate()
@@ -123,24 +142,41 @@ def line_heights(picture: bytes) -> dict[tuple[int, int, int], float]:
 def test_time_series_shows_four_different_lines_over_layers(
     browser: webdriver.Chrome, address: str, tmp_path: Path
 ) -> None:
+    starts = open_profile(browser, address, RUNS)
+    WebDriverWait(browser, 60).until(lambda _: len(starts()) == len(RUNS))
+    assert min(np.diff(starts())) > 20
+    folder = Path(os.environ.get("GRADEXP_SCREENSHOTS", tmp_path))
+    assert browser.save_screenshot(str(folder / "tensorboard_four_inits.png"))
+
+
+def test_theory_and_its_band_are_drawn_into_the_card_of_the_measurement(
+    browser: webdriver.Chrome, address_with_theory: str, tmp_path: Path
+) -> None:
+    starts = open_profile(browser, address_with_theory, WITH_THEORY)
+    WebDriverWait(browser, 60).until(lambda _: len(starts()) == len(WITH_THEORY))
+    upper, *middle, lower = starts()  # from the top, at layer 1
+    assert min(middle) - upper > 20
+    assert lower - max(middle) > 20
+    assert abs(middle[0] - middle[1]) < 0.3 * (lower - upper)
+    folder = Path(os.environ.get("GRADEXP_SCREENSHOTS", tmp_path))
+    assert browser.save_screenshot(str(folder / "tensorboard_theory.png"))
+
+
+def open_profile(browser: webdriver.Chrome, address: str, runs: Iterable[str]) -> Callable[[], list[float]]:
+    """Show the profile of the output gradient at full size; return what measures where its lines start."""
     pinned = quote(json.dumps([{"plugin": "scalars", "tag": "profile/log10_output_grad"}]))
     browser.get(f"{address}/?pinnedCards={pinned}&smoothing=0#timeseries")
     wait = WebDriverWait(browser, 60)
     wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, "card-view line-chart canvas"))
     text = browser.find_element(By.TAG_NAME, "body").text
-    for name in (*RUNS, *(f"log10_{quantity}" for quantity in ("output", "output_grad", "weight_grad"))):
+    for name in (*runs, *(f"log10_{quantity}" for quantity in ("output", "output_grad", "weight_grad"))):
         assert name in text
     # TensorBoard cuts runs that lie far from the others off the chart unless told not to.
     browser.find_element(By.XPATH, "//label[contains(., 'Ignore outliers')]").click()
     browser.find_element(By.CSS_SELECTOR, "card-view button[aria-label='Toggle full size mode']").click()
-
-    def starts() -> list[float]:
-        return sorted(line_heights(browser.find_element(By.CSS_SELECTOR, "line-chart").screenshot_as_png).values())
-
-    wait.until(lambda _: len(starts()) == len(RUNS))
-    assert min(np.diff(starts())) > 20
-    folder = Path(os.environ.get("GRADEXP_SCREENSHOTS", tmp_path))
-    assert browser.save_screenshot(str(folder / "tensorboard_four_inits.png"))
+    return lambda: sorted(
+        line_heights(browser.find_element(By.CSS_SELECTOR, "line-chart").screenshot_as_png).values()
+    )
 
 
 def test_step_axis_is_the_layer(address: str) -> None:

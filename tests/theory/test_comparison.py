@@ -62,6 +62,7 @@ def test_with_few_networks_the_first_sample_is_judged_by_its_own_spread() -> Non
     mlp, x, prediction = relu_stack(1, seed=3)
     history = measured(mlp, x)
     found = compare(prediction, history)
+    assert found.text.endswith(" for one sample of one network")
     log_ratio = history.samples[0, 0, 0, 0] - history.samples[0, 0, -1, 0]
     assert found.z == pytest.approx((log_ratio - prediction.first_output_grad[0]) / prediction.first_sd[0], rel=1e-4)
     # Over many networks these z are about standard normal.
