@@ -23,6 +23,7 @@ from gradexp.config import (
 )
 from gradexp.experiment import run
 from gradexp.result import Result, summary
+from gradexp.theory import layer_law
 
 
 def verdict_of(result: Result) -> tuple[str, str]:
@@ -280,3 +281,41 @@ def test_cuda_measures_the_same_network() -> None:
         assert there.initial.log10[quantity] == pytest.approx(values, abs=1e-11)
     trained = small(device="cuda")
     assert trained.status == "complete"
+
+
+def test_a_run_compares_its_networks_with_theory() -> None:
+    result = small(activation="relu", seeds=32, steps=0)
+    assert result.prediction is not None
+    assert result.comparison is not None
+    assert result.initial is not None
+    assert result.verdict is not None
+    # The exact law of 19 relu layers of 16 units, from a module that knows nothing of runs.
+    law = layer_law(16, 16, 2.0, (0.0, 1.0), backward=True)
+    assert result.prediction.log_chi == pytest.approx(law.mean, abs=1e-12)
+    assert result.verdict.theory == result.comparison.verdict == "agrees"
+    assert (result.initial.theory["log10_output_grad"] == result.prediction.log10_output_grad).all()
+    assert next(result.initial.rows())["theory_log10_output"] == result.prediction.log10_output[0]
+
+
+def test_theory_knows_the_options_of_the_run() -> None:
+    for options in (
+        {"init": InitConfig("mean_field", sigma_w2=1.7), "activation": "tanh", "sigma_b2": 0.2},
+        {"init": InitConfig("torch_default"), "activation": "tanh", "bias": False},
+        {"init": InitConfig("lsuv"), "activation": "tanh"},
+        {"activation": "leaky_relu", "negative_slope": 0.4},
+        {"activation": "tanh", "normalization": "layer", "residual": "depth"},
+        {"activation": "relu", "widths": [60, 40, 80, 50]},
+    ):
+        result = small(
+            **{"width": 64, "seeds": 24, "steps": 0, **options, **({"depth": 5} if "widths" in options else {})}
+        )
+        assert result.comparison is not None
+        assert result.comparison.verdict == "agrees", (options, result.comparison)
+
+
+def test_clipping_changes_no_profile() -> None:
+    plain, clipped = (small(optimizer=OptimizerConfig(clip_norm=clip)).initial for clip in (None, 1e-3))
+    assert plain is not None
+    assert clipped is not None
+    assert (plain.log10["output_grad"] == clipped.log10["output_grad"]).all()
+    assert (plain.theory["log10_output_grad"] == clipped.theory["log10_output_grad"]).all()

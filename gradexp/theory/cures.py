@@ -58,7 +58,7 @@ def cured(
     v = q if normalization != "batch" else torch.full_like(q, laws[0].sigma_w2 * spread)
     bias = variance = torch.zeros_like(q)
     one = torch.ones_like(q)
-    fluctuation = 0.0
+    fluctuations, dependences = [torch.zeros_like(q)], [torch.zeros_like(q)]
     output: list[Tensor] = []
     layers: list[_Layer] = []
     for index in range(depth):
@@ -97,9 +97,8 @@ def cured(
             bias = keep * bias + a2 * added
             kick = w2**2 * (m.fourth - m.square.square()) / n
             variance = (keep + a2 * length_slope).square() * variance + a2**2 * kick
-            # On straight lines the gradient does not depend on lengths.
-            if float(m.slope2_he2.abs().max()) > 1e-9 * float(m.slope2.max()):
-                fluctuation = max(fluctuation, float((variance / (keep * q + a2 * following).square()).max()))
+            fluctuations.append(variance / (keep * q + a2 * following).square())
+            dependences.append(m.slope2_he2.abs() / m.slope2)
         q = keep * q + a2 * following
         if normalization == "layer":
             v = q
@@ -109,7 +108,16 @@ def cured(
     scale = torch.zeros(depth, dtype=torch.float64)
     if branch is not None:
         scale[1 : depth - 1] = 2 * math.log(branch) if branch else -math.inf
-    return Profile(torch.stack(output), torch.stack(inputs), gradient, scale, total_variance, mean_field, fluctuation)
+    return Profile(
+        torch.stack(output),
+        torch.stack(inputs),
+        gradient,
+        scale,
+        total_variance,
+        mean_field,
+        torch.stack(fluctuations),
+        torch.stack(dependences),
+    )
 
 
 @dataclass

@@ -92,15 +92,8 @@ def expand(phi: Activation, widths: Sequence[int], laws: Sequence[WeightLaw], sq
         torch.zeros(len(laws), dtype=torch.float64),
         torch.stack(variance[::-1]),
         torch.stack(mean_field[::-1]),
-        # On straight lines the gradient does not depend on lengths, and they may differ as they like.
-        max(
-            (
-                float((layer.variance / layer.q.square()).max())
-                for layer in layers
-                if float(layer.moments.slope2_he2.abs().max()) > 1e-9 * float(layer.moments.slope2.max())
-            ),
-            default=0.0,
-        ),
+        torch.stack([layer.variance / layer.q.square() for layer in layers]) if layers else None,
+        torch.stack([layer.moments.slope2_he2.abs() / layer.moments.slope2 for layer in layers]) if layers else None,
         [laws[0].sigma_w2, *(layer.law.sigma_w2 for layer in layers)],
         # Scaling by data takes out fluctuations that all samples share, and how many they share is not followed.
         sum(float((layer.kick / layer.q.square()).mean()) / 2 for layer in layers if layer.law.scaled_to) / len(laws),

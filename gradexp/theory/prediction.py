@@ -310,28 +310,44 @@ def _not_trusted(
         return "lengths leave the range of float64"
     narrowest = min(widths[1:-1], default=widths[0])
     point = None if is_cured else _point(phi, laws, square, profile)
-    if point is not None and point.is_marginal and profile.largest_fluctuation > _FLUCTUATION_MARGINAL:
+    largest, effective = _fluctuations(profile)
+    if point is not None and point.is_marginal and largest > _FLUCTUATION_MARGINAL:
         return (
             f"no isolated fixed point at {point}: lengths change like a power of the layer, and differ between "
             f"networks of width {narrowest} too much for an expansion in 1 / width"
         )
-    if profile.largest_fluctuation > _FLUCTUATION:
+    if effective > _FLUCTUATION:
         return (
             f"width {narrowest} is too small for this depth: lengths differ between networks by "
-            f"{100 * math.sqrt(profile.largest_fluctuation):.0f} %, too much for an expansion in 1 / width"
+            f"{100 * math.sqrt(largest):.0f} %, too much for an expansion in 1 / width"
         )
     if tolerance > _TOLERATED and tolerance != _BATCH_NORM_TOLERANCE:
         return f"width {narrowest} is too small for an expansion in 1 / width"
     return ""
 
 
+def _fluctuations(profile: Profile) -> tuple[float, float]:
+    """Return the largest relative variance of a length that matters to the gradient, and the same by its effect."""
+    if profile.fluctuation is None or profile.dependence is None:
+        return 0.0, 0.0
+    matters = profile.fluctuation.where(profile.dependence > 1e-9, 0)
+    effective = profile.fluctuation * (10 * profile.dependence).clamp(max=1)
+    return float(matters.max()), float(effective.max())
+
+
 def _neglected(profile: Profile, laws: Sequence[WeightLaw], widths: Sequence[int]) -> float:
-    """Estimate the second order in 1 / width: the mean square of the first, what is not Gaussian, what is unknown."""
+    """Estimate what log_chi leaves out: the second order in 1 / width, what is not Gaussian, what is unknown.
+
+    The second order is the mean square of the first, and what lengths that differ between networks do to the gradient.
+    """
     steps = (profile.output_grad - profile.mean_field).diff(dim=0)
     if not len(steps):
         return 0.0
     kurtosis = sum(abs(law.kurtosis) * 3 / n**2 for law, n in zip(laws, widths, strict=False)) / len(laws)
-    return float(steps.square().mean()) + kurtosis + profile.unknown
+    lengths = 0.0
+    if profile.fluctuation is not None and profile.dependence is not None:
+        lengths = float((profile.dependence * profile.fluctuation.square()).mean())
+    return float(steps.square().mean()) + lengths + kurtosis + profile.unknown
 
 
 def _point(phi: Activation, laws: Sequence[WeightLaw], square: Tensor, profile: Profile | None) -> MeanField | None:

@@ -32,7 +32,10 @@ class Profile:
         branch: log of the squared scale of layer l's residual branch, shape ``(layer,)``; 0 without one.
         variance: Variance of log ‖δˡ‖² over networks.
         mean_field: log ‖δˡ‖² in the limit of infinite width.
-        largest_fluctuation: Largest relative variance of a layer's length over networks; the expansion is in this.
+        fluctuation: Relative variance of each hidden layer's length over networks; the expansion is in this. Shape
+            ``(hidden layer, sample)``; None where nothing is expanded.
+        dependence: How much the gradient depends on the length, ``|E φ'² He₂| / E φ'²``, of the same shape: 0 on
+            straight lines, where lengths may differ as they like.
         sigma_w2: What data-driven scaling makes of each layer's sigma_w2; None without it.
         unknown: Size of what is left out of log_chi in the first order of 1 / width.
     """
@@ -43,7 +46,8 @@ class Profile:
     branch: Tensor
     variance: Tensor
     mean_field: Tensor
-    largest_fluctuation: float = 0.0
+    fluctuation: Tensor | None = None
+    dependence: Tensor | None = None
     sigma_w2: list[float] | None = None
     unknown: float = 0.0
 

@@ -41,7 +41,9 @@ def test_networks_drawn_as_theory_assumes_agree() -> None:
 def test_a_wrong_layer_is_found_and_named() -> None:
     mlp, x, prediction = relu_stack(64)
     with torch.no_grad():
-        cast("StackedLinear", mlp.layers[36]).weight.mul_(30)  # W of layer 37, through which layer 36 gets its gradient
+        cast("StackedLinear", mlp.layers[36]).weight.mul_(
+            30
+        )  # W of layer 37, through which layer 36 gets its gradient
     found = compare(prediction, measured(mlp, x))
     assert (found.verdict, found.deviates_from_layer) == ("deviates", 36)
     assert found.z > 5

@@ -765,8 +765,12 @@ def test_piecewise_linear_activations_are_recognised() -> None:
     assert not is_piecewise_linear(as_activation(lambda z: z.clamp(-100, 100)))
 
 
-@pytest.mark.parametrize(("name", "sigma_w2", "sigma_b2"), [("relu", 2.0, 0.0), ("tanh", 2.5, 0.05), ("tanh", 0.9, 0.1)])
-def test_correlation_after_many_layers_is_the_map_again_and_again(name: str, sigma_w2: float, sigma_b2: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "sigma_w2", "sigma_b2"), [("relu", 2.0, 0.0), ("tanh", 2.5, 0.05), ("tanh", 0.9, 0.1)]
+)
+def test_correlation_after_many_layers_is_the_map_again_and_again(
+    name: str, sigma_w2: float, sigma_b2: float
+) -> None:
     point = MeanField(name, sigma_w2, sigma_b2)
     for start in (0.0, 0.6):
         c = start

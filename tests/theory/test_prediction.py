@@ -41,7 +41,7 @@ def measured_and_predicted(
 
 
 def standard_errors(measured: History, predicted: np.ndarray, quantity: str) -> np.ndarray:
-    """Return (measured - predicted) over the standard error of each layer, in float64 rounding where there is none."""
+    """Return (measured - predicted) of each layer over its standard error, or over rounding where that is 0."""
     log10 = measured.living(quantity)
     error = log10.std(axis=0, ddof=1) / math.sqrt(len(log10))
     z: np.ndarray = (log10.mean(axis=0) - predicted) / np.maximum(error, 1e-12)
@@ -349,3 +349,28 @@ def test_only_plain_relu_networks_die() -> None:
     assert theory.predict("relu", 2.0, width=3, depth=9).dead_probability == pytest.approx(1 - (7 / 8) ** 8)
     for cure in ({"normalization": "layer"}, {"residual": "plain"}):
         assert theory.predict("relu", 2.0, width=50, depth=9, **cure).dead_probability == 0
+
+
+@pytest.mark.parametrize(
+    ("init", "activation", "normalization", "expected"),
+    [
+        # E φ'² / E φ² at variance 1: theory.md 2.6.
+        ("lsuv", "tanh", "none", 1.177807),
+        ("lecun", "tanh", "layer", 1.177807),
+        ("xavier", "tanh", "layer", 1.177807),
+        ("lsuv", "sigmoid", "none", 0.152827),
+        ("he", "gelu", "layer", 1.0720),
+        ("he", "relu", "layer", 1.0),
+        ("xavier", "sigmoid", "none", 0.0557207),
+    ],
+)
+def test_what_cures_do_to_the_gradient_deep_inside(
+    init: str, activation: str, normalization: str, expected: float
+) -> None:
+    widths = [30] + [400] * 40 + [10]
+    measured, predicted = measured_and_predicted(init, activation, widths, networks=8, normalization=normalization)
+    assert predicted.chi_1 == pytest.approx(expected, rel=1e-4)
+    slope = measured.log_chi(first=10, last=40)
+    error = measured.log_chi_se(first=10, last=40)
+    # Of order 1 / width off its infinitely wide value: a few units at most.
+    assert slope == pytest.approx(math.log(expected), abs=4 * error + 5 / 400)
