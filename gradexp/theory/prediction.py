@@ -338,7 +338,7 @@ def _fluctuations(profile: Profile) -> tuple[float, float]:
 def _neglected(profile: Profile, laws: Sequence[WeightLaw], widths: Sequence[int]) -> float:
     """Estimate what log_chi leaves out: the second order in 1 / width, what is not Gaussian, what is unknown.
 
-    The second order is the mean square of the first, and what lengths that differ between networks do to the gradient.
+    The second order is the mean square of the first, and what lengths that differ between networks do to gradients.
     """
     steps = (profile.output_grad - profile.mean_field).diff(dim=0)
     if not len(steps):
