@@ -28,6 +28,8 @@ SHAPES = {"digits": (64, 10, 61), "mnist5k": (784, 10, 653)}
 _ABSURD = 20.0
 _LINES = ("linear", "relu", "leaky_relu")
 _CURES = ("normalization", "residual")
+# Of more networks than this share an input dies.
+_DEAD = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Change:
     def is_stable(self) -> bool:
         """Whether the gradient would neither vanish nor explode."""
         ratio = first_over_last(self.prediction)
+        if self.prediction.dead_probability > _DEAD:
+            return False
         return ratio is not None and abs(ratio) <= self.config.verdict.decades
 
 
@@ -195,6 +199,9 @@ def _judge(config: Config, prediction: Prediction) -> Verdict:
     if ratio is None:
         outcome = "dead" if prediction.sigma_w2 == 0 else "unknown"
         return Verdict(outcome, text=f"{outcome}: {prediction.reason}")
+    if prediction.dead_probability > _DEAD:
+        share = f"{prediction.dead_probability:.0%}"
+        return Verdict("dead", text=f"dead: in {share} of such networks an input is exactly 0 in some layer")
     depth = prediction.depth
     profile = prediction.log10_output_grad if prediction.valid else np.linspace(ratio, 0, depth)
     ok = np.full((1, 1, depth), STATUSES.index("ok"), dtype=np.int8)
@@ -209,6 +216,9 @@ def _candidates(config: Config, prediction: Prediction) -> Iterator[tuple[dict[s
     if config.depth == 1 or _cures(config):
         return
     name, sigma_b2 = config.activation, prediction.sigma_b2
+    if prediction.dead_probability > _DEAD:
+        yield {"activation": "tanh", **_typed(config, {"init": "lecun"}, sigma_b2)}, "its units are never all off"
+        return
     critical = _critical(config, sigma_b2)
     if critical is None:
         sigma_b2, critical = 0.0, _critical(config, 0.0)

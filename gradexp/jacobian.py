@@ -249,6 +249,8 @@ def _factors(model: MLP, x: Tensor, first: int, last: int | None) -> list[Tensor
 
     Dˡ is its diagonal, of shape ``(networks, batch, 1, n_l)``; Wˡ has shape ``(networks, n_l, n_l-1)``.
     """
+    if not isinstance(model, MLP):
+        raise TypeError(f"model must be a gradexp.MLP, got a {type(model).__name__}")
     last = model.depth if last is None else last
     if not 0 <= first < last <= model.depth:
         raise ValueError(f"first must be below last, both from 0 to {model.depth}, got {first} and {last}")

@@ -45,6 +45,8 @@ class Activation:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             value = self.function(z)
+            if not value.requires_grad:  # a constant
+                return value, torch.zeros_like(z)
             (slope,) = torch.autograd.grad(value.sum(), z)
         return value.detach(), slope
 
@@ -88,6 +90,8 @@ def as_activation(
             depend on another; for kinks given to a built-in activation.
         TypeError: If ``given`` is none of these.
     """
+    if not math.isfinite(negative_slope):
+        raise ValueError(f"negative_slope must be finite, got {negative_slope}")
     if isinstance(given, str | Activation):
         if kinks:
             raise ValueError("kinks are for a function; built-in activations name their own")
@@ -105,12 +109,15 @@ def as_activation(
             whole = function(probe)
             alone = torch.cat([function(z) for z in probe.flatten().split(1)])
         elementwise = whole.shape == probe.shape and alone.shape == (probe.numel(),)
-        elementwise = elementwise and torch.allclose(whole.flatten(), alone, rtol=1e-12, atol=1e-300)
-    except (RuntimeError, ValueError):  # such as a layer norm of another width
+        elementwise = elementwise and torch.allclose(whole.flatten(), alone, rtol=1e-12, atol=1e-300, equal_nan=True)
+        made = Activation(function, (0, 0), (0, 0), kinks=tuple(sorted(kinks)))
+        made.value_and_slope(probe)  # numpy's functions have no derivative
+    except Exception:  # whatever it raises, such as a layer norm of another width
         elementwise = False
     if not elementwise:
         raise ValueError(f"activation must act on each element alone and always alike; {name} does not")
-    made = Activation(function, (0, 0), (0, 0), kinks=tuple(sorted(kinks)))
+    if not whole.isfinite().all():
+        raise ValueError(f"activation must be finite for every z; {name} is not, between -3 and 3")
     small = torch.tensor([-1e-100, 1e-100], dtype=torch.float64)
     far = torch.tensor([-1e100, 1e100], dtype=torch.float64)
     _, near_zero = made.value_and_slope(small)

@@ -225,7 +225,8 @@ def _predict_scale(
     law = theory.WeightLaw(scale**2, diagonal=scale if weights == "identity" else None)
     x = torch.ones(1, width, dtype=torch.float64)
     phi = activation(name, negative_slope)
-    return first_over_last(theory.predict_layers(phi, [law] * depth, [width] * (depth + 1), x))
+    prediction = theory.predict_layers(phi, [law] * depth, [width] * (depth + 1), x)
+    return first_over_last(prediction) if prediction.valid else None
 
 
 def _measure(

@@ -298,9 +298,10 @@ def theory_lines(result: Result) -> list[str]:
     if prediction.log_chi is None or prediction.log_chi_sd is None or comparison.z is None:
         return [comparison.text]
     sd = round(prediction.log_chi_sd, 8)  # without fluctuations what is left is rounding
+    good_to = f", good to {prediction.tolerance:.1g}" if prediction.tolerance else ""
     return [
         f"theory  {prediction.log_chi:+.4g}, standard deviation {sd:.2g} for one network "
-        f"({prediction.reason}): {comparison.text}"
+        f"({prediction.reason}{good_to}): {comparison.text}"
     ]
 
 

@@ -341,7 +341,11 @@ def test_any_elementwise_function_is_an_activation(
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        (nn.Softmax(-1), ValueError, "activation must act on each element alone and always alike; Softmax does not"),
+        (
+            nn.Softmax(-1),
+            ValueError,
+            "activation must act on each element alone and always alike; Softmax does not",
+        ),
         (nn.Dropout(), ValueError, "Dropout does not"),
         (lambda z: z.mean(), ValueError, "<lambda> does not"),
         (3, TypeError, "activation must be a name, an Activation or a function, got int"),

@@ -359,3 +359,12 @@ def test_help_is_about_this_command(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "residual=none" in text
     assert "optimizer" not in text
     assert "steps=" not in text
+
+
+def test_networks_that_die_are_called_dead_and_not_vanishing() -> None:
+    found = forecast(Config(width=1, depth=20))
+    # Each of 19 units is off with probability 1/2.
+    assert found.prediction.dead_probability == pytest.approx(1 - 2.0**-19)
+    assert found.verdict.gradient == "dead"
+    assert [change.options for change in found.changes] == ["activation=tanh init=lecun"]
+    assert forecast(Config(width=128, depth=20)).verdict.gradient == "stable"

@@ -21,7 +21,8 @@ def critical_sigma_w2(
     """Return the sigma_w2 at which chi_1 = 1 for a given variance of the biases: the edge of chaos.
 
     The critical line is run through by its length q: sigma_w2 = 1 / E[φ'²] and sigma_b2 = q - sigma_w2 E[φ²]. Of
-    several points with this sigma_b2 the one with the smallest q is returned.
+    several points with this sigma_b2 the one with the smallest q is returned. Points whose length repels others do
+    not count: gelu and silu reach chi_1 = 1 there for small sigma_b2, but no network stays there.
 
     Args:
         activation: As in ``MeanField``.

@@ -146,7 +146,7 @@ def _forward(
         # E log ‖a‖², from mean and variance of w2 ‖a‖² / n.
         a = w2 * m.square
         inputs.append((n * m.square).log() + (bias / a if not scaled else 0) - variance / (2 * a.square()))
-        kurtosis = following.kurtosis * m.fourth / m.square.square()
+        kurtosis = following.kurtosis * m.fourth / m.square.square() - following.fixed
         q, effective = next_q, following
     return layers, output, inputs
 

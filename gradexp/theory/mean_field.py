@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -231,10 +232,12 @@ class MeanField:
         The map is followed by interpolation between 25 angles, good to about 3e-4.
 
         Raises:
-            ValueError: If c is outside [-1, 1].
+            ValueError: If c is outside [-1, 1], or ``layers`` below 0.
         """
         if not -1 <= c <= 1:
             raise ValueError(f"c must be from -1 to 1, got {c}")
+        if layers < 0:
+            raise ValueError(f"layers must be at least 0, got {layers}")
         # Where lengths have no fixed value above 0, the line that φ follows there has one for all.
         q = self.q_star if 0 < self.q_star < math.inf else self.start if self.is_homogeneous else None
         if q is None:
@@ -369,8 +372,8 @@ def check_variance(name: str, value: float) -> None:
     Raises:
         ValueError: If it is.
     """
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a variance, at least 0 and finite, got {value}")
+    if not isinstance(value, Real) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a variance, at least 0 and finite, got {value!r}")
 
 
 def is_piecewise_linear(phi: Activation) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ Array = NDArray[np.float64]
 _FLUCTUATION, _FLUCTUATION_MARGINAL = 0.1, 0.03
 # Largest tolerance of log_chi with which a prediction is still worth a line.
 _TOLERATED = 0.02
+# Mean excess kurtosis of weights times this over width² is what it does to log_chi, from simulation; and how much
+# of that a prediction stands.
+_NOT_GAUSSIAN, _NOT_GAUSSIAN_TOLERATED = 10.0, 0.015
 # Batch norm: what finite batches and widths add to log_chi is not known better than this.
 _BATCH_NORM_TOLERANCE = 0.03
 _LN10 = math.log(10)
@@ -203,10 +207,11 @@ def from_model(model: nn.Module, x: Tensor | None = None, *, kinks: Sequence[flo
     laws, widths, found = read_weights(model)
     given: Any = "linear" if found is None else found
     phi = given if isinstance(given, Activation) else as_activation(given, kinks=kinks)
-    if x is None:
-        x = torch.ones(1, widths[0], dtype=torch.float64)
+    x = torch.ones(1, widths[0], dtype=torch.float64) if x is None else torch.as_tensor(x)
     if x.dim() != 2 or x.shape[1] != widths[0] or not len(x):
         raise ValueError(f"x must have shape (sample, {widths[0]}), got {tuple(x.shape)}")
+    if not bool(x.isfinite().all()):
+        raise ValueError("x must be finite, got inf or nan in it")
     return predict_layers(
         phi,
         laws,
@@ -234,7 +239,7 @@ def predict_layers(
         phi: The activation.
         laws: Of each layer.
         widths: n_0, ..., n_L.
-        x: Inputs, shape ``(sample, n_0)``, float64. Those that are exactly 0 are left out.
+        x: Inputs, shape ``(sample, n_0)``, float64. Those that are exactly 0 or not finite are left out.
         normalization: As in ``MLP``.
         residual: As in ``MLP``.
         batch: Number of samples, for batch norm; None: of x.
@@ -255,7 +260,7 @@ def predict_layers(
     living = (square > 0) & square.isfinite()
     square, x = square[living], x[living]
 
-    reason = _outside(laws, square, is_cured, normalization, batch)
+    reason = _outside(laws, widths, square, is_cured, normalization, batch)
     if reason:
         return _nothing(reason, phi, laws, widths, square, is_cured)
     tolerance = 0.0
@@ -263,6 +268,9 @@ def predict_layers(
         profile, kind = diagonal(phi, widths, laws, x), "exact: a scaled identity, followed unit by unit"
     elif not is_cured and exact_laws_hold(phi, laws):
         profile, kind = exact(phi, widths, laws, square), "exact at any width"
+        tolerance = _not_gaussian(laws, widths)
+        if tolerance > 0:
+            kind = "as for Gaussian weights"
     else:
         if is_cured:
             profile = cured(phi, widths, laws, square, normalization, branch, spread)
@@ -280,10 +288,21 @@ def predict_layers(
     return _assemble(profile, kind, tolerance, phi, laws, widths, square, is_cured)
 
 
-def _outside(laws: Sequence[WeightLaw], square: Tensor, is_cured: bool, normalization: str, batch: int) -> str:
+def _outside(
+    laws: Sequence[WeightLaw],
+    widths: Sequence[int],
+    square: Tensor,
+    is_cured: bool,
+    normalization: str,
+    batch: int,
+) -> str:
     """Say why there is no formula for a network, or nothing."""
     if not len(square):
-        return "every input is exactly 0"
+        return "every input is exactly 0 or not finite"
+    if _not_gaussian(laws, widths) > _NOT_GAUSSIAN_TOLERATED:
+        kurtosis = max(laws, key=lambda law: abs(law.kurtosis)).kurtosis
+        narrowest = min(widths[1:-1])
+        return f"width {narrowest} is too small for weights so far from Gaussian (excess kurtosis {kurtosis:.3g})"
     if any(law.sigma_w2 == 0 for law in laws):
         return "sigma_w2 is 0: nothing gets through"
     diagonal_layers = sum(law.diagonal is not None for law in laws)
@@ -343,11 +362,15 @@ def _neglected(profile: Profile, laws: Sequence[WeightLaw], widths: Sequence[int
     steps = (profile.output_grad - profile.mean_field).diff(dim=0)
     if not len(steps):
         return 0.0
-    kurtosis = sum(abs(law.kurtosis) * 3 / n**2 for law, n in zip(laws, widths, strict=False)) / len(laws)
     lengths = 0.0
     if profile.fluctuation is not None and profile.dependence is not None:
         lengths = float((profile.dependence * profile.fluctuation.square()).mean())
-    return float(steps.square().mean()) + lengths + kurtosis + profile.unknown
+    return float(steps.square().mean()) + lengths + _not_gaussian(laws, widths) + profile.unknown
+
+
+def _not_gaussian(laws: Sequence[WeightLaw], widths: Sequence[int]) -> float:
+    hidden = list(zip(laws, widths, strict=False))[1:]  # the first layer's weights meet no gradient
+    return sum(_NOT_GAUSSIAN * abs(law.kurtosis) / n**2 for law, n in hidden) / max(len(hidden), 1)
 
 
 def _point(phi: Activation, laws: Sequence[WeightLaw], square: Tensor, profile: Profile | None) -> MeanField | None:
@@ -459,10 +482,14 @@ def _dead(phi: Activation, laws: Sequence[WeightLaw], widths: Sequence[int]) -> 
 
 def _checked_widths(width: int, depth: int, widths: Sequence[int] | None) -> tuple[int, ...]:
     for name, value in (("width", width), ("depth", depth)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if widths is None:
         return (width,) * (depth + 1)
-    if len(widths) < 2 or min(widths) < 1:
-        raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
+    if (
+        not isinstance(widths, Sequence)
+        or len(widths) < 2
+        or not all(isinstance(n, Integral) and n >= 1 for n in widths)
+    ):
+        raise ValueError(f"widths must be at least two whole numbers of at least 1, got {widths!r}")
     return tuple(widths)

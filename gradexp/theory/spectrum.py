@@ -33,6 +33,8 @@ def jacobian_moments(point: MeanField, depth: int, *, orthogonal: bool = False) 
         >>> jacobian_moments(MeanField("relu", 2.0), 10, orthogonal=True).ratio
         11.0
     """
+    if not isinstance(point, MeanField):
+        raise TypeError(f"point must be a MeanField, got a {type(point).__name__}")
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")
     if point.q_star == math.inf:

@@ -23,6 +23,8 @@ class WeightLaw:
         sigma_w2: fan_in · Var(W).
         sigma_b2: Var(b).
         kurtosis: Excess kurtosis of a weight: 0 if Gaussian, -1.2 if uniform.
+        fixed: What a fixed number of zeros per row takes off again: a sum Σ_j W_ij a_j has the excess kurtosis
+            (kurtosis · mean a⁴ / (mean a²)² - fixed) / fan_in.
         orthogonal: Whether W is a gain times an orthogonal (Haar) matrix; sigma_w2 is then gain² · fan_in / m, m the
             larger of fan_in and fan_out.
         diagonal: The gain of a scaled identity, which is not random at all; else None.
@@ -36,6 +38,7 @@ class WeightLaw:
     sigma_w2: float
     sigma_b2: float = 0.0
     kurtosis: float = 0.0
+    fixed: float = 0.0
     orthogonal: bool = False
     diagonal: float | None = None
     scaled_to: float | None = None
@@ -209,8 +212,10 @@ def _truncated(fan_in: int, gain: float, std: float | None, corrected: bool) -> 
 def _sparse(fan_in: int, gain: float, std: float | None, sparsity: float) -> dict[str, Any]:
     kept = fan_in - min(math.ceil(round(sparsity * fan_in, 9)), fan_in - 1)
     sigma_w2 = gain**2 if std is None else gain**2 * std**2 * kept
-    # Σ a_j⁴ W_ij⁴ is what counts, and fixed numbers per row change it by a share of 1 / fan_in only.
-    return {"sigma_w2": sigma_w2, "kurtosis": 3 * fan_in / kept - 3}
+    # Given which weights are not 0 a sum is Gaussian, and its variance is a sum over k of the a², drawn without
+    # replacement: relative variance (fan_in / k - 1) (mean a⁴ / (mean a²)² - 1) / fan_in, a third of the kurtosis.
+    excess = 3 * fan_in / kept - 3
+    return {"sigma_w2": sigma_w2, "kurtosis": excess, "fixed": excess}
 
 
 _UNIFORM = -1.2

@@ -301,9 +301,18 @@ def test_from_model_predicts_the_user_s_own_chain() -> None:
     [
         ({"sigma_w2": -1.0}, "sigma_w2 must be a variance, at least 0 and finite, got -1.0"),
         ({"sigma_b2": math.nan}, "sigma_b2 must be a variance, at least 0 and finite, got nan"),
-        ({"width": 0}, "width must be at least 1, got 0"),
-        ({"depth": 0}, "depth must be at least 1, got 0"),
-        ({"widths": [3]}, "widths must be at least two numbers of at least 1"),
+        ({"sigma_w2": "2"}, "sigma_w2 must be a variance, at least 0 and finite, got '2'"),
+        ({"width": 0}, "width must be a whole number of at least 1, got 0"),
+        ({"width": 2.5}, "width must be a whole number of at least 1, got 2.5"),
+        ({"depth": "5"}, "depth must be a whole number of at least 1, got '5'"),
+        ({"widths": [3]}, "widths must be at least two whole numbers of at least 1, got"),
+        ({"widths": 7}, "widths must be at least two whole numbers of at least 1, got 7"),
+        ({"activation": torch.log}, "activation must be finite for every z; log is not, between -3 and 3"),
+        (
+            {"activation": np.tanh},
+            "activation must act on each element alone and always alike; tanh does",
+        ),
+        ({"activation": "leaky_relu", "negative_slope": math.nan}, "negative_slope must be finite, got nan"),
         ({"input_square": 0.0}, "input_square must be above 0 and finite, got 0.0"),
         ({"weights": "cauchy"}, "weights must be one of gaussian, uniform, orthogonal, got 'cauchy'"),
         ({"normalization": "group"}, "normalization must be one of none, batch, layer, got 'group'"),
@@ -331,7 +340,7 @@ def test_samples_of_different_length_are_averaged_and_zero_ones_left_out() -> No
     np.testing.assert_allclose(together.first_output_grad, each[0].log10_output_grad, rtol=1e-10, atol=1e-12)
     alone = theory.predict_layers(phi, laws, widths, torch.zeros(2, 40, dtype=torch.float64))
     assert not alone.valid
-    assert alone.reason == "every input is exactly 0"
+    assert alone.reason == "every input is exactly 0 or not finite"
 
 
 def test_samples_that_die_in_a_scaled_identity_are_left_out_as_in_the_measurement() -> None:
@@ -374,3 +383,39 @@ def test_what_cures_do_to_the_gradient_deep_inside(
     error = measured.log_chi_se(first=10, last=40)
     # Of order 1 / width off its infinitely wide value: a few units at most.
     assert slope == pytest.approx(math.log(expected), abs=4 * error + 5 / 400)
+
+
+@pytest.mark.parametrize(("activation", "sigma_w2"), [("relu", 2.0), ("linear", 1.0)])
+def test_the_exact_law_is_not_claimed_for_weights_that_are_not_gaussian(activation: str, sigma_w2: float) -> None:
+    narrow = theory.predict(activation, sigma_w2, width=10, depth=30, weights="uniform")
+    assert not narrow.valid
+    assert narrow.reason == "width 10 is too small for weights so far from Gaussian (excess kurtosis -1.2)"
+    wide = theory.predict(activation, sigma_w2, width=60, depth=30, weights="uniform")
+    assert wide.valid
+    assert wide.tolerance > 0
+    assert "exact" not in wide.reason
+    sparse = theory.weight_laws("sparse", [128] * 20)
+    assert not theory.predict_layers(
+        theory.mean_field.as_activation(activation), sparse, [128] * 20, torch.ones(1, 128).double()
+    ).valid
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8])
+def test_sparse_weights_of_a_wide_network_are_known_to_the_tolerance(sparsity: float) -> None:
+    measured, predicted = measured_and_predicted("sparse", "tanh", HIDDEN, gain=1.5, sparsity=sparsity)
+    assert predicted.valid
+    error = math.hypot(measured.log_chi_se(), predicted.tolerance)
+    assert abs(measured.log_chi() - predicted.log_chi) < 3 * error
+
+
+def test_inputs_of_a_user_s_model_may_be_numpy_but_not_nan() -> None:
+    chain = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    x = np.random.default_rng(0).normal(size=(3, 4))
+    assert theory.from_model(chain, x).sigma_w2 == theory.from_model(chain).sigma_w2
+    with pytest.raises(ValueError, match="x must be finite, got inf or nan in it"):
+        theory.from_model(chain, x * math.nan)
+
+
+def test_a_constant_activation_lets_nothing_back() -> None:
+    point = theory.MeanField(torch.ones_like, 2.0, 0.5)
+    assert (point.q_star, point.chi_1) == (pytest.approx(2.5), 0)
