@@ -7,8 +7,8 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from gradexp.models import Activation, as_activation
-from gradexp.theory.mean_field import Moments, check_variance, is_piecewise_linear, mean_square
+from gradexp.models import Activation
+from gradexp.theory.mean_field import Moments, check_variance, is_piecewise_linear, mean_square, usable_activation
 
 
 def critical_sigma_w2(
@@ -39,7 +39,7 @@ def critical_sigma_w2(
         (2.0, 1.761)
     """
     check_variance("sigma_b2", sigma_b2)
-    phi = as_activation(activation, negative_slope, kinks)
+    phi = usable_activation(activation, negative_slope, kinks)
     name = activation if isinstance(activation, str) else "this activation"
     if is_piecewise_linear(phi):
         slope2 = mean_square(phi.slopes_at_zero)
@@ -77,7 +77,7 @@ def critical_sigma_b2(
         0.05
     """
     check_variance("sigma_w2", sigma_w2)
-    phi = as_activation(activation, negative_slope, kinks)
+    phi = usable_activation(activation, negative_slope, kinks)
     name = activation if isinstance(activation, str) else "this activation"
     none = f"{name} has no critical sigma_b2 for {sigma_w2=:g}"
     at_zero = critical_sigma_w2(phi) if is_piecewise_linear(phi) else _critical_at_zero(phi)

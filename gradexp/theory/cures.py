@@ -18,7 +18,7 @@ from gradexp.square_sum import LogLaw
 from gradexp.theory.finite_width import log_chi_square
 from gradexp.theory.gaussian import pair_average
 from gradexp.theory.mean_field import Moments, is_piecewise_linear
-from gradexp.theory.profile import Profile
+from gradexp.theory.profile import Profile, in_range
 from gradexp.theory.weights import WeightLaw
 
 
@@ -56,25 +56,28 @@ def cured(
     inputs = [(square * widths[0]).log()]
     q = laws[0].sigma_w2 * square + laws[0].sigma_b2  # length of the stream
     v = q if normalization != "batch" else torch.full_like(q, laws[0].sigma_w2 * spread)
-    bias = variance = torch.zeros_like(q)
+    bias = variance = scale = torch.zeros_like(q)
     one = torch.ones_like(q)
     fluctuations, dependences = [torch.zeros_like(q)], [torch.zeros_like(q)]
     output: list[Tensor] = []
     layers: list[_Layer] = []
     for index in range(depth):
+        if normalization == "none":  # else every layer begins anew
+            factor = in_range(q)
+            q, scale = factor * q, scale - factor.log()
         n = widths[index + 1]
         scatter = log_chi_square(n).mean - math.log(n)
         if laws[index].orthogonal and branch is None:
             larger = max(n, widths[index])
             scatter = scatter - (log_chi_square(larger).mean - math.log(larger))
-        output.append(q.log() + bias / q - variance / (2 * q.square()) + scatter)
+        output.append(scale + q.log() + bias - variance / 2 + scatter)
         if index + 1 == depth:
             break
         law, is_skip = laws[index + 1], branch is not None and index + 2 < depth
         a2 = branch**2 if is_skip and branch is not None else 1.0
         m = Moments.at(phi, q if normalization == "none" else one)
         w2 = law.sigma_w2
-        inputs.append((n * m.square).log() + torch.zeros_like(q))
+        inputs.append(scale + (n * m.square).log())
         noise = (3 * m.slope4 / m.slope2.square() - 1) / n
         if normalization == "layer":
             divisor = _divisor(m, widths[index], n, laws[index], index > 0)
@@ -85,34 +88,35 @@ def cured(
         elif normalization == "batch":
             finite = torch.zeros_like(q)
         else:
-            slope = m.slope2_he2 / (2 * m.q * m.slope2)
-            finite = slope * bias + m.slope2_he4 / (8 * m.q.square() * m.slope2) * variance
+            finite = (m.slope2_he2 * bias / 2 + m.slope2_he4 * variance / 8) / m.slope2
         gain = a2 * w2 * m.slope2 / (1.0 if normalization == "none" else v)
-        layers.append(_Layer(n, is_skip, m, q, gain, finite, noise))
+        layers.append(_Layer(n, is_skip, m, scale + q.log(), gain, finite, noise))
         following = w2 * m.square + law.sigma_b2
-        keep = 1.0 if is_skip else 0.0
-        if normalization == "none":
-            length_slope = w2 * m.u_value_slope / m.q
-            added = length_slope * bias + w2 * m.square_he4 * variance / (8 * m.q.square())
-            bias = keep * bias + a2 * added
-            kick = w2**2 * (m.fourth - m.square.square()) / n
-            variance = (keep + a2 * length_slope).square() * variance + a2**2 * kick
-            fluctuations.append(variance / (keep * q + a2 * following).square())
+        stream = q if is_skip else torch.zeros_like(q)
+        next_q = stream + a2 * following
+        if normalization == "none":  # deviations of lengths, relative
+            added = m.u_value_slope * bias + m.square_he4 * variance / 8
+            kick = (m.fourth - m.square.square()) / n
+            bias = (stream * bias + a2 * w2 * added) / next_q
+            length_slope = (stream + a2 * w2 * m.u_value_slope) / next_q
+            variance = length_slope.square() * variance + (a2 * w2 / next_q).square() * kick
+            fluctuations.append(variance)
             dependences.append(m.slope2_he2.abs() / m.slope2)
-        q = keep * q + a2 * following
+        keep = 1.0 if is_skip else 0.0
+        q = next_q
         if normalization == "layer":
             v = q
         elif normalization == "batch":
             v = keep * v + a2 * w2 * (m.square - m.value.square())
     gradient, total_variance, mean_field = _backward(phi, layers, normalization, square)
-    scale = torch.zeros(depth, dtype=torch.float64)
+    branches = torch.zeros(depth, dtype=torch.float64)
     if branch is not None:
-        scale[1 : depth - 1] = 2 * math.log(branch) if branch else -math.inf
+        branches[1 : depth - 1] = 2 * math.log(branch) if branch else -math.inf
     return Profile(
         torch.stack(output),
         torch.stack(inputs),
         gradient,
-        scale,
+        branches,
         total_variance,
         mean_field,
         torch.stack(fluctuations),
@@ -127,7 +131,7 @@ class _Layer:
     width: int
     is_skip: bool  # whether the layer above adds to the stream, or replaces it
     moments: Moments
-    q: Tensor  # length of the stream
+    log_q: Tensor  # of the length of the stream
     gain: Tensor  # a² chi: E‖branch of the gradient‖² / ‖δ‖²
     finite: Tensor  # what order 1 / width adds to log chi
     noise: Tensor  # relative variance of the branch of the gradient
@@ -185,10 +189,10 @@ class _JointSlopes:
     """E φ'²(u_k) φ'²(u_j) / (E φ'²)² over the correlation of one unit at two depths of a stream, from a table."""
 
     def __init__(self, phi: Activation, layers: Sequence[_Layer], normalization: str) -> None:
-        self.lengths = torch.stack([layer.q.mean() for layer in layers])
+        self.log_lengths = torch.stack([layer.log_q.mean() for layer in layers])
         # φ' depends on the size of u but where it is constant on both sides of 0; a middle size stands for all.
         no_size = normalization != "none" or is_piecewise_linear(phi)
-        q = 1.0 if no_size else min(float(self.lengths.log().mean().exp()), 1e6)
+        q = 1.0 if no_size else math.exp(min(float(self.log_lengths.mean()), math.log(1e6)))
         m = Moments.at(phi, torch.tensor(q, dtype=torch.float64))
 
         def product(x: Tensor, y: Tensor) -> Tensor:
@@ -201,8 +205,8 @@ class _JointSlopes:
 
     def over_product(self, index: int) -> Tensor:
         """Return the ratio of one layer with every layer, shape ``(layer,)``."""
-        ratio = self.lengths[index] / self.lengths
-        angle = torch.minimum(ratio, 1 / ratio).clamp(0, 1).sqrt().acos().numpy()
+        ratio = -(self.log_lengths[index] - self.log_lengths).abs() / 2
+        angle = ratio.exp().acos().numpy()
         return torch.from_numpy(np.interp(angle, self.angles, self.values))
 
 

@@ -121,7 +121,7 @@ class MeanField:
             check_variance(name, variance)
         if not 0 < start < math.inf:
             raise ValueError(f"start must be above 0 and finite, got {start}")
-        self.activation = as_activation(activation, negative_slope, kinks)
+        self.activation = usable_activation(activation, negative_slope, kinks)
         self.sigma_w2, self.sigma_b2, self.start = float(sigma_w2), float(sigma_b2), float(start)
 
     # Lengths.
@@ -364,6 +364,21 @@ class MeanField:
 
     def __repr__(self) -> str:
         return f"sigma_w2={self.sigma_w2:g}, sigma_b2={self.sigma_b2:g}"
+
+
+def usable_activation(
+    given: str | Activation | Callable[[Tensor], Tensor], negative_slope: float, kinks: Sequence[float]
+) -> Activation:
+    """Return ``as_activation``, and refuse what is not finite somewhere between -3 and 3.
+
+    Raises:
+        ValueError: If it is not, or as in ``as_activation``.
+    """
+    phi = as_activation(given, negative_slope, kinks)
+    if not phi(torch.linspace(-3, 3, 13, dtype=torch.float64)).isfinite().all():
+        name = getattr(given, "__name__", None) or type(given).__name__
+        raise ValueError(f"activation must be finite for every z; {name} is not, between -3 and 3")
+    return phi
 
 
 def check_variance(name: str, value: float) -> None:

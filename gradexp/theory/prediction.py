@@ -11,25 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradexp.models import Activation, as_activation
+from gradexp.models import Activation
 from gradexp.theory.cures import cured
 from gradexp.theory.expansion import expand
 from gradexp.theory.finite_width import dead_probability
-from gradexp.theory.mean_field import MeanField
+from gradexp.theory.mean_field import MeanField, usable_activation
 from gradexp.theory.profile import Profile, diagonal, exact, exact_laws_hold
+from gradexp.theory.trust import BATCH_NORM_TOLERANCE, neglected, not_gaussian, not_trusted, outside
 from gradexp.theory.weights import WeightLaw, read_weights
 
 Array = NDArray[np.float64]
 
-# Largest relative variance of a layer's length that the expansion stands, and where deviations do not die out.
-_FLUCTUATION, _FLUCTUATION_MARGINAL = 0.1, 0.03
-# Largest tolerance of log_chi with which a prediction is still worth a line.
-_TOLERATED = 0.02
-# Mean excess kurtosis of weights times this over width² is what it does to log_chi, from simulation; and how much
-# of that a prediction stands.
-_NOT_GAUSSIAN, _NOT_GAUSSIAN_TOLERATED = 10.0, 0.015
-# Batch norm: what finite batches and widths add to log_chi is not known better than this.
-_BATCH_NORM_TOLERANCE = 0.03
 _LN10 = math.log(10)
 
 # Smallest and largest exponents of 2: what is below half the smallest subnormal becomes 0.
@@ -176,7 +168,7 @@ def predict(
     laws = [WeightLaw(sigma_w2, sigma_b2, **kinds[weights])] * (len(widths) - 1)
     x = torch.full((1, widths[0]), math.sqrt(input_square), dtype=torch.float64)
     return predict_layers(
-        as_activation(activation, negative_slope, kinks),
+        usable_activation(activation, negative_slope, kinks),
         laws,
         widths,
         x,
@@ -206,7 +198,7 @@ def from_model(model: nn.Module, x: Tensor | None = None, *, kinks: Sequence[flo
     """
     laws, widths, found = read_weights(model)
     given: Any = "linear" if found is None else found
-    phi = given if isinstance(given, Activation) else as_activation(given, kinks=kinks)
+    phi = given if isinstance(given, Activation) else usable_activation(given, 0.01, kinks)
     x = torch.ones(1, widths[0], dtype=torch.float64) if x is None else torch.as_tensor(x)
     if x.dim() != 2 or x.shape[1] != widths[0] or not len(x):
         raise ValueError(f"x must have shape (sample, {widths[0]}), got {tuple(x.shape)}")
@@ -252,6 +244,9 @@ def predict_layers(
     ):
         if value not in choices:
             raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+    hidden = list(widths[1:-1])
+    if residual != "none" and len(set(hidden)) > 1:
+        raise ValueError(f"residual={residual!r} needs hidden layers of equal width, got {hidden}")
     branch = {"none": None, "plain": 1.0, "depth": 1 / math.sqrt(depth), "zero": 0.0}[residual]
     is_cured = normalization != "none" or residual != "none"
     batch = len(x) if batch is None else batch
@@ -260,7 +255,9 @@ def predict_layers(
     living = (square > 0) & square.isfinite()
     square, x = square[living], x[living]
 
-    reason = _outside(laws, widths, square, is_cured, normalization, batch)
+    reason = outside(laws, widths, square, is_cured, normalization, batch)
+    if not reason and normalization == "batch" and spread == 0:
+        reason = "the inputs do not vary over the batch: batch norm makes them 0"
     if reason:
         return _nothing(reason, phi, laws, widths, square, is_cured)
     tolerance = 0.0
@@ -268,7 +265,7 @@ def predict_layers(
         profile, kind = diagonal(phi, widths, laws, x), "exact: a scaled identity, followed unit by unit"
     elif not is_cured and exact_laws_hold(phi, laws):
         profile, kind = exact(phi, widths, laws, square), "exact at any width"
-        tolerance = _not_gaussian(laws, widths)
+        tolerance = not_gaussian(laws, widths)
         if tolerance > 0:
             kind = "as for Gaussian weights"
     else:
@@ -276,101 +273,17 @@ def predict_layers(
             profile = cured(phi, widths, laws, square, normalization, branch, spread)
         else:
             profile = expand(phi, widths, laws, square)
-        tolerance = _neglected(profile, laws, widths)
+        tolerance = neglected(profile, laws, widths)
         if branch:  # what ties the gradient's stream to that of the signal is left out
             share = 1 - math.exp(-abs(_slope(profile.mean_field) or 0.0))
             tolerance += share / min(widths[1:-1], default=1)
-        tolerance = _BATCH_NORM_TOLERANCE if normalization == "batch" else tolerance
+        tolerance = BATCH_NORM_TOLERANCE if normalization == "batch" else tolerance
         kind = "infinite width, batch norm" if normalization == "batch" else "to first order in 1 / width"
-        reason = _not_trusted(profile, phi, laws, widths, square, is_cured, tolerance)
+        point = None if is_cured else _point(phi, laws, square, profile)
+        reason = not_trusted(profile, widths, point, tolerance)
         if reason:
             return _nothing(reason, phi, laws, widths, square, is_cured, profile)
     return _assemble(profile, kind, tolerance, phi, laws, widths, square, is_cured)
-
-
-def _outside(
-    laws: Sequence[WeightLaw],
-    widths: Sequence[int],
-    square: Tensor,
-    is_cured: bool,
-    normalization: str,
-    batch: int,
-) -> str:
-    """Say why there is no formula for a network, or nothing."""
-    if not len(square):
-        return "every input is exactly 0 or not finite"
-    if _not_gaussian(laws, widths) > _NOT_GAUSSIAN_TOLERATED:
-        kurtosis = max(laws, key=lambda law: abs(law.kurtosis)).kurtosis
-        narrowest = min(widths[1:-1])
-        return f"width {narrowest} is too small for weights so far from Gaussian (excess kurtosis {kurtosis:.3g})"
-    if any(law.sigma_w2 == 0 for law in laws):
-        return "sigma_w2 is 0: nothing gets through"
-    diagonal_layers = sum(law.diagonal is not None for law in laws)
-    if diagonal_layers and (is_cured or diagonal_layers < len(laws) or any(law.sigma_b2 for law in laws)):
-        return "a scaled identity is no random matrix, and is followed only without biases, normalisers and branches"
-    if is_cured and any(law.scaled_to is not None for law in laws):
-        return "there is no formula for LSUV with normalisers or residual branches"
-    if normalization == "batch" and batch < 8:
-        return f"batch norm over {batch} samples is far from the large batches that theory knows"
-    return ""
-
-
-def _not_trusted(
-    profile: Profile,
-    phi: Activation,
-    laws: Sequence[WeightLaw],
-    widths: Sequence[int],
-    square: Tensor,
-    is_cured: bool,
-    tolerance: float,
-) -> str:
-    """Say why the expansion in 1 / width cannot be trusted, or nothing."""
-    if not bool(profile.output_grad.isfinite().all() and profile.output.isfinite().all()):
-        return "lengths leave the range of float64"
-    narrowest = min(widths[1:-1], default=widths[0])
-    point = None if is_cured else _point(phi, laws, square, profile)
-    largest, effective = _fluctuations(profile)
-    if point is not None and point.is_marginal and largest > _FLUCTUATION_MARGINAL:
-        return (
-            f"no isolated fixed point at {point}: lengths change like a power of the layer, and differ between "
-            f"networks of width {narrowest} too much for an expansion in 1 / width"
-        )
-    if effective > _FLUCTUATION:
-        return (
-            f"width {narrowest} is too small for this depth: lengths differ between networks by "
-            f"{100 * math.sqrt(largest):.0f} %, too much for an expansion in 1 / width"
-        )
-    if tolerance > _TOLERATED and tolerance != _BATCH_NORM_TOLERANCE:
-        return f"width {narrowest} is too small for an expansion in 1 / width"
-    return ""
-
-
-def _fluctuations(profile: Profile) -> tuple[float, float]:
-    """Return the largest relative variance of a length that matters to the gradient, and the same by its effect."""
-    if profile.fluctuation is None or profile.dependence is None:
-        return 0.0, 0.0
-    matters = profile.fluctuation.where(profile.dependence > 1e-9, 0)
-    effective = profile.fluctuation * (10 * profile.dependence).clamp(max=1)
-    return float(matters.max()), float(effective.max())
-
-
-def _neglected(profile: Profile, laws: Sequence[WeightLaw], widths: Sequence[int]) -> float:
-    """Estimate what log_chi leaves out: the second order in 1 / width, what is not Gaussian, what is unknown.
-
-    The second order is the mean square of the first, and what lengths that differ between networks do to gradients.
-    """
-    steps = (profile.output_grad - profile.mean_field).diff(dim=0)
-    if not len(steps):
-        return 0.0
-    lengths = 0.0
-    if profile.fluctuation is not None and profile.dependence is not None:
-        lengths = float((profile.dependence * profile.fluctuation.square()).mean())
-    return float(steps.square().mean()) + lengths + _not_gaussian(laws, widths) + profile.unknown
-
-
-def _not_gaussian(laws: Sequence[WeightLaw], widths: Sequence[int]) -> float:
-    hidden = list(zip(laws, widths, strict=False))[1:]  # the first layer's weights meet no gradient
-    return sum(_NOT_GAUSSIAN * abs(law.kurtosis) / n**2 for law, n in hidden) / max(len(hidden), 1)
 
 
 def _point(phi: Activation, laws: Sequence[WeightLaw], square: Tensor, profile: Profile | None) -> MeanField | None:

@@ -117,9 +117,7 @@ def diagonal(phi: Activation, widths: Sequence[int], laws: Sequence[WeightLaw], 
         both = min(widths[layer], widths[layer + 1])
         z[:, :both] = law.diagonal * a[:, :both]
         outputs.append(_log_square(z) - math.log(widths[layer + 1]) + scale)
-        # φ is a line where z is tiny or huge, so that z can be brought back before it leaves float64's range.
-        size = z.abs().amax(dim=1)
-        factor = torch.ones_like(size).masked_fill(size < 1e-120, 1e60).masked_fill(size > 1e120, 1e-60)
+        factor = in_range(z.abs().amax(dim=1))
         z, scale = z * factor.unsqueeze(1), scale - 2 * factor.log()
         if layer + 1 < depth:
             a, slope = phi.value_and_slope(z)
@@ -143,6 +141,18 @@ def diagonal(phi: Activation, widths: Sequence[int], laws: Sequence[WeightLaw], 
         torch.stack(variances[::-1]),
         gradient,
     )
+
+
+def in_range(q: Tensor) -> Tensor:
+    """Return the factor that brings lengths back before they leave float64's range.
+
+    φ is a line through 0 where its argument is tiny (else q would not be), and a line on either side where it is
+    huge, so that all that follows is multiplied by the same factor.
+    """
+    exponent = q.log2().floor()  # a power of two costs no digits
+    factor = torch.ones_like(q)
+    factor = torch.where((q < 1e-80) & (q > 0), torch.exp2(-130 - exponent), factor)
+    return torch.where((q > 1e80) & q.isfinite(), torch.exp2(130 - exponent), factor)
 
 
 def log_weighted_ratio(log_weights: Tensor) -> tuple[Tensor, Tensor]:

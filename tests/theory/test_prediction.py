@@ -376,13 +376,13 @@ def test_only_plain_relu_networks_die() -> None:
 def test_what_cures_do_to_the_gradient_deep_inside(
     init: str, activation: str, normalization: str, expected: float
 ) -> None:
-    widths = [30] + [400] * 40 + [10]
+    widths = [30] + [200] * 30 + [10]
     measured, predicted = measured_and_predicted(init, activation, widths, networks=8, normalization=normalization)
     assert predicted.chi_1 == pytest.approx(expected, rel=1e-4)
-    slope = measured.log_chi(first=10, last=40)
-    error = measured.log_chi_se(first=10, last=40)
+    slope = measured.log_chi(first=8, last=30)
+    error = measured.log_chi_se(first=8, last=30)
     # Of order 1 / width off its infinitely wide value: a few units at most.
-    assert slope == pytest.approx(math.log(expected), abs=4 * error + 5 / 400)
+    assert slope == pytest.approx(math.log(expected), abs=4 * error + 5 / 200)
 
 
 @pytest.mark.parametrize(("activation", "sigma_w2"), [("relu", 2.0), ("linear", 1.0)])
@@ -419,3 +419,19 @@ def test_inputs_of_a_user_s_model_may_be_numpy_but_not_nan() -> None:
 def test_a_constant_activation_lets_nothing_back() -> None:
     point = theory.MeanField(torch.ones_like, 2.0, 0.5)
     assert (point.q_star, point.chi_1) == (pytest.approx(2.5), 0)
+
+
+@pytest.mark.parametrize(("std", "residual"), [(1e-4, "none"), (0.01, "none"), (1.0, "plain")])
+def test_lengths_may_leave_the_range_of_float64(std: float, residual: str) -> None:
+    activation = "silu" if residual == "plain" else "tanh"
+    widths = [40] + [60] * 299 + [10]
+    measured, predicted = measured_and_predicted("normal", activation, widths, 12, residual=residual, std=std)
+    assert predicted.valid, predicted.reason
+    assert abs(predicted.log10_output[-1]) > 100
+    spread = np.sqrt(np.arange(1, 301) * 5 / 60) / math.log(10)
+    for quantity in ("output", "output_grad", "weight_grad"):
+        off = np.abs(measured.profile(quantity) - getattr(predicted, f"log10_{quantity}"))
+        allowed = (4 * spread / math.sqrt(12) + 300 * predicted.tolerance) if quantity == "output" else None
+        if allowed is not None:
+            assert (off < allowed + 0.3).all()
+        assert off.max() < 4 * predicted.sd_output_grad[0] + 300 * predicted.tolerance + 0.3
