@@ -68,7 +68,7 @@ def test_edge_is_where_chi_1_is_1() -> None:
     assert len(inside) > 20
     for w2, b2 in inside[::10]:
         assert theory.MeanField("tanh", w2, b2).chi_1 == pytest.approx(1, abs=1e-9)
-    # theory.md: the edge of tanh at sigma_b2 = 0.05.
+    # The edge of tanh at sigma_b2 = 0.05.
     assert np.interp(0.05, inside[:, 1], inside[:, 0]) == pytest.approx(1.7610, abs=2e-3)
 
 
@@ -104,7 +104,7 @@ def test_weight_scales_of_an_identity_are_exact(name: str) -> None:
 
 
 def test_tanh_behind_a_large_identity_vanishes() -> None:
-    # theory.md: x* = tanh(1.5 x*) gives 0.3943130255 per layer, whatever the lesson says of lambda > 1.
+    # x* = tanh(1.5 x*) gives 0.3943130255 per layer, whatever the lesson says of lambda > 1.
     deep, shallow = (weight_scales(["tanh"], [1.5], [], 4, depth, [0])[0].predicted for depth in (150, 50))
     assert deep is not None
     assert shallow is not None

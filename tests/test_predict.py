@@ -221,7 +221,7 @@ def test_critical_sigma_w2_is_named_for_the_biases_that_are_given() -> None:
 def test_relu_is_offered_he_and_the_variance_without_drift() -> None:
     he, lyapunov = forecast(Config(init=InitConfig("xavier"), width=100)).changes
     assert (he.options, lyapunov.options) == ("init=he", "init=lyapunov")
-    assert lyapunov.reason.endswith("sigma_w2 = 2.0515")  # theory.md: 2.05149 at n = 100
+    assert lyapunov.reason.endswith("sigma_w2 = 2.0515")  # 2.05149 at n = 100
     assert first_over_last(lyapunov.prediction) == pytest.approx(0, abs=1e-6)
 
 

@@ -154,7 +154,7 @@ def averages(activation: Callable[[float], float], slope: Callable[[float], floa
 
 
 def test_at_the_fixed_point_the_expansion_is_the_closed_formula() -> None:
-    # theory.md 2.4, with every derivative a finite difference of scipy's averages.
+    # The fixed-point form of the expansion, with every derivative a finite difference of scipy's averages.
     sw2, sb2, n = 2.5, 0.05, 10_000
 
     def tanh_averages(q: float) -> dict[str, float]:
@@ -200,7 +200,7 @@ def test_a_vanishing_bias_leads_from_the_expansion_to_the_exact_law() -> None:
 
 
 def test_xavier_with_tanh_decays_like_one_over_depth() -> None:
-    # theory.md 2.2, q¹ = 1: log ‖δ¹‖² / ‖δᴸ‖² is -4.225, -4.933, -5.344, -7.253, that is 0.708 / L.
+    # From q¹ = 1: log ‖δ¹‖² / ‖δᴸ‖² is -4.225, -4.933, -5.344, -7.253, that is 0.708 / L.
     for depth, expected in ((50, -4.225), (100, -4.933), (150, -5.344), (1000, -7.253)):
         wide = theory.predict("tanh", 1.0, 0.0, width=10_000, depth=depth, weights="orthogonal")
         assert wide.log_chi_mean_field * (depth - 1) == pytest.approx(expected, abs=2e-3)
@@ -363,7 +363,7 @@ def test_only_plain_relu_networks_die() -> None:
 @pytest.mark.parametrize(
     ("init", "activation", "normalization", "expected"),
     [
-        # E φ'² / E φ² at variance 1: theory.md 2.6.
+        # E φ'² / E φ² at variance 1.
         ("lsuv", "tanh", "none", 1.177807),
         ("lecun", "tanh", "layer", 1.177807),
         ("xavier", "tanh", "layer", 1.177807),
