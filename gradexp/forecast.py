@@ -232,7 +232,9 @@ def _candidates(config: Config, prediction: Prediction) -> Iterator[tuple[dict[s
         yield _typed(config, _critical_init(critical), sigma_b2), "critical: chi_1 = 1"
     if name in _LINES and config.init.name != "lyapunov":
         drift = zero_drift_sigma_w2(prediction.widths[config.depth // 2], name, config.negative_slope)
-        yield _typed(config, {"init": "lyapunov"}, 0.0), f"no drift at this width: sigma_w2 = {drift:.5g}"
+        gain = math.sqrt(drift / critical)
+        reason = f"no drift at this width, a gain of {gain:.5g} on the critical scale: sigma_w2 = {drift:.5g}"
+        yield _typed(config, {"init": "lyapunov"}, 0.0), reason
 
 
 def _branches(config: Config) -> Iterator[tuple[dict[str, Any], str]]:
