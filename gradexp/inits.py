@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -53,8 +53,7 @@ def he_(
         >>> round(he_(torch.empty(500, 200), gain=3.0).std().item(), 1)  # 3 · sqrt(2 / 200)
         0.3
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    check_choice("mode", mode, MODES)
     fan = _fans(weight)[MODES.index(mode)]
     return _draw(weight, gain * math.sqrt(2 / fan), distribution, generator)
 
@@ -123,7 +122,7 @@ def uniform_(weight: Tensor, gain: float = 1.0, std: float = 0.01, generator: So
 
 # Standard deviation of N(0, 1) cut at ±2, and the probability of that range.
 _CUT_MASS = math.erf(math.sqrt(2))
-_CUT_STD = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / _CUT_MASS)
+CUT_STD = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / _CUT_MASS)
 
 
 @torch.no_grad()
@@ -150,7 +149,7 @@ def truncated_normal_(
     std = math.sqrt(2 / fan_in) if std is None else std
     weight.uniform_(-_CUT_MASS, _CUT_MASS, generator=generator).erfinv_().mul_(math.sqrt(2))
     # Rounding may put the outermost number just beyond the cut.
-    return weight.clamp_(-2, 2).mul_(gain * std / (_CUT_STD if corrected else 1))
+    return weight.clamp_(-2, 2).mul_(gain * std / (CUT_STD if corrected else 1))
 
 
 @torch.no_grad()
@@ -178,16 +177,25 @@ def sparse_(
     Raises:
         ValueError: If ``sparsity`` is outside [0, 1).
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity}")
     fan_in, _ = _fans(weight)
-    # Without rounding 0.07 · 100 = 7.000000000000001 would set 8 weights to 0.
-    zeros = min(math.ceil(round(sparsity * fan_in, 9)), fan_in - 1)
+    zeros = zeros_per_unit(fan_in, sparsity)
     std = 1 / math.sqrt(fan_in - zeros) if std is None else std
     rows = _draw(torch.empty_like(weight).flatten(1), gain * std, "normal", generator)
     shuffled = torch.empty_like(rows, dtype=torch.float64).uniform_(generator=generator).argsort(dim=1)
     rows.scatter_(1, shuffled[:, :zeros], 0.0)
     return weight.copy_(rows.view(weight.shape))
+
+
+def zeros_per_unit(fan_in: int, sparsity: float) -> int:
+    """Return how many incoming weights of a unit ``sparse_`` sets to 0.
+
+    Raises:
+        ValueError: If ``sparsity`` is outside [0, 1).
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity}")
+    # Without rounding 0.07 · 100 = 7.000000000000001 would set 8 weights to 0.
+    return min(math.ceil(round(sparsity * fan_in, 9)), fan_in - 1)
 
 
 def torch_default_(weight: Tensor, gain: float = 1.0, generator: Source = None) -> Tensor:
@@ -346,7 +354,7 @@ def initialize(
         >>> layer.weight.tolist(), layer.bias.tolist()
         ([[1.5, 0.0], [0.0, 1.5]], [0.0, 0.0])
     """
-    scheme = _scheme(init, options)
+    scheme = init if not isinstance(init, str) and callable(init) else INITS[scheme_name(init, options)]
     if scheme is lyapunov_:
         options |= {"activation": activation, "negative_slope": negative_slope}
     if sigma_b2 is not None and not sigma_b2 >= 0:
@@ -388,10 +396,12 @@ def initialize(
     return model
 
 
-def _scheme(init: str | Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    """Look up a scheme by name, and refuse options that it does not have."""
-    if not isinstance(init, str) and callable(init):
-        return init
+def scheme_name(init: str, options: Mapping[str, Any]) -> str:
+    """Return the scheme's own name.
+
+    Raises:
+        ValueError: If there is no such scheme, or it does not have one of the options.
+    """
     name = ALIASES.get(init, init)
     if name not in INITS:
         raise ValueError(f"unknown init {init!r}; choose one of {', '.join([*INITS, *ALIASES])}")
@@ -399,7 +409,17 @@ def _scheme(init: str | Callable[..., Any], options: dict[str, Any]) -> Callable
     for option in options:
         if option not in own:
             raise ValueError(f"init '{init}' has no option '{option}'; it takes {', '.join(own)}")
-    return INITS[name]
+    return name
+
+
+def check_choice(key: str, given: object, choices: Sequence[str]) -> None:
+    """Refuse what is none of the choices.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if given not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {given!r}")
 
 
 def _takes_generator(scheme: Callable[..., Any]) -> bool:
@@ -456,8 +476,7 @@ def _fans(weight: Tensor) -> tuple[int, int]:
 @torch.no_grad()
 def _draw(tensor: Tensor, std: float, distribution: str, generator: Source) -> Tensor:
     """Fill ``tensor`` with numbers of mean 0 and the given standard deviation."""
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
+    check_choice("distribution", distribution, DISTRIBUTIONS)
     if distribution == "normal":
         return tensor.normal_(generator=generator).mul_(std)
     return tensor.uniform_(-1, 1, generator=generator).mul_(math.sqrt(3) * std)

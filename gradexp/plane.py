@@ -19,7 +19,7 @@ from gradexp.history import Array
 from gradexp.inits import initialize
 from gradexp.models import MLP, activation
 from gradexp.propagate import exact_profile
-from gradexp.theory.critical import critical_line
+from gradexp.theory.critical import attracts, critical_line
 from gradexp.theory.mean_field import Moments, is_piecewise_linear
 
 QUANTITIES = ("q_star", "chi_1", "xi_q", "xi_c", "xi_grad", "c_star")
@@ -124,9 +124,7 @@ def _edge(name: str, negative_slope: float, highest: float) -> Array:
         return np.array([[critical, 0.0], [critical, highest]])
     q = torch.logspace(-8, 4, 800, dtype=torch.float64)
     w2, b2 = critical_line(phi, q)
-    m = Moments.at(phi, q)
-    # Others converge to such a length only if the length map is flat enough there.
-    there = (b2 > -1e-12) & (w2 * m.u_value_slope / m.q <= 1)
+    there = (b2 > -1e-12) & attracts(w2, Moments.at(phi, q))
     return np.asarray(torch.stack([w2, b2.clamp(min=0)], dim=1).where(there.unsqueeze(1), torch.nan).numpy())
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradexp.history import Array, History
+from gradexp.history import History
 from gradexp.theory.prediction import Prediction
 
 # From so many networks on their own scatter gives the standard error; with fewer, theory's does.
@@ -58,7 +58,17 @@ def compare(prediction: Prediction, measured: History) -> Comparison:
         return Comparison("unavailable", None, None, f"theory unavailable: {prediction.reason}")
     if measured.depth == 1:
         return Comparison("unavailable", None, None, "theory unavailable: one layer has no slope")
-    difference, error = _per_layer(prediction, measured)
+    networks = measured.living("output_grad")
+    networks = networks[np.isfinite(networks).all(axis=1)]
+    if len(networks) >= ENOUGH_NETWORKS:
+        few = ""
+        difference = networks.mean(axis=0) - prediction.log10_output_grad
+        error = networks.std(axis=0, ddof=1) / math.sqrt(len(networks))
+    else:
+        assert measured.samples is not None
+        few = " for one sample of one network"
+        difference = measured.samples[0, 0, :, 0] - prediction.first_output_grad
+        error = prediction.first_sd
     steps = np.arange(measured.depth - 1, -1, -1)  # layers between this one and the last
     neglected = steps * np.hypot(prediction.tolerance, _ROUNDING) / (2 * math.log(10))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -66,34 +76,12 @@ def compare(prediction: Prediction, measured: History) -> Comparison:
     if not math.isfinite(z[0]):
         return Comparison("unavailable", None, None, "theory unavailable: no sample has a gradient at every layer")
     from_layer = _first_of_three(np.abs(z) > _DEVIATES)
-    few = "" if _enough(measured) else " for one sample of one network"
     text = f"z = {z[0]:+.1f}{few}"
     if from_layer is not None:
         return Comparison("deviates", float(z[0]), from_layer, f"deviates from layer {from_layer} on, {text}")
     if abs(z[0]) > _AGREES:
         return Comparison("deviates", float(z[0]), None, f"deviates in log_chi, {text}")
     return Comparison("agrees", float(z[0]), None, f"agrees, {text}")
-
-
-def _per_layer(prediction: Prediction, measured: History) -> tuple[Array, Array]:
-    """Return measured minus predicted log10 ‖δ‖ of each layer, and its standard error."""
-    networks = _complete(measured)
-    if _enough(measured):
-        error = networks.std(axis=0, ddof=1) / math.sqrt(len(networks))
-        return networks.mean(axis=0) - prediction.log10_output_grad, error
-    assert measured.samples is not None
-    first = measured.samples[0, 0, :, 0]
-    return first - prediction.first_output_grad, prediction.first_sd
-
-
-def _complete(measured: History) -> Array:
-    """Return log10 ‖δ‖ of the networks that have a number at every layer."""
-    networks = measured.living("output_grad")
-    return networks[np.isfinite(networks).all(axis=1)]
-
-
-def _enough(measured: History) -> bool:
-    return len(_complete(measured)) >= ENOUGH_NETWORKS
 
 
 def _first_of_three(off: np.ndarray) -> int | None:

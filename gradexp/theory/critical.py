@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from scipy.optimize import brentq
@@ -95,6 +97,11 @@ def critical_line(phi: Activation, q: Tensor) -> tuple[Tensor, Tensor]:
     return sigma_w2, m.q - sigma_w2 * m.square
 
 
+def attracts(sigma_w2: float | Tensor, m: Moments) -> Any:
+    """Say whether other lengths converge to these fixed ones: where the length map has a slope of at most 1."""
+    return sigma_w2 * m.u_value_slope / m.q <= 1
+
+
 def _critical_at_zero(phi: Activation) -> float | None:
     """Return the critical sigma_w2 without biases if lengths then go to 0, as for tanh; else None."""
     slope2 = mean_square(phi.slopes_at_zero)
@@ -117,14 +124,11 @@ def _on_critical_line(phi: Activation, miss: Callable[[float, float], float], me
 
     grid = [math.log(1e-10) + 0.2 * k for k in range(200)]
     points = [at(log_q) for log_q in grid]
-    for (low, before), (high, after) in zip(
-        zip(grid, points, strict=True), zip(grid[1:], points[1:], strict=True), strict=False
-    ):
+    for (low, before), (high, after) in pairwise(zip(grid, points, strict=True)):
         if miss(*before) * miss(*after) <= 0 and all(map(math.isfinite, (*before, *after))):
             log_q = brentq(lambda log_q: miss(*at(log_q)), low, high, xtol=1e-15, rtol=1e-15)
             w2, b2 = at(log_q)
-            m = _at(phi, math.exp(log_q))
-            if b2 >= -1e-12 * w2 and w2 * m.u_value_slope / m.q <= 1:
+            if b2 >= -1e-12 * w2 and attracts(w2, _at(phi, math.exp(log_q))):
                 return w2, max(b2, 0.0)
     raise ValueError(message)
 

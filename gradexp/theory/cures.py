@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradexp.models import Activation
 from gradexp.square_sum import LogLaw
-from gradexp.theory.finite_width import log_chi_square
+from gradexp.theory.finite_width import log_chi_square, log_mean_square
 from gradexp.theory.gaussian import pair_average
 from gradexp.theory.mean_field import Moments, is_piecewise_linear
 from gradexp.theory.profile import Profile, in_range
@@ -66,10 +66,9 @@ def cured(
             factor = in_range(q)
             q, scale = factor * q, scale - factor.log()
         n = widths[index + 1]
-        scatter = log_chi_square(n).mean - math.log(n)
+        scatter = log_mean_square(n)
         if laws[index].orthogonal and branch is None:
-            larger = max(n, widths[index])
-            scatter = scatter - (log_chi_square(larger).mean - math.log(larger))
+            scatter = scatter - log_mean_square(max(n, widths[index]))
         output.append(scale + q.log() + bias - variance / 2 + scatter)
         if index + 1 == depth:
             break
@@ -90,7 +89,7 @@ def cured(
         else:
             finite = (m.slope2_he2 * bias / 2 + m.slope2_he4 * variance / 8) / m.slope2
         gain = a2 * w2 * m.slope2 / (1.0 if normalization == "none" else v)
-        layers.append(_Layer(n, is_skip, m, scale + q.log(), gain, finite, noise))
+        layers.append(_Layer(n, is_skip, scale + q.log(), gain, finite, noise))
         following = w2 * m.square + law.sigma_b2
         stream = q if is_skip else torch.zeros_like(q)
         next_q = stream + a2 * following
@@ -102,12 +101,11 @@ def cured(
             variance = length_slope.square() * variance + (a2 * w2 / next_q).square() * kick
             fluctuations.append(variance)
             dependences.append(m.slope2_he2.abs() / m.slope2)
-        keep = 1.0 if is_skip else 0.0
         q = next_q
         if normalization == "layer":
             v = q
         elif normalization == "batch":
-            v = keep * v + a2 * w2 * (m.square - m.value.square())
+            v = (v if is_skip else 0) + a2 * w2 * (m.square - m.value.square())
     gradient, total_variance, mean_field = _backward(phi, layers, normalization, square)
     branches = torch.zeros(depth, dtype=torch.float64)
     if branch is not None:
@@ -130,7 +128,6 @@ class _Layer:
 
     width: int
     is_skip: bool  # whether the layer above adds to the stream, or replaces it
-    moments: Moments
     log_q: Tensor  # of the length of the stream
     gain: Tensor  # a² chi: E‖branch of the gradient‖² / ‖δ‖²
     finite: Tensor  # what order 1 / width adds to log chi
@@ -156,27 +153,25 @@ def _backward(
             variance.append(variance[-1] + layer.noise)
         return torch.stack(gradient[::-1]), torch.stack(variance[::-1]), torch.stack(mean_field[::-1])
     joint = _JointSlopes(phi, layers, normalization)
-    # Of the layers above: squared gradient that came through each, and its share in the fluctuations.
+    # Of the layers above: share of the squared gradient that came through each, and its share in the fluctuations.
     parts = torch.zeros(len(layers), *square.shape, dtype=torch.float64)
     shares = torch.zeros_like(parts)
-    total, shift = torch.ones_like(square), zero
+    shift = zero
     for index in reversed(range(len(layers))):
         layer = layers[index]
         n, gain, above = layer.width, layer.gain, slice(index + 1, None)
         both = joint.over_product(index)[above].unsqueeze(1)  # E φ'² φ'² / (E φ'²)² with each layer above
         if layer.is_skip:
             growth = 1 + gain
-            met = (parts[above] * both).sum(dim=0) / total  # E φ'² where the gradient is, over E φ'²
+            met = (parts[above] * both).sum(dim=0)  # E φ'² where the gradient is, over E φ'²
             noise = (4 * gain * met / n + gain.square() * layer.noise) / growth.square()
-            parts[index] = gain * total
         else:
             growth, noise = gain, layer.noise
-            parts[index] = gain * total
         share = gain / growth
         noise = noise + 2 * share * (shares[above] * (both - 1)).sum(dim=0) / n
         shares[index] = share
-        # Rescaled, so that neither overflows in thousands of layers.
-        parts, total = parts / growth / total, torch.ones_like(total)
+        parts = parts / growth
+        parts[index] = share
         finite = layer.finite if normalization == "none" else layer.finite + layer.noise / 2
         shift = shift + share * finite
         mean_field.append(mean_field[-1] + growth.log())

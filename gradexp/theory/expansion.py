@@ -5,7 +5,6 @@ q are of order 1 / width; they are followed from layer to layer, and so is what 
 assumed to have reached a fixed point, and widths may differ.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradexp.models import Activation
-from gradexp.theory.finite_width import log_chi_square
+from gradexp.theory.finite_width import log_mean_square
 from gradexp.theory.mean_field import Moments
 from gradexp.theory.profile import Profile, in_range
 from gradexp.theory.weights import WeightLaw
@@ -122,11 +121,11 @@ def _forward(
         from_weights = (q - own.sigma_b2) / q
         # A unit given the layer below: a sum of fan_in terms, or one coordinate of a vector of fixed length.
         he4 = kurtosis * from_weights.square() / (24 * widths[index])
-        scatter = torch.full_like(q, log_chi_square(n).mean - math.log(n))
+        scatter = torch.full_like(q, log_mean_square(n))
         if own.orthogonal:
             larger = max(n, widths[index])
             he4 = he4 - from_weights.square() / (4 * larger)
-            scatter = scatter - from_weights.square() * (log_chi_square(larger).mean - math.log(larger))
+            scatter = scatter - from_weights.square() * log_mean_square(larger)
         # log of the mean square: that of the length, and how n units scatter around it.
         output.append(scale + q.log() + bias - variance / 2 + scatter)
         if index + 1 == len(laws):

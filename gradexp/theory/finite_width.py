@@ -21,6 +21,11 @@ def log_chi_square(count: int) -> LogLaw:
     return LogLaw(float(digamma(count / 2)) + math.log(2), float(polygamma(1, count / 2)))
 
 
+def log_mean_square(count: int) -> float:
+    """Return E log of the mean square of ``count`` standard Gaussians, about -1 / count."""
+    return log_chi_square(count).mean - math.log(count)
+
+
 def layer_law(
     fan_in: int,
     fan_out: int,
@@ -64,9 +69,8 @@ def layer_law(
     mean += math.log(sigma_w2 / fan_in)
     if orthogonal:
         larger = max(fan_in, fan_out)
-        whole = log_chi_square(larger)
-        mean += math.log(larger) - whole.mean
-        variance -= whole.variance
+        mean -= log_mean_square(larger)
+        variance -= log_chi_square(larger).variance
     return LogLaw(mean, max(variance, 0.0))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradexp.models import Activation
 from gradexp.theory.finite_width import layer_law, log_chi_square
-from gradexp.theory.mean_field import is_piecewise_linear
+from gradexp.theory.mean_field import is_piecewise_linear, mean_square
 from gradexp.theory.weights import WeightLaw
 
 
@@ -69,7 +69,7 @@ def exact(phi: Activation, widths: Sequence[int], laws: Sequence[WeightLaw], squ
     """
     depth, slopes = len(laws), phi.slopes_at_zero
     log_input = (square * widths[0]).log()
-    slope2 = (slopes[0] ** 2 + slopes[1] ** 2) / 2
+    slope2 = mean_square(slopes)
     inputs, output = [log_input], []
     for layer, law in enumerate(laws):
         fan_in, fan_out = widths[layer], widths[layer + 1]
@@ -170,9 +170,7 @@ def log_weighted_ratio(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         return largest.squeeze(-1), torch.zeros_like(largest.squeeze(-1))
     w = (log_weights - largest).exp()
     count = w.shape[-1]
-    step = 0.125
-    spread = 110.0 + 40
-    x = torch.arange(-45 - math.log(count), spread, step, dtype=torch.float64)
+    x = torch.arange(-45 - math.log(count), 150, 0.125, dtype=torch.float64)
     t = x.exp().reshape(-1, *[1] * w.dim()) * w
     log_survival = -0.5 * torch.log1p(2 * t).sum(dim=-1)
     density = log_survival.exp() * (t / (1 + 2 * t)).sum(dim=-1)

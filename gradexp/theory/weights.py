@@ -1,6 +1,5 @@
 """What theory needs to know of an initialisation: the law of each layer's weights, without drawing any."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradexp.config import DISTRIBUTIONS, INIT_OPTIONS, MODES
-from gradexp.inits import ALIASES, zero_drift_sigma_w2
+from gradexp.inits import CUT_STD, check_choice, scheme_name, zero_drift_sigma_w2, zeros_per_unit
 from gradexp.models import MLP, Activation, StackedLinear
 from gradexp.theory.mean_field import check_variance
 
@@ -80,19 +79,11 @@ def weight_laws(
         >>> [law.sigma_w2 for law in weight_laws("xavier", [64, 192, 192])]
         [0.5, 1.0]
     """
-    name = ALIASES.get(init, init)
-    if name not in INIT_OPTIONS:
-        raise ValueError(f"unknown init {init!r}; choose one of {', '.join(INIT_OPTIONS)}")
-    own = INIT_OPTIONS[name]
-    for option in options:
-        if option not in own:
-            raise ValueError(f"init '{init}' has no option '{option}'; it takes {', '.join(own)}")
-    options = {**own, **options}
+    name = scheme_name(init, options)
+    options = {**INIT_OPTIONS[name], **options}
     for option, choices in (("mode", MODES), ("distribution", DISTRIBUTIONS)):
-        if option in options and options[option] not in choices:
-            raise ValueError(f"{option} must be one of {', '.join(choices)}, got {options[option]!r}")
-    if "sparsity" in options and not 0 <= options["sparsity"] < 1:
-        raise ValueError(f"sparsity must be at least 0 and below 1, got {options['sparsity']}")
+        if option in options:
+            check_choice(option, options[option], choices)
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
     if name == "lyapunov":
@@ -210,7 +201,7 @@ def _truncated(fan_in: int, gain: float, std: float | None, corrected: bool) -> 
 
 
 def _sparse(fan_in: int, gain: float, std: float | None, sparsity: float) -> dict[str, Any]:
-    kept = fan_in - min(math.ceil(round(sparsity * fan_in, 9)), fan_in - 1)
+    kept = fan_in - zeros_per_unit(fan_in, sparsity)
     sigma_w2 = gain**2 if std is None else gain**2 * std**2 * kept
     # Given which weights are not 0 a sum is Gaussian, and its variance is a sum over k of the a², drawn without
     # replacement: relative variance (fan_in / k - 1) (mean a⁴ / (mean a²)² - 1) / fan_in, a third of the kurtosis.
@@ -219,10 +210,9 @@ def _sparse(fan_in: int, gain: float, std: float | None, sparsity: float) -> dic
 
 
 _UNIFORM = -1.2
-# Of N(0, 1) cut at ±2: moments by integration by parts, with φ(2) / (probability inside) = _EDGE.
-_EDGE = 2 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
-_CUT_VARIANCE = 1 - 2 * _EDGE
-_CUT_KURTOSIS = (3 * _CUT_VARIANCE - 8 * _EDGE) / _CUT_VARIANCE**2 - 3
+# Of N(0, 1) cut at ±2, by parts: E x² = 1 - 4 p and E x⁴ = 3 E x² - 16 p, p the density at the cut.
+_CUT_VARIANCE = CUT_STD**2
+_CUT_KURTOSIS = (3 * _CUT_VARIANCE - 4 * (1 - _CUT_VARIANCE)) / _CUT_VARIANCE**2 - 3
 
 
 def _kaiming(n: int, m: int, gain: float, mode: str, distribution: str) -> dict[str, Any]:
