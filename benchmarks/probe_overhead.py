@@ -13,7 +13,6 @@ Part 2 counts in how many layers of a vanishing network the reported norms are r
 
 import argparse
 import gc
-import platform
 import statistics
 import time
 import warnings
@@ -21,11 +20,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import date
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from machine import machine
 from torch import Tensor, nn
 
 from gradexp import GradientProbe
@@ -326,15 +325,6 @@ def report_accuracy(device: str) -> None:
             # Where nothing is recorded the probe's number is nan, which is wrong here unless all elements are 0.
             right = np.isclose(np.nan_to_num(values), truth, rtol=1e-5, atol=0.0).sum()
             print(f"  {name:<44} right {right:>3} of {len(truth)}")
-
-
-def machine(device: str) -> str:
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -10,15 +10,14 @@ init=mean_field dtype=float64 steps=0`` does, once between the rounds of part 1,
 """
 
 import argparse
-import platform
 import resource
 import statistics
 import time
 from datetime import date
-from pathlib import Path
 
 import numpy as np
 import torch
+from machine import machine
 
 from gradexp import MLP, Config, exact_profile, initialize
 from gradexp.config import InitConfig
@@ -77,15 +76,6 @@ def compare(rounds: int, device: str, threads: int) -> None:
     print(f"{'measuring':<24} {parts['profile']:8.1f} s")
     print(f"{'the whole run':<24} {found.seconds:8.1f} s   {memory:.1f} GB at most")
     print(f"{'log_chi':<24} {found.initial.log_chi():8.4f} ± {found.initial.log_chi_se():.4f} per layer")
-
-
-def machine(device: str) -> str:
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ This file imports neither torch nor Hydra, so that ``--help`` stays fast.
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -231,8 +232,10 @@ class Config:
         _require(clip is None or clip > 0, "optimizer.clip_norm", clip, "above 0, or null for no clipping")
         if self.sigma_b2 is not None and not self.bias:
             raise ConfigError(f"sigma_b2={self.sigma_b2} needs bias=true")
-        if self.init.name == "lyapunov" and self.activation not in _LYAPUNOV:
-            raise ConfigError(f"init 'lyapunov' is for activation {', '.join(_LYAPUNOV)}, got '{self.activation}'")
+        if self.init.name == "lyapunov" and self.activation not in LYAPUNOV_ACTIVATIONS:
+            raise ConfigError(
+                f"init 'lyapunov' is for activation {', '.join(LYAPUNOV_ACTIVATIONS)}, got '{self.activation}'"
+            )
         self._check_cures()
         sparsity = self.init.sparsity
         _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
@@ -243,6 +246,18 @@ class Config:
     def hidden_widths(self) -> list[int]:
         """Units of each hidden layer, ``depth - 1`` of them."""
         return list(self.widths) if self.widths is not None else [self.width] * (self.depth - 1)
+
+    @property
+    def units(self) -> str:
+        """The hidden widths in words: ``128``, or ``200-100-50``."""
+        hidden = self.hidden_widths
+        return str(hidden[0]) if len(set(hidden)) == 1 else "-".join(map(str, hidden))
+
+    @property
+    def cures(self) -> list[str]:
+        """The normaliser and the skip connections, if there are any, as typed on a command line."""
+        given = {"normalization": self.normalization, "residual": self.residual}
+        return [f"{key}={value}" for key, value in given.items() if value != "none"]
 
     def _check_cures(self) -> None:
         hidden = self.hidden_widths
@@ -295,7 +310,7 @@ _HIGHEST = 3e38
 _BOUNDED = ("optimizer.", "negative_slope", "init.", "sigma_b2")
 _MOST_THREADS = 1024
 
-_LYAPUNOV = ("linear", "relu", "leaky_relu")
+LYAPUNOV_ACTIVATIONS = ("linear", "relu", "leaky_relu")
 
 _CHOICES = {
     "activation": ACTIVATIONS,
@@ -306,6 +321,16 @@ _CHOICES = {
     "init.mode": MODES,
     "init.distribution": DISTRIBUTIONS,
 }
+
+
+def check_choice(key: str, given: object, choices: Sequence[str]) -> None:
+    """Refuse what is none of the choices.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if given not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {given!r}")
 
 
 def as_dict(config: Config) -> dict[str, Any]:

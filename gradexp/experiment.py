@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from gradexp.data import Dataset
     from gradexp.models import MLP
-    from gradexp.theory import Prediction
     from gradexp.train import Part
 
 # Bytes of parameters that are held at a time.
@@ -88,6 +87,7 @@ def _run(result: Result, sinks: Sequence[Sink], clock: "_Clock") -> None:
     import torch
 
     from gradexp.data import chance_loss, check_batch, load, resolve_loss
+    from gradexp.forecast import predict_run
     from gradexp.history import join
     from gradexp.propagate import exact_profile
     from gradexp.theory import compare
@@ -127,7 +127,7 @@ def _run(result: Result, sinks: Sequence[Sink], clock: "_Clock") -> None:
             del stack  # before the next one is built
         result.initial = join(histories)
         with clock.part("theory"):
-            result.prediction = _predict(config, data)
+            result.prediction = predict_run(config, data.x_train[: config.batch_size], data.output_width)
             result.initial.theory = result.prediction.arrays
             result.comparison = compare(result.prediction, result.initial)
         result.verdict = run_verdict(config, result.initial, theory=result.comparison)
@@ -238,26 +238,6 @@ def _build(
     return stack
 
 
-def _predict(config: Config, data: "Dataset") -> "Prediction":
-    """Say what theory expects of the networks, from the inputs that the profile is measured with."""
-    from gradexp.models import activation
-    from gradexp.theory import predict_layers, weight_laws
-
-    widths = _widths(config, data)
-    laws = weight_laws(
-        config.init.name,
-        widths,
-        sigma_b2=config.sigma_b2,
-        bias=config.bias,
-        activation=config.activation,
-        negative_slope=config.negative_slope,
-        **config.init.options,
-    )
-    phi = activation(config.activation, config.negative_slope)
-    x = data.x_train[: config.batch_size]
-    return predict_layers(phi, laws, widths, x, normalization=config.normalization, residual=config.residual)
-
-
 def _part(x: "torch.Tensor", y: "torch.Tensor", data: "Dataset", loss: str, model: "MLP") -> "Part":
     """Move a part of the data to the model's device and number format."""
     import torch
@@ -277,16 +257,14 @@ def _part(x: "torch.Tensor", y: "torch.Tensor", data: "Dataset", loss: str, mode
 def _describe(config: Config, model: "MLP", data: "Dataset", loss: str, result: Result) -> str:
     """Say in four lines what is built."""
     hidden = config.hidden_widths
-    units = str(hidden[0]) if len(set(hidden)) == 1 else "-".join(map(str, hidden))
     parameters = sum(parameter.numel() for parameter in model.parameters()) // model.networks
     options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
-    given = {"normalization": config.normalization, "residual": config.residual}
-    cures = "".join(f"{key}={value}, " for key, value in given.items() if value != "none")
+    cures = "".join(f"{cure}, " for cure in config.cures)
     seeds = f"seed {config.seed}" + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
     update = f"{config.steps} steps of {config.optimizer.name} lr={config.optimizer.lr:g}, {loss}, "
     threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
     return (
-        f"network   {config.depth} {config.activation} layers{f' of {units} units' if hidden else ''}, {cures}"
+        f"network   {config.depth} {config.activation} layers{f' of {config.units} units' if hidden else ''}, {cures}"
         f"{model.widths[0]} inputs, {model.widths[-1]} outputs, {parameters:,} weights\n"
         f"init      {config.init.name} ({options}), {seeds}\n"
         f"data      {config.data.name}, {len(data.x_train)} training samples, batches of {config.batch_size}\n"

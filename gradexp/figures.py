@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradexp.history import History
+from gradexp.history import History, limits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ LABELS = {
 # Depths whose limit of trainability is drawn in a phase diagram.
 DEPTHS = (10, 30, 100, 300)
 # log10 of what rounds to 0 and to inf.
-_SMALLEST_FLOAT32, _LARGEST_FLOAT32 = -150 * math.log10(2), 128 * math.log10(2)
+_SMALLEST_FLOAT32, _LARGEST_FLOAT32 = limits("float32")
 
 
 def profile_figure(histories: Mapping[str, History], quantity: str = "output_grad", step: int = -1) -> "Figure":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradexp import data, theory
-from gradexp.config import Config, ConfigError, InitConfig
+from gradexp.config import LYAPUNOV_ACTIVATIONS, Config, ConfigError, InitConfig
 from gradexp.history import STATUSES, History
 from gradexp.inits import zero_drift_sigma_w2
 from gradexp.models import activation
@@ -26,8 +26,6 @@ from gradexp.verdict import ALIGNED, Verdict, gradient_verdict
 SHAPES = {"digits": (64, 10, 61), "mnist5k": (784, 10, 653)}
 # A critical sigma_w2 beyond this is no remedy: it is reached by saturating nearly every unit.
 _ABSURD = 20.0
-_LINES = ("linear", "relu", "leaky_relu")
-_CURES = ("normalization", "residual")
 # Of more networks than this share an input dies.
 _DEAD = 0.5
 
@@ -78,7 +76,7 @@ class Forecast:
     @property
     def point(self) -> theory.MeanField | None:
         """The point of the phase diagram; None for cured networks and scaled identities, which have none."""
-        return None if _cures(self.config) else self.prediction.point
+        return None if self.config.cures else self.prediction.point
 
     @functools.cached_property
     def cosine(self) -> float | None:
@@ -167,8 +165,22 @@ def _inputs(config: Config) -> _Inputs:
     return _Inputs(x, None, loaded.output_width, words)
 
 
-def _predict(config: Config, inputs: _Inputs) -> Prediction:
-    widths = [inputs.x.shape[1], *config.hidden_widths, inputs.outputs]
+def predict_run(
+    config: Config, x: Tensor, outputs: int, *, batch: int | None = None, spread: float | None = None
+) -> Prediction:
+    """Return theory's prediction for the network that a run builds.
+
+    Args:
+        config: The options of the run.
+        x: Inputs of the profile, shape ``(sample, n_0)``, float64.
+        outputs: Width of the last layer.
+        batch: As in ``theory.predict_layers``.
+        spread: As in ``theory.predict_layers``.
+
+    Raises:
+        ConfigError: If an option cannot work.
+    """
+    widths = [x.shape[1], *config.hidden_widths, outputs]
     try:
         laws = theory.weight_laws(
             config.init.name,
@@ -179,18 +191,15 @@ def _predict(config: Config, inputs: _Inputs) -> Prediction:
             negative_slope=config.negative_slope,
             **config.init.options,
         )
-        return theory.predict_layers(
-            activation(config.activation, config.negative_slope),
-            laws,
-            widths,
-            inputs.x,
-            normalization=config.normalization,
-            residual=config.residual,
-            batch=config.batch_size,
-            spread=inputs.spread,
-        )
+        phi = activation(config.activation, config.negative_slope)
+        cures = {"normalization": config.normalization, "residual": config.residual}
+        return theory.predict_layers(phi, laws, widths, x, batch=batch, spread=spread, **cures)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _predict(config: Config, inputs: _Inputs) -> Prediction:
+    return predict_run(config, inputs.x, inputs.outputs, batch=config.batch_size, spread=inputs.spread)
 
 
 def _judge(config: Config, prediction: Prediction) -> Verdict:
@@ -213,7 +222,7 @@ def _judge(config: Config, prediction: Prediction) -> Verdict:
 
 def _candidates(config: Config, prediction: Prediction) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the options of nearby settings that keep gradients, and why they do."""
-    if config.depth == 1 or _cures(config):
+    if config.depth == 1 or config.cures:
         return
     name, sigma_b2 = config.activation, prediction.sigma_b2
     if prediction.dead_probability > _DEAD:
@@ -230,7 +239,7 @@ def _candidates(config: Config, prediction: Prediction) -> Iterator[tuple[dict[s
     is_there = math.isclose(prediction.sigma_w2, critical, rel_tol=1e-3) and prediction.sigma_b2 == sigma_b2
     if not is_there or prediction.point is None:
         yield _typed(config, _critical_init(critical), sigma_b2), "critical: chi_1 = 1"
-    if name in _LINES and config.init.name != "lyapunov":
+    if name in LYAPUNOV_ACTIVATIONS and config.init.name != "lyapunov":
         drift = zero_drift_sigma_w2(prediction.widths[config.depth // 2], name, config.negative_slope)
         gain = math.sqrt(drift / critical)
         reason = f"no drift at this width, a gain of {gain:.5g} on the critical scale: sigma_w2 = {drift:.5g}"
@@ -278,10 +287,6 @@ def _with(config: Config, options: dict[str, Any]) -> Config:
     return replace(config, **new)
 
 
-def _cures(config: Config) -> list[str]:
-    return [f"{key}={getattr(config, key)}" for key in _CURES if getattr(config, key) != "none"]
-
-
 # What is printed: rows of a name, a value and a remark.
 
 Rows = Iterator[tuple[str, str, str]]
@@ -290,11 +295,10 @@ Rows = Iterator[tuple[str, str, str]]
 def _network(found: Forecast) -> Rows:
     config, widths = found.config, found.prediction.widths
     hidden = widths[1:-1]
-    units = str(hidden[0]) if len(set(hidden)) == 1 else "-".join(map(str, hidden))
     layers = f"{config.depth} {config.activation} layer{'s' if config.depth > 1 else ''}"
     ends = [f"{widths[0]} inputs", f"{widths[-1]} outputs"]
     options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
-    yield "network", ", ".join([f"{layers} of {units} units" if hidden else layers, *_cures(config), *ends]), ""
+    yield "network", ", ".join([f"{layers} of {config.units} units" if hidden else layers, *config.cures, *ends]), ""
     yield "init", f"{config.init.name} ({options})", ""
     yield "inputs", found.inputs, ""
 
@@ -305,7 +309,7 @@ def _infinite_width(found: Forecast) -> Rows:
     middle = f" of layer {len(prediction.laws) // 2 + 1}; layers differ" if differ else ""
     yield "sigma_w2", _number(prediction.sigma_w2), f"fan_in Var(W){middle}"
     yield "sigma_b2", _number(prediction.sigma_b2), f"Var(b){middle}"
-    cures = _cures(found.config)
+    cures = found.config.cures
     missing = f"not defined with {' and '.join(cures)}" if cures else "a scaled identity is no random matrix"
     yield "q*", *(("none", missing) if point is None else (_number(point.q_star), _length(point)))
     chi_1 = prediction.chi_1
@@ -361,7 +365,7 @@ def _finite_width(found: Forecast) -> Rows:
         )
     aspect = sum(1 / n for n in prediction.widths[1:-1])
     yield "L/n", f"{aspect:.3g}", "sum of 1 / width; from about 1 on seeds differ much"
-    if prediction.valid and prediction.dead_probability and not _cures(config):
+    if prediction.valid and prediction.dead_probability:
         yield "dead", f"{prediction.dead_probability:.3g}", "probability that an input is exactly 0 in some layer"
     for dtype in ("float32", "float16", "bfloat16") if prediction.valid else ():
         yield dtype, _range(prediction, dtype), ""

@@ -64,6 +64,9 @@ _FORMATS = {
 }
 
 
+QUANTILES = (0.05, 0.5, 0.95)
+
+
 @dataclass(repr=False)
 class History:
     """Log10 of sizes over steps, networks and layers.
@@ -176,6 +179,12 @@ class History:
         """Return the standard error of ``log_chi`` over networks; None for fewer than two."""
         return standard_error(self.log_chi_per_network(first, last, step))
 
+    def log_chi_quantiles(self) -> dict[float, float]:
+        """Return the quantiles 0.05, 0.5 and 0.95 of ``log_chi`` over networks; empty for fewer than two."""
+        slopes = self.log_chi_per_network()
+        slopes = slopes[np.isfinite(slopes)]
+        return {q: float(np.quantile(slopes, q)) for q in QUANTILES} if slopes.size > 1 else {}
+
     def depth_scale(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
         """Return 1 / |log_chi|, the layers over which ‖output_grad‖² changes by a factor e, or None."""
         log_chi = self.log_chi(first, last, step)
@@ -198,14 +207,10 @@ class History:
             dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``.
             overflow: Which end of the range.
         """
-        bits, lowest, highest = _FORMATS[dtype]
+        smallest, greatest = limits(dtype)
         largest = self.largest_log10[quantity][0]
-        # Both bounds are ties that round out of the range; the slack absorbs log10's own rounding.
-        if overflow:
-            fails = largest >= math.log10(2 - 2**-bits) + highest * math.log10(2) - 1e-12
-        else:
-            # What is exactly 0 in any format has died, not underflowed.
-            fails = (largest > -math.inf) & (largest <= (lowest - 1) * math.log10(2) + 1e-12)
+        # The slack absorbs log10's own rounding. What is exactly 0 in any format has died, not underflowed.
+        fails = largest >= greatest - 1e-12 if overflow else (largest > -math.inf) & (largest <= smallest + 1e-12)
         layers = 1 + np.flatnonzero(fails.any(axis=0))
         if not layers.size:
             return None
@@ -373,14 +378,28 @@ def join(histories: Sequence[History]) -> History:
     return replace(first, seeds=[seed for history in histories for seed in history.seeds], **changes)
 
 
+def limits(dtype: str) -> tuple[float, float]:
+    """Return log10 of the largest number that rounds to 0 in a format, and of the smallest that rounds to inf.
+
+    Both are ties, which round out of the range.
+    """
+    bits, lowest, highest = _FORMATS[dtype]
+    return (lowest - 1) * math.log10(2), math.log10(2 - 2**-bits) + highest * math.log10(2)
+
+
 def write_profile(writer: "SummaryWriter", history: History, step: int = -1) -> None:
     """Write ``profile/log10_…`` scalars of one step, with step = layer."""
     for quantity in QUANTITIES[:3]:
         if quantity in history.log10:
-            for layer, value in enumerate(history.profile(quantity, step), start=1):
-                # Rounded to what float32 shows, so that the log of 1 is 0 and not -0.
-                add_scalar(writer, f"profile/log10_{quantity}", round(value, 9) + 0.0, layer)
+            write_layers(writer, f"profile/log10_{quantity}", history.profile(quantity, step))
     writer.flush()
+
+
+def write_layers(writer: "SummaryWriter", tag: str, values: Array) -> None:
+    """Write one number per layer, with step = layer."""
+    for layer, value in enumerate(values.tolist(), start=1):
+        # Rounded to what float32 shows, so that the log of 1 is 0 and not -0.
+        add_scalar(writer, tag, round(value, 9) + 0.0, layer)
 
 
 def write_course(writer: "SummaryWriter", history: History) -> None:

@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gradexp import seeds
-from gradexp.config import DISTRIBUTIONS, INIT_OPTIONS, MODES
+from gradexp.config import DISTRIBUTIONS, INIT_OPTIONS, MODES, check_choice
 from gradexp.lsuv import scale_to_unit_variance
 from gradexp.square_sum import log_square_sum
 
@@ -410,16 +410,6 @@ def scheme_name(init: str, options: Mapping[str, Any]) -> str:
         if option not in own:
             raise ValueError(f"init '{init}' has no option '{option}'; it takes {', '.join(own)}")
     return name
-
-
-def check_choice(key: str, given: object, choices: Sequence[str]) -> None:
-    """Refuse what is none of the choices.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    if given not in choices:
-        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {given!r}")
 
 
 def _takes_generator(scheme: Callable[..., Any]) -> bool:

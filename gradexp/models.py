@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradexp.config import NORMALIZATIONS, RESIDUALS
+from gradexp.config import NORMALIZATIONS, RESIDUALS, check_choice
 from gradexp.normalization import normalize
 
 
@@ -123,6 +123,19 @@ def as_activation(
     # A ratio, since the slope of a wave is none; what grows less than |z| has slope 0.
     far_below, far_above = (function(far) / far).round(decimals=12).tolist()
     return replace(made, slopes_at_zero=(below, above), slopes_at_infinity=(far_below, far_above))
+
+
+def check_cures(normalization: str, residual: str, widths: Sequence[int]) -> None:
+    """Refuse an unknown normaliser or residual, and skip connections between layers of different widths.
+
+    Raises:
+        ValueError: If one is unknown, or widths n_1 to n_(L-1) differ in a residual network.
+    """
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    check_choice("residual", residual, RESIDUALS)
+    hidden = list(widths[1:-1])
+    if residual != "none" and len(set(hidden)) > 1:
+        raise ValueError(f"residual={residual!r} needs hidden layers of equal width, got {hidden}")
 
 
 class StackedLinear(nn.Module):
@@ -258,15 +271,7 @@ class MLP(nn.Module):
             raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
         if networks < 1:
             raise ValueError(f"networks must be at least 1, got {networks}")
-        for key, value, choices in (
-            ("normalization", normalization, NORMALIZATIONS),
-            ("residual", residual, RESIDUALS),
-        ):
-            if value not in choices:
-                raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-        hidden = list(widths[1:-1])
-        if residual != "none" and len(set(hidden)) > 1:
-            raise ValueError(f"residual={residual!r} needs hidden layers of equal width, got {hidden}")
+        check_cures(normalization, residual, widths)
         self.widths = tuple(widths)
         self.networks = networks
         self.activation = as_activation(activation, negative_slope)

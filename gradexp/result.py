@@ -9,11 +9,9 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gradexp._version import __version__
 from gradexp.config import Config, as_dict
-from gradexp.history import History, mean, standard_error
+from gradexp.history import QUANTILES, History, mean, standard_error
 from gradexp.verdict import Verdict
 
 if TYPE_CHECKING:  # importing them would load torch, and a run's first files are written before that
@@ -124,24 +122,21 @@ _THEORY_KEYS = (
     "deviates_from_layer",
 )
 _FORMATS = ("float32", "float16", "bfloat16")
-_QUANTILES = (0.05, 0.5, 0.95)
 
 
 def _initial(initial: History | None) -> dict[str, Any]:
     ratios: dict[str, float | None] = dict.fromkeys(("output", "output_grad", "weight_grad"))
     fails: dict[bool, dict[str, int | None]] = {over: dict.fromkeys(_FORMATS) for over in (False, True)}
-    quantiles: dict[str, float | None] = {str(q): None for q in _QUANTILES}
+    quantiles: dict[float, float] = {}
     log_chi = error = scale = dead = None
     if initial is not None:
         slopes = initial.log_chi_per_network()
-        there = slopes[np.isfinite(slopes)]
         log_chi, error, scale = mean(slopes), standard_error(slopes), initial.depth_scale()
         ratios = {quantity: initial.first_over_last(quantity) for quantity in ratios}
         dead = mean(initial.dead_fraction) if initial.dead_fraction is not None else None
         for over, layers in fails.items():
             layers.update({name: initial.failing_layer("output_grad", name, over) for name in _FORMATS})
-        if there.size > 1:
-            quantiles = {str(q): float(np.quantile(there, q)) for q in _QUANTILES}
+        quantiles = initial.log_chi_quantiles()
     return {
         "log_chi": log_chi,
         "log_chi_se": error,
@@ -150,7 +145,7 @@ def _initial(initial: History | None) -> dict[str, Any]:
         "dead_fraction": dead,
         "underflow_layer": fails[False],
         "overflow_layer": fails[True],
-        "quantiles": quantiles,
+        "quantiles": {str(q): quantiles.get(q) for q in QUANTILES},
     }
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from gradexp._version import __version__
-from gradexp.history import STATUSES, Array, History, add_scalar, write_course, write_csv, write_profile
+from gradexp.history import STATUSES, Array, History, add_scalar, write_course, write_csv, write_layers, write_profile
 from gradexp.result import Result, summary
 from gradexp.table import power_of_ten
 
@@ -129,8 +129,7 @@ class TensorBoard:
         for name, profiles in lines.items():
             with SummaryWriter(str(self.folder / name)) as writer:
                 for key, values in profiles.items():
-                    for layer, value in enumerate(values, start=1):
-                        add_scalar(writer, f"profile/{key}", round(float(value), 9) + 0.0, layer)
+                    write_layers(writer, f"profile/{key}", values)
 
     def _step(self, result: Result) -> None:
         training = result.training
@@ -211,10 +210,8 @@ class Console:
             error = history.log_chi_se()
             spread = f" ± {error:.2g}" if error is not None else ""
             self.console.print(f"log_chi {slope:+.4g}{spread} per layer towards the input{reach}")
-        slopes = history.log_chi_per_network()
-        slopes = slopes[np.isfinite(slopes)]
-        if slopes.size > 1:
-            low, middle, high = np.quantile(slopes, (0.05, 0.5, 0.95))
+        if quantiles := history.log_chi_quantiles():
+            low, middle, high = quantiles.values()
             self.console.print(f"  of the networks 5 % are below {low:+.4g}, half {middle:+.4g}, 95 % {high:+.4g}")
         for line in theory_lines(result):
             self.console.print(line)

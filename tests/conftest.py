@@ -1,5 +1,8 @@
 """Fixtures that several test files share."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -20,3 +23,18 @@ def device(request: pytest.FixtureRequest) -> str:
     """Each device that a test should hold on."""
     name: str = request.param
     return name
+
+
+@pytest.fixture
+def on_one_thread() -> Iterator[None]:
+    """One CPU thread for torch, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A current directory that is empty."""
+    monkeypatch.chdir(tmp_path)

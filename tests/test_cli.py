@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command_line
 import numpy as np
 import pytest
 
@@ -24,19 +26,9 @@ from gradexp.run import main
 SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8"]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run the command in this process and return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["gradexp", *arguments])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+call = partial(command_line.call, main)
 
 
 def the_run(pattern: str = "outputs/*/*") -> Path:
@@ -126,11 +118,7 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_mistake_gets_one_or_two_lines(
     arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, *arguments) == 1
-    error = capsys.readouterr().err.strip()
-    assert text in error
-    assert len(error.splitlines()) <= 2
-    assert "Traceback" not in error
+    assert text in command_line.mistake(main, monkeypatch, capsys, arguments)
 
 
 def test_a_run_that_cannot_start_is_recorded_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,8 @@ LN10 = math.log(10)
 KINDS = [("mean_field", "linear"), ("orthogonal", "linear"), ("mean_field", "relu"), ("orthogonal", "relu")]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Thousands of tiny matrices: on a busy machine LAPACK's threads would wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# Thousands of tiny matrices: on a busy machine LAPACK's threads would wait for each other most of the time.
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 def drawn(*shape, seed=1):

@@ -2,13 +2,12 @@
 
 import csv
 import math
-import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
-import torch
 
 from gradexp import theory
 from gradexp.phase import main
@@ -17,26 +16,9 @@ from gradexp.plane import QUANTITIES, measure_dots, phase_plane, weight_scales, 
 SMALL = ["columns=4", "rows=3", "depth=6", "width=5", "seeds=2", "hydra.run.dir=here"]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "on_one_thread")
 
-
-@pytest.fixture(autouse=True)
-def on_one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gradexp", *arguments])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+call = partial(command_line.call, main)
 
 
 def table(name: str) -> list[dict[str, str]]:
@@ -198,10 +180,7 @@ def test_networks_in_the_plane_are_measured_only_when_asked_for(monkeypatch: pyt
 def test_a_mistake_gets_one_or_two_lines(
     arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, *arguments) == 1
-    error = capsys.readouterr().err.strip()
-    assert text in error
-    assert len(error.splitlines()) <= 2
+    assert text in command_line.mistake(main, monkeypatch, capsys, arguments)
 
 
 def test_help_lists_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 
+import command_line
 import numpy as np
 import pytest
 import torch
@@ -20,27 +21,9 @@ from gradexp.data import load
 from gradexp.forecast import SHAPES, first_over_last, forecast
 from gradexp.predict import main
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "on_one_thread")
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def on_one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gradexp", *arguments])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+call = partial(command_line.call, main)
 
 
 def rows(text: str) -> dict[str, str]:
@@ -308,10 +291,7 @@ def test_what_theory_refuses_is_a_config_error() -> None:
 def test_a_mistake_gets_one_or_two_lines(
     arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, *arguments) == 1
-    error = capsys.readouterr().err.strip()
-    assert text in error
-    assert len(error.splitlines()) <= 2
+    assert text in command_line.mistake(main, monkeypatch, capsys, arguments)
     assert not list(Path().iterdir())
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradexp.models import Activation
+from gradexp.config import check_choice
+from gradexp.history import limits
+from gradexp.models import Activation, check_cures
 from gradexp.theory.cures import cured
 from gradexp.theory.expansion import expand
 from gradexp.theory.finite_width import dead_probability
@@ -24,9 +26,7 @@ Array = NDArray[np.float64]
 
 _LN10 = math.log(10)
 
-# Smallest and largest exponents of 2: what is below half the smallest subnormal becomes 0.
-_UNDERFLOW = {"float32": -150, "float16": -25, "bfloat16": -134}
-_OVERFLOW = {"float32": 128, "float16": 16, "bfloat16": 128}
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,6 +56,7 @@ class Prediction:
         first_output_grad: ``log10_output_grad`` of the first sample alone.
         first_sd: ``sd_output_grad`` of the first sample alone.
         dead_probability: Probability that an input is exactly 0 in some layer of one network.
+        laws: Of each layer's weights.
     """
 
     widths: tuple[int, ...]
@@ -77,7 +78,7 @@ class Prediction:
     first_output_grad: Array
     first_sd: Array
     dead_probability: float
-    laws: tuple[WeightLaw, ...] = field(default=())
+    laws: tuple[WeightLaw, ...]
 
     @property
     def depth(self) -> int:
@@ -96,12 +97,11 @@ class Prediction:
         Raises:
             ValueError: For another format.
         """
-        if dtype not in _UNDERFLOW:
-            raise ValueError(f"dtype must be one of {', '.join(_UNDERFLOW)}, got {dtype!r}")
+        check_choice("dtype", dtype, _DTYPES)
         n = np.array(self.widths[1:], dtype=np.float64)
         largest = self.log10_output_grad + 0.5 * np.log10(np.maximum(2 * np.log(n), 1) / n)
-        limit = (_OVERFLOW if overflow else _UNDERFLOW)[dtype] * math.log10(2)
-        layers = 1 + np.flatnonzero(largest >= limit if overflow else largest <= limit)
+        smallest, greatest = limits(dtype)
+        layers = 1 + np.flatnonzero(largest >= greatest if overflow else largest <= smallest)
         return int(layers.max()) if layers.size else None
 
     @property
@@ -161,8 +161,7 @@ def predict(
         "uniform": {"kurtosis": -1.2},
         "orthogonal": {"orthogonal": True},
     }
-    if weights not in kinds:
-        raise ValueError(f"weights must be one of {', '.join(kinds)}, got {weights!r}")
+    check_choice("weights", weights, tuple(kinds))
     if not 0 < input_square < math.inf:
         raise ValueError(f"input_square must be above 0 and finite, got {input_square}")
     laws = [WeightLaw(sigma_w2, sigma_b2, **kinds[weights])] * (len(widths) - 1)
@@ -238,15 +237,7 @@ def predict_layers(
         spread: Mean over features of the variance of inputs over samples, for batch norm; None: of x.
     """
     depth = len(laws)
-    for key, value, choices in (
-        ("normalization", normalization, ("none", "batch", "layer")),
-        ("residual", residual, ("none", "plain", "depth", "zero")),
-    ):
-        if value not in choices:
-            raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-    hidden = list(widths[1:-1])
-    if residual != "none" and len(set(hidden)) > 1:
-        raise ValueError(f"residual={residual!r} needs hidden layers of equal width, got {hidden}")
+    check_cures(normalization, residual, widths)
     branch = {"none": None, "plain": 1.0, "depth": 1 / math.sqrt(depth), "zero": 0.0}[residual]
     is_cured = normalization != "none" or residual != "none"
     batch = len(x) if batch is None else batch
@@ -296,6 +287,27 @@ def _point(phi: Activation, laws: Sequence[WeightLaw], square: Tensor, profile: 
     return MeanField(phi, sigma_w2, middle.sigma_b2, start=float(square.median()) if len(square) else 1.0)
 
 
+def _facts(
+    phi: Activation,
+    laws: Sequence[WeightLaw],
+    widths: Sequence[int],
+    square: Tensor,
+    is_cured: bool,
+    profile: Profile | None,
+) -> dict[str, Any]:
+    """Return what is known of a network with a formula and without one."""
+    point, middle = _point(phi, laws, square, profile), laws[len(laws) // 2]
+    may_die = not is_cured and exact_laws_hold(phi, laws)
+    return {
+        "widths": tuple(widths),
+        "laws": tuple(laws),
+        "point": point,
+        "sigma_w2": middle.sigma_w2 if point is None else point.sigma_w2,
+        "sigma_b2": middle.sigma_b2,
+        "dead_probability": dead_probability(widths[1:-1], phi.slopes_at_zero) if may_die else 0.0,
+    }
+
+
 def _nothing(
     reason: str,
     phi: Activation,
@@ -306,16 +318,13 @@ def _nothing(
     profile: Profile | None = None,
 ) -> Prediction:
     """Return a prediction without numbers for the layers, but with what mean field alone knows."""
-    point = _point(phi, laws, square, profile)
+    facts = _facts(phi, laws, widths, square, is_cured, profile)
+    point = facts["point"]
     nan = np.full(len(laws), np.nan)
-    middle = laws[len(laws) // 2]
     return Prediction(
-        tuple(widths),
+        **facts,
         valid=False,
         reason=reason,
-        sigma_w2=middle.sigma_w2 if point is None else point.sigma_w2,
-        sigma_b2=middle.sigma_b2,
-        point=point,
         q_star=None if point is None else point.q_star,
         chi_1=None if point is None else point.chi_1,
         log_chi=None,
@@ -328,8 +337,6 @@ def _nothing(
         sd_output_grad=nan,
         first_output_grad=nan,
         first_sd=nan,
-        dead_probability=0.0 if is_cured else _dead(phi, laws, widths),
-        laws=tuple(laws),
     )
 
 
@@ -344,7 +351,8 @@ def _assemble(
     is_cured: bool,
 ) -> Prediction:
     """Average a profile over the samples that reach every layer, and turn natural logs of squares into log10."""
-    point = _point(phi, laws, square, profile)
+    facts = _facts(phi, laws, widths, square, is_cured, profile)
+    point = facts["point"]
     first = [profile.output_grad[:, 0], profile.variance[:, 0]]
     alive = (profile.output.isfinite() & profile.output_grad.isfinite()).all(dim=0)
     if not alive.any():
@@ -353,7 +361,6 @@ def _assemble(
         setattr(profile, key, getattr(profile, key)[:, alive])
     steps = profile.mean_field.diff(dim=0)
     inside = float(-steps[len(steps) // 2].mean()) if len(steps) else None
-    middle = laws[len(laws) // 2]
 
     def log10(log_square: Tensor) -> Array:
         return np.asarray((log_square / (2 * _LN10)).mean(dim=1).numpy())
@@ -361,12 +368,9 @@ def _assemble(
     sd = (profile.variance.mean(dim=1).sqrt() / (2 * _LN10)).numpy()
     followed = is_cured or point is None
     return Prediction(
-        tuple(widths),
+        **facts,
         valid=True,
         reason=kind,
-        sigma_w2=middle.sigma_w2 if point is None else point.sigma_w2,
-        sigma_b2=middle.sigma_b2,
-        point=point,
         q_star=None if point is None or followed else point.q_star,
         chi_1=(None if inside is None else math.exp(inside)) if point is None or followed else point.chi_1,
         log_chi=_slope(profile.output_grad),
@@ -379,18 +383,12 @@ def _assemble(
         sd_output_grad=sd,
         first_output_grad=(first[0] / (2 * _LN10)).numpy(),
         first_sd=(first[1].sqrt() / (2 * _LN10)).numpy(),
-        dead_probability=0.0 if is_cured else _dead(phi, laws, widths),
-        laws=tuple(laws),
     )
 
 
 def _slope(log_square: Tensor) -> float | None:
     """Return the mean over samples of the slope per layer towards the input."""
     return float((log_square[0] - log_square[-1]).mean()) / (len(log_square) - 1) if len(log_square) > 1 else None
-
-
-def _dead(phi: Activation, laws: Sequence[WeightLaw], widths: Sequence[int]) -> float:
-    return dead_probability(widths[1:-1], phi.slopes_at_zero) if exact_laws_hold(phi, laws) else 0.0
 
 
 def _checked_widths(width: int, depth: int, widths: Sequence[int] | None) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gradexp.config import DISTRIBUTIONS, INIT_OPTIONS, MODES
-from gradexp.inits import CUT_STD, check_choice, scheme_name, zero_drift_sigma_w2, zeros_per_unit
+from gradexp.config import DISTRIBUTIONS, INIT_OPTIONS, MODES, check_choice
+from gradexp.inits import CUT_STD, scheme_name, zero_drift_sigma_w2, zeros_per_unit
 from gradexp.models import MLP, Activation, StackedLinear
 from gradexp.theory.mean_field import check_variance
 

@@ -20,19 +20,12 @@ from gradexp.history import STATUSES  # noqa: E402
 from gradexp.integrations.lightning import GradientProbeCallback  # noqa: E402
 
 pytestmark = [
+    pytest.mark.usefixtures("on_one_thread"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
 
 LAYERS = ["net.0", "net.3", "net.5"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def network(dropout=0.0):

@@ -26,13 +26,7 @@ from transformers import (  # noqa: E402
 from gradexp.history import STATUSES  # noqa: E402
 from gradexp.integrations.transformers import GradientProbeCallback  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 def gpt2(dropout=0.0):
