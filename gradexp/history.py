@@ -4,8 +4,9 @@ import csv
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +197,23 @@ class History:
         log10 = self.living(quantity, step)
         return mean(log10[:, first - 1] - log10[:, last - 1])
 
+    def course(self, quantity: str) -> Array:
+        """Return ``first_over_last`` of every recorded step, shape ``(step,)``, with nan for None.
+
+        Raises:
+            ValueError: If that quantity was not recorded.
+        """
+        if not self.steps:
+            return np.empty(0)
+        self._get(quantity, -1)
+        seen = np.asarray(np.isin(self.status[quantity], _SEEN).any(axis=1))
+        seen[~seen.any(axis=1)] = True  # then the ends of the network
+        steps, first, last = np.arange(len(seen)), seen.argmax(axis=1), self.depth - 1 - seen[:, ::-1].argmax(axis=1)
+        log10 = self.log10[quantity]
+        if self.dead_fraction is not None:
+            log10 = np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
+        return _mean_over_networks((log10[steps, :, first] - log10[steps, :, last]).T)
+
     def failing_layer(self, quantity: str, dtype: str, overflow: bool) -> int | None:
         """Return the layer from which on a quantity would leave a number format, or None.
 
@@ -224,22 +242,8 @@ class History:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one dict per step, network and layer, with the keys ``COLUMNS``; None where there is none."""
-        for s, step in enumerate(self.steps):
-            for n, seed in enumerate(self.seeds):
-                for layer, name in enumerate(self.names):
-                    row: dict[str, Any] = dict.fromkeys(COLUMNS)
-                    row.update(
-                        phase=self.phase, step=step, seed=seed, layer=layer + 1, call=self.calls[layer], name=name
-                    )
-                    for quantity, values in self.log10.items():
-                        value = values[s, n, layer]
-                        row[f"log10_{quantity}"] = float(value) if math.isfinite(value) else None
-                        if f"status_{quantity}" in row:
-                            row[f"status_{quantity}"] = STATUSES[self.status[quantity][s, n, layer]]
-                    for key, predicted in self.theory.items():
-                        value = predicted[layer]
-                        row[f"theory_{key}"] = float(value) if math.isfinite(value) else None
-                    yield row
+        for row in self._rows():
+            yield dict(zip(COLUMNS, row, strict=True))
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Return ``rows()`` as a pandas DataFrame.
@@ -251,7 +255,7 @@ class History:
             import pandas as pd
         except ImportError as error:
             raise ImportError("to_dataframe needs pandas; install it with pip install 'gradexp[pandas]'") from error
-        return pd.DataFrame(self.rows(), columns=list(COLUMNS))
+        return pd.DataFrame(self._rows(), columns=list(COLUMNS))
 
     def plot(self, quantity: str = "output_grad", step: int = -1) -> "matplotlib.figure.Figure":
         """Return a figure of one profile: log10 size over layers."""
@@ -287,9 +291,11 @@ class History:
             raise TypeError(f"writer must be a torch.utils.tensorboard.SummaryWriter, got a {type(writer).__name__}")
         if not self.steps:
             return
-        write_profile(writer, self, step)
-        if "output_grad" in self.log10:
-            write_course(writer, self)
+        for points in (profile_points(self, step), course_points(self)):
+            for at, values in points:
+                for tag, value in values.items():
+                    writer.add_scalar(tag, value, at)
+        writer.flush()
 
     def save(self, path: str | Path) -> None:
         """Write everything to one ``.npz`` file, without pickle; ``History.load`` reads it back."""
@@ -329,6 +335,42 @@ class History:
         log10 = self._get(quantity, step)
         return log10 if self.dead_fraction is None else np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
 
+    def of_networks(self, which: slice, last_step: int | None = None) -> "History":
+        """Return some networks alone, with the steps up to ``last_step``; the inverse of ``join``."""
+        steps = [step for step in self.steps if last_step is None or step <= last_step]
+        end = len(steps)
+
+        def part(key: str, axis: int) -> Any:
+            index = (slice(end), which) if axis else which
+            held = getattr(self, key)
+            return {name: values[index] for name, values in held.items()} if isinstance(held, dict) else held[index]
+
+        changes = {key: part(key, axis) for key, axis in _NETWORK_AXES.items() if getattr(self, key) is not None}
+        return replace(self, steps=steps, seeds=self.seeds[which], **changes)
+
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        """Yield one tuple per step, network and layer, with the values of ``COLUMNS``.
+
+        A step is turned into columns as a whole: cell by cell, a long run would take seconds.
+        """
+        words, networks = np.array(STATUSES, dtype=object), len(self.seeds)
+        columns: dict[str, Any] = {
+            **{column: repeat(None) for column in COLUMNS},
+            "phase": repeat(self.phase),
+            "seed": np.repeat(self.seeds, self.depth).tolist(),
+            "layer": [*range(1, self.depth + 1)] * networks,
+            "call": self.calls * networks,
+            "name": self.names * networks,
+            **{f"theory_{key}": _or_none(np.tile(values, networks)) for key, values in self.theory.items()},
+        }
+        for index, step in enumerate(self.steps):
+            columns["step"] = repeat(step)
+            for quantity, values in self.log10.items():
+                columns[f"log10_{quantity}"] = _or_none(values[index])
+                if f"status_{quantity}" in columns:
+                    columns[f"status_{quantity}"] = words[self.status[quantity][index].ravel()].tolist()
+            yield from zip(*columns.values(), strict=False)  # the constant ones have no end
+
     def _get(self, quantity: str, step: int) -> Array:
         if quantity not in self.log10:
             raise ValueError(f"'{quantity}' was not recorded; choose one of {', '.join(self.log10)}")
@@ -344,6 +386,13 @@ class History:
 _PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes")
 _ARRAY_DICTS = ("log10", "status", "largest_log10", "stats", "theory")
 _OPTIONAL = ("dead_fraction", "output_cosine", "samples")
+# Which dimension of an array, or of the arrays in a dict, is that of the networks.
+_NETWORK_AXES = {
+    **dict.fromkeys(("log10", "status", "largest_log10", "stats"), 1),
+    "dead_fraction": 0,
+    "output_cosine": 0,
+    "samples": 1,
+}
 
 
 def join(histories: Sequence[History]) -> History:
@@ -368,13 +417,7 @@ def join(histories: Sequence[History]) -> History:
             return {name: np.concatenate([each[name] for each in own], axis) for name in own[0]}
         return np.concatenate(own, axis)
 
-    axes = {
-        **dict.fromkeys(("log10", "status", "largest_log10", "stats"), 1),
-        "dead_fraction": 0,
-        "output_cosine": 0,
-        "samples": 1,
-    }
-    changes = {key: joined(key, axis) for key, axis in axes.items()}
+    changes = {key: joined(key, axis) for key, axis in _NETWORK_AXES.items()}
     return replace(first, seeds=[seed for history in histories for seed in history.seeds], **changes)
 
 
@@ -387,45 +430,51 @@ def limits(dtype: str) -> tuple[float, float]:
     return (lowest - 1) * math.log10(2), math.log10(2 - 2**-bits) + highest * math.log10(2)
 
 
-def write_profile(writer: "SummaryWriter", history: History, step: int = -1) -> None:
-    """Write ``profile/log10_…`` scalars of one step, with step = layer."""
-    for quantity in QUANTITIES[:3]:
-        if quantity in history.log10:
-            write_layers(writer, f"profile/log10_{quantity}", history.profile(quantity, step))
-    writer.flush()
+Values = Sequence[float | None] | Sequence[float] | Array
+
+Points = Iterator[tuple[int, dict[str, float]]]
+"""Steps, each with the numbers that it has, by tag."""
 
 
-def write_layers(writer: "SummaryWriter", tag: str, values: Array) -> None:
-    """Write one number per layer, with step = layer."""
-    for layer, value in enumerate(values.tolist(), start=1):
-        # Rounded to what float32 shows, so that the log of 1 is 0 and not -0.
-        add_scalar(writer, tag, round(value, 9) + 0.0, layer)
+def points(steps: Iterable[int], series: Mapping[str, Values]) -> Points:
+    """Yield each step with those of its values that are finite numbers; a series may be shorter than the steps."""
+    for step, values in zip(steps, zip_longest(*map(_or_none, series.values())), strict=False):
+        there = {tag: value for tag, value in zip(series, values, strict=True) if value is not None}
+        if there:
+            yield step, there
 
 
-def write_course(writer: "SummaryWriter", history: History) -> None:
-    """Write ``gradient/…`` scalars over recorded steps."""
-    status = history.status["output_grad"]
-    for index, step in enumerate(history.steps):
-        add_scalar(writer, "gradient/log10_first_over_last", history.first_over_last("output_grad", index), step)
-        for name in ("nonfinite", "zero"):
-            count = (status[index] == STATUSES.index(name)).sum()
-            add_scalar(writer, f"gradient/{name}_layers", float(count), step)
+def profile_points(history: History, step: int = -1) -> Points:
+    """Yield the scalars ``profile/log10_…`` of one recorded step, with step = layer."""
+    there = [quantity for quantity in QUANTITIES[:3] if quantity in history.log10]
+    return layer_points({f"log10_{quantity}": history.profile(quantity, step) for quantity in there})
 
 
-def add_scalar(writer: "SummaryWriter", tag: str, value: float | None, step: int) -> None:
-    """Write one number, unless there is none."""
-    if value is not None and math.isfinite(value):
-        writer.add_scalar(tag, value, step)
+def layer_points(profiles: Mapping[str, Array]) -> Points:
+    """Yield the scalars ``profile/…`` with step = layer."""
+    # Rounded to what float32 shows, so that the log of 1 is 0 and not -0.
+    series = {f"profile/{key}": np.round(values, 9) + 0.0 for key, values in profiles.items()}
+    return points(range(1, max(map(len, series.values()), default=0) + 1), series)
+
+
+def course_points(history: History) -> Points:
+    """Yield the scalars ``gradient/…`` of every recorded step; none if output gradients were not recorded."""
+    if "output_grad" not in history.log10:
+        return iter(())
+    series = {"gradient/log10_first_over_last": history.course("output_grad")}
+    for name in ("nonfinite", "zero"):
+        counts = (history.status["output_grad"] == STATUSES.index(name)).sum(axis=(1, 2))
+        series[f"gradient/{name}_layers"] = counts.astype(float)
+    return points(history.steps, series)
 
 
 def write_csv(path: Path, histories: Sequence[History]) -> None:
-    """Write the rows of some histories with 17 digits; an empty field means none."""
+    """Write the rows of some histories, each number with the digits that tell it from any other; empty means none."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for history in histories:
-            for row in history.rows():
-                writer.writerow(f"{v:.17g}" if isinstance(v, float) else v for v in row.values())
+            writer.writerows(history._rows())
 
 
 def mean(values: Array) -> float | None:
@@ -438,6 +487,14 @@ def standard_error(values: Array) -> float | None:
     """Return the standard error of the mean over networks, or None for fewer than two."""
     there = values[np.isfinite(values)]
     return float(there.std(ddof=1) / math.sqrt(there.size)) if there.size > 1 else None
+
+
+def _or_none(values: Values) -> list[float | None]:
+    """Return all numbers as one list, with None for what is not finite."""
+    array = np.asarray(values, dtype=float).ravel()  # None becomes nan
+    finite = np.isfinite(array)
+    numbers: list[float | None] = array.tolist()
+    return numbers if finite.all() else [x if there else None for x, there in zip(numbers, finite, strict=True)]
 
 
 def _mean_over_networks(values: Array) -> Array:

@@ -307,11 +307,23 @@ class MLP(nn.Module):
         Raises:
             IndexError: If the stack has no such network.
         """
+        if not -self.networks <= index < self.networks:
+            raise IndexError(f"the stack has {self.networks} networks, got index {index}")
+        return self._of([parameter[index].unsqueeze(0) for parameter in self.parameters()])
+
+    @staticmethod
+    def join(stacks: Sequence["MLP"]) -> "MLP":
+        """Return the networks of some stacks of the same shape as one stack, with copies of the parameters."""
+        return stacks[0]._of([torch.cat(own) for own in zip(*(stack.parameters() for stack in stacks), strict=True)])
+
+    def _of(self, parameters: Sequence[Tensor]) -> "MLP":
+        """Return an MLP like this one with other networks' parameters."""
         first = cast("StackedLinear", self.layers[0])
-        alone = MLP(
+        other = MLP(
             self.widths,
             self.activation,
             first.bias is not None,
+            networks=len(parameters[0]),
             device=first.weight.device,
             dtype=first.weight.dtype,
             draw=False,
@@ -319,9 +331,9 @@ class MLP(nn.Module):
             residual=self.residual,
         )
         with torch.no_grad():
-            for mine, own in zip(self.parameters(), alone.parameters(), strict=True):
-                own.copy_(mine[index])
-        return alone
+            for own, given in zip(other.parameters(), parameters, strict=True):
+                own.copy_(given)
+        return other
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y = zᴸ.

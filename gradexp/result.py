@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # importing them would load torch, and a run's first files ar
     from gradexp.train import Training
 
 SCHEMA = 1
-_UNHASHED = ("device", "threads", "quiet", "record")  # they do not change what is computed
+UNHASHED = ("device", "threads", "quiet", "record")  # they do not change what is computed
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Result:
 
 def config_hash(config: Config) -> str:
     """Return sha256 of the options that determine the numbers, and of the gradexp version."""
-    options = {key: value for key, value in as_dict(config).items() if key not in _UNHASHED}
+    options = {key: value for key, value in as_dict(config).items() if key not in UNHASHED}
     text = json.dumps([options, __version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -109,6 +110,22 @@ def summary(result: Result) -> dict[str, Any]:
     return finite
 
 
+def outcome(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run came to: one flat row from the content of its summary.json, None where not applicable."""
+    initial, theory, training, verdict = (content[key] for key in ("initial", "theory", "training", "verdict"))
+    return {
+        **{key: verdict[key] for key in ("gradient", "training", "theory")},
+        "log_chi": initial["log_chi"],
+        "log_chi_theory": theory["log_chi"],
+        "z": theory["z"],
+        "log10_first_over_last": initial["log10_first_over_last"]["output_grad"],
+        "depth_scale": initial["depth_scale"],
+        **{key: training[key] for key in _OUTCOME_OF_TRAINING},
+        "seconds": content["seconds"],
+    }
+
+
+_OUTCOME_OF_TRAINING = ("loss_first", "loss_last", "train_accuracy", "test_accuracy", "diverged_at")
 _THEORY_KEYS = (
     "valid",
     "reason",

@@ -119,7 +119,7 @@ def test_layers_csv_has_the_designed_columns_and_every_digit(tmp_path):
             assert row[f"status_{quantity}"] == "ok"
         assert row["log10_weight"] == row["log10_update"] == row["theory_log10_output"] == ""
     assert [row["step"] for row in rows[12:]] == ["0"] * 3 + ["2"] * 3
-    assert [row["log10_output_grad"] for row in rows[12:]] == ["-5.25", "-2", "-1", "", "", "0.5"]
+    assert [row["log10_output_grad"] for row in rows[12:]] == ["-5.25", "-2.0", "-1.0", "", "", "0.5"]
     assert [row["status_output_grad"] for row in rows[15:]] == ["zero", "nonfinite", "ok"]
     assert "inf" not in {row["log10_output_grad"].strip("-") for row in rows}
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from gradexp import MLP, GradientProbe
 from gradexp.config import OPTIMIZER_OPTIONS, OptimizerConfig
-from gradexp.train import OPTIMIZERS, Part, Training, all_finite, batch_loss, build_optimizer, clip, evaluate, train
+from gradexp.train import OPTIMIZERS, Part, Training, all_finite, batch_losses, build_optimizer, clip, evaluate, train
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def fit(model, part, steps, loss="cross_entropy", lr=0.1, test_part=None, rows=N
     log, probe = Training(), GradientProbe(model)
     batches = itertools.repeat(torch.arange(len(part.x))) if rows is None else iter(rows)
     optimizer = options.pop("optimizer", None) or torch.optim.SGD(model.parameters(), lr=lr)
-    train(model, part, test_part or part, batches, loss, optimizer, steps, probe, log, **options)
+    train(model, part, test_part or part, [batches], loss, optimizer, steps, probe, [log], **options)
     return log, probe
 
 
@@ -76,7 +76,7 @@ def test_mse_steps_equal_those_by_hand_and_losses_are_from_before_each_update():
 
 def test_mse_is_the_mean_over_samples_and_outputs():
     output, y = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0, 2.0], [3.0, 0.0]])
-    assert batch_loss(output, y, "mse").item() == (1 + 16) / 4
+    assert batch_losses(output[None], y[None], "mse").tolist() == [(1 + 16) / 4]
 
 
 def test_each_step_takes_the_next_batch():
@@ -123,8 +123,8 @@ def test_regression_has_no_accuracy():
 
 def test_evaluation_runs_in_parts_and_equals_one_pass_over_everything():
     part, model, sizes = classes(2500), nn.Linear(5, 3), []
-    model.register_forward_hook(lambda _m, args, _o: sizes.append(len(args[0])))
-    loss, accuracy = evaluate(model, part, "cross_entropy")
+    model.register_forward_hook(lambda _m, args, _o: sizes.append(args[0].shape[-2]))
+    (loss,), (accuracy,) = evaluate(model, part, "cross_entropy")
     assert sizes == [1024, 1024, 452]
     with torch.no_grad():
         output = model.double()(part.x.double())
@@ -235,7 +235,7 @@ def test_an_interruption_keeps_what_was_logged():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     rows = itertools.repeat(torch.arange(12))
     with pytest.raises(KeyboardInterrupt):
-        train(model, part, part, rows, "cross_entropy", optimizer, 50, probe, log, on_step=interrupt)
+        train(model, part, part, [rows], "cross_entropy", optimizer, 50, probe, [log], on_step=interrupt)
     assert len(log.losses) == len(log.accuracies) == 4
     assert probe.history.steps == [0, 1, 2, 3]
     assert not model._forward_hooks

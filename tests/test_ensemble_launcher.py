@@ -1,0 +1,107 @@
+"""The same sweep by the basic and by the ensemble launcher leaves the same folders, files and numbers."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import call
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gradexp.run import main
+
+ROOT = Path(__file__).parents[1]
+# Of each pair of seeds one stack; a batch larger than the data fails; with this rate he diverges, normal does not.
+SWEEP = ["init=he,normal", "seed=0,1", "batch_size=16,5000", "optimizer.lr=1e4", "depth=4", "width=8", "steps=3"]
+TIMES = ("seconds", "seconds_training", "started")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One folder of the sweep for each launcher."""
+    made = {launcher: tmp_path_factory.mktemp("sweeps") / launcher for launcher in ("basic", "ensemble")}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for launcher, folder in made.items():
+            arguments = ["-m", f"hydra/launcher={launcher}", *SWEEP, f"hydra.sweep.dir={folder}"]
+            assert call(main, monkeypatch, *arguments) == 1  # of the jobs that fail
+    return made
+
+
+def files(folder: Path) -> set[str]:
+    # The names of event files hold the time, the computer and the process.
+    found = (str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return {re.sub(r"tfevents.*", "tfevents", name) for name in found}
+
+
+def summaries(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/summary.json")}
+
+
+def test_the_same_files_are_left(folders: dict[str, Path]) -> None:
+    assert len(summaries(folders["basic"])) == 8
+    assert files(folders["ensemble"]) == files(folders["basic"])
+
+
+def test_summaries_are_equal_but_for_times(folders: dict[str, Path]) -> None:
+    theirs = summaries(folders["basic"])
+    statuses = []
+    for name, ours in summaries(folders["ensemble"]).items():
+        assert ours.keys() == theirs[name].keys()
+        statuses.append((ours["status"], ours["verdict"]["training"]))
+        for key in ours.keys() - set(TIMES):
+            assert equal(ours[key], theirs[name][key]), (name, key)
+    assert statuses.count(("failed", None)) == 4
+    assert 0 < statuses.count(("complete", "diverged")) < 4
+
+
+def equal(ours: Any, theirs: Any) -> bool:
+    """Say whether two parts of a summary are the same, numbers up to rounding in float32."""
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(equal(value, theirs[key]) for key, value in ours.items())
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return ours == pytest.approx(theirs, rel=1e-5, abs=1e-9)
+    return bool(ours == theirs)
+
+
+def test_layers_are_equal(folders: dict[str, Path]) -> None:
+    compared = 0
+    for ours in folders["ensemble"].glob("*/layers.csv"):
+        theirs = folders["basic"] / ours.relative_to(folders["ensemble"])
+        with ours.open() as one, theirs.open() as other:
+            for mine, own in zip(csv.DictReader(one), csv.DictReader(other), strict=True):
+                for column, text in mine.items():
+                    numbers = "" not in (text, own[column]) and "log10" in column
+                    same = (
+                        float(text) == pytest.approx(float(own[column]), abs=1e-5) if numbers else text == own[column]
+                    )
+                    assert same, (ours, column)
+                    compared += numbers
+    assert compared > 100
+
+
+def test_event_files_hold_the_same_tags_and_steps(folders: dict[str, Path]) -> None:
+    compared = 0
+    for ours in sorted(folders["ensemble"].glob("*_batch_size=16,*")):
+        mine, own = (EventAccumulator(str(folder)).Reload() for folder in (ours, folders["basic"] / ours.name))
+        assert mine.Tags() == own.Tags()
+        for tag in mine.Tags()["scalars"]:
+            assert [event.step for event in mine.Scalars(tag)] == [event.step for event in own.Scalars(tag)]
+            compared += 1
+    assert compared > 20
+
+
+def test_hydra_finds_other_plugins_beside_ours_and_ours_load_only_hydra() -> None:
+    assert not (ROOT / "hydra_plugins" / "__init__.py").exists()  # it would hide those of other packages
+    script = (
+        "import sys; from hydra.core.plugins import Plugins; from hydra.plugins.launcher import Launcher;"
+        "names = [found.__name__ for found in Plugins.instance().discover(Launcher)];"
+        "assert names.count('EnsembleLauncher') == 1, names;"
+        "loaded = {'torch', 'gradexp', 'numpy', 'rich'} & set(sys.modules);"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
