@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -23,11 +24,13 @@ from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gradexp import config as schema
 from gradexp.config import Config, ConfigError
+from gradexp.result import config_hash, hash_of, refused
 
 _HERE = Path(__file__).resolve().parent
 # Installed from a wheel the YAML files lie inside the package, in a checkout beside it.
@@ -134,15 +137,34 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
 
     def main() -> None:
         interruptions = Interruptions()
+        # Bit for bit the same numbers for a network alone and in a stack; MKL reads it when torch is loaded.
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+        wants_traceback = "HYDRA_FULL_ERROR" in os.environ
 
         def from_hydra(composed: DictConfig) -> None:
             settings = HydraConfig.get()
             folder = Path(settings.runtime.output_dir)
+            overrides = list(settings.overrides.task)
+            of_sweep = about.keeps_files and settings.mode is RunMode.MULTIRUN
             try:
-                job(to_config(composed, about.schema), folder, list(settings.overrides.task), interruptions)
+                job(
+                    _checked(composed, about, folder if of_sweep else None, overrides),
+                    folder,
+                    overrides,
+                    interruptions,
+                )
             except KeyboardInterrupt:
-                _say(f"interrupted; what was measured so far is in {folder}" if about.keeps_files else "interrupted")
+                if not of_sweep:
+                    in_folder = f"; what was measured so far is in {folder}" if about.keeps_files else ""
+                    _say(f"interrupted{in_folder}")
                 raise
+            except Exception as error:
+                if not of_sweep:
+                    raise
+                # The other jobs go on, and what a worker process raises must be of a kind that can be sent.
+                line = traceback.format_exc() if wants_traceback else error_line(error, about)
+                _say(f"{folder.name}: {line}")
+                raise ConfigError(line) from None
 
         def run() -> None:
             # Hydra always makes a folder. That of a command without files is gone when it ends.
@@ -156,9 +178,44 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                 hydra.main(config_path=path, config_name=name, **base)(from_hydra)()
 
         with interruptions:
-            _run_safely(run, about)
+            _run_safely(run, about, wants_traceback)
 
     return main
+
+
+def _checked(composed: DictConfig, about: Command, folder: Path | None, overrides: list[str]) -> Any:
+    """Return the options as an object, or leave a summary of the failure in the folder of a job of a sweep."""
+    try:
+        return to_config(composed, about.schema)
+    except (ConfigError, OmegaConfBaseException) as error:
+        if folder is not None:
+            from gradexp.sinks import write_summary
+
+            write_summary(
+                folder, refused(without_hydra(composed), overrides, error_line(error, about).partition("\n")[0])
+            )
+        raise
+
+
+def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
+    """Return the ``config_hash`` of a job of a sweep, and in one line what is wrong with its options, if anything.
+
+    Raises:
+        OmegaConfBaseException: For an unknown key, which is no job but a mistake.
+    """
+    plain = without_hydra(composed)
+    try:
+        return config_hash(to_config(OmegaConf.create(plain))), None
+    except ConfigError as error:
+        return hash_of(plain), str(error)
+
+
+def without_hydra(composed: DictConfig) -> dict[str, Any]:
+    """Return the resolved options of a composed config, without Hydra's own."""
+    names = [str(key) for key in composed if key != "hydra"]
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(composed, names), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def to_config(composed: DictConfig, schema: type = Config) -> Any:
@@ -174,8 +231,7 @@ def to_config(composed: DictConfig, schema: type = Config) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
 
 
-def _run_safely(run: Callable[[], Any], about: Command) -> None:
-    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+def _run_safely(run: Callable[[], Any], about: Command, wants_traceback: bool) -> None:
     # Hydra would print errors in its own way and leave; this makes it pass them on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     for stream in (sys.stdout, sys.stderr):
@@ -315,7 +371,9 @@ def _store(about: Command, scratch: str | None) -> None:
         ),
     )
     settings.job.config.override_dirname.exclude_keys = ["experiment", "quiet", "device", "threads"]
-    replaced = {"help": "gradexp", "job_logging": "none"}
+    replaced = {"help": "gradexp", "job_logging": "none", "hydra_logging": "none"}
+    if about.keeps_files:
+        replaced["sweeper"] = "resumable"
     settings.defaults = [
         {key: replaced.get(key, choice) for key, choice in entry.items()} for entry in settings.defaults
     ]

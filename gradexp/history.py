@@ -436,10 +436,18 @@ Points = Iterator[tuple[int, dict[str, float]]]
 """Steps, each with the numbers that it has, by tag."""
 
 
+LARGEST_SCALAR = 3.4e38
+"""TensorBoard stores float32, in which larger numbers are infinite and drawn as if they were 0."""
+
+
 def points(steps: Iterable[int], series: Mapping[str, Values]) -> Points:
-    """Yield each step with those of its values that are finite numbers; a series may be shorter than the steps."""
+    """Yield each step with those of its values that can be drawn; a series may be shorter than the steps."""
     for step, values in zip(steps, zip_longest(*map(_or_none, series.values())), strict=False):
-        there = {tag: value for tag, value in zip(series, values, strict=True) if value is not None}
+        there = {
+            tag: value
+            for tag, value in zip(series, values, strict=True)
+            if value is not None and abs(value) < LARGEST_SCALAR
+        }
         if there:
             yield step, there
 

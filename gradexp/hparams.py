@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from gradexp.config import Config
+from gradexp.history import LARGEST_SCALAR
 from gradexp.result import UNHASHED, Result, outcome, summary
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def hparams(result: Result) -> "list[Summary]":
 
     experiment = Experiment(hparam_infos=_columns(given), metric_infos=_metrics(numbers))
     end = SessionEndInfo(status=Status.Value(status), end_time_secs=end_time)
-    there = {key: value for key, value in numbers.items() if value is not None}
+    there = {key: value for key, value in numbers.items() if value is not None and abs(value) < LARGEST_SCALAR}
     return [
         Summary(value=[said(metadata.EXPERIMENT_TAG, experiment=experiment)]),
         Summary(value=[said(metadata.SESSION_START_INFO_TAG, session_start_info=start)]),

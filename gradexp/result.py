@@ -76,9 +76,20 @@ class Result:
 
 def config_hash(config: Config) -> str:
     """Return sha256 of the options that determine the numbers, and of the gradexp version."""
-    options = {key: value for key, value in as_dict(config).items() if key not in UNHASHED}
-    text = json.dumps([options, __version__], sort_keys=True)
+    return hash_of(as_dict(config))
+
+
+def hash_of(options: Mapping[str, Any]) -> str:
+    """Return the ``config_hash`` of options as a dict."""
+    hashed = {key: value for key, value in options.items() if key not in UNHASHED}
+    text = json.dumps([hashed, __version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def refused(options: dict[str, Any], overrides: list[str], error: str) -> dict[str, Any]:
+    """Return the content of summary.json of a job whose options cannot work: all that is known of it is these."""
+    content = summary(Result(Config(), overrides, "failed", error))
+    return {**content, "config": options, "config_hash": hash_of(options), "seeds": []}
 
 
 def summary(result: Result) -> dict[str, Any]:

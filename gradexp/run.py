@@ -13,16 +13,20 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
     """Run one experiment and leave its files in a folder."""
     from gradexp import ensemble
     from gradexp.experiment import Sink, deliver, run
-    from gradexp.sinks import Console, Files, TensorBoard
+    from gradexp.sinks import Console, Files, Line, TensorBoard
+    from gradexp.sweep import alone_in, clear
 
+    of_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     # In a sweep three further runs for each job would fill TensorBoard's list.
-    subruns = config.record.subruns and HydraConfig.get().mode is not RunMode.MULTIRUN
-    tensorboard = TensorBoard(folder, subruns)
-    sinks: list[Sink] = [interruptions, Files(folder), tensorboard, Console(folder, config.quiet)]
-    if (result := ensemble.take(config)) is not None:
-        deliver(result, sinks, overrides)
-    else:
-        run(config, sinks, overrides)
+    tensorboard = TensorBoard(folder, config.record.subruns and not of_sweep)
+    shown = Line(folder, config.quiet) if of_sweep else Console(folder, config.quiet)
+    sinks: list[Sink] = [interruptions, tensorboard, Files(folder), shown]
+    with alone_in(folder / ".hydra", "run", "choose another folder with hydra.run.dir=FOLDER"):
+        clear(folder)
+        if (result := ensemble.take(config)) is not None:
+            deliver(result, sinks, overrides)
+        else:
+            run(config, sinks, overrides)
 
 
 main = command(job)

@@ -1,14 +1,16 @@
 """Where results go: files, TensorBoard and the console. A sink is a class with ``write`` and ``close``."""
 
 import json
+import math
+import multiprocessing
 import os
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gradexp._version import __version__
@@ -25,6 +27,7 @@ from gradexp.history import (
     write_csv,
 )
 from gradexp.hparams import hparams
+from gradexp.progress import Progress
 from gradexp.result import Result, summary
 from gradexp.table import power_of_ten
 
@@ -60,11 +63,16 @@ class Files:
             with _replacing(self.folder / "weights.pt") as path:
                 torch.save(result.weights, path)
         # Last, so that a summary that says "complete" stands beside files that are.
-        with _replacing(self.folder / "summary.json") as path:
-            path.write_text(json.dumps(summary(result), indent=1, allow_nan=False) + "\n")
+        write_summary(self.folder, summary(result))
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def write_summary(folder: Path, content: dict[str, Any]) -> None:
+    """Write summary.json."""
+    with _replacing(folder / "summary.json") as path:
+        path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 class _replacing:  # noqa: N801  reads as a verb: with _replacing(path)
@@ -102,6 +110,7 @@ class TensorBoard:
         self.subruns = subruns
         self._writer: FileWriter | None = None
         self._steps_written = self._tests_written = 0
+        self._due = -math.inf
 
     @property
     def writer(self) -> "FileWriter":
@@ -116,8 +125,9 @@ class TensorBoard:
             _write_points(self.writer, profile_points(result.initial))
             if self.subruns and result.initial.theory:
                 self._theory(result.initial.theory)
-        elif stage == "step":
+        elif stage == "step" and time.monotonic() >= self._due:
             self._step(result)
+            self._due = time.monotonic() + _BETWEEN
         elif stage == "end":
             self._step(result)
             if result.gradients is not None:
@@ -158,9 +168,16 @@ class TensorBoard:
         self._steps_written = len(training.losses)
 
 
+# Seconds. Steps are handed over to the writing thread a few at a time, since waking it costs more than they do.
+_BETWEEN = 0.1
+
+
 def _open_event_file(folder: Path) -> "FileWriter":
+    """Begin a folder's event file. A run that is made again replaces the old one, as it does its other files."""
     from torch.utils.tensorboard import FileWriter
 
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
     return FileWriter(folder, max_queue=0, flush_secs=5)  # 0: no limit, at which adding would wait for the disk
 
 
@@ -186,27 +203,25 @@ class Console:
         self.folder = folder
         self.quiet = quiet
         self.console = console or RichConsole(highlight=False)
-        self._progress: Progress | None = None
-        self._activity = ""
+        self._progress = Progress(quiet=quiet, console=self.console)
 
     def write(self, stage: str, result: Result) -> None:
         """Print what is new."""
-        if stage == "progress" and not self.quiet:
-            self._advance(*result.progress)
-        elif stage == "end":
-            self._stop_progress()
+        self._progress.write(stage, result)
+        if stage == "end":
+            self._progress.close()
             self._end(result)
         elif stage == "built" and not self.quiet:
-            self._stop_progress()
+            self._progress.close()
             self.console.print(f"[bold]gradexp {__version__}[/bold]")
             self.console.print(result.building or "", markup=False)
         elif stage == "initial" and not self.quiet and result.initial is not None:
-            self._stop_progress()
+            self._progress.close()
             self._initial(result)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        self._stop_progress()
+        self._progress.close()
 
     def _initial(self, result: Result) -> None:
         history = result.initial
@@ -268,22 +283,48 @@ class Console:
             self.console.print(f"look      tensorboard --logdir {shlex.quote(shown)}", markup=False, soft_wrap=True)
             self.console.print(f"seconds   {result.seconds:.1f} ({parts})", markup=False)
 
-    def _advance(self, activity: str, done: int, total: int) -> None:
-        if not self.console.is_terminal:
-            return
-        if self._progress is None or activity != self._activity:
-            self._stop_progress()
-            self._activity = activity
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, console=self.console, transient=True)
-            self._progress.start()
-            self._progress.add_task(activity, total=total)
-        self._progress.update(self._progress.task_ids[0], completed=done, total=total)
 
-    def _stop_progress(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+class Line:
+    """Tell what became of one job of a sweep, in one line.
+
+    Args:
+        folder: The job's own folder.
+        quiet: Print nothing.
+        console: Where to print; None: standard output.
+    """
+
+    def __init__(self, folder: Path, quiet: bool = False, console: RichConsole | None = None) -> None:
+        self.folder = folder
+        self.quiet = quiet
+        self.console = console or RichConsole(highlight=False)
+        # Bars of several worker processes would overwrite each other.
+        alone = multiprocessing.current_process().name == "MainProcess"
+        self._progress = Progress(f"{folder.name}: ", quiet or not alone, self.console)
+
+    def write(self, stage: str, result: Result) -> None:
+        """Print the line at the end."""
+        self._progress.write(stage, result)
+        if stage != "end":
+            return
+        self._progress.close()
+        verdict = result.verdict
+        if self.quiet or result.status != "complete" or verdict is None:
+            return  # what went wrong is said in a line by the command
+        slope = None if result.initial is None else result.initial.log_chi()
+        losses = result.training.losses if result.training is not None else []
+        facts = [
+            f"{verdict.gradient:<9}",
+            f"{verdict.training:<8}",
+            f"{verdict.theory:<11}",
+            f"log_chi {'' if slope is None else format(slope, '+.4f'):>7}",
+            f"loss {format(losses[-1], '.4g') if losses else '-':>6}",
+            f"{result.seconds or 0.0:5.1f} s",
+        ]
+        self.console.print("  ".join([*facts, self.folder.name]), markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.close()
 
 
 _LABELS = {"output": "output rms", "output_grad": "output gradient", "weight_grad": "weight gradient"}

@@ -1,9 +1,15 @@
 """The folder of a sweep: one sub-folder per job, each with its summary.json."""
 
 import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from gradexp._version import __version__
 from gradexp.config import ConfigError
@@ -30,8 +36,7 @@ class Job:
     @property
     def number(self) -> int | None:
         """The number at the beginning of the folder's name; None for a folder that was named by hand."""
-        digits = self.name.partition("_")[0]
-        return int(digits) if digits.isdecimal() else None
+        return number_of(self.name)
 
     @property
     def config_hash(self) -> str:
@@ -68,3 +73,105 @@ def _read(path: Path) -> dict[str, Any]:
             "choose another folder"
         )
     return dict(summary)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep does with the jobs it is asked for.
+
+    Args:
+        complete: How many are complete, and are not run.
+        again: How many have begun before, and are run again in their folders.
+        folders: Index of each job that is to run -> name of its folder.
+    """
+
+    complete: int
+    again: int
+    folders: dict[int, str]
+
+    @property
+    def new(self) -> int:
+        """How many are run for the first time."""
+        return len(self.folders) - self.again
+
+
+def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -> Plan:
+    """Compare the jobs of a sweep with what its folder holds.
+
+    A job is known by its ``config_hash``, whatever its folder is called. A complete one stays as it is; one that
+    failed, was interrupted or killed runs again in its folder; new ones take the next free numbers. Of jobs with
+    the same options one is run.
+
+    Args:
+        folder: Of the sweep; it need not exist.
+        hashes: Of each job.
+        name: Gives the folder of a job by its index and number.
+
+    Raises:
+        ConfigError: If the folder holds results of another version, or two jobs would share a folder.
+    """
+    found = {job.config_hash: job for job in read_jobs(folder)} if folder.exists() else {}
+    # A job that was killed before its first file has a folder all the same.
+    there = {path.name: (path / "summary.json").exists() for path in folder.glob("*/")}
+    empty = {number_of(name): name for name, has_summary in there.items() if not has_summary}
+    taken = {number_of(name) for name in there}
+    complete, again, folders = 0, 0, dict[int, str]()
+    for index, own in enumerate(hashes):
+        if own in hashes[:index]:
+            continue
+        if own in found:
+            if found[own].status == "complete":
+                complete += 1
+            else:
+                again += 1
+                folders[index] = found[own].name
+            continue
+        number = next(n for n in count() if n not in taken or (n in empty and name(index, n) == empty[n]))
+        taken.add(number)
+        empty.pop(number, None)
+        folders[index] = name(index, number)
+    names = list(folders.values())
+    for twice in (own for own in names if names.count(own) > 1):
+        raise ConfigError(f"hydra.sweep.subdir gives two jobs the folder {twice}; put ${{hydra.job.num}} into it")
+    return Plan(complete, again, folders)
+
+
+def number_of(name: str) -> int | None:
+    """Return the number at the beginning of a folder's name, or None."""
+    digits = name.partition("_")[0]
+    return int(digits) if digits.isdecimal() else None
+
+
+def folder_name(text: str) -> str:
+    """Return a text as the name of one folder: without slashes, and of at most 120 bytes."""
+    return text.replace("/", "-").replace(os.sep, "-").encode()[:120].decode(errors="ignore")
+
+
+@contextmanager
+def alone_in(folder: Path, who: str, remedy: str) -> Iterator[None]:
+    """Keep others out of a folder; the lock is gone when this process is, however it ends.
+
+    Args:
+        folder: Made if it does not exist.
+        who: What is to be there only once.
+        remedy: What to do about another one.
+
+    Raises:
+        ConfigError: If another one is there.
+        OSError: If the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(f"another {who} is at work in {folder}; {remedy}") from None
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier attempt at a run left in its folder, and nothing else."""
+    if not (folder / "summary.json").exists():
+        return
+    for pattern in ("**/events.out.tfevents.*", "summary.json", "layers.csv", "weights.pt", "*.part"):
+        for path in folder.glob(pattern):
+            path.unlink()

@@ -35,7 +35,7 @@ def random_history(steps=3, networks=2, layers=4):
     rng = np.random.default_rng(0)
     shape = (steps, networks, layers)
     log10 = {quantity: rng.normal(scale=100, size=shape) for quantity in QUANTITIES}
-    log10["output"][1, 0, 2] = np.nan
+    log10["output"][1:2, 0, 2] = np.nan
     return History(
         phase="train",
         names=[f"block.{index}.schicht_ä" for index in range(layers)],
@@ -279,6 +279,66 @@ def test_csv_keeps_every_digit(tmp_path):
                 value if isinstance(value, float) else "" if value is None else str(value)
             )
     assert lines[0][COLUMNS.index("log10_output_grad")] == "0.1"  # no digit more than it takes
+
+
+def test_csv_holds_the_numbers_of_the_arrays(tmp_path):
+    history = random_history()
+    history.log10["output_grad"][2] = np.inf  # a whole step without a number
+    history.names = ['a,"b"', "", "layers.2", "schicht_ä"]
+    history.calls = [0, 1, 0, 2]
+    history.theory = {"log10_output": np.array([0.5, np.nan, 1 / 3, -2.0])}
+    write_csv(tmp_path / "layers.csv", [history])
+    with (tmp_path / "layers.csv").open(newline="", encoding="utf-8") as file:
+        columns = {name: column for name, *column in zip(*csv.reader(file), strict=True)}
+    for quantity, values in history.log10.items():
+        expected = ["" if not math.isfinite(value) else value for value in values.ravel().tolist()]
+        assert [text and float(text) for text in columns[f"log10_{quantity}"]] == expected
+    for quantity in ("output", "output_grad", "weight_grad"):
+        codes = history.status[quantity].ravel()
+        assert columns[f"status_{quantity}"] == [STATUSES[code] for code in codes]
+    assert columns["name"] == history.names * 6
+    assert columns["call"] == ["0", "1", "0", "2"] * 6
+    assert columns["seed"] == (["3"] * 4 + ["4"] * 4) * 3
+    assert columns["theory_log10_output"] == ["0.5", "", repr(1 / 3), "-2.0"] * 6
+
+
+@pytest.mark.parametrize("dead", [None, [0.25, 1.0]])
+def test_the_course_is_first_over_last_of_every_step(dead):
+    history = random_history()
+    history.dead_fraction = None if dead is None else np.array(dead)
+    # Step 1: layer 1 was not called in any network, and layer 4 in one of them; step 2: no layer was.
+    history.status["output"][1, :, 0] = history.status["output"][1, 0, 3] = STATUSES.index("not_called")
+    history.status["output"][2] = STATUSES.index("not_called")
+    history.log10["output"][0, 0, 0] = np.nan
+    for quantity in QUANTITIES:
+        each = [history.first_over_last(quantity, step) for step in range(3)]
+        np.testing.assert_array_equal(history.course(quantity), np.array(each, dtype=float))
+
+
+def test_a_history_without_steps_has_an_empty_course():
+    assert random_history(steps=0).course("output").size == 0
+
+
+def test_a_writer_gets_one_scalar_per_number():
+    class Writer:
+        def __init__(self):
+            self.scalars, self.flushes = {}, 0
+
+        def add_scalar(self, tag, value, step):
+            self.scalars.setdefault(tag, []).append((step, value))
+
+        def flush(self):
+            self.flushes += 1
+
+    writer, history = Writer(), make([[[1.0, math.nan]], [[4.0, 2.5]]], steps=[0, 10], weight=[[[0.0, 1.0]]] * 2)
+    history.to_tensorboard(writer, step=0)
+    assert writer.flushes == 1
+    assert writer.scalars == {
+        "profile/log10_output_grad": [(1, 1.0)],
+        "gradient/log10_first_over_last": [(10, 1.5)],
+        "gradient/nonfinite_layers": [(0, 1.0), (10, 0.0)],
+        "gradient/zero_layers": [(0, 0.0), (10, 0.0)],
+    }
 
 
 def test_the_dataframe_has_the_rows_and_the_columns():

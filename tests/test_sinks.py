@@ -3,6 +3,7 @@ import io
 import json
 import math
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import torch
 from rich.console import Console as RichConsole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp import sinks as sinks_module
 from gradexp.config import Config
-from gradexp.history import STATUSES, History
+from gradexp.history import QUANTITIES, STATUSES, History
 from gradexp.result import Result, summary
 from gradexp.sinks import Console, Files, TensorBoard, range_lines, sparkline
 from gradexp.train import Training
@@ -260,8 +263,8 @@ def test_real_gradients_are_written_at_their_own_steps_and_broken_layers_counted
     assert read["gradient/zero_layers"] == [(0, 0.0), (2, 1.0)]
 
 
-def test_a_loss_that_is_not_finite_is_left_out_and_regression_has_no_accuracy(tmp_path):
-    training = Training([2.5, math.inf], [], [(0, 2.4, None)], 1)
+def test_a_loss_that_cannot_be_drawn_is_left_out_and_regression_has_no_accuracy(tmp_path):
+    training = Training([2.5, 1e300, math.inf], [], [(0, 2.4, None)], 2)
     play(TensorBoard(tmp_path), result(training=training))
     read = scalars(tmp_path)
     assert read["train/loss"] == [(0, 2.5)]
@@ -277,6 +280,70 @@ def test_what_an_interruption_leaves_is_written_at_the_end(tmp_path):
     sink.close()
     assert scalars(tmp_path)["train/loss"] == [(0, 2.5), (1, 1.5)]
     assert scalars(tmp_path)["train/accuracy"] == [(0, 0.5)]
+
+
+def events(folder):
+    """Read the events of the one file in a folder: (step, tags)."""
+    (path,) = folder.glob("events.*")
+    loaded = EventFileLoader(str(path)).Load()
+    return [(event.step, {value.tag for value in event.summary.value}) for event in loaded if event.summary.value]
+
+
+def test_the_values_of_a_step_share_one_event(tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks_module, "_BETWEEN", 0)
+    play(TensorBoard(tmp_path), result())
+    profiles = {f"profile/log10_{quantity}" for quantity in ("output", "output_grad", "weight_grad")}
+    test, train = {"test/loss", "test/accuracy"}, {"train/loss", "train/accuracy"}
+    layers = {"gradient/nonfinite_layers", "gradient/zero_layers"}
+    assert events(tmp_path) == [
+        *((layer, profiles) for layer in range(1, 7)),
+        *[(0, test), (0, train), (1, train), (2, train), (3, test)],
+        *[(0, {"gradient/log10_first_over_last", *layers}), (2, layers)],
+    ]
+
+
+def test_a_long_run_at_150_layers_takes_less_than_30_megabytes(tmp_path):
+    rng, steps, depth = np.random.default_rng(0), range(1000), 150
+    sizes = {quantity: rng.normal(-5, 3, (len(steps), 1, depth)) for quantity in QUANTITIES}
+    codes = {quantity: np.zeros(values.shape, np.int8) for quantity, values in sizes.items()}
+    history = History("train", [f"layers.{layer}" for layer in range(depth)], list(steps), [0], sizes, codes)
+    training = Training(list(rng.random(1000)), list(rng.random(1000)), [(100 * k, 0.5, 0.5) for k in range(11)])
+    run = result(gradients=history, training=training)
+    play(Files(tmp_path), run)
+    play(TensorBoard(tmp_path), run)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 30e6
+    shown = scalars(tmp_path)["gradient/log10_first_over_last"]
+    ratios = sizes["output_grad"][:, 0, 0] - sizes["output_grad"][:, 0, -1]
+    assert shown == exactly(zip(steps, ratios, strict=True))
+
+
+def test_training_does_not_wait_for_a_slow_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks_module, "_BETWEEN", 0)
+    run, sink, own, free = result(), TensorBoard(tmp_path), RecordWriter.write, threading.Event()
+    sink.write("initial", run)
+    sink.writer.flush()
+
+    def slow(self, data):
+        assert free.wait(timeout=10)
+        own(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", slow)
+    for step in range(3, 103):
+        run.training.losses.append(float(step))
+        sink.write("step", run)
+    assert not free.is_set()
+    free.set()
+    sink.close()
+    assert [value for _, value in scalars(tmp_path)["train/loss"]][3:] == list(range(3, 103))
+
+
+def test_a_run_that_is_made_again_replaces_its_event_files(tmp_path):
+    play(TensorBoard(tmp_path), with_theory())
+    run = with_theory()
+    run.training.losses[:] = [4.0]
+    play(TensorBoard(tmp_path), run)
+    assert len([*tmp_path.rglob("events.*")]) == 4
+    assert scalars(tmp_path)["train/loss"] == [(0, 4.0)]
 
 
 def test_a_run_with_nothing_to_show_writes_no_event_file(tmp_path):

@@ -13,8 +13,8 @@ from hydra.core.utils import JobReturn, configure_log, env_override, run_job, se
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gradexp import ensemble
-from gradexp.cli import to_config
-from gradexp.config import Config
+from gradexp.cli import to_config, without_hydra
+from gradexp.config import Config, ConfigError
 from gradexp.experiment import run_stack
 from gradexp.progress import Progress
 from gradexp.result import Result
@@ -79,9 +79,8 @@ def _checked(composed: DictConfig, environment: dict[str, str]) -> Config | None
     state = Singleton.get_state()
     try:
         HydraConfig.instance().set_config(composed)  # for ${hydra:...}
-        plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         with env_override(environment):
-            config: Config = to_config(plain)
+            config: Config = to_config(OmegaConf.create(without_hydra(composed)))
             return config
     except Exception:
         return None
@@ -107,6 +106,8 @@ def _train(configs: Sequence[Config | None], chunk: Sequence[int]) -> list[Resul
     together = [config for index in chunk if (config := configs[index]) is not None]
     try:
         return run_stack(together, [Progress(f"{len(chunk)} networks: ", together[0].quiet)])
+    except ConfigError:  # of the data or the device, which each job will say
+        return []
     except Exception as error:
         first_line = str(error).partition("\n")[0]
         print(f"a stack of {len(chunk)} jobs failed, they run alone: {first_line}", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,142 @@
+"""What the resumable sweeper does. Hydra does not scan modules named with an underscore."""
+
+import os
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from gradexp.cli import hash_of_job
+from gradexp.config import ConfigError
+from gradexp.sweep import alone_in, folder_name, plan
+
+
+def sweep(sweeper: Any, arguments: list[str]) -> list[Sequence[JobReturn]]:
+    """Run the jobs that are not complete yet, whatever the launcher, and make the comparison.
+
+    Raises:
+        ConfigError: If the folder is in use or of another version, or no job can work.
+        CompactHydraException: If a job has failed, after all others have run.
+    """
+    from gradexp.comparison import report  # not when a worker process loads this module
+
+    folder = Path(str(sweeper.config.hydra.sweep.dir))
+    console = Console(highlight=False)
+    with alone_in(folder, "sweep", "wait for its end, or choose another one with hydra.sweep.dir=FOLDER"):
+        jobs = _expand(sweeper, arguments)
+        loader = sweeper.hydra_context.config_loader = _ComposeOnce(sweeper.hydra_context.config_loader)
+        composed = [loader.compose(sweeper.config, own) for own in jobs]
+        planned = plan(folder, _hashes(composed), lambda index, number: _folder_of(composed[index], number))
+        again = f", {planned.again} to run again" if planned.again else ""
+        done = f"{planned.complete} complete{again}, " if planned.complete or planned.again else ""
+        total = planned.complete + len(planned.folders)
+        console.print(f"sweep     {total} jobs in {folder}: {done}{planned.new} new", markup=False, soft_wrap=True)
+        OmegaConf.save(sweeper.config, folder / "multirun.yaml")
+        batch = []
+        for index, name in planned.folders.items():
+            batch.append([*jobs[index], f"hydra.sweep.subdir={QuotedString(name, Quote.single).with_quotes()}"])
+            loader.keep(batch[-1], composed[index], name)
+        returns = _launch(sweeper, batch, folder)
+        report(folder, console)
+    failed = sum(one.status is not JobStatus.COMPLETED for one in chain(*returns))
+    if failed:
+        raise CompactHydraException(
+            f"{failed} of {total} jobs failed; the same command with hydra.sweep.dir={folder} runs them again"
+        )
+    return returns
+
+
+def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> list[Sequence[JobReturn]]:
+    _share_cores(sweeper)
+    most = sweeper.max_batch_size or len(batch)
+    try:
+        return [sweeper.launcher.launch(batch[at : at + most], at) for at in range(0, len(batch), most)]
+    except KeyboardInterrupt:
+        message = f"interrupted; the same command with hydra.sweep.dir={folder} goes on"
+        Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
+        raise
+
+
+def _expand(sweeper: Any, arguments: list[str]) -> list[list[str]]:
+    """Return the overrides of each job."""
+    given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + arguments
+    overrides = OverridesParser.create(config_loader=sweeper.hydra_context.config_loader).parse_overrides(given)
+    (jobs,) = sweeper.split_arguments(overrides, None)
+    return [list(own) for own in jobs]
+
+
+def _hashes(composed: Sequence[DictConfig]) -> list[str]:
+    """Return what each job is known by; a job whose options cannot work will say so itself, unless all are such."""
+    hashes, mistakes = [], []
+    state = Singleton.get_state()
+    try:
+        for one in composed:
+            HydraConfig.instance().set_config(one)  # for ${hydra:...}
+            OmegaConf.set_readonly(one.hydra, None)  # which that has set
+            own, mistake = hash_of_job(one)
+            hashes.append(own)
+            mistakes += [mistake] if mistake else []
+    finally:
+        Singleton.set_state(state)
+    if len(mistakes) == len(composed):
+        raise ConfigError(mistakes[0])
+    return hashes
+
+
+def _folder_of(composed: DictConfig, number: int) -> str:
+    with open_dict(composed):
+        composed.hydra.job.num = number
+    return folder_name(str(composed.hydra.sweep.subdir))
+
+
+def _share_cores(sweeper: Any) -> None:
+    """Let joblib start as many workers as there are cores for, unless it was told how many."""
+    settings = getattr(sweeper.launcher, "joblib", None)
+    if settings is not None and settings.get("n_jobs") in (None, -1):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        settings["n_jobs"] = max(1, cores // (sweeper.config.get("threads") or 1))
+
+
+class _ComposeOnce:
+    """A config loader that gives a launcher what the sweeper has composed, which takes longer than a job's files.
+
+    Each config is handed out once, since a job changes its own.
+    """
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self._loader = loader
+        self._kept: dict[tuple[str, ...], DictConfig] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    def __reduce__(self) -> Any:
+        """Leave the configs behind: a worker process composes its own."""
+        return _ComposeOnce, (self._loader,)
+
+    def compose(self, master: DictConfig, overrides: Sequence[str]) -> DictConfig:
+        """Compose the config of a job."""
+        return self._loader.load_sweep_config(master, list(overrides))
+
+    def keep(self, overrides: Sequence[str], composed: DictConfig, name: str) -> None:
+        """Keep a config, with the job's folder in it, for a launcher that asks for these overrides."""
+        with open_dict(composed):
+            composed.hydra.sweep.subdir = name
+        self._kept[tuple(overrides)] = composed
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
+        """Return the config of a job."""
+        kept = self._kept.pop(tuple(sweep_overrides), None)
+        return kept if kept is not None else self.compose(master_config, sweep_overrides)

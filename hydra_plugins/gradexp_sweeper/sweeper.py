@@ -1,0 +1,39 @@
+"""``hydra/sweeper=resumable``, gradexp's own: Hydra's basic sweeper, which goes on where a sweep broke off.
+
+Hydra imports this module whenever one of its programs starts, gradexp's or not: it must load nothing but Hydra.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+
+
+@dataclass
+class ResumableSweeperConf:
+    """Options of the sweeper, as Hydra's basic one has them.
+
+    Args:
+        max_batch_size: Most jobs that a launcher is given at a time; null: all.
+        params: Options to sweep over, such as ``depth: 10,50,150``; the command line goes before them.
+    """
+
+    _target_: str = "hydra_plugins.gradexp_sweeper.sweeper.ResumableSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = field(default_factory=dict)
+
+
+class ResumableSweeper(BasicSweeper):
+    """Run the jobs that a sweep's folder does not hold yet, and compare them all (see ``gradexp.sweep``)."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the jobs that the arguments make."""
+        from hydra_plugins.gradexp_sweeper._jobs import sweep
+
+        return sweep(self, arguments)
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="resumable", node=ResumableSweeperConf, provider="gradexp_sweeper"
+)

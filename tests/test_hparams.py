@@ -1,0 +1,168 @@
+import json
+import math
+
+import pytest
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams.backend_context import Context
+from tensorboard.plugins.hparams.list_session_groups import Handler
+
+from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig
+from gradexp.experiment import run
+from gradexp.hparams import options
+from gradexp.result import Result, outcome
+from gradexp.sinks import Files, TensorBoard
+from gradexp.train import Training
+
+METRICS = [
+    *("log_chi", "log_chi_theory", "z", "log10_first_over_last", "depth_scale", "loss_first", "loss_last"),
+    *("train_accuracy", "test_accuracy", "diverged_at", "seconds"),
+]
+
+
+def small(**options):
+    return Config(**({"depth": 4, "width": 8, "steps": 3, "batch_size": 8} | options))
+
+
+def show(folder):
+    """Return what TensorBoard's server tells the HParams tab: the columns, and the runs by name."""
+    found = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
+    context = Context(TBContext(data_provider=MultiplexerDataProvider(found, str(folder))))
+    request = api_pb2.ListSessionGroupsRequest(
+        start_index=0,
+        slice_size=1000,
+        allowed_statuses=[api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE, api_pb2.STATUS_UNKNOWN],
+    )
+    ctx, own = RequestContext(), context.hparams_metadata(RequestContext(), "")
+    experiment = context.experiment_from_metadata(
+        ctx, "", include_metrics=True, hparams_run_to_tag_to_content=own, data_provider_hparams=[]
+    )
+    request.col_params.extend(
+        [api_pb2.ColParams(hparam=info.name, include_in_result=True) for info in experiment.hparam_infos]
+        + [api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos]
+    )
+    reply = Handler(ctx, context, "", request).run()
+    return experiment, {group.sessions[0].name: group for group in reply.session_groups}
+
+
+def plain(value):
+    return getattr(value, value.WhichOneof("kind"))
+
+
+def metrics(group):
+    return {value.name.tag.removeprefix("summary/"): value.value for value in group.metric_values}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs of several schemes, one that diverged and one that failed, in one folder."""
+    folder = tmp_path_factory.mktemp("runs")
+    configs = {
+        "he": small(widths=[8, 6, 5]),
+        "normal": small(init=InitConfig("normal", std=0.5), activation="tanh", normalization="layer"),
+        "mean_field": small(
+            init=InitConfig("mean_field", sigma_w2=1.5), sigma_b2=0.25, optimizer=OptimizerConfig("adam")
+        ),
+        "diverged": small(optimizer=OptimizerConfig(lr=1e30)),
+        "regression": small(data=DataConfig("ones"), steps=0),
+        "failed": small(data=DataConfig("ones"), loss="cross_entropy"),
+    }
+    results = {}
+    for name, config in configs.items():
+        own = folder / name
+        own.mkdir()
+        try:
+            results[name] = run(config, [Files(own), TensorBoard(own, subruns=False)], [f"init={config.init.name}"])
+        except ValueError:
+            results[name] = Result(config)
+    return folder, results
+
+
+def test_every_run_has_the_same_columns_and_is_shown_by_its_own_name(runs):
+    folder, results = runs
+    experiment, groups = show(folder)
+    assert groups.keys() == results.keys()
+    assert sorted(info.display_name for info in experiment.metric_infos) == sorted(METRICS)
+    for name in results:  # TensorBoard takes the columns from any one run
+        alone, _ = show(folder / name)
+        assert {(info.name, info.type) for info in alone.hparam_infos} == {
+            (info.name, info.type) for info in experiment.hparam_infos
+        }
+        assert alone.metric_infos == experiment.metric_infos
+
+
+def test_options_are_shown_as_they_are_typed(runs):
+    folder, results = runs
+    experiment, groups = show(folder)
+    columns = {info.name: info.type for info in experiment.hparam_infos}
+    assert columns.keys() == options(Config()).keys() | {"verdict.gradient", "verdict.training", "verdict.theory"}
+    assert not [key for key in columns if key.split(".")[0] in ("device", "threads", "quiet", "record")]
+    for name, result in results.items():
+        shown = {key: plain(value) for key, value in groups[name].hparams.items()}
+        given = {key: value for key, value in options(result.config).items() if value is not None}
+        if result.verdict:
+            given |= {f"verdict.{key}": getattr(result.verdict, key) for key in ("gradient", "training", "theory")}
+        assert shown == {key: str(value) if key == "widths" else value for key, value in given.items()}
+        for key, value in shown.items():
+            kind = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING, float: api_pb2.DATA_TYPE_FLOAT64}
+            assert columns[key] == kind[type(value)], key
+    assert plain(groups["he"].hparams["widths"]) == "[8, 6, 5]"
+    assert plain(groups["normal"].hparams["init.std"]) == 0.5
+    assert "init.std" not in groups["he"].hparams  # an empty cell
+    assert plain(groups["mean_field"].hparams["optimizer"]) == "adam"
+    assert plain(groups["diverged"].hparams["verdict.training"]) == "diverged"
+
+
+def test_metrics_are_the_numbers_of_the_summary(runs):
+    folder, results = runs
+    _, groups = show(folder)
+    for name in results:
+        content = json.loads((folder / name / "summary.json").read_text())
+        numbers = {key: value for key, value in outcome(content).items() if key in METRICS and value is not None}
+        assert metrics(groups[name]) == pytest.approx(numbers, rel=1e-6)
+    assert {"log_chi", "loss_last", "train_accuracy"} <= metrics(groups["he"]).keys()
+    assert metrics(groups["diverged"])["diverged_at"] == results["diverged"].training.diverged_at
+    assert "train_accuracy" not in metrics(groups["diverged"])
+    assert metrics(groups["failed"]).keys() == {"seconds"}
+
+
+def test_a_run_that_failed_is_shown_as_failed(runs):
+    _, groups = show(runs[0])
+    for name, group in groups.items():
+        session = group.sessions[0]
+        assert session.status == (api_pb2.STATUS_FAILURE if name == "failed" else api_pb2.STATUS_SUCCESS)
+        assert session.end_time_secs - session.start_time_secs == pytest.approx(metrics(group)["seconds"], abs=1e-3)
+
+
+def test_an_interrupted_run_is_shown_as_failed(tmp_path):
+    sink = TensorBoard(tmp_path)
+    sink.write("end", Result(small(), device="cpu", status="interrupted", training=Training([2.5])))
+    sink.close()
+    _, groups = show(tmp_path)
+    (group,) = groups.values()
+    assert group.sessions[0].status == api_pb2.STATUS_FAILURE
+    assert metrics(group) == {"loss_first": 2.5, "loss_last": 2.5}
+
+
+def test_options_of_the_command_line_come_first(tmp_path):
+    result = Result(small(), ["+experiment=x", "optimizer=sgd", "init.gain=2", "++seed=3"], device="cpu")
+    sink = TensorBoard(tmp_path)
+    sink.write("end", result)
+    sink.close()
+    experiment, _ = show(tmp_path)
+    names = [info.name for info in experiment.hparam_infos]
+    first = ["depth", "init", "init.gain", "optimizer", "seed", "verdict.gradient", "verdict.training"]
+    assert names[:7] == first
+    # TensorBoard shows five metrics at first.
+    assert [info.display_name for info in experiment.metric_infos][:2] == ["log_chi", "log_chi_theory"]
+
+
+def test_a_number_that_tensorboard_cannot_hold_is_left_empty(tmp_path):
+    sink = TensorBoard(tmp_path)
+    sink.write("end", Result(small(), device="cpu", training=Training([1e300, math.inf], diverged_at=1)))
+    sink.close()
+    _, groups = show(tmp_path)
+    assert metrics(next(iter(groups.values()))) == {"diverged_at": 1}
