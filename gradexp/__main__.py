@@ -8,6 +8,7 @@ COMMANDS = f"""gradexp {__version__}: vanishing and exploding gradients, shown, 
   python -m gradexp.run init=he depth=150     the same, said in full
   python -m gradexp.run --help                every option
   python -m gradexp.run -m init=he,xavier     a sweep
+  python -m gradexp.report multirun/DATE/TIME compare the runs of a sweep once more, or while it runs
   python -m gradexp.predict activation=tanh   what theory says, and what to change, without building anything
   python -m gradexp.phase activation=tanh     phase diagram and critical region, as pictures and numbers
   tensorboard --logdir outputs                look at the runs"""

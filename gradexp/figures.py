@@ -67,7 +67,7 @@ def profile_figure(histories: Mapping[str, History], quantity: str = "output_gra
         axes.plot([], [], linestyle="--", color="black", linewidth=1.5, label="theory, ±2 sd of one network")
     axes.set_xlabel("layer (1 = input side)")
     axes.set_ylabel(LABELS.get(quantity, quantity))
-    _powers_of_ten(axes)
+    powers_of_ten(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -180,7 +180,7 @@ def weight_scale_figure(scales: Sequence["Scale"], decades: float = 3.0) -> "Fig
     axes.xaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.6, 2, 2.5, 4, 10]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    _powers_of_ten(axes)
+    powers_of_ten(axes)
     axes.axhspan(-decades, decades, color=COLOURS[2], alpha=0.25, linewidth=0)
     axes.text(low * 1.02, 0, "trainable window", va="center", fontsize=9)
     left: dict[str, Any] = {"x": low * 1.02, "ha": "left"}
@@ -200,7 +200,7 @@ def weight_scale_figure(scales: Sequence["Scale"], decades: float = 3.0) -> "Fig
     return figure
 
 
-def _powers_of_ten(axes: "Axes") -> None:
+def powers_of_ten(axes: "Axes") -> None:
     """Label an axis of logarithms, since float64 does not hold the sizes themselves."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 

@@ -3,7 +3,6 @@
 import json
 import math
 import multiprocessing
-import os
 import shlex
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from gradexp.history import (
 )
 from gradexp.hparams import hparams
 from gradexp.progress import Progress
+from gradexp.replacing import replacing
 from gradexp.result import Result, summary
 from gradexp.table import power_of_ten
 
@@ -55,12 +55,12 @@ class Files:
         if stage not in ("start", "initial", "end"):
             return
         if stage != "start":
-            with _replacing(self.folder / "layers.csv") as path:
+            with replacing(self.folder / "layers.csv") as path:
                 write_csv(path, [history for history in (result.initial, result.gradients) if history])
         if stage == "end" and result.weights is not None:
             import torch
 
-            with _replacing(self.folder / "weights.pt") as path:
+            with replacing(self.folder / "weights.pt") as path:
                 torch.save(result.weights, path)
         # Last, so that a summary that says "complete" stands beside files that are.
         write_summary(self.folder, summary(result))
@@ -71,26 +71,8 @@ class Files:
 
 def write_summary(folder: Path, content: dict[str, Any]) -> None:
     """Write summary.json."""
-    with _replacing(folder / "summary.json") as path:
+    with replacing(folder / "summary.json") as path:
         path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-class _replacing:  # noqa: N801  reads as a verb: with _replacing(path)
-    """Write to a neighbour of a file, then put it in the file's place in one step."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.neighbour = path.with_name(path.name + ".part")
-
-    def __enter__(self) -> Path:
-        return self.neighbour
-
-    def __exit__(self, error: Any, *_: object) -> None:
-        try:
-            if error is None:
-                os.replace(self.neighbour, self.path)  # noqa: PTH105  the name says what it is for
-        finally:
-            self.neighbour.unlink(missing_ok=True)
 
 
 class TensorBoard:

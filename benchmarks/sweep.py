@@ -1,0 +1,139 @@
+"""What a sweep costs with each launcher on one machine, and where the time goes.
+
+``python benchmarks/sweep.py [--device cuda] [--rounds 1] [--quick]``
+
+The same 64 jobs (4 initialisations x 16 seeds, 150 relu layers, batch 32, SGD, every 10th step recorded) are run as
+one command by ``hydra/launcher=basic``, ``joblib`` and ``ensemble``, in turn: 50 steps at widths 16 and 64, and 1,000
+steps at width 16. Printed per launcher:
+
+whole       wall time of the command, and how many times faster that is than basic
+train       training and its recording, over all jobs
+measure     weights, profile at initialisation, theory
+per job     what is left of the command beside torch's import and both of these, divided by 64, and its parts:
+            composing configs, TensorBoard files, other files, the comparison at the end, and the rest
+
+joblib's jobs run in processes of their own, of which only the whole time is known.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+INITS, SEEDS = "he,xavier,lecun,orthogonal", 16
+LAUNCHERS = ("basic", "joblib", "ensemble")
+SETTINGS = ((16, 50), (64, 50), (16, 1000))
+
+
+def timed(found: dict[str, float], part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function, with its time added to a part."""
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            found[part] += time.perf_counter() - begin
+
+    return wrapped
+
+
+def sweep(launcher: str, width: int, steps: int, device: str, seeds: int) -> dict[str, float]:
+    """Run the sweep in this process, and return the seconds of its parts."""
+    begin = time.perf_counter()
+    found: dict[str, float] = defaultdict(float)
+    import torch  # noqa: F401
+
+    found["torch"] = time.perf_counter() - begin
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    from gradexp import comparison, experiment, sinks
+    from gradexp.run import main
+
+    ConfigLoaderImpl.load_sweep_config = timed(found, "composing", ConfigLoaderImpl.load_sweep_config)
+    for method in ("write", "close"):
+        for sink, part in ((sinks.TensorBoard, "tensorboard"), (sinks.Files, "files")):
+            setattr(sink, method, timed(found, part, getattr(sink, method)))
+    comparison.report = timed(found, "comparison", comparison.report)
+    experiment._train = timed(found, "train", experiment._train)
+    for name in ("_measure", "_judge"):
+        setattr(experiment, name, timed(found, "measure", getattr(experiment, name)))
+    with tempfile.TemporaryDirectory() as folder:
+        options = [f"hydra/launcher={launcher}", f"init={INITS}", f"seed=range(0,{seeds})", f"device={device}"]
+        options += [f"width={width}", f"steps={steps}", "depth=150", "batch_size=32", "record.every=10"]
+        sys.argv = ["gradexp", "-m", *options, "quiet=true", f"hydra.sweep.dir={folder}/sweep"]
+        main()
+    # Event files are also written while a network trains.
+    found["whole"] = time.perf_counter() - begin
+    return found
+
+
+def in_a_process(*arguments: object) -> dict[str, float]:
+    """Run ``sweep`` in a fresh process, on one thread each as gradexp does, and add the process's own time."""
+    begin = time.perf_counter()
+    command = [sys.executable, __file__, "--one", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found["whole"] = time.perf_counter() - begin
+    return found
+
+
+def table(rounds: list[dict[str, dict[str, float]]], jobs: int) -> None:
+    print(f"{'':<10}{'whole':>9}{'x basic':>9}{'train':>9}{'x basic':>9}{'measure':>9}{'per job':>9}", end="")
+    print("   of it composing, TensorBoard, files, comparison, rest")
+    for launcher in LAUNCHERS:
+        middle = {
+            part: statistics.median(one[launcher].get(part, 0.0) for one in rounds) for part in rounds[0]["basic"]
+        }
+
+        def times(part: str, own: str = launcher) -> float:
+            return statistics.median(one["basic"][part] / one[own][part] for one in rounds)
+
+        line = f"{launcher:<10}{middle['whole']:>7.1f} s{times('whole'):>9.1f}"
+        if launcher != "joblib":
+            left = middle["whole"] - middle["torch"] - middle["train"] - middle["measure"]
+            parts = [middle[part] for part in ("composing", "tensorboard", "files", "comparison")]
+            shown = " ".join(f"{1e3 * part / jobs:.0f}" for part in [*parts, left - sum(parts)])
+            line += f"{middle['train']:>7.1f} s{times('train'):>9.1f}{middle['measure']:>7.1f} s"
+            line += f"{1e3 * left / jobs:>6.0f} ms   {shown} ms"
+        print(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="8 jobs of 10 steps")
+    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        launcher, width, steps, device, seeds = given.one
+        print(json.dumps(sweep(launcher, int(width), int(steps), device, int(seeds))))
+        return
+
+    from importlib.metadata import version
+
+    from machine import machine
+
+    print(f"{date.today()}, torch {version('torch')}, {machine(given.device)}, {os.cpu_count()} cores")
+    seeds = 2 if given.quick else SEEDS
+    for width, steps in [(16, 10)] if given.quick else SETTINGS:
+        rounds = []
+        for _ in range(given.rounds):
+            rounds.append({own: in_a_process(own, width, steps, given.device, seeds) for own in LAUNCHERS})
+        print(f"\n{4 * seeds} jobs, 150 layers of width {width}, {steps} steps")
+        table(rounds, 4 * seeds)
+
+
+if __name__ == "__main__":
+    main()

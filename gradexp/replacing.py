@@ -1,0 +1,23 @@
+"""Files that are there whole or not at all."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+class replacing:  # noqa: N801  reads as a verb: with replacing(path)
+    """Write to a neighbour of a file, then put it in the file's place in one step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.neighbour = path.with_name(f"{path.name}.{os.getpid()}.part")  # others may write the same
+
+    def __enter__(self) -> Path:
+        return self.neighbour
+
+    def __exit__(self, error: Any, *_: object) -> None:
+        try:
+            if error is None:
+                os.replace(self.neighbour, self.path)  # noqa: PTH105  the name says what it is for
+        finally:
+            self.neighbour.unlink(missing_ok=True)

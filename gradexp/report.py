@@ -1,0 +1,34 @@
+"""``python -m gradexp.report``: compare the runs of a sweep, also while it runs or after it broke off."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gradexp.comparison import report
+from gradexp.config import ConfigError
+
+
+def main() -> None:
+    """Print the comparison, or one line that says what is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gradexp.report",
+        description="Compare the runs of a sweep: a table here; sweep.csv, figures and report.html in its folder.",
+        epilog="It may be called at any time, also while the sweep runs.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the sweep, such as multirun/DATE/TIME")
+    folder: Path = parser.parse_args().folder
+    try:
+        report(folder)
+    except ConfigError as error:
+        _refuse(str(error))
+    except OSError as error:
+        _refuse(f"cannot write to {error.filename}: {error.strerror}")
+
+
+def _refuse(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

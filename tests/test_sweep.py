@@ -1,0 +1,287 @@
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import call, mistake
+
+from gradexp._version import __version__
+from gradexp.config import Config, ConfigError
+from gradexp.result import Result, summary
+from gradexp.run import main
+from gradexp.sweep import alone_in, clear, folder_name, plan, read_jobs
+
+SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8"]
+
+
+def leave(folder: Path, name: str, config_hash: str, status: str = "complete", **changes: Any) -> None:
+    """Make the folder of a job that has begun."""
+    (folder / name).mkdir(parents=True)
+    content = {**summary(Result(Config(), status=status)), "config_hash": config_hash, **changes}
+    (folder / name / "summary.json").write_text(json.dumps(content))
+
+
+def planned(folder: Path, hashes: Sequence[str]) -> tuple[int, int, int, dict[int, str]]:
+    found = plan(folder, hashes, lambda index, number: f"{number}_{hashes[index]}")
+    return found.complete, found.again, found.new, found.folders
+
+
+def test_a_new_sweep_numbers_its_jobs_in_order(tmp_path: Path) -> None:
+    assert planned(tmp_path / "none", ["a", "b"]) == (0, 0, 2, {0: "0_a", 1: "1_b"})
+
+
+def test_complete_jobs_are_skipped_and_others_run_again_in_their_folders(tmp_path: Path) -> None:
+    leave(tmp_path, "0_renamed by hand", "a")
+    for number, status in enumerate(("failed", "interrupted", "running"), 1):
+        leave(tmp_path, f"{number}_old name", f"b{number}", status)
+    wanted = ["new", "b3", "a", "b1", "b2", "newer"]
+    folders = {0: "4_new", 1: "3_old name", 3: "1_old name", 4: "2_old name", 5: "5_newer"}
+    assert planned(tmp_path, wanted) == (1, 3, 2, folders)
+
+
+def test_jobs_with_the_same_options_run_once(tmp_path: Path) -> None:
+    assert planned(tmp_path, ["a", "b", "a"]) == (0, 0, 2, {0: "0_a", 1: "1_b"})
+    leave(tmp_path, "0_a", "a")
+    assert planned(tmp_path, ["a", "a"]) == (1, 0, 0, {})
+
+
+def test_a_folder_of_a_job_that_was_killed_before_its_first_file_is_used_by_this_job_only(tmp_path: Path) -> None:
+    (tmp_path / "0_a" / ".hydra").mkdir(parents=True)
+    (tmp_path / "1_else").mkdir()
+    assert planned(tmp_path, ["a", "b"])[3] == {0: "0_a", 1: "2_b"}
+    assert planned(tmp_path, ["b", "a"])[3] == {0: "2_b", 1: "0_a"}
+
+
+def test_gaps_in_the_numbers_are_filled(tmp_path: Path) -> None:
+    leave(tmp_path, "0_a", "a")
+    leave(tmp_path, "2_c", "c")
+    assert planned(tmp_path, ["a", "b", "c", "d"])[3] == {1: "1_b", 3: "3_d"}
+
+
+def test_two_jobs_never_share_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"two jobs the folder same; put \$\{hydra.job.num\} into it"):
+        plan(tmp_path, ["a", "b"], lambda *_: "same")
+
+
+@pytest.mark.parametrize("change", [{"schema": 0}, {"gradexp": "0.0.0"}])
+def test_results_of_another_version_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    leave(tmp_path, "0_a", "a", **change)
+    with pytest.raises(ConfigError, match=rf"was written by gradexp .*, this is {__version__}"):
+        plan(tmp_path, ["a"], lambda *_: "a")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_a_damaged_summary_is_told(tmp_path: Path, text: str) -> None:
+    leave(tmp_path, "0_a", "a")
+    (tmp_path / "0_a" / "summary.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"0_a/summary.json (is damaged|was written by)"):
+        read_jobs(tmp_path)
+
+
+def test_jobs_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("10_x", "9_x", "by hand", "0_x"):
+        leave(tmp_path, name, name)
+    assert [job.name for job in read_jobs(tmp_path)] == ["0_x", "9_x", "10_x", "by hand"]
+    assert [job.number for job in read_jobs(tmp_path)] == [0, 9, 10, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("1_data.path=a/b.npz", "1_data.path=a-b.npz"),
+        ("x" * 200, "x" * 120),
+        ("é" * 100, "é" * 60),
+        ("aé" * 50, "aé" * 40),
+    ],
+)
+def test_names_are_one_folder_of_at_most_120_bytes(text: str, name: str) -> None:
+    assert folder_name(text) == name
+
+
+def test_clearing_removes_what_a_run_has_written_and_nothing_else(tmp_path: Path) -> None:
+    leave(tmp_path, "0_a", "a")
+    folder = tmp_path / "0_a"
+    (folder / "theory").mkdir()
+    for name in (
+        "events.out.tfevents.1.host",
+        "theory/events.out.tfevents.2.host",
+        "layers.csv",
+        "weights.pt",
+        "mine.txt",
+    ):
+        (folder / name).write_text("")
+    clear(folder)
+    assert [path.name for path in folder.iterdir() if path.is_file()] == ["mine.txt"]
+    (folder / "events.out.tfevents.3.host").write_text("")  # not of gradexp: no summary
+    clear(folder)
+    assert (folder / "events.out.tfevents.3.host").exists()
+
+
+def test_a_folder_is_for_one_at_a_time(tmp_path: Path) -> None:
+    with (
+        alone_in(tmp_path / "x", "sweep", "wait"),
+        pytest.raises(ConfigError, match=r"another sweep is at work in .*x; wait"),
+        alone_in(tmp_path / "x", "sweep", "wait"),
+    ):
+        pass
+    with alone_in(tmp_path / "x", "sweep", "wait"):
+        pass
+
+
+def sweep(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
+    return call(main, monkeypatch, "-m", *SMALL, f"hydra.sweep.dir={folder}", *arguments)
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    return {job.name: job.status for job in read_jobs(folder)}
+
+
+def test_a_sweep_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweep"
+    assert sweep(monkeypatch, folder, "init=he,xavier") == 0
+    names = [
+        f"{number}_batch_size=8,depth=3,init={init},steps=2,width=4" for number, init in enumerate(("he", "xavier"))
+    ]
+    assert statuses(folder) == dict.fromkeys(names, "complete")
+    assert "2 jobs in" in capsys.readouterr().out
+    times = {path: path.stat().st_mtime_ns for name in names for path in (folder / name).iterdir() if path.is_file()}
+    failed = json.loads((folder / names[1] / "summary.json").read_text())
+    (folder / names[1] / "summary.json").write_text(json.dumps({**failed, "status": "running"}))
+    (folder / names[1]).rename(folder / "1_by another name")
+
+    assert sweep(monkeypatch, folder, "init=he,lecun,xavier", "quiet=true") == 0
+    last = "2_batch_size=8,depth=3,init=lecun,steps=2,width=4"
+    assert statuses(folder) == {names[0]: "complete", "1_by another name": "complete", last: "complete"}
+    out = capsys.readouterr().out
+    assert "3 jobs in" in out
+    assert "1 complete, 1 to run again, 1 new" in out
+    untouched = [path for path in times if path.parent.name == names[0]]
+    assert len(untouched) == 3
+    assert all(path.stat().st_mtime_ns == times[path] for path in untouched)
+    assert len(list((folder / "1_by another name").glob("events*"))) == 1
+    for name in ("sweep.csv", "report.html", "multirun.yaml"):
+        assert (folder / name).exists()
+
+
+def test_a_job_that_fails_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(monkeypatch, tmp_path, "batch_size=-1,5000,8", "optimizer.lr=0.1,1e30") == 1
+    captured = capsys.readouterr()
+    jobs = read_jobs(tmp_path)
+    assert [job.status for job in jobs] == ["failed"] * 4 + ["complete"] * 2
+    assert jobs[0].summary["error"] == "batch_size must be at least 1, got -1"
+    assert jobs[0].summary["config"]["batch_size"] == -1
+    assert "batch_size=5000 is larger than the 1437" in jobs[2].summary["error"]
+    assert [job.summary["verdict"]["training"] for job in jobs[4:]] == ["stuck", "diverged"]
+    keys = summary(Result(Config())).keys()
+    assert all(job.summary.keys() == keys for job in jobs)
+    errors = captured.err.strip().splitlines()
+    assert len(errors) == 5
+    assert all(line.startswith(f"{job.name}: batch_size") for line, job in zip(errors[:4], jobs, strict=False))
+    assert errors[-1].startswith("4 of 6 jobs failed; the same command with hydra.sweep.dir=")
+    assert (tmp_path / "sweep.csv").exists()
+    assert captured.out.count("stuck") >= 1
+
+    assert sweep(monkeypatch, tmp_path, "batch_size=-1,8", "optimizer.lr=0.1") == 1
+    assert "1 complete, 1 to run again, 0 new" in capsys.readouterr().out
+    assert len(read_jobs(tmp_path)) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["depth=-1,0"], "depth must be at least 1, got -1"),
+        (["init=he,hee"], "unknown init 'hee'"),
+        (["+dpeth=1,2"], "unknown option 'dpeth'; did you mean 'depth'?"),
+        (["seed=0,1", "hydra.sweep.dir=/dev/null/x"], "cannot write to /dev/null"),
+        (["seed=0,1", "hydra.sweep.subdir=same"], "gives two jobs the folder same"),
+        (["seed=0,1", "hydra/launcher=slow"], "unknown hydra/launcher 'slow'; choose one of basic, ensemble"),
+    ],
+)
+def test_a_sweep_that_cannot_work_is_refused_at_once(
+    arguments: list[str],
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["-m", *SMALL, f"hydra.sweep.dir={tmp_path}/new", *arguments]
+    assert text in mistake(main, monkeypatch, capsys, given)
+    assert not list(tmp_path.glob("new/*_*"))
+
+
+def test_the_second_of_two_sweeps_in_one_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with alone_in(tmp_path, "sweep", ""):
+        error = mistake(main, monkeypatch, capsys, ["-m", *SMALL, "seed=0,1", f"hydra.sweep.dir={tmp_path}"])
+    assert error.startswith(f"another sweep is at work in {tmp_path}; wait")
+
+
+def test_two_runs_in_one_folder_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with alone_in(tmp_path / ".hydra", "run", ""):
+        error = mistake(main, monkeypatch, capsys, [*SMALL, f"hydra.run.dir={tmp_path}"])
+    assert "another run is at work in" in error
+    assert call(main, monkeypatch, *SMALL, f"hydra.run.dir={tmp_path}") == 0
+    assert call(main, monkeypatch, *SMALL, f"hydra.run.dir={tmp_path}") == 0
+    assert len(list(tmp_path.glob("events*"))) == 1
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_sweeps_started_at_once_have_folders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        assert call(main, monkeypatch, "-m", *SMALL, "seed=0", "steps=0", "quiet=true") == 0
+    assert len(list(Path("multirun").glob("*/*/0_*/summary.json"))) == 2
+
+
+def test_jobs_leave_nothing_behind_in_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep(monkeypatch, tmp_path / "first", "quiet=true") == 0  # loads what is loaded once
+    state, order = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    before = (
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        threading.active_count(),
+        len(list(Path("/dev/fd").iterdir())),
+    )
+    assert (
+        sweep(monkeypatch, tmp_path / "second", "quiet=true", "dtype=float64,float32", "threads=1,2", "seed=0,1") == 0
+    )
+    after = (
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        threading.active_count(),
+        len(list(Path("/dev/fd").iterdir())),
+    )
+    assert after == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], order)
+
+
+def test_a_full_disk_fails_the_job_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gradexp import sinks
+
+    write_csv = sinks.write_csv
+
+    def full(path: Path, histories: Any) -> None:
+        if "init=he" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        write_csv(path, histories)
+
+    monkeypatch.setattr(sinks, "write_csv", full)
+    assert sweep(monkeypatch, tmp_path, "init=he,xavier") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert "complete" not in [job.status for job in read_jobs(tmp_path) if "init=he" in job.name]
+    monkeypatch.setattr(sinks, "write_csv", write_csv)
+    assert sweep(monkeypatch, tmp_path, "init=he,xavier") == 0
+    assert set(statuses(tmp_path).values()) == {"complete"}
