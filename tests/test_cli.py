@@ -41,13 +41,14 @@ def summary(folder: Path) -> dict[str, Any]:
     return loaded
 
 
+PRESETS = sorted((CONFIG_DIR / "experiment").glob("*.yaml"))
 CHOICES = [
     *(f"init={name}" for name in schema.INIT_OPTIONS),
     *(f"data={name}" for name in schema.DATA_OPTIONS if name != "file"),
     *(f"optimizer={name}" for name in schema.OPTIMIZER_OPTIONS),
     *(f"activation={name}" for name in schema.ACTIVATIONS),
     *(f"dtype={name}" for name in schema.DTYPES),
-    *(f"experiment={path.stem}" for path in (CONFIG_DIR / "experiment").glob("*.yaml")),
+    *(f"experiment={path.stem}" for path in PRESETS if "MULTIRUN" not in path.read_text()),
     "loss=mse",
     "bias=false",
     "sigma_b2=0.1",
@@ -77,6 +78,33 @@ def test_every_choice_composes_and_runs_small(choice: str, monkeypatch: pytest.M
     assert {row["phase"] for row in rows} == ({"init"} if choice == "steps=0" else {"init", "train"})
 
 
+@pytest.mark.parametrize(
+    ("preset", "smaller", "jobs"),
+    [
+        ("init_comparison", ["seed=0,1"], 10),
+        ("depth_sweep", ["depth=3,4", "seed=0"], 4),
+        ("critical_line", ["init.sigma_w2=1,2", "sigma_b2=0,0.1", "seed=0,1", "steps=0"], 8),
+    ],
+)
+def test_every_preset_that_sweeps_runs_small_without_m(
+    preset: str, smaller: list[str], jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [option for option in SMALL if option.partition("=")[0] not in "".join(smaller)]
+    assert call(monkeypatch, f"experiment={preset}", *given, *smaller) == 0
+    folders = [path.parent for path in Path().glob("multirun/*/*/*/summary.json")]
+    assert len(folders) == jobs
+    assert {summary(folder)["status"] for folder in folders} == {"complete"}
+    (sweep,) = {folder.parent for folder in folders}
+    assert len((sweep / "sweep.csv").read_text().splitlines()) == jobs + 1
+    for name in ("report.html", "profiles.png", "log_chi.png"):
+        assert (sweep / name).stat().st_size > 1000
+
+
+def test_presets_that_sweep_are_all_tried() -> None:
+    sweeping = {path.stem for path in PRESETS if "MULTIRUN" in path.read_text()}
+    assert sweeping == {"init_comparison", "depth_sweep", "critical_line"}
+
+
 def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     np.savez("mine.npz", x=rng.normal(size=(40, 2, 3)), y=rng.integers(0, 3, 40))
@@ -91,7 +119,7 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         (["+dpeth=150"], "unknown option 'dpeth'; did you mean 'depth'?"),
         (["init.gian=2"], "unknown option 'init.gian'; did you mean 'init.gain'?"),
         (["init=hee"], "unknown init 'hee'; choose one of he, identity,"),
-        (["experiment=hee"], "unknown experiment 'hee'; choose one of cure,"),
+        (["experiment=hee"], "unknown experiment 'hee'; choose one of critical_line, cure,"),
         (["depth=abc"], "depth: Value 'abc' of type 'str' could not be converted to Integer"),
         (["depth=1.5"], "depth: Value '1.5' of type 'float' could not be converted to Integer"),
         (["depth=0"], "depth must be at least 1, got 0"),
