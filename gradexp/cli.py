@@ -30,7 +30,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gradexp import config as schema
 from gradexp.config import Config, ConfigError
-from gradexp.result import config_hash, hash_of, refused
 
 _HERE = Path(__file__).resolve().parent
 # Installed from a wheel the YAML files lie inside the package, in a checkout beside it.
@@ -162,8 +161,8 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                 if not of_sweep:
                     raise
                 # The other jobs go on, and what a worker process raises must be of a kind that can be sent.
-                line = traceback.format_exc() if wants_traceback else error_line(error, about)
-                _say(f"{folder.name}: {line}")
+                line = error_line(error, about).partition("\n")[0]
+                _say(f"{folder.name}: {traceback.format_exc() if wants_traceback else line}")
                 raise ConfigError(line) from None
 
         def run() -> None:
@@ -189,6 +188,7 @@ def _checked(composed: DictConfig, about: Command, folder: Path | None, override
         return to_config(composed, about.schema)
     except (ConfigError, OmegaConfBaseException) as error:
         if folder is not None:
+            from gradexp.result import refused
             from gradexp.sinks import write_summary
 
             write_summary(
@@ -203,6 +203,8 @@ def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
     Raises:
         OmegaConfBaseException: For an unknown key, which is no job but a mistake.
     """
+    from gradexp.result import config_hash, hash_of
+
     plain = without_hydra(composed)
     try:
         return config_hash(to_config(OmegaConf.create(plain))), None

@@ -5,13 +5,15 @@ import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +25,9 @@ from gradexp.sweep import Job, read_jobs
 GROUPS = ("init", "data", "optimizer")
 """Options whose value is a choice with options of its own; the choice is called ``name`` in a run's config."""
 
+_CHOICES = {f"{group}.name": group for group in GROUPS}  # both may be typed
 _LINES = 40  # of the table in the console
+_ERRORS = 10  # named below it
 _CARD = {"plugin": "scalars", "tag": "profile/log10_output_grad"}
 
 
@@ -70,13 +74,25 @@ def compare(folder: Path) -> Comparison:
     """
     if (folder / "summary.json").exists():
         raise ConfigError(f"{folder} is the folder of a single run; give the one that holds the runs to compare")
-    jobs = read_jobs(folder)
+    jobs = _read_jobs(folder)
     if not jobs:
         raise ConfigError(f"{folder} holds no runs (sub-folders with a summary.json)")
     keys = swept_keys(jobs)
     rows = [Row(job, {key: value_of(job, key) for key in keys}, outcome(job.summary)) for job in jobs]
     rows.sort(key=lambda row: [_rank(row.swept[key]) for key in keys])
     return Comparison(folder, keys, rows)
+
+
+def _read_jobs(folder: Path, attempts: int = 5) -> list[Job]:
+    """Read the jobs; one that begins again removes its old summary, which may be between its listing and its reading.
+
+    Raises:
+        FileNotFoundError: If that goes on.
+    """
+    for _ in range(attempts - 1):
+        with suppress(FileNotFoundError):
+            return read_jobs(folder)
+    return read_jobs(folder)
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
@@ -92,7 +108,7 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
 def _given(job: Job) -> dict[str, str]:
     """Return a job's overrides as key -> text."""
     pairs = (text.lstrip("+~").partition("=") for text in job.summary["overrides"])
-    return {key: value for key, _, value in pairs if key not in ("save_weights",)}
+    return {_CHOICES.get(key, key): value for key, _, value in pairs}
 
 
 def value_of(job: Job, key: str) -> Any:
@@ -105,13 +121,15 @@ def value_of(job: Job, key: str) -> Any:
     return value.get("name") if key in GROUPS and isinstance(value, dict) else value
 
 
-def _rank(value: Any) -> tuple[int, float, str]:
-    """Sort numbers by size, then texts, then what is missing."""
+def _rank(value: Any) -> tuple[int, float, str, list[Any]]:
+    """Sort numbers by size, then texts, then lists, then what is missing."""
     if value is None:
-        return 2, 0.0, ""
+        return 3, 0.0, "", []
     if isinstance(value, int | float):
-        return 0, float(value), ""
-    return 1, 0.0, str(value)
+        return 0, float(value), "", []
+    if isinstance(value, list):
+        return 2, 0.0, "", [_rank(entry) for entry in value]
+    return 1, 0.0, str(value), []
 
 
 def seed_groups(comparison: Comparison) -> list[tuple[dict[str, Any], list[Row]]]:
@@ -163,41 +181,72 @@ def write_csv(comparison: Comparison) -> None:
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """Print a line for the jobs that differ in their seed only, what all lines share, and what went wrong."""
-    groups = seed_groups(comparison)
-    columns: dict[str, list[str]] = {
-        key: [_text(shared[key]) for shared, _ in groups] for key in comparison.keys if key != "seed"
-    }
+    """Print a line for complete jobs that differ in their seed only, what all lines share, and what went wrong.
+
+    The loss of a job that is not complete is that of an earlier step, and would spoil a mean.
+    """
+    groups = []
+    for shared, rows in seed_groups(comparison):
+        if complete := [row for row in rows if row.job.status == "complete"]:
+            groups.append((shared, complete))
+    if groups:
+        _print_groups(groups, console)
+    others = {status: number for status, number in comparison.statuses.items() if status != "complete"}
+    if others:
+        said = ", ".join(f"{number} {status}" for status, number in others.items())
+        console.print(f"not complete: {said}", markup=False)
+    failed = [row.job for row in comparison.rows if row.job.status == "failed"]
+    for job in failed[:_ERRORS]:
+        console.print(f"  {job.name}: {job.summary['error']}", markup=False, soft_wrap=True)
+    if len(failed) > _ERRORS:
+        console.print(f"  ... and {len(failed) - _ERRORS} more in report.html", markup=False)
+
+
+def _print_groups(groups: Sequence[tuple[dict[str, Any], list[Row]]], console: Console) -> None:
+    columns: dict[str, list[str]] = {key: [_text(shared[key]) for shared, _ in groups] for key in groups[0][0]}
     columns |= {name: [column(rows) for _, rows in groups] for name, column in _COLUMNS.items()}
     if all(len(rows) == 1 for _, rows in groups):
-        del columns["seeds"]
-    alike = {name: texts[0] for name, texts in columns.items() if len(set(texts)) == 1 and len(groups) > 1}
-    table = Table(box=None, pad_edge=False, header_style="dim")
+        del columns["seeds"], columns["± sd"]
+    same = {name: texts[0] for name, texts in columns.items() if len(set(texts)) == 1 and len(groups) > 1}
+    # A mean and its spread stand side by side, unless there is none at all.
+    alike = {name: text for name, text in same.items() if name not in ("log_chi", "± sd") or text == "-"}
     shown = {name: texts[:_LINES] for name, texts in columns.items() if name not in alike}
-    for name in _LEAST:  # until the others fit
-        if sum(max(map(len, [name, *texts])) + 2 for name, texts in shown.items()) > console.width + 2:
-            shown.pop(name, None)
+    left_out = []
+    for name in _LEAST:
+        if name in shown and _width(shown) > console.width:
+            del shown[name]
+            left_out.append(name)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    high = any("." in name for name in shown)
     for name in shown:
-        table.add_column(name, justify="left" if name in _VERDICTS else "right", no_wrap=True)
+        head = _head(name) if "." in name else "\n" * high + name
+        table.add_column(head, justify="left" if name in _VERDICTS else "right", no_wrap=True)
     for line in zip(*shown.values(), strict=True):
         table.add_row(*line)
     console.print(table)
     if len(groups) > _LINES:
         console.print(f"... and {len(groups) - _LINES} lines more in sweep.csv", markup=False)
-    if alike:
-        same = ", ".join(f"{name} {text}" for name, text in alike.items() if text != "-")
-        console.print(f"all       {same}", markup=False)
-    others = {status: number for status, number in comparison.statuses.items() if status != "complete"}
-    if others:
-        said = ", ".join(f"{number} {status}" for status, number in others.items())
-        console.print(f"not complete: {said}", markup=False)
+    if said := ", ".join(f"{name} {text}" for name, text in alike.items() if text != "-"):
+        console.print(f"all       {said}", markup=False)
+    if left_out:
+        console.print(f"no room   {', '.join(left_out)} (in sweep.csv)", markup=False)
+
+
+def _head(name: str) -> str:
+    """A dotted key takes two lines."""
+    return name.replace(".", ".\n", 1)
+
+
+def _width(columns: Mapping[str, Sequence[str]]) -> int:
+    """Return how wide a table is, whose columns are two spaces apart."""
+    return sum(max(map(cell_len, [*_head(name).split("\n"), *texts])) + 2 for name, texts in columns.items()) - 2
 
 
 def _words(rows: Sequence[Row], key: str) -> str:
     """Return the verdict of most jobs, with their share if it is not that of all."""
     words = [row.numbers[key] for row in rows if row.numbers[key] is not None]
     if not words:
-        return rows[0].job.status if key == "gradient" and rows[0].job.status != "complete" else "-"
+        return "-"
     word, number = Counter(words).most_common(1)[0]
     return word if number == len(words) else f"{word} {number}/{len(words)}"
 
@@ -213,11 +262,17 @@ def average(rows: Sequence[Row], key: str) -> float | None:
     return float(np.mean(numbers)) if numbers and all(map(math.isfinite, numbers)) else None
 
 
+def _spread(rows: Sequence[Row], key: str) -> str:
+    """Return the sample standard deviation over the seeds."""
+    numbers = [row.numbers[key] for row in rows if row.numbers[key] is not None]
+    return f"{np.std(numbers, ddof=1):.3f}" if len(numbers) > 1 else "-"
+
+
 def _text(value: Any) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-_LEAST = ("loss", "first/last", "theory", "training", "test")
+_LEAST = ("loss", "theory", "first/last", "training", "test", "± sd", "seeds", "gradient")
 _VERDICTS = ("gradient", "training", "theory")
 # name: text for the jobs of a line
 _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
@@ -226,6 +281,7 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
     "training": lambda rows: _words(rows, "training"),
     "theory": lambda rows: _words(rows, "theory"),
     "log_chi": lambda rows: _average(rows, "log_chi", "+.3f"),
+    "± sd": lambda rows: _spread(rows, "log_chi"),
     "first/last": lambda rows: _average(rows, "log10_first_over_last", "+.1f", "10^"),
     "loss": lambda rows: _average(rows, "loss_last", ".3g"),
     "test": lambda rows: _average(rows, "test_accuracy", ".0%"),

@@ -17,12 +17,18 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the sweep, such as multirun/DATE/TIME")
     folder: Path = parser.parse_args().folder
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without unicode shows ? instead of failing
     try:
         report(folder)
     except ConfigError as error:
         _refuse(str(error))
     except OSError as error:
-        _refuse(f"cannot write to {error.filename}: {error.strerror}")
+        # A full disk has no file name.
+        _refuse(f"cannot write to {error.filename or folder}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _refuse(line: str) -> None:

@@ -12,21 +12,22 @@ from gradexp.config import Config
 def job(config: Config, folder: Path, overrides: list[str], interruptions: Interruptions) -> None:
     """Run one experiment and leave its files in a folder."""
     from gradexp import ensemble
+    from gradexp.console import Console, Line
     from gradexp.experiment import Sink, deliver, run
-    from gradexp.sinks import Console, Files, Line, TensorBoard
+    from gradexp.sinks import Files, TensorBoard
     from gradexp.sweep import alone_in, clear
 
     of_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     # In a sweep three further runs for each job would fill TensorBoard's list.
     tensorboard = TensorBoard(folder, config.record.subruns and not of_sweep)
     shown = Line(folder, config.quiet) if of_sweep else Console(folder, config.quiet)
-    sinks: list[Sink] = [interruptions, tensorboard, Files(folder), shown]
+    sinks: list[Sink] = [tensorboard, Files(folder), shown]
     with alone_in(folder / ".hydra", "run", "choose another folder with hydra.run.dir=FOLDER"):
         clear(folder)
         if (result := ensemble.take(config)) is not None:
             deliver(result, sinks, overrides)
         else:
-            run(config, sinks, overrides)
+            run(config, [interruptions, *sinks], overrides)
 
 
 main = command(job)

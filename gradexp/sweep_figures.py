@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_LINES = 7  # as many as there are colours that everybody tells apart
-_MOST_PANELS = 12
+_MOST_PANELS = 12  # of heat maps
+_MOST_PROFILES = 16  # panels, which may be smaller than those of heat maps
+_MOST_NUMBERS = 160  # written into the cells of a picture
+_MOST_TICKS = 16
 _DPI = 110
+_GREY = "#d4d4d4"
 
 Cell = tuple[dict[str, Any], list[Row]]
 """The options that some jobs share, which differ in their seed only, and these jobs."""
@@ -92,7 +97,7 @@ def _initial_rows(path: Path) -> list[tuple[int, float, float]]:
                 if phase != "init":
                     break  # rows of the training follow, maybe a million
                 found.append((int(layer), float(measured or "nan"), float(theory or "nan")))
-    except (OSError, ValueError, IndexError):  # not there yet, or being written
+    except (OSError, ValueError, IndexError, csv.Error):  # not there yet, or being written
         return []
     return found
 
@@ -102,47 +107,107 @@ def profiles_figure(comparison: Comparison) -> "Figure | None":
 
     Up to seven lines share a panel and a legend. More are spread over panels, with one option told by colour.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    cells = [(shared, profile) for shared, rows in seed_groups(comparison) if (profile := read_profile(rows))]
+    cells = [(shared, rows, profile) for shared, rows in seed_groups(comparison) if (profile := read_profile(rows))]
     if not cells:
         return None
-    keys = [key for key in comparison.keys if key != "seed"]
-    hue = None if len(cells) <= _MOST_LINES else _hue(cells, keys)
-    panels: dict[str, list[tuple[dict[str, Any], Profile]]] = {}
-    for shared, profile in cells:
-        rest = {key: value for key, value in shared.items() if key != hue} if hue else {}
-        panels.setdefault(_label(rest), []).append((shared, profile))
-    shown = list(panels.items())[:_MOST_PANELS]
-    figure, grid = _panels(Figure, len(shown), (7, 4.2), (4, 3))
-    values = _values([shared[hue] for shared, _ in cells]) if hue else []
+    hue, spread = _hue([shared for shared, _, _ in cells]) if len(cells) > _MOST_LINES else (None, False)
+    columns, panels = _in_panels(cells, hue, spread)
+    shown = dict(list(panels.items())[:_MOST_PROFILES])
+    size = (8.0, 4.6) if len(shown) == 1 else (3.2, 2.7) if len(shown) > 4 else (4.4, 3.3)
+    figure, grid = _panels(len(shown), columns, size)
+    values = _values([shared[hue] for shared, _, _ in cells]) if hue else []
     colour_of = _colours(values)
-    for axes, (title, members) in zip(grid, shown, strict=True):
-        for index, (shared, profile) in enumerate(members):
-            colour = colour_of(shared[hue]) if hue else COLOURS[index % len(COLOURS)]
+    depth = max(len(profile.mean) for _, _, profile in cells)
+    for axes, (title, members) in zip(grid, shown.items(), strict=True):
+        if spread and not hue:
+            for _, _, profile in cells:  # behind the panel's only line, to be compared with it
+                axes.plot(np.arange(1, len(profile.mean) + 1), profile.mean, color=_GREY, linewidth=1)
+        for index, (shared, rows, profile) in enumerate(members):
+            colour = colour_of(shared[hue]) if hue else COLOURS[0 if spread else index]
             layers = np.arange(1, len(profile.mean) + 1)
-            label = _label({hue: shared[hue]}) if hue else _label(shared)
+            label = _label({hue: shared[hue]}) if hue else (_label(shared) or "measured") + _said(rows)
             marker = "o" if len(layers) == 1 else ""
-            axes.plot(layers, profile.mean, color=colour, linewidth=1.8, label=label or "measured", marker=marker)
+            axes.plot(layers, profile.mean, color=colour, linewidth=2, label=label, marker=marker)
             axes.fill_between(layers, profile.low, profile.high, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(layers, profile.theory, color=colour, linewidth=1.2, linestyle="--")
-        axes.set_title(title, fontsize=9)
+            axes.plot(layers, profile.theory, color=colour, linewidth=1.3, linestyle="--")
+        axes.set_xlim(1 - 0.02 * depth, 1.02 * depth)
+        axes.set_title(
+            title + (_said([row for _, rows, _ in members for row in rows]) if spread else ""), fontsize=10
+        )
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5 if spread else 10, integer=True))
         powers_of_ten(axes)
-    grid[0].plot([], [], color="black", linewidth=1.2, linestyle="--", label="theory")
-    figure.supxlabel("layer (1 = input side)", fontsize=10)
-    figure.supylabel(LABELS["output_grad"], fontsize=10)
-    handles, labels = grid[0].get_legend_handles_labels()
+    figure.supxlabel("layer (1 = input side)")
+    figure.supylabel(LABELS["output_grad"])
+    _say(
+        figure, "gradients run from right to left: a line that falls vanishes, one that rises explodes", shown, panels
+    )
     if len(values) <= _MOST_LINES:
-        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+        _profile_legend(figure, grid, cells, named=bool(hue) or not spread, sort=not spread)
     else:
         _colour_bar(figure, grid, str(hue), values)
-    if len(panels) > len(shown):
-        figure.suptitle(f"{len(shown)} of {len(panels)} panels", fontsize=9)
     return figure
+
+
+def _said(rows: Sequence[Row]) -> str:
+    """Return the verdicts on the gradient of some jobs, as the end of a label."""
+    words = dict.fromkeys(str(row.numbers["gradient"]) for row in rows if row.numbers["gradient"])
+    return f": {' or '.join(words)}" if words else ""
+
+
+def _hue(shared: Sequence[Mapping[str, Any]]) -> tuple[str | None, bool]:
+    """Choose the option told by colour, and say that lines are spread over panels.
+
+    It is the one with most values of those that colours can tell: numbers, or a few names. None: each line has its
+    own panel.
+    """
+    values = {key: _values([each[key] for each in shared]) for key in shared[0]}
+    telling = [key for key in values if _numeric(values[key]) or len(values[key]) <= _MOST_LINES]
+    telling = [key for key in telling if len(values[key]) > 1]
+    if not telling and len(shared) <= _MOST_PROFILES:
+        return None, True
+    return max(telling or values, key=lambda key: (len(values[key]), _numeric(values[key]))), True
+
+
+Line = tuple[dict[str, Any], list[Row], Profile]
+
+
+def _in_panels(cells: Sequence[Line], hue: str | None, spread: bool) -> tuple[int | None, dict[str, list[Line]]]:
+    """Sort lines into panels, and say how many columns of panels show their options in rows and columns."""
+    if not spread:
+        return None, {"": list(cells)}
+    keys = [key for key in cells[0][0] if key != hue]
+    values = {key: _values([shared[key] for shared, _, _ in cells]) for key in keys}
+    # The option with most values goes along the width of the page.
+    keys.sort(key=lambda key: len(values[key]))
+    ordered = sorted(cells, key=lambda cell: [values[key].index(cell[0][key]) for key in keys])
+    panels: dict[str, list[Line]] = {}
+    for cell in ordered:
+        panels.setdefault(_label({key: cell[0][key] for key in keys}, "\n"), []).append(cell)
+    across = len(values[keys[-1]]) if keys else 1
+    return (across if across <= 6 and across < len(panels) else None), panels
+
+
+def _profile_legend(figure: "Figure", grid: Sequence["Axes"], cells: Sequence[Line], named: bool, sort: bool) -> None:
+    """Name each colour once; if asked, from the top down, as the lines end at layer 1."""
+    lines: dict[str, Any] = {}
+    for axes in grid:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            lines.setdefault(label, handle)
+    if sort:
+        ends = {label: float(np.nan_to_num(line.get_ydata()[0], nan=-np.inf)) for label, line in lines.items()}
+        lines = {label: lines[label] for label in sorted(lines, key=lambda label: -ends[label])}
+    if not named:
+        lines = {}
+    if any(np.isfinite(profile.theory).any() for _, _, profile in cells):
+        (lines["theory"],) = grid[0].plot([], [], color="black", linewidth=1.3, linestyle="--")
+    if any((profile.high > profile.low).any() for _, _, profile in cells):
+        lines["range over seeds"] = grid[0].fill_between([], [], color="grey", alpha=0.3)
+    if lines:
+        figure.legend(list(lines.values()), list(lines), loc="outside right center", frameon=False)
 
 
 @dataclass(frozen=True)
@@ -151,17 +216,21 @@ class Quantity:
 
     Args:
         label: With its definition.
+        legend: How to read it.
         value: Its mean over some jobs, or None.
         colours: Name of a colour map.
         diverging: Whether white stands for 0, in the middle.
-        mark: Text in a cell for jobs without a number.
     """
 
     label: str
+    legend: str
     value: Callable[[Sequence[Row]], float | None]
     colours: str
     diverging: bool
-    mark: Callable[[Sequence[Row]], str]
+
+
+def _log_chi(rows: Sequence[Row]) -> float | None:
+    return average(rows, "log_chi")
 
 
 def _accuracy(rows: Sequence[Row]) -> float | None:
@@ -169,18 +238,16 @@ def _accuracy(rows: Sequence[Row]) -> float | None:
     return average(rows, "train_accuracy") if test is None else test
 
 
-def _why_no_accuracy(rows: Sequence[Row]) -> str:
-    return "diverged" if any(row.numbers["training"] == "diverged" for row in rows) else "–"
-
-
 LOG_CHI = Quantity(
-    "log_chi (below 0 vanishes, above explodes)",
-    lambda rows: average(rows, "log_chi"),
+    r"log_chi: change of $\log\,\|\partial L/\partial z\|^2$ per layer",
+    "towards the input, gradients vanish (blue, below 0) or explode (red, above 0)",
+    _log_chi,
     "RdBu_r",
     True,
-    lambda rows: "dead" if any(row.numbers["gradient"] == "dead" for row in rows) else "–",
 )
-ACCURACY = Quantity("test accuracy after training", _accuracy, "cividis", False, _why_no_accuracy)
+ACCURACY = Quantity(
+    "test accuracy after training", "mean over seeds, × where a run diverged", _accuracy, "cividis", False
+)
 
 
 def outcome_figure(comparison: Comparison, quantity: Quantity) -> "Figure | None":
@@ -195,88 +262,136 @@ def outcome_figure(comparison: Comparison, quantity: Quantity) -> "Figure | None
 
 
 def axes_of(comparison: Comparison) -> tuple[str | None, str | None]:
-    """Choose the options of the two axes: those with most values, numbers before names; None where there is none."""
-    values = {
-        key: {json.dumps(row.swept[key]) for row in comparison.rows} for key in comparison.keys if key != "seed"
-    }
-    ordered = sorted(values, key=lambda key: (_is_numeric(comparison, key), len(values[key])), reverse=True)
-    # The axis with more values has more room along the page's width.
-    chosen = sorted(ordered[:2], key=lambda key: len(values[key]), reverse=True)
-    return (*chosen, None, None)[0], (*chosen, None, None)[1]
+    """Choose the options of the two axes: those with most values; None where there is none.
+
+    Names stand on the second, where they are read as lines of text.
+    """
+    values = {key: _values([row.swept[key] for row in comparison.rows]) for key in comparison.keys if key != "seed"}
+    ordered = sorted(values, key=lambda key: (len(values[key]), _numeric(values[key])), reverse=True)
+    x, y = (
+        sorted(ordered[:2], key=lambda key: not _numeric(values[key]))
+        if len(ordered) > 1
+        else (*ordered, None, None)[:2]
+    )
+    return x, y
 
 
-def _is_numeric(comparison: Comparison, key: str) -> bool:
-    return all(isinstance(row.swept[key], int | float) for row in comparison.rows if row.swept[key] is not None)
+def _diverged(rows: Sequence[Row]) -> bool:
+    return any(row.numbers["diverged_at"] is not None for row in rows)
 
 
 def _line_figure(cells: Sequence[Cell], key: str, quantity: Quantity) -> "Figure":
-    from matplotlib.figure import Figure
-
-    figure, (axes,) = _panels(Figure, 1, (7, 4.2), (7, 4.2))
+    figure, (axes,) = _panels(1, None, (8, 4.4))
     values = [shared[key] for shared, _ in cells]
-    numeric = all(isinstance(value, int | float) for value in values)
-    places = values if numeric else range(len(values))
-    numbers = [quantity.value(rows) for _, rows in cells]
-    axes.plot(places, _or_nan(numbers), "o-" if numeric else "o", color=COLOURS[0], label="mean over seeds")
-    for place, (_, rows) in zip(places, cells, strict=True):
-        each = [quantity.value([row]) for row in rows]
-        axes.plot([place] * len(each), _or_nan(each), ".", color=COLOURS[0], alpha=0.4)
-    if quantity is LOG_CHI:
-        predicted = [average(rows, "log_chi_theory") for _, rows in cells]
-        axes.plot(places, _or_nan(predicted), "k--" if numeric else "k_", markersize=20, label="theory")
-        axes.axhline(0, color="grey", linewidth=0.8)
-    if not numeric:
-        axes.set_xticks(list(places), [_short(value) for value in values])
+    numeric = _numeric(values) and None not in values
+    places = np.array(values if numeric else range(len(values)), dtype=float)
+    numbers = np.array([quantity.value(rows) for _, rows in cells], dtype=float)  # None becomes nan
+    axes.plot(places, numbers, "o-" if numeric else "o", color=COLOURS[0], markersize=8, label="mean over seeds")
+    runs = [(place, quantity.value([row])) for place, (_, rows) in zip(places, cells, strict=True) for row in rows]
+    if len(runs) > len(cells):
+        axes.plot(*np.array(runs, dtype=float).T, "_", color=COLOURS[0], markersize=12, alpha=0.6, label="each seed")
+    if quantity.diverging:
+        predicted = np.array([average(rows, "log_chi_theory") for _, rows in cells], dtype=float)
+        if np.isfinite(predicted).any():
+            axes.plot(places, predicted, "k--" if numeric else "k+", markersize=14, label="theory")
+        axes.axhline(0, color="black", linewidth=0.8)
+        reach = 1.15 * float(np.nanmax(np.abs(np.concatenate([numbers, predicted])))) or 1.0
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, -0.25 * reach), max(high, 0.25 * reach))  # both signs are to be seen
+        low, high = axes.get_ylim()
+        axes.axhspan(0, high, color="#b2182b", alpha=0.07, linewidth=0)
+        axes.axhspan(low, 0, color="#2166ac", alpha=0.07, linewidth=0)
+    else:
+        axes.set_ylim(0, 1)
+        lost = [place for place, (_, rows) in zip(places, cells, strict=True) if _diverged(rows)]
+        if lost:
+            axes.plot(lost, [0.03] * len(lost), "x", color="black", markersize=9, label="a run diverged")
+    if numeric:
+        if places.min() > 0 and places.max() >= 20 * places.min():
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        if len(places) <= _MOST_TICKS:
+            axes.set_xticks(places, [_short(value) for value in values])
+    else:
+        _name_ticks(axes.xaxis, values)
+        axes.set_xlim(-0.5, len(values) - 0.5)
+        axes.tick_params(
+            axis="x", rotation=30 if max(len(_short(value)) for value in values) * len(values) > 70 else 0
+        )
     axes.set_xlabel(key)
     axes.set_ylabel(quantity.label)
+    if quantity.diverging:
+        axes.set_title(quantity.legend, fontsize=11)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
 def _heat_map(cells: Sequence[Cell], x: str, y: str, quantity: Quantity) -> "Figure":
     """Draw a panel for each combination of the options that are on no axis."""
-    from matplotlib.figure import Figure
-
     panels: dict[str, list[Cell]] = {}
     for shared, rows in cells:
         rest = {key: value for key, value in shared.items() if key not in (x, y)}
         panels.setdefault(_label(rest), []).append((shared, rows))
-    shown = list(panels.items())[:_MOST_PANELS]
+    shown = dict(list(panels.items())[:_MOST_PANELS])
     xs, ys = (_values([shared[key] for shared, _ in cells]) for key in (x, y))
-    grids = [_grid(members, x, y, xs, ys, quantity) for _, members in shown]
-    numbers = np.concatenate([grid.ravel() for grid in grids])
-    numbers = numbers[np.isfinite(numbers)]
-    reach = float(np.quantile(np.abs(numbers), 0.95)) or 1.0
+    grids = [_grid(members, x, y, xs, ys, quantity) for members in shown.values()]
+    numbers = np.abs([number for grid in grids for number in grid.flat if math.isfinite(number)])
+    # A few extreme cells would leave all others white; and white is what noise about 0 should be.
+    reach = max(float(np.quantile(numbers, 0.95)), 0.01) if numbers.size else 1.0
     limits = (-reach, reach) if quantity.diverging else (0.0, 1.0)
-    figure, axes_grid = _panels(Figure, len(shown), (7, 4.2), (4, 3))
-    for axes, (title, members), grid in zip(axes_grid, shown, grids, strict=True):
-        axes.set_facecolor("#dddddd")  # where nothing is known
+    room = (9.5, 5.0) if len(shown) == 1 else (4.4, 3.6)
+    size = (
+        min(max(0.62 * len(xs) + 1, 6.0 if len(shown) == 1 else 2.8), room[0]),
+        min(max(0.4 * len(ys) + 0.9, 2.5), room[1]),
+    )
+    figure, axes_grid = _panels(len(shown), None, size)
+    written = sum(grid.size for grid in grids) <= _MOST_NUMBERS and size[0] >= 0.5 * len(xs)
+    for axes, (title, members), grid in zip(axes_grid, shown.items(), grids, strict=True):
+        axes.set_facecolor(_GREY)  # where nothing is known
         mesh = axes.imshow(grid, cmap=quantity.colours, vmin=limits[0], vmax=limits[1], aspect="auto", origin="lower")
-        _write_cells(axes, members, (x, y), (xs, ys), grid, quantity, limits, small=len(shown) > 1)
-        axes.set_xticks(
-            range(len(xs)), [_short(value) for value in xs], rotation=45 if len(xs) > 6 else 0, fontsize=9
-        )
-        axes.set_yticks(range(len(ys)), [_short(value) for value in ys], fontsize=9)
-        axes.set_title(title, fontsize=9)
-    extend = "both" if quantity.diverging and np.abs(numbers).max() > reach else "neither"
-    figure.colorbar(mesh, ax=list(axes_grid), extend=extend).set_label(quantity.label)
-    figure.supxlabel(x, fontsize=10)
-    figure.supylabel(y, fontsize=10)
-    if len(panels) > len(shown):
-        figure.suptitle(f"{len(shown)} of {len(panels)} panels", fontsize=9)
+        lost = {(ys.index(shared[y]), xs.index(shared[x])) for shared, rows in members if _diverged(rows)}
+        _write_cells(axes, grid, quantity, limits, set() if quantity.diverging else lost, written)
+        _name_ticks(axes.xaxis, xs)
+        _name_ticks(axes.yaxis, ys)
+        axes.tick_params(axis="x", rotation=45 if sum(len(_short(value)) + 1 for value in xs) > 11 * size[0] else 0)
+        axes.set_title(title)
+    if not _numeric(ys):
+        axes_grid[0].invert_yaxis()  # of all panels; names are read from the top down
+    extend = "both" if quantity.diverging and numbers.size and numbers.max() > reach else "neither"
+    figure.colorbar(mesh, ax=list(axes_grid), extend=extend).set_label(quantity.label, fontsize=9)
+    figure.supxlabel(x)
+    figure.supylabel(y)
+    unknown = "" if all(np.isfinite(grid).all() for grid in grids) else "; grey: no number"
+    _say(figure, quantity.legend + unknown, shown, panels)
     return figure
 
 
+def _say(figure: "Figure", legend: str, shown: Mapping[str, Any], panels: Mapping[str, Any]) -> None:
+    """Write how to read a picture above it, and whether it shows all panels."""
+    left_out = f"\n{len(shown)} of {len(panels)} panels" if len(panels) > len(shown) else ""
+    # A long line would be cut off at the sides of a narrow picture.
+    figure.suptitle("\n".join(textwrap.wrap(legend, int(12 * figure.get_figwidth()))) + left_out, fontsize=11)
+
+
+def _name_ticks(axis: Any, values: Sequence[Any]) -> None:
+    """Name the places 0, 1, ... of an axis by values, of which many are thinned out."""
+    shown = range(0, len(values), -(-len(values) // _MOST_TICKS))
+    axis.set_ticks(list(shown), labels=[_short(values[place]) for place in shown])
+
+
 def _values(given: Sequence[Any]) -> list[Any]:
-    """Return each value once: numbers by size, others in their order."""
+    """Return each value once: numbers by size, others in their order, what does not apply at the end."""
     once = list({json.dumps(value): value for value in given}.values())
-    return sorted(once) if _sortable(once) else once
+    there = [value for value in once if value is not None]
+    return (sorted(there) if _numeric(there) else there) + [None] * (None in once)
 
 
-def _sortable(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, int | float) for value in values)
+def _numeric(values: Sequence[Any]) -> bool:
+    """Whether values are numbers, but for those that do not apply."""
+    there = [value for value in values if value is not None]
+    return bool(there) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in there)
 
 
 def _grid(members: Sequence[Cell], x: str, y: str, xs: list[Any], ys: list[Any], quantity: Quantity) -> Array:
@@ -291,55 +406,48 @@ def _grid(members: Sequence[Cell], x: str, y: str, xs: list[Any], ys: list[Any],
 
 def _write_cells(
     axes: "Axes",
-    members: Sequence[Cell],
-    keys: tuple[str, str],
-    values: tuple[list[Any], list[Any]],
     grid: Array,
     quantity: Quantity,
     limits: tuple[float, float],
-    small: bool,
+    lost: set[tuple[int, int]],
+    written: bool,
 ) -> None:
-    """Write into each cell its number where there is room, and what happened where there is none."""
+    """Write into each cell its number where there is room, a cross if a run diverged, a dot for no number."""
     form = "{:+.2f}" if quantity.diverging else "{:.0%}"
-    roomy = grid.size <= (30 if small else 60)
-    for shared, rows in members:
-        column, line = values[0].index(shared[keys[0]]), values[1].index(shared[keys[1]])
-        number = grid[line, column]
-        there = bool(np.isfinite(number))
-        if not there or roomy:
-            text = form.format(number) if there else quantity.mark(rows)
+    for (line, column), number in np.ndenumerate(grid):
+        there = math.isfinite(number)
+        text = form.format(round(number, 2) + 0.0) if there and written else "" if there else "·"
+        if (line, column) in lost:
+            text = f"{text} ×".strip(" ·")
+        if text:
             share = abs(number) / limits[1] if quantity.diverging else 1 - number
             colour = "white" if there and share > 0.6 else "black"
-            axes.text(column, line, text, ha="center", va="center", fontsize=7 if small else 8, color=colour)
+            axes.text(column, line, text, ha="center", va="center", fontsize=9, color=colour)
 
 
-def _panels(
-    figure_class: Any, count: int, alone: tuple[float, float], each: tuple[float, float]
-) -> "tuple[Figure, list[Axes]]":
+def _panels(count: int, columns: int | None, each: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
     """Return a figure with so many panels, which share their axes."""
-    columns = 1 if count == 1 else 2 if count in (2, 4) else 3
+    from matplotlib.figure import Figure
+
+    columns = columns or (count if count <= 3 else 2 if count == 4 else 3 if count <= 9 else 4)
     lines = -(-count // columns)
-    size = alone if count == 1 else (each[0] * columns, each[1] * lines)
-    figure = figure_class(figsize=size, layout="constrained")
+    figure = Figure(
+        figsize=(each[0] * columns + (1.2 if count > 1 else 0), each[1] * lines + 0.9), layout="constrained"
+    )
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[count:]:
         axes.remove()
+    for axes in grid.flat[max(count - columns, 0) : count]:
+        axes.tick_params(labelbottom=True)  # also above a place without a panel
     return figure, list(grid.flat[:count])
 
 
-def _hue(cells: Sequence[tuple[dict[str, Any], Any]], keys: Sequence[str]) -> str:
-    """Choose the option told by colour: the one with most values of those that colours can tell."""
-    values = {key: _values([shared[key] for shared, _ in cells]) for key in keys}
-    telling = [key for key in keys if _sortable(values[key]) or len(values[key]) <= _MOST_LINES] or list(keys)
-    return max(telling, key=lambda key: len(values[key]))
-
-
 def _colours(values: Sequence[Any]) -> Callable[[Any], Any]:
-    """Return the colour of each value: a scale for many numbers, else distinct ones."""
+    """Return the colour of each value: a scale for numbers, distinct ones for a few names."""
     from matplotlib import colormaps
 
-    if len(values) > _MOST_LINES:
-        return lambda value: colormaps["viridis"](0.92 * values.index(value) / (len(values) - 1))
+    if _numeric(values) or len(values) > _MOST_LINES:
+        return lambda value: colormaps["viridis"](0.88 * values.index(value) / max(len(values) - 1, 1))
     return lambda value: COLOURS[values.index(value)]
 
 
@@ -349,17 +457,13 @@ def _colour_bar(figure: "Figure", grid: Sequence["Axes"], key: str, values: Sequ
 
     colours = ListedColormap([_colours(values)(value) for value in values])
     bar = figure.colorbar(ScalarMappable(cmap=colours), ax=list(grid))
-    shown = range(0, len(values), -(-len(values) // 12))
+    shown = range(0, len(values), -(-len(values) // _MOST_TICKS))
     bar.set_ticks([(i + 0.5) / len(values) for i in shown], labels=[_short(values[i]) for i in shown])
-    bar.set_label(key)
+    bar.set_label(f"{key} (dashed: theory)")
 
 
-def _or_nan(numbers: Sequence[float | None]) -> list[float]:
-    return [math.nan if number is None else number for number in numbers]
-
-
-def _label(shared: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={_short(value)}" for key, value in shared.items())
+def _label(shared: Mapping[str, Any], between: str = ", ") -> str:
+    return between.join(f"{key}={_short(value)}" for key, value in shared.items())
 
 
 def _short(value: Any) -> str:

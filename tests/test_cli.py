@@ -286,7 +286,7 @@ def test_a_second_interruption_does_not_cut_the_files_short(monkeypatch: pytest.
             signal.raise_signal(signal.SIGINT)
         write_csv(path, histories)
 
-    def interrupt(self: sinks.Console, *_: Any) -> None:
+    def interrupt(self: Any, *_: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(sinks, "write_csv", impatient)

@@ -1,8 +1,11 @@
 import csv
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,11 @@ from rich.console import Console
 
 from gradexp import comparison
 from gradexp.comparison import compare, print_table, report, seed_groups, swept_keys
-from gradexp.config import Config, InitConfig
+from gradexp.config import ACTIVATIONS, Config, InitConfig, OptimizerConfig, VerdictConfig
 from gradexp.history import History, write_csv
 from gradexp.report import main
 from gradexp.result import Result, refused, summary
-from gradexp.sweep import read_jobs
+from gradexp.sweep import Job, read_jobs
 from gradexp.verdict import Verdict
 
 
@@ -111,6 +114,13 @@ def test_jobs_that_differ_in_their_seed_are_averaged(tmp_path: Path) -> None:
         ([Config(depth=4), Config(depth=5)], [["experiment=a"], ["experiment=b"]], ["experiment"]),
         ([Config(), Config()], [["seed=0"], ["seed=0"]], []),
         ([Config(seed=0), Config(seed=1)], [["+seed=0"], ["+seed=1"]], ["seed"]),
+        ([Config(), Config(init=InitConfig("xavier"))], [["init=he"], ["init.name=xavier"]], ["init"]),
+        # Else they would count as two seeds.
+        (
+            [Config(seed=0), Config(seed=0, save_weights=True)],
+            [["seed=0"], ["seed=0", "save_weights=true"]],
+            ["save_weights"],
+        ),
     ],
 )
 def test_swept_keys_are_given_options_that_differ(
@@ -146,11 +156,94 @@ def test_the_table_fits_a_terminal_and_says_once_what_is_the_same(tmp_path: Path
     assert "\x1b" not in text
     assert "…" not in text
     lines = text.splitlines()
-    assert lines[0].split() == ["depth", "init", "log_chi", "first/last"]
+    assert lines[0].split() == ["depth", "init", "log_chi", "±", "sd", "first/last"]
     # -1.4 over 3 steps from layer 4 to layer 1: 10^(-1.4 · 3 / (2 ln 10))
-    assert lines[1].split() == ["4", "he", "-1.400", "10^-0.9"]
+    assert lines[1].split() == ["4", "he", "-1.400", "1.000", "10^-0.9"]
     assert lines[5] == "all       seeds 3, gradient vanishing, training stuck, theory agrees"
     assert max(map(len, lines)) <= 80
+
+
+def table(folder: Path) -> list[list[str]]:
+    out = io.StringIO()
+    print_table(compare(folder), Console(file=out, width=80))
+    assert "…" not in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+    return [line.split() for line in out.getvalue().splitlines()]
+
+
+def test_the_table_is_of_complete_jobs_and_names_the_errors_of_others(tmp_path: Path) -> None:
+    for number in range(6):
+        depth, seed = 4 + number // 3, number % 3
+        training = dict.fromkeys(("loss_first", "train_accuracy", "test_accuracy", "diverged_at"))
+        changes = {"training": {**training, "loss_last": 1.0 + seed}}
+        leave(tmp_path, f"{number}_x", Config(depth=depth, seed=seed), [f"depth={depth}", f"seed={seed}"], **changes)
+    for name, status, loss in (("1_x", "interrupted", 1000.0), ("2_x", "failed", None)):
+        path = tmp_path / name / "summary.json"
+        content = json.loads(path.read_text())
+        content |= {"status": status, "error": "RuntimeError: too little memory"}
+        content["training"]["loss_last"] = loss
+        path.write_text(json.dumps(content))
+    assert table(tmp_path) == [
+        ["depth", "seeds", "log_chi", "±", "sd", "first/last", "loss"],
+        ["4", "1", "-1.000", "-", "10^-0.7", "1"],
+        ["5", "3", "-1.000", "0.000", "10^-0.9", "2"],
+        ["all", "gradient", "vanishing,", "training", "stuck,", "theory", "agrees"],
+        ["not", "complete:", "1", "interrupted,", "1", "failed"],
+        ["2_x:", "RuntimeError:", "too", "little", "memory"],
+    ]
+
+
+def test_ten_errors_are_named(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"{number}_x").mkdir()
+        content = refused({"depth": -number}, [f"depth={-number}"], f"depth must be at least 1, got {-number}")
+        (tmp_path / f"{number}_x" / "summary.json").write_text(json.dumps(content))
+    lines = table(tmp_path)
+    assert lines[1] == ["11_x:", "depth", "must", "be", "at", "least", "1,", "got", "-11"]
+    assert lines[-1] == ["...", "and", "2", "more", "in", "report.html"]
+    assert len(lines) == 12
+
+
+def test_the_spread_is_the_standard_deviation_of_the_seeds(tmp_path: Path) -> None:
+    slopes = [-1.0, -1.2, -0.7]
+    for seed, slope in enumerate(slopes):
+        leave(tmp_path, f"{seed}_x", Config(seed=seed), [f"seed={seed}"], slope)
+    _, line = table(tmp_path)
+    sd = (sum((slope - np.mean(slopes)) ** 2 for slope in slopes) / 2) ** 0.5
+    assert line[line.index("agrees") + 1 :][:2] == [f"{np.mean(slopes):+.3f}", f"{sd:.3f}"]
+
+
+def test_long_keys_take_two_lines_and_what_has_no_room_is_told(tmp_path: Path) -> None:
+    for number, (init, activation, decay) in enumerate(
+        product(("torch_default", "he"), ACTIVATIONS[3:5], (0.0, 0.1))
+    ):
+        options = {"optimizer": OptimizerConfig("sgd", lr=0.1 + decay, weight_decay=decay)}
+        config = Config(init=InitConfig(init), activation=activation, verdict=VerdictConfig(3 + decay), **options)
+        given = [f"init={init}", f"activation={activation}", "optimizer.lr=", "optimizer.weight_decay="]
+        leave(tmp_path, f"{number}_x", config, [*given, "verdict.decades="], -number / 10)
+    lines = table(tmp_path)
+    assert lines[0] == ["optimizer.", "optimizer.", "verdict."]
+    assert lines[1] == ["init", "activation", "lr", "weight_decay", "decades", "log_chi"]
+    assert lines[-1] == ["no", "room", "first/last", "(in", "sweep.csv)"]
+
+
+def test_lists_are_sorted_by_their_numbers(tmp_path: Path) -> None:
+    for number, widths in enumerate(([16], [8, 9], [8])):
+        leave(tmp_path, f"{number}_x", Config(widths=widths), [f"widths={widths}"])
+    assert [row.swept["widths"] for row in compare(tmp_path).rows] == [[8], [8, 9], [16]]
+
+
+def test_a_job_may_begin_again_while_the_others_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(tmp_path, "0_x", Config(), [])
+    outcomes = iter([FileNotFoundError("summary.json"), read_jobs(tmp_path)])
+
+    def read(folder: Path) -> list[Job]:
+        if isinstance(found := next(outcomes), Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(comparison, "read_jobs", read)
+    assert len(compare(tmp_path).rows) == 1
 
 
 def test_a_long_table_ends_with_where_the_rest_is(tmp_path: Path) -> None:
@@ -192,6 +285,30 @@ def test_a_folder_that_cannot_be_written_to_is_told_in_a_line(
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err.startswith("cannot write to ")
+
+
+def test_a_full_disk_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    leave(tmp_path, "0_x", Config(), [])
+    monkeypatch.setattr(comparison, "write_csv", fail)
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == f"cannot write to {tmp_path}: No space left on device\n"
+
+
+def test_a_terminal_without_unicode_shows_the_rest(tmp_path: Path) -> None:
+    folder = tmp_path / "größe"
+    leave(folder, "0_x", Config(), [])
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "gradexp.report", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert not done.returncode, done.stderr
+    assert "gr??e" in done.stdout
 
 
 def test_the_command_works_without_loading_torch_or_hydra(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp import sinks as sinks_module
 from gradexp.config import Config
+from gradexp.console import Console, range_lines, sparkline
 from gradexp.history import QUANTITIES, STATUSES, History
 from gradexp.result import Result, summary
-from gradexp.sinks import Console, Files, TensorBoard, range_lines, sparkline
+from gradexp.sinks import Files, TensorBoard
 from gradexp.train import Training
 from gradexp.verdict import Verdict
 

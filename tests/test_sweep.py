@@ -145,9 +145,7 @@ def test_a_sweep_is_gone_on_with(
 ) -> None:
     folder = tmp_path / "sweep"
     assert sweep(monkeypatch, folder, "init=he,xavier") == 0
-    names = [
-        f"{number}_batch_size=8,depth=3,init={init},steps=2,width=4" for number, init in enumerate(("he", "xavier"))
-    ]
+    names = ["0_init=he", "1_init=xavier"]
     assert statuses(folder) == dict.fromkeys(names, "complete")
     assert "2 jobs in" in capsys.readouterr().out
     times = {path: path.stat().st_mtime_ns for name in names for path in (folder / name).iterdir() if path.is_file()}
@@ -156,7 +154,7 @@ def test_a_sweep_is_gone_on_with(
     (folder / names[1]).rename(folder / "1_by another name")
 
     assert sweep(monkeypatch, folder, "init=he,lecun,xavier", "quiet=true") == 0
-    last = "2_batch_size=8,depth=3,init=lecun,steps=2,width=4"
+    last = "2_init=lecun"
     assert statuses(folder) == {names[0]: "complete", "1_by another name": "complete", last: "complete"}
     out = capsys.readouterr().out
     assert "3 jobs in" in out
@@ -167,6 +165,12 @@ def test_a_sweep_is_gone_on_with(
     assert len(list((folder / "1_by another name").glob("events*"))) == 1
     for name in ("sweep.csv", "report.html", "multirun.yaml"):
         assert (folder / name).exists()
+        (folder / name).unlink()
+
+    assert sweep(monkeypatch, folder, "init=he,lecun") == 0
+    assert "2 jobs in" in (out := capsys.readouterr().out)
+    assert "2 complete, 0 new" in out
+    assert (folder / "report.html").exists()
 
 
 def test_a_job_that_fails_stops_no_other(

@@ -1,14 +1,13 @@
-import re
+import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from test_comparison import grid, leave
 
-from gradexp.comparison import Comparison, compare, seed_groups
-from gradexp.config import Config, InitConfig
-from gradexp.report_page import write_page
+from gradexp.comparison import Comparison, Row, compare, seed_groups
+from gradexp.config import INIT_OPTIONS, Config, InitConfig, OptimizerConfig
+from gradexp.sweep import Job
 from gradexp.sweep_figures import (
     ACCURACY,
     LOG_CHI,
@@ -16,7 +15,6 @@ from gradexp.sweep_figures import (
     outcome_figure,
     profiles_figure,
     read_profile,
-    write_figures,
 )
 
 
@@ -74,14 +72,15 @@ def test_rows_of_the_training_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("counts", "axes"),
     [
-        ({"depth": 3, "init": 4}, ("init", "depth")),
+        ({"depth": 3, "init": 4}, ("depth", "init")),
         ({"depth": 4, "init": 2}, ("depth", "init")),
-        ({"depth": 2, "init": 4, "width": 3}, ("width", "depth")),
+        ({"depth": 2, "init": 4, "width": 3}, ("width", "init")),
+        ({"depth": 3, "init": 3, "width": 2}, ("depth", "init")),
         ({"depth": 3}, ("depth", None)),
         ({}, (None, None)),
     ],
 )
-def test_the_axes_are_those_with_most_values_numbers_first(
+def test_the_axes_are_those_with_most_values_and_names_are_lines(
     counts: dict[str, int], axes: tuple[str | None, str | None], tmp_path: Path
 ) -> None:
     assert axes_of(cube(tmp_path, **counts)) == axes
@@ -91,12 +90,12 @@ def test_a_heat_map_shows_each_number_in_its_cell(tmp_path: Path) -> None:
     figure = outcome_figure(cube(tmp_path, depth=2, init=3), LOG_CHI)
     assert figure is not None
     axes = figure.axes[0]
-    names = [text.get_text() for text in axes.get_xticklabels()]
-    depths = [int(text.get_text()) for text in axes.get_yticklabels()]
+    depths = [int(text.get_text()) for text in axes.get_xticklabels()]
+    names = [text.get_text() for text in axes.get_yticklabels()]
     assert sorted(names) == ["he", "lecun", "xavier"]
     shown = np.asarray(axes.images[0].get_array())
-    for line, depth in enumerate(depths):
-        for column, init in enumerate(names):
+    for column, depth in enumerate(depths):
+        for line, init in enumerate(names):
             expected = -1.0 - (depth - 3) - 10 * ["he", "xavier", "lecun"].index(init)
             assert shown[line, column] == pytest.approx(expected)
     low, high = axes.images[0].get_clim()
@@ -104,17 +103,21 @@ def test_a_heat_map_shows_each_number_in_its_cell(tmp_path: Path) -> None:
 
 
 def test_options_on_no_axis_have_panels_of_their_own(tmp_path: Path) -> None:
-    figure = outcome_figure(cube(tmp_path, depth=2, init=4, width=2), LOG_CHI)
+    figure = outcome_figure(cube(tmp_path, depth=3, init=4, width=2), LOG_CHI)
     assert figure is not None
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert sorted(titles) == ["init=he", "init=lecun", "init=orthogonal", "init=xavier"]
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["width=5", "width=6"]
 
 
 def test_many_profiles_are_spread_over_panels_and_never_a_long_legend(tmp_path: Path) -> None:
     figure = profiles_figure(cube(tmp_path, depth=9, init=4))
     assert figure is not None
     panels = [axes for axes in figure.axes if axes.get_title()]
-    assert len(panels) == 4
+    assert [axes.get_title().partition(":")[0] for axes in panels] == [
+        "init=he",
+        "init=lecun",
+        "init=orthogonal",
+        "init=xavier",
+    ]
     assert all(len([line for line in axes.lines if len(line.get_xdata()) > 1]) >= 9 for axes in panels)
     labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert len(labels) <= 8
@@ -124,32 +127,74 @@ def test_accuracy_is_drawn_only_if_there_is_one(tmp_path: Path) -> None:
     assert outcome_figure(cube(tmp_path, depth=2, init=2), ACCURACY) is None
 
 
-@pytest.mark.parametrize("counts", [{}, {"depth": 2}, {"init": 2}, {"depth": 3, "init": 2, "width": 2}])
-def test_the_page_holds_all_and_asks_for_nothing(counts: dict[str, int], tmp_path: Path) -> None:
-    comparison = cube(tmp_path, **counts)
-    figures = write_figures(comparison)
-    assert all(path.stat().st_size > 1000 for path in figures.values())
-    text = write_page(comparison, figures).read_text()
-    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', text)) == len(figures) >= 1
-    assert not re.search(r"(src|href)=\"?(https?:)?//", text)
-    assert text.count("<tr ") == len(comparison.rows)
-    for row in comparison.rows:
-        assert f'href="{row.job.name}/"' in text
+def test_few_profiles_share_a_panel_and_their_legend_says_what_became_of_them(tmp_path: Path) -> None:
+    leave(tmp_path, "0_x", Config(depth=5), ["init=he"], slope=-1.0)
+    verdict = {"gradient": "exploding", "training": "none", "theory": "unavailable", "text": ""}
+    leave(tmp_path, "1_x", Config(depth=9, init=InitConfig("xavier")), ["init=xavier"], slope=1.0, verdict=verdict)
+    figure = profiles_figure(compare(tmp_path))
+    assert figure is not None
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["init=he: vanishing", "init=xavier: exploding"]
+    assert sorted(len(line.get_xdata()) for line in axes.lines if line.get_label()[0] != "_") == [5, 9]
 
 
-def test_the_page_escapes_what_it_is_given(tmp_path: Path) -> None:
-    evil = "<script>alert(1)</script>"
-    leave(tmp_path, "0_a<b>&c", Config(seed=0), ["seed=0"], status="failed", error=evil)
-    leave(tmp_path, "1_x", Config(seed=1), ["seed=1"])
-    text = write_page(compare(tmp_path), {}).read_text()
-    assert evil not in text
-    assert "&lt;script&gt;alert(1)" in text
-    assert "a<b>" not in text
+def test_many_names_have_a_panel_each_with_all_others_behind(tmp_path: Path) -> None:
+    for number, init in enumerate(INIT_OPTIONS):
+        leave(tmp_path, f"{number}_x", Config(depth=4, init=InitConfig(init)), [f"init={init}"], -number / 10)
+    figure = profiles_figure(compare(tmp_path))
+    assert figure is not None
+    assert len(figure.axes) == len(INIT_OPTIONS)
+    assert not figure.legends
 
 
-def test_failed_jobs_alone_make_a_page_without_pictures(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"status": "failed", "error": "x"}
-    job = leave(tmp_path, "0_a", Config(), [], **changes)
-    (job / "layers.csv").unlink()
-    comparison = compare(tmp_path)
-    assert write_page(comparison, write_figures(comparison)).exists()
+def test_panels_that_do_not_fit_are_said_to_be_left_out(tmp_path: Path) -> None:
+    numbers = {"log_chi": 1.0, "diverged_at": None}
+    swept = [{"depth": index, "width": index, "init.gain": index % 13} for index in range(14)]
+    rows = [Row(Job(tmp_path, {}), own, numbers) for own in swept]
+    figure = outcome_figure(Comparison(tmp_path, list(swept[0]), rows), LOG_CHI)
+    assert figure is not None
+    assert len([axes for axes in figure.axes if axes.get_title()]) == 12
+    assert "12 of 13 panels" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("share", [0, 1, 2])
+def test_cells_hold_the_mean_over_seeds_and_mark_what_diverged(share: int, tmp_path: Path) -> None:
+    content = {"steps": 1, "loss_first": 2.0, "loss_last": 1.0, "train_accuracy": 0.5, "test_loss": 1.0}
+    for number, (depth, init, seed) in enumerate(itertools.product((3, 4), ("he", "xavier"), range(2))):
+        lost = depth == 3 and init == "he" and seed < share
+        training = {**content, "test_accuracy": 0.2 + 0.4 * seed, "diverged_at": None}
+        if lost:
+            training.update(train_accuracy=None, test_accuracy=None, diverged_at=1)
+        config = Config(depth=depth, init=InitConfig(init), seed=seed)
+        given = [f"depth={depth}", f"init={init}", f"seed={seed}"]
+        leave(tmp_path, f"{number}_x", config, given, training=training)
+    figure = outcome_figure(compare(tmp_path), ACCURACY)
+    assert figure is not None
+    shown = np.ma.filled(np.asarray(figure.axes[0].images[0].get_array()), np.nan)
+    expected = {0: np.mean([0.2, 0.6]), 1: 0.6, 2: np.nan}[share]
+    assert shown == pytest.approx(np.array([[expected, 0.4], [0.4, 0.4]]), nan_ok=True)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts[0] == {0: "40%", 1: "60% ×", 2: "×"}[share]
+    assert not any("×" in text for text in texts[1:])
+
+
+def test_a_heat_map_whose_jobs_all_failed_but_one_is_grey_with_dots(tmp_path: Path) -> None:
+    comparison = cube(tmp_path, depth=2, init=2)
+    for row in comparison.rows[1:]:
+        row.numbers["log_chi"] = None
+    figure = outcome_figure(comparison, LOG_CHI)
+    assert figure is not None
+    assert [text.get_text() for text in figure.axes[0].texts].count("·") == 3
+
+
+def test_options_that_are_no_numbers_or_do_not_apply_are_drawn(tmp_path: Path) -> None:
+    for number, (clip, bias) in enumerate(itertools.product((None, 0.5, 1.0), (True, False))):
+        config = Config(depth=4, bias=bias, optimizer=OptimizerConfig(clip_norm=clip))
+        given = [f"optimizer.clip_norm={'null' if clip is None else clip}", f"bias={bias}"]
+        leave(tmp_path, f"{number}_x", config, given, -number / 10)
+    assert axes_of(compare(tmp_path)) == ("optimizer.clip_norm", "bias")
+    figure = outcome_figure(compare(tmp_path), LOG_CHI)
+    assert figure is not None
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["0.5", "1", "none"]
+    assert profiles_figure(compare(tmp_path)) is not None

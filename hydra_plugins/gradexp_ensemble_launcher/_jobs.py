@@ -51,15 +51,15 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], initial_job_id
         if interruption and index not in ready:
             continue
         with ensemble.handing_over(ready.pop(index, None)):
-            runs.append(
-                run_job(
-                    hydra_context=launcher.hydra_context,
-                    task_function=launcher.task_function,
-                    config=config,
-                    job_dir_key="hydra.sweep.dir",
-                    job_subdir_key="hydra.sweep.subdir",
-                )
+            end = run_job(
+                hydra_context=launcher.hydra_context,
+                task_function=launcher.task_function,
+                config=config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
             )
+        end.cfg = end.hydra_cfg = None  # of hundreds of jobs they would add up
+        runs.append(end)
         configure_log(settings.hydra_logging, settings.verbose)  # run_job leaves the job's own in place
     if interruption:
         raise interruption

@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,7 +21,7 @@ from gradexp.config import ConfigError
 from gradexp.sweep import alone_in, folder_name, plan
 
 
-def sweep(sweeper: Any, arguments: list[str]) -> list[Sequence[JobReturn]]:
+def sweep(sweeper: Any, arguments: list[str]) -> None:
     """Run the jobs that are not complete yet, whatever the launcher, and make the comparison.
 
     Raises:
@@ -36,7 +36,15 @@ def sweep(sweeper: Any, arguments: list[str]) -> list[Sequence[JobReturn]]:
         jobs = _expand(sweeper, arguments)
         loader = sweeper.hydra_context.config_loader = _ComposeOnce(sweeper.hydra_context.config_loader)
         composed = [loader.compose(sweeper.config, own) for own in jobs]
-        planned = plan(folder, _hashes(composed), lambda index, number: _folder_of(composed[index], number))
+        names = _names(sweeper, jobs)
+
+        def folder_of(index: int, number: int) -> str:
+            own = composed[index]
+            with open_dict(own):
+                own.hydra.job.num, own.hydra.job.override_dirname = number, names[index]
+            return folder_name(str(own.hydra.sweep.subdir))
+
+        planned = plan(folder, _hashes(composed), folder_of)
         again = f", {planned.again} to run again" if planned.again else ""
         done = f"{planned.complete} complete{again}, " if planned.complete or planned.again else ""
         total = planned.complete + len(planned.folders)
@@ -46,25 +54,31 @@ def sweep(sweeper: Any, arguments: list[str]) -> list[Sequence[JobReturn]]:
         for index, name in planned.folders.items():
             batch.append([*jobs[index], f"hydra.sweep.subdir={QuotedString(name, Quote.single).with_quotes()}"])
             loader.keep(batch[-1], composed[index], name)
-        returns = _launch(sweeper, batch, folder)
+        composed.clear()  # the loader hands them out, and then they are to go
+        failed = _launch(sweeper, batch, folder)
         report(folder, console)
-    failed = sum(one.status is not JobStatus.COMPLETED for one in chain(*returns))
     if failed:
         raise CompactHydraException(
             f"{failed} of {total} jobs failed; the same command with hydra.sweep.dir={folder} runs them again"
         )
-    return returns
 
 
-def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> list[Sequence[JobReturn]]:
+def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
+    """Run the jobs, and return how many have failed."""
     _share_cores(sweeper)
-    most = sweeper.max_batch_size or len(batch)
+    # The basic launcher keeps the configs of all jobs that it is given until the last has run: it is given one.
+    alone = isinstance(sweeper.launcher, BasicLauncher)
+    most = 1 if alone else sweeper.max_batch_size or max(1, len(batch))
+    failed = 0
     try:
-        return [sweeper.launcher.launch(batch[at : at + most], at) for at in range(0, len(batch), most)]
+        for at in range(0, len(batch), most):
+            ends: Sequence[JobReturn] = sweeper.launcher.launch(batch[at : at + most], at)
+            failed += sum(one.status is not JobStatus.COMPLETED for one in ends)
     except KeyboardInterrupt:
         message = f"interrupted; the same command with hydra.sweep.dir={folder} goes on"
         Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
         raise
+    return failed
 
 
 def _expand(sweeper: Any, arguments: list[str]) -> list[list[str]]:
@@ -93,10 +107,15 @@ def _hashes(composed: Sequence[DictConfig]) -> list[str]:
     return hashes
 
 
-def _folder_of(composed: DictConfig, number: int) -> str:
-    with open_dict(composed):
-        composed.hydra.job.num = number
-    return folder_name(str(composed.hydra.sweep.subdir))
+def _names(sweeper: Any, jobs: Sequence[Sequence[str]]) -> list[str]:
+    """Return the options of each job in which it differs from others, or all if there is no other, sorted.
+
+    The list of runs in TensorBoard is narrow: options that all jobs share would push those that tell them apart out.
+    """
+    left_out = set(sweeper.config.hydra.job.config.override_dirname.exclude_keys)
+    shared = set(jobs[0]).intersection(*jobs[1:]) if len(jobs) > 1 else set()
+    own = ([text for text in job if text not in shared and text.partition("=")[0] not in left_out] for job in jobs)
+    return [",".join(sorted(texts)) for texts in own]
 
 
 def _share_cores(sweeper: Any) -> None:

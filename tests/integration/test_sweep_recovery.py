@@ -1,0 +1,154 @@
+"""Sweeps that are killed, interrupted or started twice, in processes of their own."""
+
+import csv
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+JOBS = 6
+# Long enough that a kill falls into every phase, and on one thread, where float32 is the same every time.
+OPTIONS = ["init=he,xavier,orthogonal", "seed=0,1", "depth=20", "width=32", "steps=60", "record.every=10"]
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "gradexp.run", "-m", *OPTIONS, f"hydra.sweep.dir={folder}", *options]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "sweep.csv").open() as file:
+        return [{key: text for key, text in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "sweep"
+    code, _, err = finish(start(folder))
+    assert code == 0, err
+    return folder
+
+
+TIMES = {"basic": 10, "ensemble": 2, "joblib": 2}
+KILLS = [(launcher, moment) for launcher, times in TIMES.items() for moment in range(times)]
+
+
+@pytest.mark.parametrize(("launcher", "moment"), KILLS)
+def test_a_killed_sweep_ends_as_an_undisturbed_one(
+    launcher: str, moment: int, undisturbed: Path, tmp_path: Path
+) -> None:
+    if launcher == "joblib" and importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        pytest.skip("needs hydra-joblib-launcher")
+    folder = tmp_path / "sweep"
+    process = start(folder, f"hydra/launcher={launcher}")
+    # From the first folder on, so that what is killed is a sweep and not the loading of torch.
+    while not folder.exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.Random(f"{launcher} {moment}").uniform(0, 6))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    code, out, err = finish(start(folder, f"hydra/launcher={launcher}"))
+    assert code == 0, err
+    assert f"{JOBS} jobs in" in out
+    exact = launcher != "ensemble"  # whose sums are of another order
+    for ours, theirs in zip(table(folder), table(undisturbed), strict=True):
+        for key, text in ours.items():
+            same = text == theirs[key]
+            assert same or (not exact and float(text) == pytest.approx(float(theirs[key]), rel=1e-4)), key
+    for name in (row["folder"] for row in table(folder)):
+        assert len(list((folder / name).glob("events*"))) == 1
+        lines = [(place / name / "layers.csv").read_text().splitlines() for place in (folder, undisturbed)]
+        assert len(lines[0]) == len(lines[1])
+        assert not exact or lines[0] == lines[1]
+
+
+def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(tmp_path: Path, undisturbed: Path) -> None:
+    folder = tmp_path / "sweep"
+    process = start(folder)
+    while not list(folder.glob("1_*/summary.json")) and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    (line,) = err.strip().splitlines()
+    assert line == f"interrupted; the same command with hydra.sweep.dir={folder} goes on"
+    found = [json.loads(path.read_text())["status"] for path in sorted(folder.glob("*/summary.json"))]
+    assert found == ["complete", "interrupted"]
+    code, out, err = finish(start(folder))
+    assert code == 0, err
+    assert "1 complete, 1 to run again, 4 new" in out
+    assert table(folder) == table(undisturbed)
+
+
+def test_ctrl_c_in_a_stack_leaves_what_it_has_of_each_job(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    process = start(folder, "hydra/launcher=ensemble", "steps=100000")
+    time.sleep(12)
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130, err
+    summaries = [json.loads(path.read_text()) for path in folder.glob("*/summary.json")]
+    assert [one["status"] for one in summaries] == ["interrupted"] * JOBS
+    assert all(one["training"]["steps"] > 0 for one in summaries)
+
+
+def test_the_same_sweep_started_twice_at_once_runs_once(tmp_path: Path, undisturbed: Path) -> None:
+    folder = tmp_path / "sweep"
+    ends = [finish(process) for process in [start(folder), start(folder)]]
+    assert sorted(code for code, _, _ in ends) == [0, 1]
+    (refusal,) = (err for code, _, err in ends if code)
+    assert refusal.startswith(f"another sweep is at work in {folder}; wait for its end, or choose another one")
+    assert len(refusal.strip().splitlines()) == 1
+    assert table(folder) == table(undisturbed)
+
+
+def test_a_full_disk_is_told_and_nothing_complete_is_lost(tmp_path: Path) -> None:
+    """Files of more than 20 kB fail, as on a full disk: layers.csv of the second job is larger."""
+    folder = tmp_path / "sweep"
+    command = (
+        f"ulimit -f 20; trap '' XFSZ; exec {sys.executable} -m gradexp.run -m seed=0 depth=3,150 width=4 steps=1 "
+        f"batch_size=8 hydra.sweep.dir={folder}"
+    )
+    limited = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert limited.returncode == 1
+    assert "File too large" in limited.stderr
+    assert "Traceback (most recent call last)" not in limited.stderr.partition("1_depth=150")[0]
+    found = {path.parent.name[0]: json.loads(path.read_text()) for path in folder.glob("*/summary.json")}
+    assert found["0"]["status"] == "complete"
+    assert found["1"]["status"] != "complete"
+
+
+def test_five_hundred_jobs_in_one_process_hold_memory_constant(tmp_path: Path) -> None:
+    script = f"""
+import resource, sys
+from gradexp import run as command
+held, job = [], command.job
+def watched(*arguments):
+    job(*arguments)
+    with open("/proc/self/statm") as file:
+        held.append(int(file.read().split()[1]) * resource.getpagesize())
+command.job = watched
+sys.argv = ["gradexp", "-m", "seed=range(0,500)", "depth=3", "width=4", "steps=2", "batch_size=8", "quiet=true",
+            "hydra.sweep.dir={tmp_path}/sweep"]
+from gradexp.cli import command as made
+made(watched)()
+print(len(held), (held[-1] - held[150]) / 2**20)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    jobs, growth = done.stdout.strip().splitlines()[-1].split()
+    assert int(jobs) == 500
+    assert float(growth) < 8  # MB in 350 jobs
