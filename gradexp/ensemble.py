@@ -72,8 +72,9 @@ def members(config: Config) -> int:
     data = load(config.data, config.width)
     widths = [data.input_width, *config.hidden_widths, data.output_width]
     weights = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
-    samples = max(_OUTPUTS * config.batch_size, min(1024, len(data.x_train)))
-    numbers = _WEIGHTS * weights + samples * sum(widths)
+    # Evaluation keeps nothing for a way back, but takes more samples at a time.
+    outputs = max(config.batch_size * sum(widths), min(1024, len(data.x_train)) * max(widths))
+    numbers = _WEIGHTS * weights + _OUTPUTS * outputs
     recorded = _RECORDED * _QUANTITIES * config.depth * (config.steps // config.record.every + 1)
     size = numbers * (8 if config.dtype == "float64" else 4) + recorded
     on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())

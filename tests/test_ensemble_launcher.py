@@ -94,6 +94,22 @@ def test_event_files_hold_the_same_tags_and_steps(folders: dict[str, Path]) -> N
     assert compared > 20
 
 
+@pytest.mark.parametrize(
+    ("option", "mistake"),
+    [("data=file", "data=file needs data.path"), ("device=cuda:99", "device=cuda:99 is not there")],
+)
+def test_jobs_without_data_or_device_say_so_themselves(
+    option: str, mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = [option, "seed=0,1", "depth=3", "width=4", "steps=1", "batch_size=8"]
+    arguments = ["-m", "hydra/launcher=ensemble", *wanted, f"hydra.sweep.dir={tmp_path}"]
+    assert call(main, monkeypatch, *arguments) == 1
+    *errors, last = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert all(mistake in line for line in errors)
+    assert last.startswith("2 of 2 jobs failed")
+
+
 def test_hydra_finds_other_plugins_beside_ours_and_ours_load_only_hydra() -> None:
     assert not (ROOT / "hydra_plugins" / "__init__.py").exists()  # it would hide those of other packages
     script = (

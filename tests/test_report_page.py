@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_comparison import grid, leave
+from sweep_folders import grid, leave
 from test_sweep_figures import cube
 
 from gradexp.comparison import compare

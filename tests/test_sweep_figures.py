@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_comparison import grid, leave
+from sweep_folders import grid, leave
 
 from gradexp.comparison import Comparison, Row, compare, seed_groups
 from gradexp.config import INIT_OPTIONS, Config, InitConfig, OptimizerConfig

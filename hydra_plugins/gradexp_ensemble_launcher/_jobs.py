@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,11 @@ def _plan(
     plan: dict[int, list[int]] = {}
     for stack in ensemble.stacks(configs, alike):
         config = configs[stack[0]]
-        parts = [stack] if config is None or len(stack) == 1 else ensemble.chunks(stack, config, most)
+        parts = [[index] for index in stack]
+        if config is not None and len(stack) > 1:
+            # Without the data or the device each job says so itself.
+            with suppress(ConfigError, RuntimeError, AssertionError):
+                parts = ensemble.chunks(stack, config, most)
         plan.update({index: part for part in parts for index in part})
     return plan
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from test_comparison import leave
+from sweep_folders import leave
 
 from gradexp.comparison import compare
 from gradexp.config import Config, InitConfig

@@ -12,43 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from sweep_folders import grid, leave
 
 from gradexp import comparison
 from gradexp.comparison import compare, print_table, report, seed_groups, swept_keys
 from gradexp.config import ACTIVATIONS, Config, InitConfig, OptimizerConfig, VerdictConfig
-from gradexp.history import History, write_csv
 from gradexp.report import main
-from gradexp.result import Result, refused, summary
+from gradexp.result import refused
 from gradexp.sweep import Job, read_jobs
-from gradexp.verdict import Verdict
-
-
-def leave(folder: Path, name: str, config: Config, overrides: list[str], slope: float = -1.0, **changes: Any) -> Path:
-    """Make the folder of a job whose output gradient has this log_chi."""
-    job = folder / name
-    job.mkdir(parents=True)
-    log10 = -slope / (2 * np.log(10)) * np.arange(config.depth, dtype=float)[None, None]
-    status = {key: np.zeros(log10.shape, np.int8) for key in ("output", "output_grad", "weight_grad")}
-    names = [f"layers.{layer}" for layer in range(config.depth)]
-    history = History("init", names, [0], [config.seed], dict.fromkeys(status, log10), status)
-    history.largest_log10 = dict.fromkeys(("output", "output_grad"), log10)
-    result = Result(config, overrides, "complete", initial=history, verdict=Verdict("vanishing", "stuck", "agrees"))
-    (job / "summary.json").write_text(json.dumps({**summary(result), **changes}))
-    write_csv(job / "layers.csv", [history])
-    return job
-
-
-def grid(folder: Path) -> Path:
-    """Make a sweep over two depths, two inits and three seeds; log_chi is -depth / 10 - seed."""
-    number = 0
-    for depth in (10, 4):
-        for init in ("xavier", "he"):
-            for seed in range(3):
-                config = Config(depth=depth, init=InitConfig(init), seed=seed)
-                given = [f"depth={depth}", f"init={init}", f"seed={seed}", "steps=100"]
-                leave(folder, f"{number}_depth={depth},init={init},seed={seed}", config, given, -depth / 10 - seed)
-                number += 1
-    return folder
 
 
 def read(path: Path) -> list[dict[str, str]]:
