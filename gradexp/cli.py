@@ -37,6 +37,8 @@ CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent
 
 _IS_HYDRA_1_3 = hydra.__version__.startswith("1.3")
 
+# Choices that come with an extra of the same name.
+_EXTRAS = {"hydra/launcher": ("joblib",)}
 _GROUPS = {"init": schema.INIT_OPTIONS, "data": schema.DATA_OPTIONS, "optimizer": schema.OPTIMIZER_OPTIONS}
 
 
@@ -258,7 +260,8 @@ def error_line(error: BaseException, about: Command = RUN) -> str:
     """Say in one or two lines what was wrong, what was given and what is allowed."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
-        return f"unknown {group} '{name}'; choose one of {', '.join(error.options)}"
+        extra = f", or install it with pip install 'gradexp[{name}]'" if name in _EXTRAS.get(group, ()) else ""
+        return f"unknown {group} '{name}'; choose one of {', '.join(error.options)}{extra}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     first_line = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
     if isinstance(cause, OmegaConfBaseException):
@@ -266,6 +269,8 @@ def error_line(error: BaseException, about: Command = RUN) -> str:
         if re.search(r"Key '.*' (is not in struct|not in '\w+')|has no attribute", first_line) and key:
             return _unknown_key(key, about)
         return f"{key}: {first_line}" if key else first_line
+    if isinstance(error, OSError) and error.strerror and not error.filename:  # of a file that was open already
+        return f"cannot write: {error.strerror}"
     if isinstance(error, OSError) and error.filename:
         return f"cannot write to {error.filename}: {error.strerror}; choose another folder with hydra.run.dir=FOLDER"
     if match := re.match(r"Ambiguous value for argument '(.*)'", str(error)):

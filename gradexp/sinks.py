@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +44,19 @@ class Files:
         """Bring the files up to date."""
         if stage not in ("start", "initial", "end"):
             return
-        if stage != "start":
-            with replacing(self.folder / "layers.csv") as path:
-                write_csv(path, [history for history in (result.initial, result.gradients) if history])
-        if stage == "end" and result.weights is not None:
-            import torch
+        try:
+            if stage != "start":
+                with replacing(self.folder / "layers.csv") as path:
+                    write_csv(path, [history for history in (result.initial, result.gradients) if history])
+            if stage == "end" and result.weights is not None:
+                import torch
 
-            with replacing(self.folder / "weights.pt") as path:
-                torch.save(result.weights, path)
+                with replacing(self.folder / "weights.pt") as path:
+                    torch.save(result.weights, path)
+        except OSError as error:
+            with suppress(OSError):
+                write_summary(self.folder, {**summary(result), "status": "failed", "error": str(error)})
+            raise
         # Last, so that a summary that says "complete" stands beside files that are.
         write_summary(self.folder, summary(result))
 

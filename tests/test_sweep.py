@@ -285,7 +285,7 @@ def test_a_full_disk_fails_the_job_and_says_so(
     monkeypatch.setattr(sinks, "write_csv", full)
     assert sweep(monkeypatch, tmp_path, "init=he,xavier") == 1
     assert "No space left on device" in capsys.readouterr().err
-    assert "complete" not in [job.status for job in read_jobs(tmp_path) if "init=he" in job.name]
+    assert statuses(tmp_path) == {"0_init=he": "failed", "1_init=xavier": "complete"}
     monkeypatch.setattr(sinks, "write_csv", write_csv)
     assert sweep(monkeypatch, tmp_path, "init=he,xavier") == 0
     assert set(statuses(tmp_path).values()) == {"complete"}
