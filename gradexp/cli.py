@@ -35,6 +35,8 @@ _HERE = Path(__file__).resolve().parent
 # Installed from a wheel the YAML files lie inside the package, in a checkout beside it.
 CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 
+_OTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER, or of a sweep with hydra.sweep.dir=FOLDER"
+
 _IS_HYDRA_1_3 = hydra.__version__.startswith("1.3")
 
 # Choices that come with an extra of the same name.
@@ -272,7 +274,7 @@ def error_line(error: BaseException, about: Command = RUN) -> str:
     if isinstance(error, OSError) and error.strerror and not error.filename:  # of a file that was open already
         return f"cannot write: {error.strerror}"
     if isinstance(error, OSError) and error.filename:
-        return f"cannot write to {error.filename}: {error.strerror}; choose another folder with hydra.run.dir=FOLDER"
+        return f"cannot write to {error.filename}: {error.strerror}; {_OTHER_FOLDER}"
     if match := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
         return f"{match[1]} is several values: add -m to run one after another, or write a list as key=[1,2]"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -159,7 +160,7 @@ def report(folder: Path, console: Console | None = None) -> None:
     write_csv(comparison)
     page = write_page(comparison, write_figures(comparison))
     card = quote(json.dumps([_CARD], separators=(",", ":")))
-    link = f"http://localhost:6006/?pinnedCards={card}&smoothing=0#timeseries"
+    link = f"http://localhost:6006/?pinnedCards={card}&smoothing=0{_run_colours(comparison)}#timeseries"
     for label, text in (
         ("table", str(folder / "sweep.csv")),
         ("report", str(page)),
@@ -167,6 +168,17 @@ def report(folder: Path, console: Console | None = None) -> None:
         ("", f"{link}  (untick 'Ignore outliers' in its settings)"),
     ):
         console.print(f"{label:<9} {text}", markup=False, soft_wrap=True)
+
+
+def _run_colours(comparison: Comparison) -> str:
+    """Return the part of a link that gives runs one colour for each value of the first swept option but the seed.
+
+    Otherwise hundreds of runs share a few colours at random.
+    """
+    key = next((key for key in comparison.keys if key != "seed"), None)
+    if key is None or not all(f"{key}=" in row.job.name for row in comparison.rows):
+        return ""
+    return "&runColorGroup=" + quote(f"regex:[_,]{re.escape(key)}=([^,]+)")
 
 
 def write_csv(comparison: Comparison) -> None:

@@ -204,5 +204,11 @@ def powers_of_ten(axes: "Axes") -> None:
     """Label an axis of logarithms, since float64 does not hold the sizes themselves."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    # At least a decade: below, all labels would be the same, and rounding noise would look like a course.
+    low, high = axes.dataLim.intervaly
+    if math.isfinite(low) and high - low < 1:
+        x, bottom = axes.dataLim.x0, math.floor(low)
+        axes.update_datalim([(x, bottom), (x, max(math.ceil(high), bottom + 1))])
+        axes.autoscale_view(scalex=False)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{value:.0f}}}$"))

@@ -22,7 +22,7 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
     tensorboard = TensorBoard(folder, config.record.subruns and not of_sweep)
     shown = Line(folder, config.quiet) if of_sweep else Console(folder, config.quiet)
     sinks: list[Sink] = [tensorboard, Files(folder), shown]
-    with alone_in(folder / ".hydra", "run", "choose another folder with hydra.run.dir=FOLDER"):
+    with alone_in(folder / ".hydra", "run", "wait for its end, or choose another folder with hydra.run.dir=FOLDER"):
         clear(folder)
         if (result := ensemble.take(config)) is not None:
             deliver(result, sinks, overrides)

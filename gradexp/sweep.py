@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -108,9 +108,13 @@ def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -
         name: Gives the folder of a job by its index and number.
 
     Raises:
-        ConfigError: If the folder holds results of another version, or two jobs would share a folder.
+        ConfigError: If the folder is that of a run or holds results of another version, or two jobs would share one.
     """
-    found = {job.config_hash: job for job in read_jobs(folder)} if folder.exists() else {}
+    if (folder / "summary.json").exists():
+        raise ConfigError(f"{folder} is the folder of a single run; choose another one with hydra.sweep.dir=FOLDER")
+    jobs = read_jobs(folder) if folder.exists() else []
+    # Of a job that was copied by hand the complete folder counts.
+    found = {job.config_hash: job for job in sorted(jobs, key=lambda job: job.status == "complete")}
     # A job that was killed before its first file has a folder all the same.
     there = {path.name: (path / "summary.json").exists() for path in folder.glob("*/")}
     empty = {number_of(name): name for name, has_summary in there.items() if not has_summary}
@@ -147,14 +151,18 @@ def folder_name(text: str) -> str:
     return text.replace("/", "-").replace(os.sep, "-").encode()[:120].decode(errors="ignore")
 
 
+_FILES = ("summary.json", "layers.csv", "weights.pt")
+
+
 @contextmanager
-def alone_in(folder: Path, who: str, remedy: str) -> Iterator[None]:
+def alone_in(folder: Path, who: str, remedy: str, wait: float = 0) -> Iterator[None]:
     """Keep others out of a folder; the lock is gone when this process is, however it ends.
 
     Args:
         folder: Made if it does not exist.
         who: What is to be there only once.
         remedy: What to do about another one.
+        wait: Seconds that another one has to come to its end.
 
     Raises:
         ConfigError: If another one is there.
@@ -162,7 +170,7 @@ def alone_in(folder: Path, who: str, remedy: str) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / ".lock", timeout=wait):
             yield
     except Timeout:
         raise ConfigError(f"another {who} is at work in {folder}; {remedy}") from None
@@ -172,6 +180,24 @@ def clear(folder: Path) -> None:
     """Remove what an earlier attempt at a run left in its folder, and nothing else."""
     if not (folder / "summary.json").exists():
         return
-    for pattern in ("**/events.out.tfevents.*", "summary.json", "layers.csv", "weights.pt", "*.part"):
+    # No deeper: runs of their own may lie below this one.
+    events = (f"{subrun}events.out.tfevents.*" for subrun in ("", "theory/", "theory/lower/", "theory/upper/"))
+    for pattern in (*events, *_FILES, *(f"{name}.*.part" for name in _FILES)):
         for path in folder.glob(pattern):
             path.unlink()
+
+
+def mark_interrupted(folder: Path) -> None:
+    """Correct the summaries of jobs that were ended from outside, such as joblib's when a sweep is interrupted.
+
+    Where that cannot be written they stay as they are; the jobs run again all the same.
+
+    Args:
+        folder: Of the sweep.
+    """
+    from gradexp.sinks import write_summary
+
+    for job in read_jobs(folder):
+        if job.status == "running":
+            with suppress(ConfigError, OSError), alone_in(job.folder / ".hydra", "run", "", wait=5):
+                write_summary(job.folder, {**job.summary, "status": "interrupted"})

@@ -53,9 +53,9 @@ class Profile:
     """log10 of the output gradient over layers, of the jobs of one cell.
 
     Args:
-        mean: Over seeds, shape ``(layer,)``, nan where there is no number.
-        low: Smallest over seeds.
-        high: Largest over seeds.
+        mean: Over living networks, shape ``(layer,)``, nan if there are none.
+        low: Smallest over them.
+        high: Largest over them.
         theory: What is predicted, nan where it is unknown.
     """
 
@@ -67,36 +67,37 @@ class Profile:
 
 def read_profile(rows: Sequence[Row]) -> Profile | None:
     """Read the profiles of jobs that differ in their seed only, or None if no file holds one."""
-    measured: dict[int, list[float]] = {}
+    measured: dict[tuple[int, int], dict[int, float]] = {}
     theory: dict[int, float] = {}
-    for row in rows:
-        for layer, value, predicted in _initial_rows(row.job.folder / "layers.csv"):
-            measured.setdefault(layer, []).append(value)
+    for job, row in enumerate(rows):
+        for seed, layer, value, predicted in _initial_rows(row.job.folder / "layers.csv"):
+            measured.setdefault((job, seed), {})[layer] = value
             theory[layer] = predicted
     if not measured:
         return None
-    depth = max(measured)
-    columns = [np.array(measured.get(layer, [math.nan])) for layer in range(1, depth + 1)]
-    # Where some networks have no number, the others would not stand for all.
-    whole = [column if np.isfinite(column).all() else np.array([math.nan]) for column in columns]
-    mean, low, high = (np.array([end(column) for column in whole]) for end in (np.mean, np.min, np.max))
-    return Profile(mean, low, high, np.array([theory.get(layer, math.nan) for layer in range(1, depth + 1)]))
+    layers = range(1, max(theory) + 1)
+    table = np.array([[own.get(layer, math.nan) for layer in layers] for own in measured.values()])
+    # A dead network is left out at all layers, as from log_chi: one would hide the others, or bend their mean.
+    living = table[np.isfinite(table).all(axis=1)]
+    shown = living if len(living) else np.full((1, len(layers)), math.nan)
+    predictions = np.array([theory.get(layer, math.nan) for layer in layers])
+    return Profile(shown.mean(axis=0), shown.min(axis=0), shown.max(axis=0), predictions)
 
 
-def _initial_rows(path: Path) -> list[tuple[int, float, float]]:
-    """Return (layer, log10 of the output gradient, theory's) from the head of a layers.csv, nan for none."""
+def _initial_rows(path: Path) -> list[tuple[int, int, float, float]]:
+    """Return (seed, layer, log10 of the output gradient, theory's) from the head of a layers.csv, nan for none."""
     keys = ("log10_output_grad", "theory_log10_output_grad")
     found = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
             columns = next(reader, [])
-            places = [columns.index(key) for key in ("phase", "layer", *keys)]
+            places = [columns.index(key) for key in ("phase", "seed", "layer", *keys)]
             for fields in reader:
-                phase, layer, measured, theory = (fields[place] for place in places)
+                phase, seed, layer, measured, theory = (fields[place] for place in places)
                 if phase != "init":
                     break  # rows of the training follow, maybe a million
-                found.append((int(layer), float(measured or "nan"), float(theory or "nan")))
+                found.append((int(seed), int(layer), float(measured or "nan"), float(theory or "nan")))
     except (OSError, ValueError, IndexError, csv.Error):  # not there yet, or being written
         return []
     return found
@@ -217,6 +218,8 @@ class Quantity:
     Args:
         label: With its definition.
         legend: How to read it.
+        mark: Stands in a cell some of whose runs are lost to it, and what it means.
+        lost: Whether one of some runs is lost.
         value: Its mean over some jobs, or None.
         colours: Name of a colour map.
         diverging: Whether white stands for 0, in the middle.
@@ -224,6 +227,8 @@ class Quantity:
 
     label: str
     legend: str
+    mark: tuple[str, str]
+    lost: Callable[[Sequence[Row]], bool]
     value: Callable[[Sequence[Row]], float | None]
     colours: str
     diverging: bool
@@ -238,15 +243,31 @@ def _accuracy(rows: Sequence[Row]) -> float | None:
     return average(rows, "train_accuracy") if test is None else test
 
 
+def _dead(rows: Sequence[Row]) -> bool:
+    return any(row.numbers["gradient"] == "dead" for row in rows)
+
+
+def _diverged(rows: Sequence[Row]) -> bool:
+    return any(row.numbers["diverged_at"] is not None for row in rows)
+
+
 LOG_CHI = Quantity(
     r"log_chi: change of $\log\,\|\partial L/\partial z\|^2$ per layer",
     "towards the input, gradients vanish (blue, below 0) or explode (red, above 0)",
+    ("†", "a run is dead, and left out"),
+    _dead,
     _log_chi,
     "RdBu_r",
     True,
 )
 ACCURACY = Quantity(
-    "test accuracy after training", "mean over seeds, × where a run diverged", _accuracy, "cividis", False
+    "test accuracy after training",
+    "mean over seeds",
+    ("×", "a run diverged"),
+    _diverged,
+    _accuracy,
+    "cividis",
+    False,
 )
 
 
@@ -274,10 +295,6 @@ def axes_of(comparison: Comparison) -> tuple[str | None, str | None]:
         else (*ordered, None, None)[:2]
     )
     return x, y
-
-
-def _diverged(rows: Sequence[Row]) -> bool:
-    return any(row.numbers["diverged_at"] is not None for row in rows)
 
 
 def _line_figure(cells: Sequence[Cell], key: str, quantity: Quantity) -> "Figure":
@@ -351,8 +368,8 @@ def _heat_map(cells: Sequence[Cell], x: str, y: str, quantity: Quantity) -> "Fig
     for axes, (title, members), grid in zip(axes_grid, shown.items(), grids, strict=True):
         axes.set_facecolor(_GREY)  # where nothing is known
         mesh = axes.imshow(grid, cmap=quantity.colours, vmin=limits[0], vmax=limits[1], aspect="auto", origin="lower")
-        lost = {(ys.index(shared[y]), xs.index(shared[x])) for shared, rows in members if _diverged(rows)}
-        _write_cells(axes, grid, quantity, limits, set() if quantity.diverging else lost, written)
+        lost = {(ys.index(shared[y]), xs.index(shared[x])) for shared, rows in members if quantity.lost(rows)}
+        _write_cells(axes, grid, quantity, limits, lost, written)
         _name_ticks(axes.xaxis, xs)
         _name_ticks(axes.yaxis, ys)
         axes.tick_params(axis="x", rotation=45 if sum(len(_short(value)) + 1 for value in xs) > 11 * size[0] else 0)
@@ -364,7 +381,8 @@ def _heat_map(cells: Sequence[Cell], x: str, y: str, quantity: Quantity) -> "Fig
     figure.supxlabel(x)
     figure.supylabel(y)
     unknown = "" if all(np.isfinite(grid).all() for grid in grids) else "; grey: no number"
-    _say(figure, quantity.legend + unknown, shown, panels)
+    marked = f"; {': '.join(quantity.mark)}" if any(quantity.lost(rows) for _, rows in cells) else ""
+    _say(figure, quantity.legend + marked + unknown, shown, panels)
     return figure
 
 
@@ -412,13 +430,13 @@ def _write_cells(
     lost: set[tuple[int, int]],
     written: bool,
 ) -> None:
-    """Write into each cell its number where there is room, a cross if a run diverged, a dot for no number."""
+    """Write into each cell its number where there is room, a mark if a run is lost, a dot for no number."""
     form = "{:+.2f}" if quantity.diverging else "{:.0%}"
     for (line, column), number in np.ndenumerate(grid):
         there = math.isfinite(number)
         text = form.format(round(number, 2) + 0.0) if there and written else "" if there else "·"
         if (line, column) in lost:
-            text = f"{text} ×".strip(" ·")
+            text = f"{text} {quantity.mark[0]}".strip(" ·")
         if text:
             share = abs(number) / limits[1] if quantity.diverging else 1 - number
             colour = "white" if there and share > 0.6 else "black"

@@ -31,6 +31,17 @@ def test_axis_is_labelled_in_powers_of_ten() -> None:
     assert "$10^{-400}$" in labels
 
 
+@pytest.mark.parametrize("profile", [[0.0, 0.0, 0.0], [-0.3, -0.2, -0.3], [0.2, 1e-9, 0.0]])
+def test_a_flat_profile_looks_flat_and_no_label_is_there_twice(profile: list[float]) -> None:
+    figure = profile_figure({"a": history(profile)})
+    figure.canvas.draw()
+    low, high = figure.axes[0].get_ylim()
+    ticks = [tick for tick in figure.axes[0].get_yticks() if low <= tick <= high]
+    assert high - low >= 1
+    assert len(ticks) >= 2
+    assert all(tick == round(tick) for tick in ticks)
+
+
 def test_legend_names_the_labelled_histories_only() -> None:
     (axes,) = profile_figure({"he": history([0.0, 1.0]), "": history([1.0, 2.0])}).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["he"]

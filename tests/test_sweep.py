@@ -13,7 +13,7 @@ from gradexp._version import __version__
 from gradexp.config import Config, ConfigError
 from gradexp.result import Result, summary
 from gradexp.run import main
-from gradexp.sweep import alone_in, clear, folder_name, plan, read_jobs
+from gradexp.sweep import alone_in, clear, folder_name, mark_interrupted, plan, read_jobs
 
 SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8"]
 
@@ -62,6 +62,18 @@ def test_gaps_in_the_numbers_are_filled(tmp_path: Path) -> None:
     assert planned(tmp_path, ["a", "b", "c", "d"])[3] == {1: "1_b", 3: "3_d"}
 
 
+def test_of_a_job_that_was_copied_the_complete_folder_counts(tmp_path: Path) -> None:
+    for number, status in enumerate(("failed", "complete", "running")):
+        leave(tmp_path, f"{number}_a", "a", status)
+    assert planned(tmp_path, ["a"]) == (1, 0, 0, {})
+
+
+def test_the_folder_of_a_run_is_not_taken_for_a_sweep(tmp_path: Path) -> None:
+    leave(tmp_path, "run", "a")
+    with pytest.raises(ConfigError, match=r"run is the folder of a single run; choose another one with hydra.sweep"):
+        planned(tmp_path / "run", ["a"])
+
+
 def test_two_jobs_never_share_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"two jobs the folder same; put \$\{hydra.job.num\} into it"):
         plan(tmp_path, ["a", "b"], lambda *_: "same")
@@ -106,19 +118,32 @@ def test_clearing_removes_what_a_run_has_written_and_nothing_else(tmp_path: Path
     leave(tmp_path, "0_a", "a")
     folder = tmp_path / "0_a"
     (folder / "theory").mkdir()
+    (folder / "run of its own").mkdir()
     for name in (
         "events.out.tfevents.1.host",
         "theory/events.out.tfevents.2.host",
         "layers.csv",
         "weights.pt",
-        "mine.txt",
+        "layers.csv.7.part",
+        "mine.part",
+        "run of its own/events.out.tfevents.1.host",
     ):
         (folder / name).write_text("")
     clear(folder)
-    assert [path.name for path in folder.iterdir() if path.is_file()] == ["mine.txt"]
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert left == {"mine.part", "run of its own/events.out.tfevents.1.host"}
     (folder / "events.out.tfevents.3.host").write_text("")  # not of gradexp: no summary
     clear(folder)
     assert (folder / "events.out.tfevents.3.host").exists()
+
+
+def test_jobs_that_were_ended_from_outside_are_marked_as_interrupted_and_others_left(tmp_path: Path) -> None:
+    for number, status in enumerate(("complete", "running", "failed")):
+        leave(tmp_path, f"{number}_{status}", status, status)
+    before = [job.summary for job in read_jobs(tmp_path)]
+    mark_interrupted(tmp_path)
+    before[1]["status"] = "interrupted"
+    assert [job.summary for job in read_jobs(tmp_path)] == before
 
 
 def test_a_folder_is_for_one_at_a_time(tmp_path: Path) -> None:
@@ -205,6 +230,7 @@ def test_a_job_that_fails_stops_no_other(
         (["init=he,hee"], "unknown init 'hee'"),
         (["+dpeth=1,2"], "unknown option 'dpeth'; did you mean 'depth'?"),
         (["seed=0,1", "hydra.sweep.dir=/dev/null/x"], "cannot write to /dev/null"),
+        (["init=glob(none*)"], "a sweep over no values"),
         (["seed=0,1", "hydra.sweep.subdir=same"], "gives two jobs the folder same"),
         (["seed=0,1", "hydra/launcher=slow"], "unknown hydra/launcher 'slow'; choose one of basic, ensemble"),
     ],
@@ -268,6 +294,28 @@ def test_jobs_leave_nothing_behind_in_the_process(tmp_path: Path, monkeypatch: p
     assert after == before
     assert torch.equal(torch.random.get_rng_state(), state)
     assert np.array_equal(np.random.get_state()[1], order)
+
+
+def test_a_launcher_that_breaks_off_does_not_lose_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hydra.core import utils
+
+    run_job = utils.run_job
+
+    def broken(**arguments: Any) -> Any:
+        if "xavier" in str(arguments["config"].hydra.sweep.subdir):
+            raise OSError(28, "No space left on device")
+        return run_job(**arguments)
+
+    monkeypatch.setattr(utils, "run_job", broken)
+    error = mistake(main, monkeypatch, capsys, ["-m", *SMALL, "init=he,xavier,lecun", f"hydra.sweep.dir={tmp_path}"])
+    lines = ["cannot write: No space left on device", f"the same command with hydra.sweep.dir={tmp_path} goes on"]
+    assert error.splitlines() == lines
+    assert (tmp_path / "sweep.csv").exists()
+    monkeypatch.setattr(utils, "run_job", run_job)
+    assert sweep(monkeypatch, tmp_path, "init=he,xavier,lecun") == 0
+    assert "1 complete, 2 new" in capsys.readouterr().out
 
 
 def test_a_full_disk_fails_the_job_and_says_so(

@@ -1,3 +1,4 @@
+import csv
 import itertools
 from pathlib import Path
 
@@ -55,6 +56,35 @@ def test_a_file_that_is_missing_or_half_written_is_left_out(text: str, tmp_path:
     (job / "layers.csv").unlink()
     assert read_profile([row]) is None
     assert profiles_figure(compare(tmp_path)) is None
+
+
+@pytest.mark.parametrize("dead", [1, 3])
+def test_a_dead_network_hides_no_other(dead: int, tmp_path: Path) -> None:
+    comparison = compare(grid(tmp_path))
+    rows = seed_groups(comparison)[0][1]
+    for row in rows[:dead]:
+        path = row.job.folder / "layers.csv"
+        lines = list(csv.reader(path.read_text().splitlines()))
+        lines[2][lines[0].index("log10_output_grad")] = ""  # of the second layer
+        path.write_text("\n".join(map(",".join, lines)))
+    profile = read_profile(rows)
+    assert profile is not None
+    each = [0.4 + seed for seed in range(dead, 3)]
+    expected = np.mean(each) / (2 * np.log(10)) * np.arange(4) if each else np.full(4, np.nan)
+    assert profile.mean == pytest.approx(expected, nan_ok=True)
+    assert profiles_figure(comparison) is not None
+
+
+@pytest.mark.parametrize("dead", [0, 1, 3])
+def test_cells_with_dead_networks_are_marked(dead: int, tmp_path: Path) -> None:
+    comparison = compare(grid(tmp_path))
+    for row in seed_groups(comparison)[0][1][:dead]:
+        row.numbers.update(log_chi=None, gradient="dead")
+    figure = outcome_figure(comparison, LOG_CHI)
+    assert figure is not None
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    assert texts == {"-2.00", {0: "-1.40", 1: "-1.90 †", 3: "†"}[dead]} | ({"-1.40"} if dead else set())
+    assert ("†: a run is dead" in " ".join(figure.get_suptitle().split())) == bool(dead)
 
 
 def test_rows_of_the_training_are_not_read(tmp_path: Path) -> None:
@@ -149,7 +179,7 @@ def test_many_names_have_a_panel_each_with_all_others_behind(tmp_path: Path) -> 
 
 
 def test_panels_that_do_not_fit_are_said_to_be_left_out(tmp_path: Path) -> None:
-    numbers = {"log_chi": 1.0, "diverged_at": None}
+    numbers = {"log_chi": 1.0, "diverged_at": None, "gradient": "exploding"}
     swept = [{"depth": index, "width": index, "init.gain": index % 13} for index in range(14)]
     rows = [Row(Job(tmp_path, {}), own, numbers) for own in swept]
     figure = outcome_figure(Comparison(tmp_path, list(swept[0]), rows), LOG_CHI)

@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,9 +16,9 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from gradexp.cli import hash_of_job
+from gradexp.cli import error_line, hash_of_job
 from gradexp.config import ConfigError
-from gradexp.sweep import alone_in, folder_name, plan
+from gradexp.sweep import alone_in, folder_name, mark_interrupted, plan
 
 
 def sweep(sweeper: Any, arguments: list[str]) -> None:
@@ -26,7 +26,7 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
 
     Raises:
         ConfigError: If the folder is in use or of another version, or no job can work.
-        CompactHydraException: If a job has failed, after all others have run.
+        CompactHydraException: If a job has failed, after all others have run, or the launcher.
     """
     from gradexp.comparison import report  # not when a worker process loads this module
 
@@ -55,7 +55,15 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
             batch.append([*jobs[index], f"hydra.sweep.subdir={QuotedString(name, Quote.single).with_quotes()}"])
             loader.keep(batch[-1], composed[index], name)
         composed.clear()  # the loader hands them out, and then they are to go
-        failed = _launch(sweeper, batch, folder)
+        try:
+            failed = _launch(sweeper, batch, folder)
+        except Exception as error:  # not of a job: no folder can be made, or the system killed a worker process
+            mark_interrupted(folder)
+            with suppress(OSError, ConfigError):
+                report(folder, console)
+            first_line = error_line(error).partition("\n")[0]
+            again = f"the same command with hydra.sweep.dir={folder} goes on"
+            raise CompactHydraException(f"{first_line}\n{again}") from error
         report(folder, console)
     if failed:
         raise CompactHydraException(
@@ -67,7 +75,8 @@ def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
     """Run the jobs, and return how many have failed."""
     _share_cores(sweeper)
     # The basic launcher keeps the configs of all jobs that it is given until the last has run: it is given one.
-    alone = isinstance(sweeper.launcher, BasicLauncher)
+    # By name, since Hydra makes its classes anew whenever one of its programs starts in the same process.
+    alone = type(sweeper.launcher).__name__ == "BasicLauncher"
     most = 1 if alone else sweeper.max_batch_size or max(1, len(batch))
     failed = 0
     try:
@@ -75,6 +84,7 @@ def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
             ends: Sequence[JobReturn] = sweeper.launcher.launch(batch[at : at + most], at)
             failed += sum(one.status is not JobStatus.COMPLETED for one in ends)
     except KeyboardInterrupt:
+        mark_interrupted(folder)
         message = f"interrupted; the same command with hydra.sweep.dir={folder} goes on"
         Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
         raise
@@ -86,6 +96,8 @@ def _expand(sweeper: Any, arguments: list[str]) -> list[list[str]]:
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + arguments
     overrides = OverridesParser.create(config_loader=sweeper.hydra_context.config_loader).parse_overrides(given)
     (jobs,) = sweeper.split_arguments(overrides, None)
+    if not jobs:
+        raise ConfigError("a sweep over no values: a glob or a range of the command line is empty")
     return [list(own) for own in jobs]
 
 
