@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Small tensors gain nothing from more threads, and where another program needs a core these wait for each other.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(
     params=[

@@ -70,7 +70,7 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], initial_job_id
 def _compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str], number: int) -> DictConfig:
     composed = loader.load_sweep_config(master, list(overrides))
     with open_dict(composed):
-        composed.hydra.job.id = number
+        composed.hydra.job.id = str(number)
         composed.hydra.job.num = number
     return composed
 

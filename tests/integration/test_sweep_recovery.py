@@ -105,6 +105,20 @@ def test_ctrl_c_in_a_stack_leaves_what_it_has_of_each_job(tmp_path: Path) -> Non
     assert all(one["training"]["steps"] > 0 for one in summaries)
 
 
+def test_workers_that_end_with_the_sweep_leave_no_job_running(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
+    folder = tmp_path / "sweep"
+    process = start(folder, "hydra/launcher=joblib", "steps=100000", "optimizer.lr=1e-9")
+    while not list(folder.glob("*/layers.csv")) and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 143
+    assert err.strip() == f"interrupted; the same command with hydra.sweep.dir={folder} goes on"
+    summaries = [json.loads(path.read_text()) for path in folder.glob("*/summary.json")]
+    assert {one["status"] for one in summaries} == {"interrupted"}
+
+
 def test_the_same_sweep_started_twice_at_once_runs_once(tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "sweep"
     ends = [finish(process) for process in [start(folder), start(folder)]]
