@@ -13,6 +13,13 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [
+    pytest.mark.recovery,
+    pytest.mark.skipif(
+        "GRADEXP_TEST_RECOVERY" not in os.environ, reason="set GRADEXP_TEST_RECOVERY=1 (takes minutes)"
+    ),
+]
+
 JOBS = 6
 # Long enough that a kill falls into every phase, and on one thread, where float32 is the same every time.
 OPTIONS = ["init=he,xavier,orthogonal", "seed=0,1", "depth=20", "width=32", "steps=60", "record.every=10"]
