@@ -66,6 +66,11 @@ class Command:
     unused: tuple[str, ...] = ()
     keeps_files: bool = True
 
+    @property
+    def compares(self) -> bool:
+        """Whether a sweep can be gone on with and ends with a comparison: of runs, which leave a summary."""
+        return self.keeps_files and self.schema is Config
+
 
 RUN = Command(
     "run",
@@ -148,7 +153,7 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
             settings = HydraConfig.get()
             folder = Path(settings.runtime.output_dir)
             overrides = list(settings.overrides.task)
-            of_sweep = about.keeps_files and settings.mode is RunMode.MULTIRUN
+            of_sweep = about.compares and settings.mode is RunMode.MULTIRUN
             try:
                 job(
                     _checked(composed, about, folder if of_sweep else None, overrides),
@@ -381,7 +386,7 @@ def _store(about: Command, scratch: str | None) -> None:
     )
     settings.job.config.override_dirname.exclude_keys = ["experiment", "quiet", "device", "threads"]
     replaced = {"help": "gradexp", "job_logging": "none", "hydra_logging": "none"}
-    if about.keeps_files:
+    if about.compares:
         replaced["sweeper"] = "resumable"
     settings.defaults = [
         {key: replaced.get(key, choice) for key, choice in entry.items()} for entry in settings.defaults

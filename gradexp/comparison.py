@@ -154,7 +154,7 @@ def report(folder: Path, console: Console | None = None) -> None:
     from gradexp.report_page import write_page
     from gradexp.sweep_figures import write_figures
 
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, emoji=False)
     comparison = compare(folder)
     print_table(comparison, console)
     write_csv(comparison)

@@ -28,7 +28,7 @@ class Console:
     def __init__(self, folder: Path, quiet: bool = False, console: RichConsole | None = None) -> None:
         self.folder = folder
         self.quiet = quiet
-        self.console = console or RichConsole(highlight=False)
+        self.console = console or RichConsole(highlight=False, emoji=False)
         self._progress = Progress(quiet=quiet, console=self.console)
 
     def write(self, stage: str, result: Result) -> None:
@@ -122,7 +122,7 @@ class Line:
     def __init__(self, folder: Path, quiet: bool = False, console: RichConsole | None = None) -> None:
         self.folder = folder
         self.quiet = quiet
-        self.console = console or RichConsole(highlight=False)
+        self.console = console or RichConsole(highlight=False, emoji=False)
         # Bars of several worker processes would overwrite each other.
         alone = multiprocessing.current_process().name == "MainProcess"
         self._progress = Progress(f"{folder.name}: ", quiet or not alone, self.console)

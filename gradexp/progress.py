@@ -19,7 +19,7 @@ class Progress:
     def __init__(self, label: str = "", quiet: bool = False, console: RichConsole | None = None) -> None:
         self.label = label
         self.quiet = quiet
-        self.console = console or RichConsole(highlight=False)
+        self.console = console or RichConsole(highlight=False, emoji=False)
         self._bar: RichProgress | None = None
         self._activity = ""
 

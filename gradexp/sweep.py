@@ -72,7 +72,18 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} was written by gradexp {found[1]} (schema {found[0]}), this is {__version__} (schema {SCHEMA}); "
             "choose another folder"
         )
+    damaged = [key for key, kind in _KINDS.items() if not isinstance(summary.get(key), kind)]
+    if damaged:
+        raise ConfigError(f"{path} is damaged (no {damaged[0]}); delete its folder to run that job again")
     return dict(summary)
+
+
+# What others rely on.
+_KINDS = {
+    **dict.fromkeys(("config_hash", "status", "python"), str),
+    **dict.fromkeys(("config", "initial", "theory", "training", "verdict"), dict),
+    "overrides": list,
+}
 
 
 @dataclass(frozen=True)
@@ -147,8 +158,15 @@ def number_of(name: str) -> int | None:
 
 
 def folder_name(text: str) -> str:
-    """Return a text as the name of one folder: without slashes, and of at most 120 bytes."""
-    return text.replace("/", "-").replace(os.sep, "-").encode()[:120].decode(errors="ignore")
+    """Return a text as the name of one folder: without slashes, and of at most 120 bytes.
+
+    Raises:
+        ConfigError: If that is no folder of its own.
+    """
+    name = text.replace("/", "-").replace(os.sep, "-").encode()[:120].decode(errors="ignore")
+    if name.strip() in ("", ".", ".."):
+        raise ConfigError(f"hydra.sweep.subdir must name a folder of each job's own, got '{text}'")
+    return name
 
 
 _FILES = ("summary.json", "layers.csv", "weights.pt")

@@ -143,9 +143,8 @@ def profiles_figure(comparison: Comparison) -> "Figure | None":
         powers_of_ten(axes)
     figure.supxlabel("layer (1 = input side)")
     figure.supylabel(LABELS["output_grad"])
-    _say(
-        figure, "gradients run from right to left: a line that falls vanishes, one that rises explodes", shown, panels
-    )
+    text = "gradients run from right to left: one that falls towards the left vanishes, one that rises explodes"
+    _say(figure, text, shown, panels)
     if len(values) <= _MOST_LINES:
         _profile_legend(figure, grid, cells, named=bool(hue) or not spread, sort=not spread)
     else:

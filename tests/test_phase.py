@@ -189,3 +189,9 @@ def test_help_lists_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "python -m gradexp.phase activation=tanh" in text
     assert "sigma_w2=[0.2, 5.0]" in text
     assert "init=" not in text
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_a_sweep_draws_one_plane_for_each_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, "-m", *SMALL, "activation=tanh,erf") == 0
+    assert len(list(Path("multirun").glob("*/*/*/*.png"))) >= 2

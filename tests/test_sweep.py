@@ -86,6 +86,16 @@ def test_results_of_another_version_are_refused(tmp_path: Path, change: dict[str
         plan(tmp_path, ["a"], lambda *_: "a")
 
 
+@pytest.mark.parametrize("key", ["config_hash", "status", "overrides", "initial", "verdict"])
+@pytest.mark.parametrize("value", [None, -1])
+def test_a_summary_without_what_is_needed_is_told(tmp_path: Path, key: str, value: Any) -> None:
+    leave(tmp_path, "0_a", "a", **({} if key in ("config_hash", "status") else {key: value}))
+    path = tmp_path / "0_a" / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ConfigError, match=rf"0_a/summary.json is damaged \(no {key}\); delete its folder"):
+        read_jobs(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
 def test_a_damaged_summary_is_told(tmp_path: Path, text: str) -> None:
     leave(tmp_path, "0_a", "a")
@@ -232,6 +242,12 @@ def test_a_job_that_fails_stops_no_other(
         (["seed=0,1", "hydra.sweep.dir=/dev/null/x"], "cannot write to /dev/null"),
         (["init=glob(none*)"], "a sweep over no values"),
         (["seed=0,1", "hydra.sweep.subdir=same"], "gives two jobs the folder same"),
+        (["seed=0", "hydra.sweep.subdir=.."], "must name a folder of each job's own, got '..'"),
+        (["seed=0,1", "hydra.sweeper.max_batch_size=0"], "max_batch_size must be at least 1, or null, got 0"),
+        (
+            ["seed=0,1", "hydra/launcher=ensemble", "hydra.launcher.max_members=-1"],
+            "max_members must be at least 1, or null, got -1",
+        ),
         (["seed=0,1", "hydra/launcher=slow"], "unknown hydra/launcher 'slow'; choose one of basic, ensemble"),
     ],
 )
@@ -264,6 +280,17 @@ def test_two_runs_in_one_folder_are_refused(
     assert call(main, monkeypatch, *SMALL, f"hydra.run.dir={tmp_path}") == 0
     assert call(main, monkeypatch, *SMALL, f"hydra.run.dir={tmp_path}") == 0
     assert len(list(tmp_path.glob("events*"))) == 1
+
+
+def test_a_swept_preset_names_its_jobs_and_options_that_change_no_number_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(monkeypatch, tmp_path, "experiment=cure,lesson", "threads=1,2", "quiet=true", "batch_size=8") == 0
+    assert [job.name for job in read_jobs(tmp_path)] == [
+        "0_experiment=cure,threads=1",
+        "1_experiment=lesson,threads=1",
+    ]
+    assert "2 new (2 more change no number)" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")

@@ -31,9 +31,15 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
     from gradexp.comparison import report  # not when a worker process loads this module
 
     folder = Path(str(sweeper.config.hydra.sweep.dir))
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     with alone_in(folder, "sweep", "wait for its end, or choose another one with hydra.sweep.dir=FOLDER"):
         jobs = _expand(sweeper, arguments)
+        for key, most in (
+            ("hydra.sweeper.max_batch_size", sweeper.max_batch_size),
+            ("hydra.launcher.max_members", getattr(sweeper.launcher, "max_members", None)),
+        ):
+            if most is not None and most < 1:
+                raise ConfigError(f"{key} must be at least 1, or null, got {most}")
         loader = sweeper.hydra_context.config_loader = _ComposeOnce(sweeper.hydra_context.config_loader)
         composed = [loader.compose(sweeper.config, own) for own in jobs]
         names = _names(sweeper, jobs)
@@ -48,7 +54,10 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
         again = f", {planned.again} to run again" if planned.again else ""
         done = f"{planned.complete} complete{again}, " if planned.complete or planned.again else ""
         total = planned.complete + len(planned.folders)
-        console.print(f"sweep     {total} jobs in {folder}: {done}{planned.new} new", markup=False, soft_wrap=True)
+        twice = f" ({len(jobs) - total} more change no number)" if len(jobs) > total else ""
+        console.print(
+            f"sweep     {total} jobs in {folder}: {done}{planned.new} new{twice}", markup=False, soft_wrap=True
+        )
         OmegaConf.save(sweeper.config, folder / "multirun.yaml")
         batch = []
         for index, name in planned.folders.items():
@@ -86,7 +95,7 @@ def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
     except KeyboardInterrupt:
         mark_interrupted(folder)
         message = f"interrupted; the same command with hydra.sweep.dir={folder} goes on"
-        Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
+        Console(stderr=True, highlight=False, emoji=False).print(message, markup=False, soft_wrap=True)
         raise
     return failed
 
@@ -125,8 +134,10 @@ def _names(sweeper: Any, jobs: Sequence[Sequence[str]]) -> list[str]:
     The list of runs in TensorBoard is narrow: options that all jobs share would push those that tell them apart out.
     """
     left_out = set(sweeper.config.hydra.job.config.override_dirname.exclude_keys)
-    shared = set(jobs[0]).intersection(*jobs[1:]) if len(jobs) > 1 else set()
-    own = ([text for text in job if text not in shared and text.partition("=")[0] not in left_out] for job in jobs)
+    shared = set(jobs[0]).intersection(*jobs[1:])
+    if len(jobs) == 1:
+        shared = {text for text in jobs[0] if text.partition("=")[0] in left_out}
+    own = ([text for text in job if text not in shared] for job in jobs)
     return [",".join(sorted(texts)) for texts in own]
 
 
