@@ -172,7 +172,11 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_part(tmp_path, monkey
     monkeypatch.setattr(sinks_module, "write_csv", full)
     with pytest.raises(OSError, match="no space left"):
         files.write("end", result())
-    assert {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)} == before
+    after = {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)}
+    assert after.keys() == before.keys()
+    assert after["layers.csv"] == before["layers.csv"]
+    told = json.loads(after["summary.json"])
+    assert (told["status"], told["error"]) == ("failed", "no space left on device")
 
 
 def test_a_file_that_cannot_be_replaced_leaves_no_part(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_line import call, mistake
 
+from gradexp import sweep_figures
 from gradexp._version import __version__
 from gradexp.config import Config, ConfigError
 from gradexp.result import Result, summary
@@ -16,6 +17,12 @@ from gradexp.run import main
 from gradexp.sweep import alone_in, clear, folder_name, mark_interrupted, plan, read_jobs
 
 SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8"]
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of a small sweep's time, and have tests of their own."""
+    monkeypatch.setattr(sweep_figures, "write_figures", lambda _: {})
 
 
 def leave(folder: Path, name: str, config_hash: str, status: str = "complete", **changes: Any) -> None:
