@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
+from typing import TypeVar
 
 from gradexp.config import Config, as_dict
 from gradexp.result import Result
+
+_Item = TypeVar("_Item")
 
 FREE = ("init", "sigma_b2", "seed")
 """Options in which the jobs of one stack may differ. Others change its operations or the one optimizer's settings."""
@@ -55,9 +58,18 @@ def chunks(jobs: Sequence[int], config: Config, most: int | None = None) -> list
         config: Of any of them.
         most: The largest size; None: worked out.
     """
-    parts = -(-len(jobs) // max(1, most or members(config)))
-    ends = [len(jobs) * part // parts for part in range(parts + 1)]
-    return [list(jobs[first:last]) for first, last in pairwise(ends)]
+    return [list(part) for part in split(jobs, -(-len(jobs) // max(1, most or members(config))))]
+
+
+def split(items: Sequence[_Item], parts: int) -> list[Sequence[_Item]]:
+    """Split a sequence into so many parts of about equal size."""
+    ends = [len(items) * part // parts for part in range(parts + 1)]
+    return [items[first:last] for first, last in pairwise(ends)]
+
+
+def count_weights(widths: Sequence[int]) -> int:
+    """Return how many weights and biases a network of these widths has."""
+    return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
 
 
 def members(config: Config) -> int:
@@ -71,7 +83,7 @@ def members(config: Config) -> int:
 
     data = load(config.data, config.width)
     widths = [data.input_width, *config.hidden_widths, data.output_width]
-    weights = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
+    weights = count_weights(widths)
     # Evaluation keeps nothing for a way back, but takes more samples at a time.
     outputs = max(config.batch_size * sum(widths), min(1024, len(data.x_train)) * max(widths))
     numbers = _WEIGHTS * weights + _OUTPUTS * outputs

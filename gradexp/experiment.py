@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 from gradexp.config import Config, ConfigError
+from gradexp.ensemble import count_weights, split
 from gradexp.result import Result
 from gradexp.verdict import run_verdict
 
@@ -308,11 +309,9 @@ def _widths(config: Config, data: "Dataset") -> list[int]:
 def _parts(networks: Sequence[_Network], data: "Dataset") -> list[Sequence[_Network]]:
     """Split the networks into stacks of about equal size that fit into memory."""
     config = networks[0][0].config
-    weights = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(_widths(config, data)))
-    size = weights * (8 if config.dtype == "float64" else 4)
+    size = count_weights(_widths(config, data)) * (8 if config.dtype == "float64" else 4)
     parts = min(len(networks), math.ceil(len(networks) * size / _STACK))
-    ends = [len(networks) * part // parts for part in range(parts + 1)]
-    return [networks[first:last] for first, last in pairwise(ends)]
+    return split(networks, parts)
 
 
 def _build(
