@@ -13,8 +13,8 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ import hydra
 from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
 from hydra.errors import CompactHydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -214,11 +215,22 @@ def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
     """
     from gradexp.result import config_hash, hash_of
 
-    plain = without_hydra(composed)
     try:
-        return config_hash(to_config(OmegaConf.create(plain))), None
+        return config_hash(to_config(composed)), None
     except ConfigError as error:
-        return hash_of(plain), str(error)
+        return hash_of(without_hydra(composed)), str(error)
+
+
+@contextmanager
+def ahead_of_its_job(composed: DictConfig) -> Iterator[None]:
+    """Let ``${hydra:...}`` in a job's composed config be resolved before the job runs."""
+    state = Singleton.get_state()
+    try:
+        HydraConfig.instance().set_config(composed)
+        OmegaConf.set_readonly(composed.hydra, None)  # which that has set
+        yield
+    finally:
+        Singleton.set_state(state)
 
 
 def without_hydra(composed: DictConfig) -> dict[str, Any]:
@@ -238,8 +250,7 @@ def to_config(composed: DictConfig, schema: type = Config) -> Any:
         ConfigError: For a value that cannot work.
         OmegaConfBaseException: For an unknown key or a wrong type.
     """
-    plain = OmegaConf.to_container(composed, resolve=True)
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), without_hydra(composed)))
 
 
 def _run_safely(run: Callable[[], Any], about: Command, wants_traceback: bool) -> None:

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, configure_log, env_override, run_job, setup_globals
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from gradexp import ensemble
-from gradexp.cli import to_config, without_hydra
+from gradexp.cli import ahead_of_its_job, to_config
 from gradexp.config import Config, ConfigError
 from gradexp.experiment import run_stack
 from gradexp.progress import Progress
@@ -77,16 +75,12 @@ def _compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str],
 
 def _checked(composed: DictConfig, environment: dict[str, str]) -> Config | None:
     """Return the options of a job, or None if they cannot work, which its own run will tell."""
-    state = Singleton.get_state()
     try:
-        HydraConfig.instance().set_config(composed)  # for ${hydra:...}
-        with env_override(environment):
-            config: Config = to_config(OmegaConf.create(without_hydra(composed)))
+        with ahead_of_its_job(composed), env_override(environment):
+            config: Config = to_config(composed)
             return config
     except Exception:
         return None
-    finally:
-        Singleton.set_state(state)
 
 
 def _plan(

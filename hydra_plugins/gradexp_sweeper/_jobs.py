@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from gradexp.cli import error_line, hash_of_job
+from gradexp.cli import ahead_of_its_job, error_line, hash_of_job
 from gradexp.config import ConfigError
 from gradexp.sweep import alone_in, folder_name, mark_interrupted, plan
 
@@ -113,16 +111,11 @@ def _expand(sweeper: Any, arguments: list[str]) -> list[list[str]]:
 def _hashes(composed: Sequence[DictConfig]) -> list[str]:
     """Return what each job is known by; a job whose options cannot work will say so itself, unless all are such."""
     hashes, mistakes = [], []
-    state = Singleton.get_state()
-    try:
-        for one in composed:
-            HydraConfig.instance().set_config(one)  # for ${hydra:...}
-            OmegaConf.set_readonly(one.hydra, None)  # which that has set
+    for one in composed:
+        with ahead_of_its_job(one):
             own, mistake = hash_of_job(one)
-            hashes.append(own)
-            mistakes += [mistake] if mistake else []
-    finally:
-        Singleton.set_state(state)
+        hashes.append(own)
+        mistakes += [mistake] if mistake else []
     if len(mistakes) == len(composed):
         raise ConfigError(mistakes[0])
     return hashes
