@@ -6,45 +6,55 @@ import sys
 import pytest
 
 
-def loaded_after(code: str) -> set[str]:
-    shown = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print('\\n'.join(sys.modules))"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return set(shown.stdout.split())
+def loaded_after(*steps: str) -> list[set[str]]:
+    """Take some steps in one new process, and return what each has printed and which modules are loaded after it."""
+    report = "import sys; print(*sys.modules, sep='\\n', end='\\n\\f')"
+    code = "".join(f"{step}\n{report}\n" for step in steps)
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return [set(part.split()) for part in shown.stdout.split("\f")[:-1]]
 
 
+# Each list is of one process, since loading torch takes a second. What a step must not load, none before it may.
 @pytest.mark.parametrize(
-    ("code", "absent"),
+    "steps",
     [
-        ("import gradexp", ("torch", "hydra", "numpy", "tensorboard")),
-        ("import gradexp.config", ("torch", "hydra", "numpy")),
-        ("import gradexp.cli", ("torch", "numpy", "sklearn", "matplotlib")),
-        ("import gradexp.run", ("torch", "numpy", "rich")),
-        ("import gradexp.predict, gradexp.phase", ("torch", "numpy", "rich", "scipy", "matplotlib")),
-        (
-            "from gradexp.forecast import forecast; from gradexp import Config\nstr(forecast(Config(depth=3)))",
-            ("hydra", "sklearn", "matplotlib", "tensorboard", "gradexp.propagate", "gradexp.probe"),
-        ),
-        ("import gradexp.plane", ("hydra", "sklearn", "matplotlib", "tensorboard")),
-        ("import gradexp.experiment, gradexp.sinks", ("torch", "hydra", "sklearn", "matplotlib", "tensorboard")),
-        (
-            "from gradexp import MLP, GradientProbe, History, exact_profile, initialize, Config",
-            ("hydra", "sklearn", "matplotlib", "tensorboard", "scipy"),
-        ),
-        (
-            "from gradexp.experiment import run; from gradexp import Config\n"
-            "from gradexp.config import DataConfig\n"
-            "run(Config(depth=3, width=4, steps=1, data=DataConfig('gaussian', samples=100)))",
-            ("sklearn", "matplotlib", "tensorboard", "hydra"),
-        ),
+        [("import gradexp", ("torch", "hydra", "numpy", "tensorboard"))],
+        [("import gradexp.config", ("torch", "hydra", "numpy"))],
+        [("import gradexp.cli", ("torch", "numpy", "sklearn", "matplotlib"))],
+        [("import gradexp.run", ("torch", "numpy", "rich"))],
+        [("import gradexp.predict, gradexp.phase", ("torch", "numpy", "rich", "scipy", "matplotlib"))],
+        [("import gradexp.experiment, gradexp.sinks", ("torch", "hydra", "sklearn", "matplotlib", "tensorboard"))],
+        [
+            ("import gradexp.data", ("sklearn", "mlxtend")),
+            (
+                "from gradexp import MLP, GradientProbe, History, exact_profile, initialize, Config",
+                ("hydra", "sklearn", "matplotlib", "tensorboard", "scipy"),
+            ),
+            (
+                "from gradexp.experiment import run; from gradexp import Config\n"
+                "from gradexp.config import DataConfig\n"
+                "run(Config(depth=3, width=4, steps=1, data=DataConfig('gaussian', samples=100)))",
+                ("sklearn", "matplotlib", "tensorboard", "hydra"),
+            ),
+        ],
+        [
+            (
+                "from gradexp.forecast import forecast; from gradexp import Config\nstr(forecast(Config(depth=3)))",
+                ("hydra", "sklearn", "matplotlib", "tensorboard", "gradexp.propagate", "gradexp.probe"),
+            ),
+            ("import gradexp.plane", ("hydra", "sklearn", "matplotlib", "tensorboard")),
+            (
+                "sys.argv = ['gradexp', 'depth=3']\nfrom gradexp.predict import main\nmain()",
+                ("sklearn", "matplotlib", "tensorboard", "mlxtend", "gradexp.experiment"),
+            ),
+        ],
     ],
+    ids=lambda steps: steps[0][0].splitlines()[0],
 )
-def test_import_stays_light(code: str, absent: tuple[str, ...]) -> None:
-    assert not loaded_after(code) & set(absent)
+def test_import_stays_light(steps: list[tuple[str, tuple[str, ...]]]) -> None:
+    shown = loaded_after(*(code for code, _ in steps))
+    for loaded, (code, absent) in zip(shown, steps, strict=True):
+        assert not loaded & set(absent), code
 
 
 @pytest.mark.parametrize(
@@ -53,14 +63,9 @@ def test_import_stays_light(code: str, absent: tuple[str, ...]) -> None:
 def test_help_does_not_load_torch(command: str, option: str) -> None:
     code = "import sys; sys.argv = ['gradexp', '--help']\n"
     code += f"from gradexp.{command} import main\ntry: main()\nexcept SystemExit: pass"
-    shown = loaded_after(code)
+    (shown,) = loaded_after(code)
     assert not shown & {"torch", "numpy"}
     assert option in shown  # the help itself was printed
-
-
-def test_a_prediction_on_the_command_line_loads_no_data_and_draws_nothing() -> None:
-    code = "import sys; sys.argv = ['gradexp', 'depth=3']\nfrom gradexp.predict import main\nmain()"
-    assert not loaded_after(code) & {"sklearn", "matplotlib", "tensorboard", "mlxtend", "gradexp.experiment"}
 
 
 def test_public_names_are_listed_and_load() -> None:

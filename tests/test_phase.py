@@ -193,5 +193,5 @@ def test_help_lists_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_a_sweep_draws_one_plane_for_each_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call(monkeypatch, "-m", *SMALL, "activation=tanh,erf") == 0
-    assert len(list(Path("multirun").glob("*/*/*/*.png"))) >= 2
+    assert call(monkeypatch, "-m", *SMALL, "activation=linear,relu") == 0
+    assert len(list(Path("multirun").glob("*/*/*/phase.png"))) == 2

@@ -247,13 +247,15 @@ def test_the_default_seeds_are_0_1_and_so_on():
 
 
 @pytest.mark.parametrize("scale", [1.5, 0.5, 1.1, 0.9])
-@pytest.mark.parametrize("depth", [1, 2, 150, 1000])
+@pytest.mark.parametrize("depth", [1, 2, 150])
 def test_a_scaled_identity_multiplies_by_its_scale_in_every_layer(scale, depth):
     assert_multiplies_by(scale, depth)
 
 
-def test_ten_thousand_layers_are_not_too_many():
-    assert_multiplies_by(0.5, 10_000)
+@pytest.mark.parametrize("scale", [0.5, 1.1])
+def test_thousands_of_layers_are_not_too_many(scale):
+    """0.5**2000 is far below the range of float64; 1.1 is rounded. 10,000 layers: see test_experiment.py."""
+    assert_multiplies_by(scale, 2000)
 
 
 def assert_multiplies_by(scale, depth):
@@ -843,8 +845,8 @@ def test_a_branch_of_factor_0_has_no_weight_gradient_but_lets_the_signal_by(norm
 @pytest.mark.parametrize("normalization", ["batch", "layer"])
 @pytest.mark.parametrize("name", ["tanh", "relu"])
 def test_the_scale_of_normalised_weights_shifts_the_profile(name, normalization, scale):
-    """Powers of two round nowhere, so that 300 chaotic layers may be compared."""
-    mlp = random_mlp([5, *[12] * 300, 3], name, bias=False, normalization=normalization)
+    """Powers of two round nowhere, so that 150 chaotic layers may be compared."""
+    mlp = random_mlp([5, *[12] * 150, 3], name, bias=False, normalization=normalization)
     x, cotangent = drawn(6, 5), drawn(6, 3)
     base = exact_profile(mlp, x, cotangent)
     assert base.dead_fraction.tolist() == [0]
@@ -862,7 +864,7 @@ def test_the_scale_of_normalised_weights_shifts_the_profile(name, normalization,
 @pytest.mark.parametrize("name", ["linear", "relu"])
 def test_a_residual_network_may_explode_beyond_float64(name):
     """With W = I and a positive stream every block doubles it, and the gradient too."""
-    depth = 2002
+    depth = 1102
     mlp = identity_mlp(1.0, depth, name, residual="plain")
     history = exact_profile(mlp, ones(1, 2), ones(1, 2) / math.sqrt(2))
     doublings = [min(layer, depth - 2) for layer in range(depth)]
