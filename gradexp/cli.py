@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.errors import CompactHydraException, MissingConfigException
 from hydra.types import RunMode
+from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,6 +41,7 @@ CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent
 _OTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER, or of a sweep with hydra.sweep.dir=FOLDER"
 
 _IS_HYDRA_1_3 = hydra.__version__.startswith("1.3")
+_VERSION_BASE = "1.3"
 
 # Choices that come with an extra of the same name.
 _EXTRAS = {"hydra/launcher": ("joblib",)}
@@ -182,12 +185,12 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                 _store(about, scratch)
                 is_composed = about.schema is Config
                 # Hydra 1.3 warns where version_base is missing, 1.4 where it is there.
-                base = {"version_base": "1.3"} if _IS_HYDRA_1_3 else {}
+                base = {"version_base": _VERSION_BASE} if _IS_HYDRA_1_3 else {}
                 path, name = (str(CONFIG_DIR), "config") if is_composed else (None, about.name)
                 hydra.main(config_path=path, config_name=name, **base)(from_hydra)()
 
         with interruptions:
-            _run_safely(run, about, wants_traceback)
+            _run_safely(run, about, interruptions, wants_traceback)
 
     return main
 
@@ -198,11 +201,11 @@ def _checked(composed: DictConfig, about: Command, folder: Path | None, override
         return to_config(composed, about.schema)
     except (ConfigError, OmegaConfBaseException) as error:
         if folder is not None:
-            from gradexp.result import refused
+            from gradexp.result import unstarted
             from gradexp.sinks import write_summary
 
             write_summary(
-                folder, refused(without_hydra(composed), overrides, error_line(error, about).partition("\n")[0])
+                folder, unstarted(without_hydra(composed), overrides, error_line(error, about).partition("\n")[0])
             )
         raise
 
@@ -233,6 +236,12 @@ def ahead_of_its_job(composed: DictConfig) -> Iterator[None]:
         Singleton.set_state(state)
 
 
+def set_version_base() -> None:
+    """Make Hydra behave in a worker process as it does in the command."""
+    if _IS_HYDRA_1_3:
+        setbase(_VERSION_BASE)
+
+
 def without_hydra(composed: DictConfig) -> dict[str, Any]:
     """Return the resolved options of a composed config, without Hydra's own."""
     names = [str(key) for key in composed if key != "hydra"]
@@ -253,7 +262,7 @@ def to_config(composed: DictConfig, schema: type = Config) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), without_hydra(composed)))
 
 
-def _run_safely(run: Callable[[], Any], about: Command, wants_traceback: bool) -> None:
+def _run_safely(run: Callable[[], Any], about: Command, interruptions: Interruptions, wants_traceback: bool) -> None:
     # Hydra would print errors in its own way and leave; this makes it pass them on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     for stream in (sys.stdout, sys.stderr):
@@ -262,8 +271,9 @@ def _run_safely(run: Callable[[], Any], about: Command, wants_traceback: bool) -
 
     try:
         run()
-    except Interrupted as interruption:
-        sys.exit(interruption.exit_code)
+    except KeyboardInterrupt:
+        # A library may have put a plain one in its place.
+        sys.exit((interruptions.pending or Interrupted(signal.SIGINT)).exit_code)
     except Exception as error:
         if wants_traceback:
             raise
@@ -344,6 +354,7 @@ def _field_texts(cls: type) -> dict[str, str]:
     return texts
 
 
+@cache  # OmegaConf asks for it several times while it composes a config, help or not
 def _help_text(about: Command) -> str:
     shown = {group: choices for group, choices in _GROUPS.items() if group not in about.unused}
     lines = [about.summary, "", f"  python -m gradexp.{about.name} {about.example}", ""]

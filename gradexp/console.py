@@ -2,6 +2,7 @@
 
 import multiprocessing
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from gradexp._version import __version__
 from gradexp.history import STATUSES, Array, History
 from gradexp.progress import Progress
-from gradexp.result import Result
+from gradexp.result import Result, outcome, summary
 from gradexp.table import power_of_ten
 
 
@@ -133,24 +134,27 @@ class Line:
         if stage != "end":
             return
         self._progress.close()
-        verdict = result.verdict
-        if self.quiet or result.status != "complete" or verdict is None:
-            return  # what went wrong is said in a line by the command
-        slope = None if result.initial is None else result.initial.log_chi()
-        losses = result.training.losses if result.training is not None else []
-        facts = [
-            f"{verdict.gradient:<9}",
-            f"{verdict.training:<8}",
-            f"{verdict.theory:<11}",
-            f"log_chi {'' if slope is None else format(slope, '+.4f'):>7}",
-            f"loss {format(losses[-1], '.4g') if losses else '-':>6}",
-            f"{result.seconds or 0.0:5.1f} s",
-        ]
-        self.console.print("  ".join([*facts, self.folder.name]), markup=False, soft_wrap=True)
+        if not self.quiet and result.status == "complete":  # what went wrong is said in a line by the command
+            self.console.print(job_line(self.folder.name, summary(result)), markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._progress.close()
+
+
+def job_line(name: str, content: Mapping[str, Any]) -> str:
+    """Return what became of a complete job, from its folder's name and what its summary.json holds."""
+    found = outcome(content)
+    slope, loss = found["log_chi"], found["loss_last"]
+    facts = [
+        f"{found['gradient']:<9}",
+        f"{found['training']:<8}",
+        f"{found['theory']:<11}",
+        f"log_chi {'' if slope is None else format(slope, '+.4f'):>7}",
+        f"loss {'-' if loss is None else format(loss, '.4g'):>6}",
+        f"{found['seconds'] or 0.0:5.1f} s",
+    ]
+    return "  ".join([*facts, name])
 
 
 _LABELS = {"output": "output rms", "output_grad": "output gradient", "weight_grad": "weight gradient"}

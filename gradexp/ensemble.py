@@ -50,6 +50,27 @@ def stacks(configs: Sequence[Config | None], alike: Sequence[str] | None = None)
     return list(groups.values())
 
 
+def tasks(configs: Sequence[Config | None], most: int, alike: Sequence[str] | None = None) -> list[list[int]]:
+    """Group jobs into tasks of a cluster of at most so many jobs each; those of one stack stay together.
+
+    Args:
+        configs: As for ``stacks``.
+        most: Jobs of a task.
+        alike: As for ``stacks``.
+
+    Returns:
+        Indices of the jobs, each once.
+    """
+    grouped: list[list[int]] = []
+    for stack in stacks(configs, alike):
+        for part in split(stack, -(-len(stack) // most)):
+            if grouped and len(grouped[-1]) + len(part) <= most:
+                grouped[-1] += part
+            else:
+                grouped.append(list(part))
+    return sorted(grouped)
+
+
 def chunks(jobs: Sequence[int], config: Config, most: int | None = None) -> list[list[int]]:
     """Split the jobs of a stack into chunks of about equal size that fit into memory and are fast.
 

@@ -86,9 +86,9 @@ def hash_of(options: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def refused(options: dict[str, Any], overrides: list[str], error: str) -> dict[str, Any]:
-    """Return the content of summary.json of a job whose options cannot work: all that is known of it is these."""
-    content = summary(Result(Config(), overrides, "failed", error))
+def unstarted(options: dict[str, Any], overrides: list[str], error: str, status: str = "failed") -> dict[str, Any]:
+    """Return the content of summary.json of a job of which only its options are known, and why it did not run."""
+    content = summary(Result(Config(), overrides, status, error))
     return {**content, "config": options, "config_hash": hash_of(options), "seeds": []}
 
 

@@ -57,13 +57,21 @@ def read_jobs(folder: Path) -> list[Job]:
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
-    jobs = [Job(path.parent, _read(path)) for path in sorted(folder.glob("*/summary.json"))]
+    jobs = [job for path in folder.glob("*/summary.json") if (job := read_job(path.parent))]
     return sorted(jobs, key=lambda job: (job.number is None, job.number or 0, job.name))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_job(folder: Path) -> Job | None:
+    """Return the job of a folder, or None if it has not begun.
+
+    Raises:
+        ConfigError: If its summary was written by another version or is damaged.
+    """
+    path = folder / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}); delete its folder to run that job again") from error
     found = (summary.get("schema"), summary.get("gradexp")) if isinstance(summary, dict) else (None, None)
@@ -75,7 +83,7 @@ def _read(path: Path) -> dict[str, Any]:
     damaged = [key for key, kind in _KINDS.items() if not isinstance(summary.get(key), kind)]
     if damaged:
         raise ConfigError(f"{path} is damaged (no {damaged[0]}); delete its folder to run that job again")
-    return dict(summary)
+    return Job(folder, dict(summary))
 
 
 # What others rely on.
@@ -208,14 +216,26 @@ def clear(folder: Path) -> None:
 def mark_interrupted(folder: Path) -> None:
     """Correct the summaries of jobs that were ended from outside, such as joblib's when a sweep is interrupted.
 
-    Where that cannot be written they stay as they are; the jobs run again all the same.
-
     Args:
         folder: Of the sweep.
     """
-    from gradexp.sinks import write_summary
-
     for job in read_jobs(folder):
         if job.status == "running":
-            with suppress(ConfigError, OSError), alone_in(job.folder / ".hydra", "run", "", wait=5):
-                write_summary(job.folder, {**job.summary, "status": "interrupted"})
+            interrupt(job)
+
+
+def interrupt(job: Job, reason: str | None = None) -> dict[str, Any]:
+    """Correct the summary of a job that was ended from outside, and return it.
+
+    Where that cannot be written it stays as it is; the job runs again all the same.
+
+    Args:
+        job: As it was read.
+        reason: Why it ended, for the summary's ``error``.
+    """
+    from gradexp.sinks import write_summary
+
+    content = {**job.summary, "status": "interrupted", "error": reason}
+    with suppress(ConfigError, OSError), alone_in(job.folder / ".hydra", "run", "", wait=5):
+        write_summary(job.folder, content)
+    return content

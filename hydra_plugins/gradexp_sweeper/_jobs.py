@@ -32,12 +32,13 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
     console = Console(highlight=False, emoji=False)
     with alone_in(folder, "sweep", "wait for its end, or choose another one with hydra.sweep.dir=FOLDER"):
         jobs = _expand(sweeper, arguments)
-        for key, most in (
-            ("hydra.sweeper.max_batch_size", sweeper.max_batch_size),
-            ("hydra.launcher.max_members", getattr(sweeper.launcher, "max_members", None)),
+        for key, most, or_null in (
+            ("hydra.sweeper.max_batch_size", sweeper.max_batch_size, ", or null"),
+            ("hydra.launcher.max_members", getattr(sweeper.launcher, "max_members", None), ", or null"),
+            ("hydra.launcher.jobs_per_task", getattr(sweeper.launcher, "jobs_per_task", 1), ""),
         ):
-            if most is not None and most < 1:
-                raise ConfigError(f"{key} must be at least 1, or null, got {most}")
+            if not (most is None and or_null) and not (isinstance(most, int) and most >= 1):
+                raise ConfigError(f"{key} must be at least 1{or_null}, got {most}")
         loader = sweeper.hydra_context.config_loader = _ComposeOnce(sweeper.hydra_context.config_loader)
         composed = [loader.compose(sweeper.config, own) for own in jobs]
         names = _names(sweeper, jobs)
@@ -64,6 +65,8 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
         composed.clear()  # the loader hands them out, and then they are to go
         try:
             failed = _launch(sweeper, batch, folder)
+        except ConfigError:  # of the launcher's options
+            raise
         except Exception as error:  # not of a job: no folder can be made, or the system killed a worker process
             mark_interrupted(folder)
             with suppress(OSError, ConfigError):

@@ -1,14 +1,17 @@
-"""What the ensemble launcher does with the jobs of a sweep. Hydra does not scan modules named with an underscore."""
+"""Jobs of a sweep in one process, those that can be stacked together.
+
+Hydra does not scan modules named with an underscore.
+"""
 
 import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, configure_log, env_override, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from gradexp import ensemble
@@ -19,29 +22,46 @@ from gradexp.progress import Progress
 from gradexp.result import Result
 
 
-def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+def compose(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[DictConfig]:
+    """Return the config of each job that Hydra hands to a launcher, numbered from ``first`` on."""
+    loader: ConfigLoader = launcher.hydra_context.config_loader
+    jobs = []
+    for number, overrides in enumerate(job_overrides, first):
+        job = loader.load_sweep_config(launcher.config, list(overrides))
+        with open_dict(job):
+            job.hydra.job.id = str(number)
+            job.hydra.job.num = number
+        jobs.append(job)
+    return jobs
+
+
+def run_jobs(
+    context: HydraContext, task: TaskFunction, jobs: Sequence[DictConfig], most: int | None = None
+) -> list[JobReturn]:
     """Run jobs one after the other; the first of a chunk waits for the whole chunk's stack to be trained.
 
     Each then goes through Hydra's ``run_job`` like any other, and its task finds the result ready: folders, files and
     callbacks are those of the basic launcher.
+
+    Args:
+        context: Hydra's.
+        task: What a job does.
+        jobs: Their composed configs.
+        most: Most jobs of a stack; None: worked out from the free memory.
     """
     setup_globals()
-    settings = launcher.config.hydra
+    settings = jobs[0].hydra
     configure_log(settings.hydra_logging, settings.verbose)
-    Path(str(settings.sweep.dir)).mkdir(parents=True, exist_ok=True)
-    loader: ConfigLoader = launcher.hydra_context.config_loader
-    composed = [_compose(loader, launcher.config, own, initial_job_idx + i) for i, own in enumerate(job_overrides)]
-    environments = [dict(one.hydra.job.env_set) for one in composed]
-    configs = [_checked(one, environment) for one, environment in zip(composed, environments, strict=True)]
-    chunk_of = _plan(configs, environments, launcher.max_members)
+    configs = [checked(job) for job in jobs]
+    chunk_of = _plan(configs, alike(jobs), most)
 
     ready: dict[int, Result] = {}
     runs: list[JobReturn] = []
     interruption: KeyboardInterrupt | None = None
-    for index, config in enumerate(composed):
+    for index, job in enumerate(jobs):
         chunk = chunk_of[index]
         if len(chunk) > 1 and index == chunk[0]:
-            with env_override(environments[index]):
+            with env_override(_environment(job)):
                 try:
                     ready.update(zip(chunk, _train(configs, chunk), strict=False))
                 except KeyboardInterrupt as raised:
@@ -51,9 +71,9 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], initial_job_id
             continue
         with ensemble.handing_over(ready.pop(index, None)):
             end = run_job(
-                hydra_context=launcher.hydra_context,
-                task_function=launcher.task_function,
-                config=config,
+                hydra_context=context,
+                task_function=task,
+                config=job,
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",
             )
@@ -65,31 +85,29 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], initial_job_id
     return runs
 
 
-def _compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str], number: int) -> DictConfig:
-    composed = loader.load_sweep_config(master, list(overrides))
-    with open_dict(composed):
-        composed.hydra.job.id = str(number)
-        composed.hydra.job.num = number
-    return composed
-
-
-def _checked(composed: DictConfig, environment: dict[str, str]) -> Config | None:
+def checked(job: DictConfig) -> Config | None:
     """Return the options of a job, or None if they cannot work, which its own run will tell."""
     try:
-        with ahead_of_its_job(composed), env_override(environment):
-            config: Config = to_config(composed)
+        with ahead_of_its_job(job), env_override(_environment(job)):
+            config: Config = to_config(job)
             return config
     except Exception:
         return None
 
 
-def _plan(
-    configs: Sequence[Config | None], environments: Sequence[dict[str, str]], most: int | None
-) -> dict[int, list[int]]:
+def alike(jobs: Sequence[DictConfig]) -> list[str]:
+    """Return a text for each job, which those of one stack share: its environment variables."""
+    return [json.dumps(_environment(job), sort_keys=True) for job in jobs]
+
+
+def _environment(job: DictConfig) -> dict[str, str]:
+    return dict(job.hydra.job.env_set)
+
+
+def _plan(configs: Sequence[Config | None], shared: Sequence[str], most: int | None) -> dict[int, list[int]]:
     """Return the chunk of each job."""
-    alike = [json.dumps(environment, sort_keys=True) for environment in environments]
     plan: dict[int, list[int]] = {}
-    for stack in ensemble.stacks(configs, alike):
+    for stack in ensemble.stacks(configs, shared):
         config = configs[stack[0]]
         parts = [[index] for index in stack]
         if config is not None and len(stack) > 1:

@@ -1,0 +1,90 @@
+"""``hydra/launcher=ensemble``, ``slurm`` and ``ray_cluster``: where the jobs of a sweep run.
+
+Hydra imports this module whenever one of its programs starts, gradexp's or not: it must load nothing but Hydra.
+"""
+
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class _Launcher(Launcher, ABC):
+    """Keeps what Hydra hands to a launcher."""
+
+    hydra_context: HydraContext
+    task_function: TaskFunction
+    config: DictConfig
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep it."""
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+
+@dataclass
+class EnsembleLauncherConf:
+    """Options of the ensemble launcher. Those of clusters are in ``configs/hydra/launcher/``.
+
+    Args:
+        max_members: Most jobs of a stack; null: worked out from the free memory.
+    """
+
+    _target_: str = "hydra_plugins.gradexp_launchers.launchers.EnsembleLauncher"
+    max_members: int | None = None
+
+
+class EnsembleLauncher(_Launcher):
+    """Run all jobs in this process, those that can be stacked together (see ``gradexp.ensemble``)."""
+
+    def __init__(self, max_members: int | None = None) -> None:
+        self.max_members = max_members
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs and return what became of each, in their order."""
+        from hydra_plugins.gradexp_launchers._stacks import compose, run_jobs
+
+        jobs = compose(self, job_overrides, initial_job_idx)
+        return run_jobs(self.hydra_context, self.task_function, jobs, self.max_members)
+
+
+class SlurmLauncher(_Launcher):
+    """Run the jobs as the tasks of a Slurm job array (see ``configs/hydra/launcher/slurm.yaml``)."""
+
+    def __init__(self, jobs_per_task: int = 1, **options: Any) -> None:
+        self.jobs_per_task = jobs_per_task
+        self.options = options
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submit the jobs, wait for all and return what became of each, in their order."""
+        from hydra_plugins.gradexp_launchers._cluster import launch
+        from hydra_plugins.gradexp_launchers._slurm import Slurm
+
+        return launch(self, Slurm(self.options), job_overrides, initial_job_idx)
+
+
+class RayLauncher(_Launcher):
+    """Run the jobs as tasks of a Ray cluster (see ``configs/hydra/launcher/ray_cluster.yaml``)."""
+
+    def __init__(self, jobs_per_task: int = 1, **options: Any) -> None:
+        self.jobs_per_task = jobs_per_task
+        self.options = options
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Send the jobs off, wait for all and return what became of each, in their order."""
+        from hydra_plugins.gradexp_launchers._cluster import launch
+        from hydra_plugins.gradexp_launchers._ray import Ray
+
+        return launch(self, Ray(**self.options), job_overrides, initial_job_idx)
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher", name="ensemble", node=EnsembleLauncherConf, provider="gradexp_launchers"
+)
