@@ -2,14 +2,28 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+# float32 depends on the number of threads, and is the same every time on one.
+EIGHT_JOBS = [
+    "init=he,xavier",
+    "seed=range(0,4)",
+    "depth=12",
+    "width=16",
+    "steps=30",
+    "threads=1",
+    "save_weights=true",
+]
+# Four jobs of seconds each, in the middle of which something can be killed.
+SLOW = ["seed=range(0,4)", "depth=20", "width=16", "steps=1500", "threads=1", "record.every=50"]
 TIMES = ("seconds", "seconds_training", "started")
 
 
@@ -46,6 +60,22 @@ def summaries(folder: Path) -> dict[str, dict[str, Any]]:
 def statuses(folder: Path) -> list[str]:
     """Return the status of each job."""
     return [one["status"] for one in summaries(folder).values()]
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def assert_a_stack_is_equal_up_to_rounding(ours: Path, theirs: Path) -> None:
+    """Compare two sweeps, of which one has run stacks, whose sums are of another order."""
+    assert summaries(ours).keys() == summaries(theirs).keys()
+    for mine, other in zip(table(ours), table(theirs), strict=True):
+        for key, text in mine.items():
+            assert text == other[key] or math.isclose(float(text), float(other[key]), rel_tol=1e-4), key
 
 
 def assert_same_numbers(ours: Path, theirs: Path) -> None:

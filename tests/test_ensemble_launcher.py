@@ -1,7 +1,6 @@
 """The same sweep by the basic and by the ensemble launcher leaves the same folders, files and numbers."""
 
 import csv
-import json
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from command_line import call
+from sweep_processes import TIMES, summaries
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gradexp.run import main
@@ -17,7 +17,6 @@ from gradexp.run import main
 ROOT = Path(__file__).parents[1]
 # Of each pair of seeds one stack; a batch larger than the data fails; with this rate he diverges, normal does not.
 SWEEP = ["init=he,normal", "seed=0,1", "batch_size=16,5000", "optimizer.lr=1e4", "depth=4", "width=8", "steps=3"]
-TIMES = ("seconds", "seconds_training", "started")
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +34,6 @@ def files(folder: Path) -> set[str]:
     # The names of event files hold the time, the computer and the process.
     found = (str(path.relative_to(folder)) for path in folder.rglob("*"))
     return {re.sub(r"tfevents.*", "tfevents", name) for name in found}
-
-
-def summaries(folder: Path) -> dict[str, dict[str, Any]]:
-    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/summary.json")}
 
 
 def test_the_same_files_are_left(folders: dict[str, Path]) -> None:

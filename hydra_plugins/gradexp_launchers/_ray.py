@@ -45,6 +45,7 @@ class Ray:
             **remote,
         }
         self._waiting: dict[Any, int] = {}
+        self._ray: Any = None  # the package, once it was there to be imported
 
     def submit(self, run: Callable[[Task], None], tasks: Sequence[Task], folder: Path) -> str:  # noqa: ARG002
         """Connect to the cluster and send the tasks off.
@@ -58,17 +59,19 @@ class Ray:
             raise ConfigError(
                 "hydra/launcher=ray_cluster needs ray; install it with pip install 'gradexp[ray]'"
             ) from None
+        self._ray = ray
         self._knock()
         on_term = signal.getsignal(signal.SIGTERM)
         try:
             context = ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **self.init)
-            signal.signal(signal.SIGTERM, on_term)  # which ray has set
             remote = ray.remote(run).options(**self.remote)
             self._waiting = {remote.remote(task): index for index, task in enumerate(tasks)}
         except ConnectionError as error:
             raise self._nothing_there(str(error)) from error
         except (RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"hydra.launcher: {error}".partition("\n")[0]) from error
+        finally:
+            signal.signal(signal.SIGTERM, on_term)  # which ray has replaced
         nodes = [node for node in ray.nodes() if node["Alive"]]
         wanted = {"CPU": self.remote["num_cpus"], "GPU": self.remote["num_gpus"]}
         if not any(all(node["Resources"].get(key, 0) >= most for key, most in wanted.items()) for node in nodes):
@@ -95,8 +98,7 @@ class Ray:
 
     def poll(self) -> Iterator[tuple[int, str | None]]:
         """Wait for a moment; then give each task that has ended, and why if not by itself."""
-        import ray
-
+        ray = self._ray
         ended, _ = ray.wait(list(self._waiting), num_returns=len(self._waiting), timeout=_PAUSE)
         for reference in ended:
             reason = None
@@ -108,13 +110,10 @@ class Ray:
 
     def cancel(self) -> None:
         """Interrupt every task."""
-        import ray
-
         for reference in self._waiting:
-            ray.cancel(reference)
+            self._ray.cancel(reference)
 
     def close(self) -> None:
         """Leave the cluster, or end the local one."""
-        import ray
-
-        ray.shutdown()
+        if self._ray is not None:
+            self._ray.shutdown()

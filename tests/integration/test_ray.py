@@ -8,13 +8,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sweep_processes import assert_same_numbers, finish, start, statuses, summaries, table
+from sweep_processes import (
+    EIGHT_JOBS,
+    SLOW,
+    assert_a_stack_is_equal_up_to_rounding,
+    assert_same_numbers,
+    finish,
+    start,
+    statuses,
+    summaries,
+    table,
+    until,
+)
 
 
 def missing() -> str | None:
@@ -29,9 +40,6 @@ def missing() -> str | None:
 REASON = missing()
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
-# float32 depends on the number of threads, and is the same every time on one.
-SWEEP = ["init=he,xavier", "seed=range(0,4)", "depth=12", "width=16", "steps=30", "threads=1", "save_weights=true"]
-SLOW = ["seed=range(0,4)", "depth=20", "width=16", "steps=1500", "threads=1", "record.every=50"]
 PORT = 6399
 HEAD, WORKER = "10.231.0.1", "10.231.0.2"
 
@@ -94,13 +102,6 @@ def command_line(process: int) -> str:
         return ""
 
 
-def until(true: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="gr-", dir="/tmp"))  # short: Ray's sockets lie in it
@@ -126,29 +127,11 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sweep by the basic launcher."""
-    folder = tmp_path_factory.mktemp("local") / "sweep"
-    code, _, err = finish(start(folder, SWEEP))
-    assert code == 0, err
-    return folder
-
-
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The slow sweep by the basic launcher."""
-    folder = tmp_path_factory.mktemp("local") / "slow"
-    code, _, err = finish(start(folder, SLOW))
-    assert code == 0, err
-    return folder
-
-
 def test_eight_jobs_on_two_nodes_are_equal_to_those_of_the_basic_launcher_bit_for_bit(
-    cluster: Cluster, local: Path, tmp_path: Path
+    cluster: Cluster, eight_jobs: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
-    process = cluster.sweep(folder, SWEEP)
+    process = cluster.sweep(folder, EIGHT_JOBS)
     nodes = set()
     while process.poll() is None:
         for address in (HEAD, WORKER):
@@ -160,7 +143,7 @@ def test_eight_jobs_on_two_nodes_are_equal_to_those_of_the_basic_launcher_bit_fo
     assert nodes == {HEAD, WORKER}
     assert "8 tasks on 2 nodes" in out
     assert len([line for line in out.splitlines() if line.endswith(tuple(summaries(folder)))]) == 8
-    assert_same_numbers(folder, local)
+    assert_same_numbers(folder, eight_jobs)
     assert (folder / "report.html").exists()
 
 
@@ -173,16 +156,13 @@ def test_a_relative_folder_lies_where_the_command_was_called(
     assert len(table(tmp_path / "here")) == 2
 
 
-def test_a_task_runs_a_stack_of_several_jobs(cluster: Cluster, local: Path, tmp_path: Path) -> None:
+def test_a_task_runs_a_stack_of_several_jobs(cluster: Cluster, eight_jobs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    code, out, err = finish(cluster.sweep(folder, SWEEP, "hydra.launcher.jobs_per_task=4"))
+    code, out, err = finish(cluster.sweep(folder, EIGHT_JOBS, "hydra.launcher.jobs_per_task=4"))
     assert code == 0, err
     assert "2 tasks on 2 nodes" in out
     assert statuses(folder) == ["complete"] * 8
-    assert summaries(folder).keys() == summaries(local).keys()
-    for ours, theirs in zip(table(folder), table(local), strict=True):
-        for key, text in ours.items():  # whose sums are of another order
-            assert text == theirs[key] or float(text) == pytest.approx(float(theirs[key]), rel=1e-4), key
+    assert_a_stack_is_equal_up_to_rounding(folder, eight_jobs)
 
 
 def test_jobs_of_a_killed_process_begin_anew(cluster: Cluster, slow: Path, tmp_path: Path) -> None:

@@ -7,11 +7,22 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sweep_processes import assert_same_numbers, finish, start, statuses, summaries, table
+from sweep_processes import (
+    EIGHT_JOBS,
+    SLOW,
+    assert_a_stack_is_equal_up_to_rounding,
+    assert_same_numbers,
+    finish,
+    start,
+    statuses,
+    summaries,
+    table,
+    until,
+)
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel")
 
@@ -29,9 +40,6 @@ PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 REASON = missing()
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
-# float32 depends on the number of threads, and is the same every time on one.
-SWEEP = ["init=he,xavier", "seed=range(0,4)", "depth=12", "width=16", "steps=30", "threads=1", "save_weights=true"]
-SLOW = ["seed=range(0,4)", "depth=20", "width=16", "steps=1500", "threads=1", "record.every=50"]
 ON_SLURM = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.mem_gb=2"]
 
 CONF = """
@@ -79,13 +87,6 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def until(true: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """Environment variables with which Slurm's commands find the cluster."""
@@ -124,24 +125,6 @@ def cluster() -> Iterator[dict[str, str]]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sweep by the basic launcher."""
-    folder = tmp_path_factory.mktemp("local") / "sweep"
-    code, _, err = finish(start(folder, SWEEP))
-    assert code == 0, err
-    return folder
-
-
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The slow sweep by the basic launcher."""
-    folder = tmp_path_factory.mktemp("local") / "slow"
-    code, _, err = finish(start(folder, SLOW))
-    assert code == 0, err
-    return folder
-
-
 def call(env: dict[str, str], *command: str) -> str:
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False).stdout
 
@@ -163,13 +146,13 @@ def running_task(folder: Path) -> int:
 
 
 def test_eight_jobs_are_equal_to_those_of_the_basic_launcher_bit_for_bit(
-    cluster: dict[str, str], local: Path, tmp_path: Path
+    cluster: dict[str, str], eight_jobs: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
-    code, out, err = finish(start(folder, SWEEP, *ON_SLURM, env=cluster))
+    code, out, err = finish(start(folder, EIGHT_JOBS, *ON_SLURM, env=cluster))
     assert code == 0, err
     assert err == ""
-    assert_same_numbers(folder, local)
+    assert_same_numbers(folder, eight_jobs)
     lines = [line for line in out.splitlines() if line.endswith(tuple(summaries(folder)))]
     assert len(lines) == 8
     assert "8 tasks as job" in out
@@ -185,16 +168,13 @@ def test_a_relative_folder_lies_where_the_command_was_called(
     assert len(table(tmp_path / "here")) == 2
 
 
-def test_a_task_runs_a_stack_of_several_jobs(cluster: dict[str, str], local: Path, tmp_path: Path) -> None:
+def test_a_task_runs_a_stack_of_several_jobs(cluster: dict[str, str], eight_jobs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    code, out, err = finish(start(folder, SWEEP, *ON_SLURM, "hydra.launcher.jobs_per_task=4", env=cluster))
+    code, out, err = finish(start(folder, EIGHT_JOBS, *ON_SLURM, "hydra.launcher.jobs_per_task=4", env=cluster))
     assert code == 0, err
     assert "2 tasks as job" in out
     assert statuses(folder) == ["complete"] * 8
-    assert summaries(folder).keys() == summaries(local).keys()
-    for ours, theirs in zip(table(folder), table(local), strict=True):
-        for key, text in ours.items():  # whose sums are of another order
-            assert text == theirs[key] or float(text) == pytest.approx(float(theirs[key]), rel=1e-4), key
+    assert_a_stack_is_equal_up_to_rounding(folder, eight_jobs)
 
 
 def test_a_killed_task_is_shown_and_runs_again_on_resume(cluster: dict[str, str], slow: Path, tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """Sweeps that are killed, interrupted or started twice, in processes of their own."""
 
-import csv
 import importlib.util
-import json
 import os
 import random
 import signal
@@ -12,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sweep_processes import finish, start, statuses, summaries, table
 
 pytestmark = [
     pytest.mark.recovery,
@@ -25,26 +24,10 @@ JOBS = 6
 OPTIONS = ["init=he,xavier,orthogonal", "seed=0,1", "depth=20", "width=32", "steps=60", "record.every=10"]
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "gradexp.run", "-m", *OPTIONS, f"hydra.sweep.dir={folder}", *options]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "sweep.csv").open() as file:
-        return [{key: text for key, text in row.items() if key != "seconds"} for row in csv.DictReader(file)]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "sweep"
-    code, _, err = finish(start(folder))
+    code, _, err = finish(start(folder, OPTIONS))
     assert code == 0, err
     return folder
 
@@ -60,14 +43,14 @@ def test_a_killed_sweep_ends_as_an_undisturbed_one(
     if launcher == "joblib" and importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
         pytest.skip("needs hydra-joblib-launcher")
     folder = tmp_path / "sweep"
-    process = start(folder, f"hydra/launcher={launcher}")
+    process = start(folder, OPTIONS, f"hydra/launcher={launcher}")
     # From the first folder on, so that what is killed is a sweep and not the loading of torch.
     while not folder.exists() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(random.Random(f"{launcher} {moment}").uniform(0, 6))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    code, out, err = finish(start(folder, f"hydra/launcher={launcher}"))
+    code, out, err = finish(start(folder, OPTIONS, f"hydra/launcher={launcher}"))
     assert code == 0, err
     assert f"{JOBS} jobs in" in out
     exact = launcher != "ensemble"  # whose sums are of another order
@@ -84,7 +67,7 @@ def test_a_killed_sweep_ends_as_an_undisturbed_one(
 
 def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "sweep"
-    process = start(folder)
+    process = start(folder, OPTIONS)
     while not list(folder.glob("1_*/summary.json")) and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
@@ -92,9 +75,8 @@ def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(tmp_path: Path, undisturbed
     assert code == 130
     (line,) = err.strip().splitlines()
     assert line == f"interrupted; the same command with hydra.sweep.dir={folder} goes on"
-    found = [json.loads(path.read_text())["status"] for path in sorted(folder.glob("*/summary.json"))]
-    assert found == ["complete", "interrupted"]
-    code, out, err = finish(start(folder))
+    assert statuses(folder) == ["complete", "interrupted"]
+    code, out, err = finish(start(folder, OPTIONS))
     assert code == 0, err
     assert "1 complete, 1 to run again, 4 new" in out
     assert table(folder) == table(undisturbed)
@@ -102,33 +84,31 @@ def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(tmp_path: Path, undisturbed
 
 def test_ctrl_c_in_a_stack_leaves_what_it_has_of_each_job(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    process = start(folder, "hydra/launcher=ensemble", "steps=100000")
+    process = start(folder, OPTIONS, "hydra/launcher=ensemble", "steps=100000")
     time.sleep(12)
     os.kill(process.pid, signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130, err
-    summaries = [json.loads(path.read_text()) for path in folder.glob("*/summary.json")]
-    assert [one["status"] for one in summaries] == ["interrupted"] * JOBS
-    assert all(one["training"]["steps"] > 0 for one in summaries)
+    assert statuses(folder) == ["interrupted"] * JOBS
+    assert all(one["training"]["steps"] > 0 for one in summaries(folder).values())
 
 
 def test_workers_that_end_with_the_sweep_leave_no_job_running(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
     folder = tmp_path / "sweep"
-    process = start(folder, "hydra/launcher=joblib", "steps=100000", "optimizer.lr=1e-9")
+    process = start(folder, OPTIONS, "hydra/launcher=joblib", "steps=100000", "optimizer.lr=1e-9")
     while not list(folder.glob("*/layers.csv")) and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = finish(process)
     assert code == 143
     assert err.strip() == f"interrupted; the same command with hydra.sweep.dir={folder} goes on"
-    summaries = [json.loads(path.read_text()) for path in folder.glob("*/summary.json")]
-    assert {one["status"] for one in summaries} == {"interrupted"}
+    assert set(statuses(folder)) == {"interrupted"}
 
 
 def test_the_same_sweep_started_twice_at_once_runs_once(tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "sweep"
-    ends = [finish(process) for process in [start(folder), start(folder)]]
+    ends = [finish(process) for process in [start(folder, OPTIONS), start(folder, OPTIONS)]]
     assert sorted(code for code, _, _ in ends) == [0, 1]
     (refusal,) = (err for code, _, err in ends if code)
     assert refusal.startswith(f"another sweep is at work in {folder}; wait for its end, or choose another one")
@@ -147,9 +127,7 @@ def test_a_full_disk_is_told_and_nothing_complete_is_lost(tmp_path: Path) -> Non
     assert limited.returncode == 1
     lines = ["1_depth=150: cannot write: File too large", "cannot write: File too large"]  # the job, the report
     assert limited.stderr.splitlines() == lines
-    found = {path.parent.name[0]: json.loads(path.read_text()) for path in folder.glob("*/summary.json")}
-    assert found["0"]["status"] == "complete"
-    assert found["1"]["status"] == "failed"
+    assert statuses(folder) == ["complete", "failed"]
 
 
 def test_five_hundred_jobs_in_one_process_hold_memory_constant(tmp_path: Path) -> None:
