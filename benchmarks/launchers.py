@@ -11,9 +11,7 @@ jobs/min    of the real sweep
 x basic     how many times as many as with the basic launcher
 
 Slurm and Ray must be running, and be named with their options, for example
-
-    python benchmarks/launchers.py --launcher basic --launcher "slurm hydra.launcher.mem_gb=2" \\
-        --launcher "ray_cluster hydra.launcher.address=HOST:PORT hydra.launcher.jobs_per_task=16"
+``--launcher basic --launcher "ray_cluster hydra.launcher.address=HOST:PORT hydra.launcher.jobs_per_task=16"``.
 """
 
 import argparse
