@@ -24,6 +24,7 @@ EIGHT_JOBS = [
 ]
 # Four jobs of seconds each, in the middle of which something can be killed.
 SLOW = ["seed=range(0,4)", "depth=20", "width=16", "steps=1500", "threads=1", "record.every=50"]
+TAKES_MINUTES = "set GRADEXP_TEST_CLUSTERS=1 (takes minutes)"
 TIMES = ("seconds", "seconds_training", "started")
 
 

@@ -14,6 +14,7 @@ import pytest
 from sweep_processes import (
     EIGHT_JOBS,
     SLOW,
+    TAKES_MINUTES,
     assert_a_stack_is_equal_up_to_rounding,
     assert_same_numbers,
     finish,
@@ -29,6 +30,8 @@ NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel"
 
 def missing() -> str | None:
     """Return why no Slurm can be started here, or None."""
+    if "GRADEXP_TEST_CLUSTERS" not in os.environ:
+        return TAKES_MINUTES
     if absent := [name for name in NEEDED if shutil.which(name, path=PATH) is None]:
         return f"needs {', '.join(absent)} (Debian: slurm-wlm, munge)"
     if os.geteuid():
