@@ -118,7 +118,7 @@ def test_jobs_of_a_lost_task_are_shown_and_run_again(
     assert summaries(folder)[name]["error"] == "ended by Slurm (NODE_FAIL)"
     assert capsys.readouterr().err.splitlines() == [
         f"{name}: ended by Slurm (NODE_FAIL)",
-        f"1 of 4 jobs failed; the same command with hydra.sweep.dir={folder} runs them again",
+        f"1 of 4 jobs did not complete; the same command with hydra.sweep.dir={folder} runs them again",
     ]
     engine.lost = {}
     assert sweep(monkeypatch, folder) == 0

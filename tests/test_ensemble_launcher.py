@@ -102,7 +102,7 @@ def test_jobs_without_data_or_device_say_so_themselves(
     *errors, last = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert all(mistake in line for line in errors)
-    assert last.startswith("2 of 2 jobs failed")
+    assert last.startswith("2 of 2 jobs did not complete")
 
 
 def test_hydra_finds_other_plugins_beside_ours_and_ours_load_only_hydra() -> None:

@@ -231,7 +231,7 @@ def test_a_job_that_fails_stops_no_other(
     errors = captured.err.strip().splitlines()
     assert len(errors) == 5
     assert all(line.startswith(f"{job.name}: batch_size") for line, job in zip(errors[:4], jobs, strict=False))
-    assert errors[-1].startswith("4 of 6 jobs failed; the same command with hydra.sweep.dir=")
+    assert errors[-1].startswith("4 of 6 jobs did not complete; the same command with hydra.sweep.dir=")
     assert (tmp_path / "sweep.csv").exists()
     assert captured.out.count("stuck") >= 1
 

@@ -57,8 +57,20 @@ def run_task(task: Task) -> None:
     with Interruptions():
         # Slurm's early sign that the time is over, or that others need the node.
         signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGTERM))
-        with suppress(KeyboardInterrupt):
+        try:
             run_jobs(context, task.function, task.jobs)
+        except KeyboardInterrupt:
+            for job in task.jobs:  # the command may not be there any more to say so
+                found = read_job(_folder(job))
+                if found is not None and found.status == "interrupted":
+                    interrupt(found, _STOPPED)
+
+
+_STOPPED = "stopped by a signal, such as the one ahead of a time limit"
+
+
+def _folder(job: DictConfig) -> Path:
+    return Path(str(job.hydra.sweep.dir), str(job.hydra.sweep.subdir))
 
 
 class Engine(Protocol):
@@ -136,14 +148,14 @@ def _end(engine: Engine, waiting: set[int]) -> None:
 
 def _settle(job: DictConfig, config: Config | None, reason: str | None, console: Console) -> JobReturn:
     """Read what became of a job whose task has ended; what it could not write itself is written here."""
-    folder = Path(job.hydra.sweep.dir) / job.hydra.sweep.subdir
+    folder = _folder(job)
     deadline = time.monotonic() + (0 if reason else _UNTIL_SEEN)
     while ((found := read_job(folder)) is None or found.status == "running") and time.monotonic() < deadline:
         time.sleep(1)
     stopped = found is not None and found.status == "interrupted"
     if reason is None:
         nothing = f"left no result in {folder}: all nodes must share its file system"
-        reason = "stopped by a signal, such as the one ahead of a time limit" if stopped else nothing
+        reason = _STOPPED if stopped else nothing
     if found is None:
         options = without_hydra(job) if config is None else as_dict(config)
         content = unstarted(options, list(job.hydra.overrides.task), reason, "interrupted")
@@ -151,7 +163,7 @@ def _settle(job: DictConfig, config: Config | None, reason: str | None, console:
         write_summary(folder, content)
     else:
         content = found.summary
-        if found.status == "running" or (stopped and content["error"] is None):
+        if found.status == "running" or stopped:
             content = interrupt(found, reason)
     if content["status"] != "complete":
         print(f"{folder.name}: {content['error']}", file=sys.stderr)  # noqa: T201

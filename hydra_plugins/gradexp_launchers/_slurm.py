@@ -78,7 +78,8 @@ class Slurm:
             raise ConfigError(f"hydra.launcher: {error}".partition("\n")[0]) from error
         except submitit.core.utils.FailedJobError as error:
             raise ConfigError(f"Slurm refuses the sweep: {_last_line(str(error))}") from error
-        return f"slurm     {len(tasks)} tasks as job {', '.join(self._arrays)}, their output in {logs}"
+        count = f"{len(tasks)} task{'s' * (len(tasks) > 1)}"
+        return f"slurm     {count} as job {', '.join(self._arrays)}, output in {logs}"
 
     def poll(self) -> Iterator[tuple[int, str | None]]:
         """Wait for some seconds; then give each task that has ended, and why if not by itself."""

@@ -77,7 +77,8 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
         report(folder, console)
     if failed:
         raise CompactHydraException(
-            f"{failed} of {total} jobs failed; the same command with hydra.sweep.dir={folder} runs them again"
+            f"{failed} of {total} jobs did not complete; "
+            f"the same command with hydra.sweep.dir={folder} runs them again"
         )
 
 

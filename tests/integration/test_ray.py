@@ -190,7 +190,7 @@ def test_a_killed_job_that_is_not_tried_again_is_shown_and_runs_on_resume(
     (name,) = (name for name, one in summaries(folder).items() if one["status"] == "interrupted")
     assert summaries(folder)[name]["error"] == "ended by Ray (WorkerCrashedError)"
     assert f"{name}: ended by Ray (WorkerCrashedError)" in err
-    assert f"1 of 4 jobs failed; the same command with hydra.sweep.dir={folder} runs them again" in err
+    assert f"1 of 4 jobs did not complete; the same command with hydra.sweep.dir={folder} runs them again" in err
     assert sorted(statuses(folder)) == ["complete"] * 3 + ["interrupted"]
     assert "report" in out
     code, out, err = finish(cluster.sweep(folder, SLOW))
