@@ -149,8 +149,7 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
 
     def main() -> None:
         interruptions = Interruptions()
-        # Bit for bit the same numbers for a network alone and in a stack; MKL reads it when torch is loaded.
-        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+        _fix_order_of_sums()
         wants_traceback = "HYDRA_FULL_ERROR" in os.environ
 
         def from_hydra(composed: DictConfig) -> None:
@@ -236,8 +235,14 @@ def ahead_of_its_job(composed: DictConfig) -> Iterator[None]:
         Singleton.set_state(state)
 
 
-def set_version_base() -> None:
-    """Make Hydra behave in a worker process as it does in the command."""
+def _fix_order_of_sums() -> None:
+    """Get bit for bit the same numbers for a network alone and in a stack; MKL reads this when torch is loaded."""
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+def prepare_worker() -> None:
+    """Make a worker process compute, and Hydra in it behave, as in the command."""
+    _fix_order_of_sums()
     if _IS_HYDRA_1_3:
         setbase(_VERSION_BASE)
 

@@ -71,6 +71,11 @@ def until(true: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+def until_under_way(folder: Path) -> None:
+    """Wait until a job has measured its network, and trains it."""
+    until(lambda: list(folder.glob("*/layers.csv")))
+
+
 def assert_a_stack_is_equal_up_to_rounding(ours: Path, theirs: Path) -> None:
     """Compare two sweeps, of which one has run stacks, whose sums are of another order."""
     assert summaries(ours).keys() == summaries(theirs).keys()

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from gradexp import ensemble
-from gradexp.cli import Interruptions, set_version_base, without_hydra
+from gradexp.cli import Interruptions, prepare_worker, without_hydra
 from gradexp.config import Config, as_dict
 from gradexp.console import job_line
 from gradexp.progress import Progress
@@ -49,8 +49,7 @@ class Task:
 
 def run_task(task: Task) -> None:
     """Run the jobs of a task; on SIGTERM, SIGINT or SIGUSR2 complete their files and come to an end."""
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as the command does, before torch is loaded
-    set_version_base()
+    prepare_worker()
     context = HydraContext(config_loader=cast(Any, None), callbacks=task.callbacks)  # all is composed
     with suppress(OSError):
         os.chdir(task.directory)

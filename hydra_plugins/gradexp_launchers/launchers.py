@@ -3,7 +3,7 @@
 Hydra imports this module whenever one of its programs starts, gradexp's or not: it must load nothing but Hydra.
 """
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,23 +55,8 @@ class EnsembleLauncher(_Launcher):
         return run_jobs(self.hydra_context, self.task_function, jobs, self.max_members)
 
 
-class SlurmLauncher(_Launcher):
-    """Run the jobs as the tasks of a Slurm job array (see ``configs/hydra/launcher/slurm.yaml``)."""
-
-    def __init__(self, jobs_per_task: int = 1, **options: Any) -> None:
-        self.jobs_per_task = jobs_per_task
-        self.options = options
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit the jobs, wait for all and return what became of each, in their order."""
-        from hydra_plugins.gradexp_launchers._cluster import launch
-        from hydra_plugins.gradexp_launchers._slurm import Slurm
-
-        return launch(self, Slurm(self.options), job_overrides, initial_job_idx)
-
-
-class RayLauncher(_Launcher):
-    """Run the jobs as tasks of a Ray cluster (see ``configs/hydra/launcher/ray_cluster.yaml``)."""
+class _ClusterLauncher(_Launcher, ABC):
+    """Run the jobs as tasks of a cluster."""
 
     def __init__(self, jobs_per_task: int = 1, **options: Any) -> None:
         self.jobs_per_task = jobs_per_task
@@ -80,9 +65,32 @@ class RayLauncher(_Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Send the jobs off, wait for all and return what became of each, in their order."""
         from hydra_plugins.gradexp_launchers._cluster import launch
+
+        return launch(self, self.engine(), job_overrides, initial_job_idx)
+
+    @abstractmethod
+    def engine(self) -> Any:
+        """Return the cluster (``_cluster.Engine``)."""
+
+
+class SlurmLauncher(_ClusterLauncher):
+    """The tasks of a Slurm job array (see ``configs/hydra/launcher/slurm.yaml``)."""
+
+    def engine(self) -> Any:
+        """Return Slurm."""
+        from hydra_plugins.gradexp_launchers._slurm import Slurm
+
+        return Slurm(self.options)
+
+
+class RayLauncher(_ClusterLauncher):
+    """The tasks of a Ray cluster (see ``configs/hydra/launcher/ray_cluster.yaml``)."""
+
+    def engine(self) -> Any:
+        """Return Ray."""
         from hydra_plugins.gradexp_launchers._ray import Ray
 
-        return launch(self, Ray(**self.options), job_overrides, initial_job_idx)
+        return Ray(**self.options)
 
 
 ConfigStore.instance().store(

@@ -26,6 +26,7 @@ from sweep_processes import (
     summaries,
     table,
     until,
+    until_under_way,
 )
 
 
@@ -171,7 +172,7 @@ def test_a_task_runs_a_stack_of_several_jobs(cluster: Cluster, eight_jobs: Path,
 def test_jobs_of_a_killed_process_begin_anew(cluster: Cluster, slow: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     process = cluster.sweep(folder, SLOW)
-    until(lambda: list(folder.glob("*/layers.csv")))
+    until_under_way(folder)
     os.kill(cluster.workers()[0], signal.SIGKILL)
     code, _, err = finish(process)
     assert code == 0, err
@@ -183,7 +184,7 @@ def test_a_killed_job_that_is_not_tried_again_is_shown_and_runs_on_resume(
 ) -> None:
     folder = tmp_path / "sweep"
     process = cluster.sweep(folder, SLOW, "hydra.launcher.max_retries=0")
-    until(lambda: list(folder.glob("*/layers.csv")))
+    until_under_way(folder)
     os.kill(cluster.workers()[0], signal.SIGKILL)
     code, out, err = finish(process)
     assert code == 1
@@ -220,7 +221,7 @@ def test_a_lost_node_loses_no_job(cluster: Cluster, slow: Path, tmp_path: Path) 
 def test_ctrl_c_ends_the_tasks_and_says_how_to_go_on(cluster: Cluster, slow: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     process = cluster.sweep(folder, SLOW)
-    until(lambda: list(folder.glob("*/layers.csv")))
+    until_under_way(folder)
     os.kill(process.pid, signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130
@@ -237,7 +238,7 @@ def test_ctrl_c_ends_the_tasks_and_says_how_to_go_on(cluster: Cluster, slow: Pat
 def test_tasks_end_with_a_killed_command_and_the_sweep_goes_on(cluster: Cluster, slow: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     process = cluster.sweep(folder, SLOW)
-    until(lambda: list(folder.glob("*/layers.csv")))
+    until_under_way(folder)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     code, _, err = finish(cluster.sweep(folder, SLOW))

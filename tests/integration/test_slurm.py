@@ -23,6 +23,7 @@ from sweep_processes import (
     summaries,
     table,
     until,
+    until_under_way,
 )
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel")
@@ -183,7 +184,7 @@ def test_a_task_runs_a_stack_of_several_jobs(cluster: dict[str, str], eight_jobs
 def test_a_killed_task_is_shown_and_runs_again_on_resume(cluster: dict[str, str], slow: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     process = start(folder, SLOW, *ON_SLURM, env=cluster)
-    until(lambda: list(folder.glob("*/layers.csv")))
+    until_under_way(folder)
     os.kill(running_task(folder), signal.SIGKILL)
     code, out, err = finish(process)
     assert code == 1
@@ -195,10 +196,7 @@ def test_a_killed_task_is_shown_and_runs_again_on_resume(cluster: dict[str, str]
     assert sorted(statuses(folder)) == ["complete"] * 3 + ["interrupted"]
     assert "report" in out
     before = {one: (folder / one / "summary.json").stat().st_mtime_ns for one in summaries(folder)}
-    code, out, err = finish(start(folder, SLOW, *ON_SLURM, env=cluster))
-    assert code == 0, err
-    assert "3 complete, 1 to run again, 0 new" in out
-    assert_same_numbers(folder, slow)
+    assert "3 complete, 1 to run again, 0 new" in assert_goes_on(cluster, folder, slow)
     again = [one for one, then in before.items() if (folder / one / "summary.json").stat().st_mtime_ns != then]
     assert again == [name]
 
@@ -206,7 +204,7 @@ def test_a_killed_task_is_shown_and_runs_again_on_resume(cluster: dict[str, str]
 def test_jobs_that_are_cancelled_are_shown_and_run_again(cluster: dict[str, str], slow: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     process = start(folder, SLOW, *ON_SLURM, env=cluster)
-    until(lambda: list(folder.glob("*/layers.csv")))
+    until_under_way(folder)
     states = dict(line.split("|") for line in call(cluster, "squeue", "-hr", "--format=%T|%i").split())
     call(cluster, "scancel", states["RUNNING"], states["PENDING"])
     code, _, err = finish(process)
@@ -216,10 +214,15 @@ def test_jobs_that_are_cancelled_are_shown_and_run_again(cluster: dict[str, str]
     assert "ended by Slurm (CANCELLED)" in reasons  # of the one that waited it may have forgotten even that
     assert reasons <= {"ended by Slurm (CANCELLED)", "ended by Slurm (gone from its queue)"}
     assert err.count("ended by Slurm (") == 2
-    code, out, err = finish(start(folder, SLOW, *ON_SLURM, env=cluster))
+    assert "2 complete, 2 to run again, 0 new" in assert_goes_on(cluster, folder, slow)
+
+
+def assert_goes_on(env: dict[str, str], folder: Path, slow: Path) -> str:
+    """Give the command again, compare what is then there with an undisturbed sweep, and return the output."""
+    code, out, err = finish(start(folder, SLOW, *ON_SLURM, env=env))
     assert code == 0, err
-    assert "2 complete, 2 to run again, 0 new" in out
     assert_same_numbers(folder, slow)
+    return out
 
 
 def make_room(env: dict[str, str], folder: Path) -> None:
@@ -231,7 +234,7 @@ def make_room(env: dict[str, str], folder: Path) -> None:
 def test_a_task_that_makes_room_is_shown_and_runs_again(cluster: dict[str, str], slow: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     process = start(folder, SLOW, *ON_SLURM, "hydra.launcher.partition=spot", env=cluster)
-    until(lambda: list(folder.glob("*/layers.csv")))
+    until_under_way(folder)
     make_room(cluster, tmp_path)
     code, _, err = finish(process)
     assert code == 1
@@ -239,9 +242,7 @@ def test_a_task_that_makes_room_is_shown_and_runs_again(cluster: dict[str, str],
     assert preempted
     assert set(preempted) == {"ended by Slurm (PREEMPTED)"}
     assert err.count("ended by Slurm (PREEMPTED)") == len(preempted)
-    code, _, err = finish(start(folder, SLOW, *ON_SLURM, env=cluster))
-    assert code == 0, err
-    assert_same_numbers(folder, slow)
+    assert_goes_on(cluster, folder, slow)
 
 
 def test_a_task_that_slurm_puts_back_into_its_queue_is_waited_for(
@@ -249,7 +250,7 @@ def test_a_task_that_slurm_puts_back_into_its_queue_is_waited_for(
 ) -> None:
     folder = tmp_path / "sweep"
     process = start(folder, SLOW, *ON_SLURM, env=cluster)
-    until(lambda: list(folder.glob("*/layers.csv")))
+    until_under_way(folder)
     make_room(cluster, tmp_path)
     while process.poll() is None:  # Slurm would keep them for two minutes before they may begin again
         held = [line.split("|") for line in call(cluster, "squeue", "-hr", "--format=%i|%r").splitlines()]
@@ -266,7 +267,7 @@ def test_a_task_that_slurm_puts_back_into_its_queue_is_waited_for(
 def test_ctrl_c_ends_the_tasks_and_says_how_to_go_on(cluster: dict[str, str], slow: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     process = start(folder, SLOW, *ON_SLURM, env=cluster)
-    until(lambda: list(folder.glob("*/layers.csv")))
+    until_under_way(folder)
     os.kill(process.pid, signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130
@@ -276,9 +277,7 @@ def test_ctrl_c_ends_the_tasks_and_says_how_to_go_on(cluster: dict[str, str], sl
     reasons = {one["error"] for one in summaries(folder).values() if one["status"] == "interrupted"}
     assert "stopped by a signal, such as the one ahead of a time limit" in reasons
     assert "interrupted" in statuses(folder)
-    code, _, err = finish(start(folder, SLOW, *ON_SLURM, env=cluster))
-    assert code == 0, err
-    assert_same_numbers(folder, slow)
+    assert_goes_on(cluster, folder, slow)
 
 
 def test_tasks_of_a_killed_command_go_on_and_are_not_started_twice(
@@ -286,7 +285,7 @@ def test_tasks_of_a_killed_command_go_on_and_are_not_started_twice(
 ) -> None:
     folder = tmp_path / "sweep"
     process = start(folder, SLOW, *ON_SLURM, env=cluster)
-    until(lambda: list(folder.glob("*/layers.csv")))
+    until_under_way(folder)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     code, _, err = finish(start(folder, SLOW, *ON_SLURM, env=cluster))
@@ -294,10 +293,7 @@ def test_tasks_of_a_killed_command_go_on_and_are_not_started_twice(
     array = queue(cluster)[0].partition("_")[0]
     assert err.strip() == (f"tasks of this sweep are still in Slurm's queue; wait for their end, or scancel {array}")
     until(lambda: not queue(cluster), 120)
-    code, out, err = finish(start(folder, SLOW, *ON_SLURM, env=cluster))
-    assert code == 0, err
-    assert "4 complete, 0 new" in out
-    assert_same_numbers(folder, slow)
+    assert "4 complete, 0 new" in assert_goes_on(cluster, folder, slow)
 
 
 def test_a_task_completes_its_files_before_its_time_is_over(cluster: dict[str, str], tmp_path: Path) -> None:
