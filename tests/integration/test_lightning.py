@@ -23,6 +23,8 @@ pytestmark = [
     pytest.mark.usefixtures("on_one_thread"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    # Said wherever Slurm is installed, as it is for the launcher's tests.
+    pytest.mark.filterwarnings("ignore:The `srun` command is available"),
 ]
 
 LAYERS = ["net.0", "net.3", "net.5"]
