@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from hydra.errors import CompactHydraException, MissingConfigException
 from hydra.types import RunMode
@@ -265,6 +268,31 @@ def to_config(composed: DictConfig, schema: type = Config) -> Any:
         OmegaConfBaseException: For an unknown key or a wrong type.
     """
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), without_hydra(composed)))
+
+
+def compose(overrides: Sequence[str]) -> list[Config]:
+    """Return the options that a command line of ``gradexp.run`` gives to each of its jobs, and run none.
+
+    Values separated by commas sweep, as after ``-m``; a preset that sweeps does so here too.
+
+    Raises:
+        ConfigError: For a value that cannot work.
+        CompactHydraException: For an unknown choice, or an override that cannot be read.
+        OmegaConfBaseException: For an unknown key or a wrong type.
+
+    Example:
+        >>> [(config.init.name, config.depth) for config in compose(["init=he,xavier", "depth=10"])]
+        [('he', 10), ('xavier', 10)]
+    """
+    _store(RUN, None)
+    base = {"version_base": _VERSION_BASE} if _IS_HYDRA_1_3 else {}
+    with hydra.initialize_config_dir(str(CONFIG_DIR), **base):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        plain = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
+        sweeper = hydra.compose("config", plain, return_hydra_config=True).hydra.sweeper
+        swept = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+        [jobs] = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *overrides]), None)
+        return [to_config(hydra.compose("config", job)) for job in jobs]
 
 
 def _run_safely(run: Callable[[], Any], about: Command, interruptions: Interruptions, wants_traceback: bool) -> None:

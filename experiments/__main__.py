@@ -1,0 +1,138 @@
+"""``python -m experiments``: list the experiments, run one, or all."""
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments import EXPERIMENTS
+from experiments.claims import Findings
+from gradexp.cli import error_line
+from gradexp.progress import Progress
+
+if TYPE_CHECKING:
+    from experiments.record import Record
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; the exit code is 0 if every claim holds.
+
+    Args:
+        arguments: The command line; None: that of this process.
+    """
+    asked = _parse(arguments)
+    console = Console(highlight=False, emoji=False)
+    names = list(EXPERIMENTS) if asked.all else asked.name
+    if not names:
+        _list(console)
+        return 0
+    begin = time.perf_counter()
+    try:
+        outcomes = [_run(name, asked, console, f"{n} of {len(names)}: ") for n, name in enumerate(names, 1)]
+    except KeyboardInterrupt:
+        console.print(f"interrupted; what was finished is in {asked.out}", markup=False, soft_wrap=True)
+        return 130
+    if len(names) > 1:
+        _summarise(dict(zip(names, outcomes, strict=True)), time.perf_counter() - begin, console)
+    return 0 if all(outcomes) else 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description="Reproduce published claims about gradients in deep networks. Without a name: list them.",
+        epilog="Options of gradexp.run, such as init.gain=0.5, change every network, to see which claims then fail.",
+    )
+    parser.add_argument("name", nargs="*", help="an experiment, or several, then options of gradexp.run")
+    parser.add_argument("--all", action="store_true", help="run all of them")
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer networks: about a minute at most")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--out", type=Path, default=Path("outputs/experiments"), help="where figures and tables go")
+    parser.add_argument("--publish", action="store_true", help="also renew RESULTS.md and figures/ in experiments/")
+    asked = parser.parse_intermixed_args(arguments)
+    asked.overrides = [word for word in asked.name if "=" in word]
+    asked.name = [word for word in asked.name if "=" not in word]
+    for name in asked.name:
+        if name not in EXPERIMENTS:
+            parser.error(f"unknown experiment '{name}'; choose one of {', '.join(EXPERIMENTS)}")
+    if asked.all and asked.name:
+        parser.error(f"--all runs every experiment, so leave out {', '.join(asked.name)}")
+    if asked.overrides and not (asked.name or asked.all):
+        parser.error(f"{asked.overrides[0]} changes an experiment, and none is named")
+    if asked.publish and (asked.quick or asked.overrides):
+        parser.error("--publish is for the experiments as they are: leave out --quick and changed options")
+    return asked
+
+
+def _list(console: Console) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("name", no_wrap=True)
+    table.add_column("question and source")
+    table.add_column("minutes\n(--quick)", justify="right", no_wrap=True)
+    for name, about in EXPERIMENTS.items():
+        table.add_row(name, f"{about.question}\n[dim]{about.source}[/dim]", f"{about.minutes:g}\n({about.quick:g})")
+    console.print(table)
+    console.print("\nRun one with python -m experiments NAME, all with --all; minutes are on two CPU cores.")
+
+
+def _run(name: str, asked: argparse.Namespace, console: Console, place: str) -> bool:
+    """Run one experiment, show its table, and say whether all its claims hold."""
+    from experiments.lab import Lab
+    from experiments.record import Record, publish, save
+
+    about = EXPERIMENTS[name]
+    console.print(f"[bold]{name}[/bold]  {about.question}\n[dim]{about.source}[/dim]")
+    module = importlib.import_module(f"experiments.{name}")
+    progress = Progress(place, console=console)
+    quick = module.QUICK if asked.quick else ()
+    lab = Lab(name, quick, asked.overrides, asked.device, progress)
+    begin = time.perf_counter()
+    try:
+        findings: Findings = module.reproduce(lab)
+    except Exception as error:
+        if "HYDRA_FULL_ERROR" in os.environ:
+            raise
+        console.print(f"[red]failed[/red]  {error_line(error)}\n", soft_wrap=True)
+        return False
+    finally:
+        progress.close()
+    record = Record(name, about, findings, time.perf_counter() - begin, lab.device_name, asked.quick)
+    folder = save(record, asked.out)
+    if asked.publish:
+        publish(record, HERE)
+    _show(record, folder, console)
+    return record.holds
+
+
+def _show(record: "Record", folder: Path, console: Console) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("claim", "measured", "expected", ""):
+        table.add_column(column, justify="left" if column == "claim" else "right")
+    for claim in record.findings.claims:
+        result = "[green]pass[/green]" if claim.holds else "[bold red]FAIL[/bold red]"
+        table.add_row(claim.text, claim.measured, claim.expected, result)
+    console.print(table)
+    held = sum(claim.holds for claim in record.findings.claims)
+    console.print(
+        f"{held} of {len(record.findings.claims)} claims hold; {record.seconds:.0f} s; figures in {folder}\n",
+        soft_wrap=True,
+    )
+
+
+def _summarise(outcomes: dict[str, bool], seconds: float, console: Console) -> None:
+    failed = [name for name, held in outcomes.items() if not held]
+    what = f"these failed: {', '.join(failed)}" if failed else "all claims hold"
+    console.print(f"{len(outcomes)} experiments in {seconds / 60:.1f} minutes: {what}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Where an experiment gets its networks from: the preset of its name, with some options changed."""
+
+from collections.abc import Sequence
+
+from gradexp.cli import compose
+from gradexp.config import Config
+from gradexp.ensemble import chunks, stacks
+from gradexp.experiment import run_stack
+from gradexp.progress import Progress
+from gradexp.result import Result
+
+
+class Lab:
+    """Runs networks of one experiment, as ``python -m gradexp.run experiment=NAME`` would.
+
+    Args:
+        preset: Name of a file in ``configs/experiment/``.
+        quick: Options of the quick version; none for the full one.
+        overrides: Options that have the last word, as on the command line.
+        device: As the option of that name.
+        progress: Told what is going on.
+    """
+
+    def __init__(
+        self,
+        preset: str,
+        quick: Sequence[str] = (),
+        overrides: Sequence[str] = (),
+        device: str = "auto",
+        progress: Progress | None = None,
+    ) -> None:
+        self.preset = preset
+        self.quick = list(quick)
+        self.overrides = list(overrides)
+        self.device = device
+        self.device_name = device  # known in full once something has run
+        self.progress = progress or Progress(quiet=True)
+
+    def configs(self, *overrides: str) -> list[Config]:
+        """Return the options of each network of the preset, with some changed."""
+        given = [f"experiment={self.preset}", f"device={self.device}", *self.quick, *overrides, *self.overrides]
+        return compose(given)
+
+    def run(self, *overrides: str) -> Result:
+        """Run the one network that these options describe."""
+        [result] = self.runs(*overrides)
+        return result
+
+    def runs(self, *overrides: str) -> list[Result]:
+        """Run all networks of the preset, those of equal shape as stacks, and return their results in order.
+
+        Each has the numbers that ``gradexp.experiment.run`` gives it alone.
+        """
+        configs = self.configs(*overrides)
+        found: dict[int, Result] = {}
+        for stack in stacks(configs):
+            for part in chunks(stack, configs[stack[0]]):
+                self.progress.label = f"{self.preset} ({len(found)} of {len(configs)} networks): "
+                found.update(zip(part, run_stack([configs[index] for index in part], [self.progress]), strict=True))
+        self.device_name = found[0].device_name or self.device_name
+        return [found[index] for index in range(len(configs))]

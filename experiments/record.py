@@ -1,0 +1,97 @@
+"""What is kept of an experiment: a table of its claims and its figures."""
+
+import platform
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from experiments import About
+from experiments.claims import Findings
+
+_TITLE = """# Results
+
+Written by `python -m experiments NAME --publish`. Each section holds the claims of a source beside what was measured.
+"""
+# Pixels per inch of the figures: files for looking at, and small ones for the gallery.
+_DPI, _DPI_OF_GALLERY = 150, 80
+
+
+@dataclass(frozen=True)
+class Record:
+    """One experiment as it was run.
+
+    Args:
+        name: Of the experiment.
+        about: What was known before.
+        findings: What it found.
+        seconds: That it took.
+        device: On which it ran.
+        quick: Whether it was the quick version.
+    """
+
+    name: str
+    about: About
+    findings: Findings
+    seconds: float
+    device: str
+    quick: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether every claim holds."""
+        return all(claim.holds for claim in self.findings.claims)
+
+
+def save(record: Record, folder: Path) -> Path:
+    """Write the table and the figures into a folder of the experiment's name, and return that."""
+    own = folder / record.name
+    own.mkdir(parents=True, exist_ok=True)
+    figures = record.findings.figures
+    for name, figure in figures.items():
+        figure.savefig(own / f"{name}.png", dpi=_DPI)
+    (own / "results.md").write_text(section(record, [f"{name}.png" for name in figures]), encoding="utf-8")
+    return own
+
+
+def publish(record: Record, folder: Path) -> None:
+    """Renew an experiment's section of ``RESULTS.md`` and its figures in ``figures/``."""
+    (folder / "figures").mkdir(exist_ok=True)
+    paths = []
+    for name, figure in record.findings.figures.items():
+        paths.append(f"figures/{name}.png")
+        figure.savefig(folder / paths[-1], dpi=_DPI_OF_GALLERY)
+    file = folder / "RESULTS.md"
+    sections = _sections(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    sections[record.name] = section(record, paths)
+    file.write_text("\n".join([_TITLE, *(sections[name] for name in sorted(sections))]), encoding="utf-8")
+
+
+def section(record: Record, figures: list[str]) -> str:
+    """Return the results of an experiment in Markdown."""
+    command = f"python -m experiments {record.name}" + (" --quick" if record.quick else "")
+    held = sum(claim.holds for claim in record.findings.claims)
+    lines = [
+        f"## {record.name}",
+        "",
+        f"{record.about.question} {record.about.source}",
+        "",
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, {record.seconds:.0f} s on {record.device}; gradexp "
+        f"{version('gradexp')}, torch {version('torch')}, Python {platform.python_version()}: "
+        f"{held} of {len(record.findings.claims)} claims hold.",
+        "",
+        "| claim | measured | expected | |",
+        "|---|---|---|---|",
+    ]
+    for claim in record.findings.claims:
+        cells = (claim.text, claim.measured, claim.expected, "pass" if claim.holds else "**fail**")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += ["", *(f"![{record.name}]({figure})" for figure in figures), ""]
+    return "\n".join(lines)
+
+
+def _sections(text: str) -> dict[str, str]:
+    """Split a file of results into its sections by name."""
+    parts = re.split(r"^## (\S+)$", text, flags=re.MULTILINE)[1:]
+    return {name: f"## {name}{body.rstrip()}\n" for name, body in zip(parts[::2], parts[1::2], strict=True)}

@@ -1,0 +1,49 @@
+"""What several runs tell together."""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from statistics import median
+from typing import TypeVar
+
+import numpy as np
+
+from gradexp.config import Config
+from gradexp.history import Array, mean
+from gradexp.result import Result
+
+Key = TypeVar("Key", bound=Hashable)
+
+# Losses of single batches jump; their mean over so many steps is what counts.
+WINDOW = 10
+
+
+def grouped(results: Sequence[Result], key: Callable[[Config], Key]) -> dict[Key, list[Result]]:
+    """Collect results by what their options have in common, in order."""
+    groups: dict[Key, list[Result]] = {}
+    for result in results:
+        groups.setdefault(key(result.config), []).append(result)
+    return groups
+
+
+def mean_log_chi(results: Sequence[Result]) -> float | None:
+    """Return the log of the factor of ‖δ‖² per layer towards the input, averaged over all networks of all runs."""
+    return mean(np.concatenate([result.initial.log_chi_per_network() for result in results if result.initial]))
+
+
+def smoothed(result: Result) -> Array:
+    """Return the mean loss over the last ten steps, for each step from the tenth on; nan once it has diverged."""
+    assert result.training is not None
+    losses = np.array(result.training.losses + [np.nan] * (result.config.steps - len(result.training.losses)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.convolve(losses, np.full(WINDOW, 1 / WINDOW), mode="valid")
+
+
+def steps_to(result: Result, loss: float) -> float:
+    """Return after how many steps the mean loss over ten of them was below ``loss``; inf if it never was."""
+    reached = np.flatnonzero(smoothed(result) < loss)
+    return float(reached[0] + WINDOW) if reached.size else math.inf
+
+
+def median_steps_to(results: Sequence[Result], loss: float) -> float:
+    """Return the median of ``steps_to`` over networks."""
+    return median(steps_to(result, loss) for result in results)
