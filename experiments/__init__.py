@@ -25,11 +25,23 @@ class About:
 
 
 EXPERIMENTS = {
+    "lesson": About(
+        "What do 150 layers of 1.5 I and 0.5 I do to a gradient, and what of it is general?",
+        "The lesson this project began with; experiments/lesson.md.",
+        minutes=1,
+        quick=1,
+    ),
     "he2015": About(
         "Do He's weights let 30 ReLU layers learn, where Xavier's stall?",
         "He, Zhang, Ren & Sun (2015), arXiv:1502.01852, Fig. 2 and 3.",
         minutes=1,
         quick=0.3,
+    ),
+    "ten_thousand": About(
+        "Can a gradient pass 10,000 layers, and can its size be told if not?",
+        "Xiao et al. (2018), arXiv:1806.05393, of convolutions; exact powers.",
+        minutes=1,
+        quick=0.5,
     ),
 }
 """Name, which is that of the module and of the preset -> what is known of it."""

@@ -36,7 +36,7 @@ def _claims(runs: Runs) -> list[Claim]:
     # sqrt(5 / (128 * 29)) = 0.037 is the standard deviation of one network's slope.
     scatter = 0.11
     return [
-        near("he: log of the factor of |δ|² per layer", mean_log_chi(runs["he", 30]), 0, scatter),
+        near("he: log of the factor of ‖δ‖² per layer", mean_log_chi(runs["he", 30]), 0, scatter),
         near("xavier: the same is log(1/2)", mean_log_chi(runs["xavier", 30]), math.log(0.5), scatter),
         below(f"22 layers, he learns: steps to loss {LEARNED}", slowest["he", 22], budget),
         below("22 layers, xavier learns too: steps", slowest["xavier", 22], budget),
