@@ -31,11 +31,23 @@ EXPERIMENTS = {
         minutes=1,
         quick=1,
     ),
+    "glorot2010": About(
+        "Why did five tanh layers train badly, and why do weight gradients not show it?",
+        "Glorot & Bengio (2010), AISTATS 9, 249-256, Fig. 6 to 8.",
+        minutes=1,
+        quick=0.3,
+    ),
     "he2015": About(
         "Do He's weights let 30 ReLU layers learn, where Xavier's stall?",
         "He, Zhang, Ren & Sun (2015), arXiv:1502.01852, Fig. 2 and 3.",
         minutes=1,
         quick=0.3,
+    ),
+    "schoenholz2017": About(
+        "How deep can a tanh network be trained, and does mean field know?",
+        "Schoenholz et al. (2017), arXiv:1611.01232, Fig. 4 and 5.",
+        minutes=2,
+        quick=0.5,
     ),
     "ten_thousand": About(
         "Can a gradient pass 10,000 layers, and can its size be told if not?",

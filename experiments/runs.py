@@ -25,9 +25,22 @@ def grouped(results: Sequence[Result], key: Callable[[Config], Key]) -> dict[Key
     return groups
 
 
-def mean_log_chi(results: Sequence[Result]) -> float | None:
-    """Return the log of the factor of ‖δ‖² per layer towards the input, averaged over all networks of all runs."""
-    return mean(np.concatenate([result.initial.log_chi_per_network() for result in results if result.initial]))
+def mean_log_chi(results: Sequence[Result], first: int | None = None, last: int | None = None) -> float | None:
+    """Return the log of the factor of ‖δ‖² per layer towards the input, averaged over all networks of all runs.
+
+    Args:
+        results: The runs.
+        first: First layer of the window; None: the first one.
+        last: Last layer; None: the last one.
+    """
+    slopes = [result.initial.log_chi_per_network(first, last) for result in results if result.initial]
+    return mean(np.concatenate(slopes))
+
+
+def mean_profile(results: Sequence[Result], quantity: str) -> Array:
+    """Return log10 of a quantity per layer at initialisation, averaged over all networks of all runs."""
+    profiles = [result.initial.profile(quantity) for result in results if result.initial]
+    return np.asarray(np.mean(profiles, axis=0))
 
 
 def smoothed(result: Result) -> Array:
