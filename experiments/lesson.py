@@ -215,7 +215,7 @@ def _chain_figure(chains: dict[str, Result]) -> "Figure":
 
 def _critical_region(lab: Lab) -> "Figure":
     """Draw the window of weight scales in which a gradient survives 150 layers."""
-    lines, markers = np.geomspace(0.5, 2, 61), np.geomspace(0.5, 2, 13)
+    lines, markers = np.geomspace(0.5, 2, 41), np.geomspace(0.5, 2, 9)
 
     def advance(done: int, total: int) -> None:
         lab.progress.advance("critical region", done, total)
