@@ -49,6 +49,18 @@ EXPERIMENTS = {
         minutes=2,
         quick=0.5,
     ),
+    "pascanu2013": About(
+        "Does clipping cure gradients that explode, and those that vanish?",
+        "Pascanu, Mikolov & Bengio (2013), arXiv:1211.5063.",
+        minutes=0.5,
+        quick=0.2,
+    ),
+    "monitors": About(
+        "What do monitors of gradients report on 150 layers, beside the truth?",
+        "Our own; float32 norms: pytorch/pytorch#193006.",
+        minutes=0.2,
+        quick=0.2,
+    ),
     "ten_thousand": About(
         "Can a gradient pass 10,000 layers, and can its size be told if not?",
         "Xiao et al. (2018), arXiv:1806.05393, of convolutions; exact powers.",

@@ -77,17 +77,22 @@ def test_every_choice_composes_and_runs_small(choices: list[str], monkeypatch: p
     assert {row["phase"] for row in rows} == ({"init"} if "steps=0" in choices else {"init", "train"})
 
 
-@pytest.mark.parametrize(
-    ("preset", "smaller", "jobs"),
-    [
-        ("init_comparison", ["seed=0,1"], 10),
-        ("depth_sweep", ["depth=3,4", "seed=0"], 4),
-        ("critical_line", ["init.sigma_w2=1,2", "sigma_b2=0,0.1", "seed=0,1", "steps=0"], 8),
-    ],
-)
-def test_every_preset_that_sweeps_runs_small_without_m(
-    preset: str, smaller: list[str], jobs: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+# preset: options that make it small, and how many jobs it then has
+SWEEPS = {
+    "init_comparison": (["seed=0,1"], 10),
+    "depth_sweep": (["depth=3,4", "seed=0"], 4),
+    "critical_line": (["init.sigma_w2=1,2", "sigma_b2=0,0.1", "seed=0,1", "steps=0"], 8),
+    "glorot2010": (["seed=0"], 2),
+    "he2015": (["depth=3,4", "seed=0"], 4),
+    "monitors": ([], 2),
+    "pascanu2013": (["seed=0"], 4),
+    "schoenholz2017": (["depth=3,4", "init.sigma_w2=1,2"], 4),
+}
+
+
+@pytest.mark.parametrize("preset", SWEEPS)
+def test_every_preset_that_sweeps_runs_small_without_m(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    smaller, jobs = SWEEPS[preset]
     given = [option for option in SMALL if option.partition("=")[0] not in "".join(smaller)]
     assert call(monkeypatch, f"experiment={preset}", *given, *smaller) == 0
     folders = [path.parent for path in Path().glob("multirun/*/*/*/summary.json")]
@@ -101,7 +106,7 @@ def test_every_preset_that_sweeps_runs_small_without_m(
 
 def test_presets_that_sweep_are_all_tried() -> None:
     sweeping = {path.stem for path in PRESETS if "MULTIRUN" in path.read_text()}
-    assert sweeping == {"init_comparison", "depth_sweep", "critical_line"}
+    assert sweeping == set(SWEEPS)
 
 
 def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
