@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     begin = time.perf_counter()
     try:
-        outcomes = [_run(name, asked, console, f"{n} of {len(names)}: ") for n, name in enumerate(names, 1)]
+        outcomes = [_run(name, asked, console, f"[{n} of {len(names)}] ") for n, name in enumerate(names, 1)]
     except KeyboardInterrupt:
         console.print(f"interrupted; what was finished is in {asked.out}", markup=False, soft_wrap=True)
         return 130
@@ -77,11 +77,17 @@ def _list(console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("name", no_wrap=True)
     table.add_column("question and source")
-    table.add_column("minutes\n(--quick)", justify="right", no_wrap=True)
+    table.add_column("minutes", justify="right", no_wrap=True)
+    table.add_column("quick", justify="right", no_wrap=True)
     for name, about in EXPERIMENTS.items():
-        table.add_row(name, f"{about.question}\n[dim]{about.source}[/dim]", f"{about.minutes:g}\n({about.quick:g})")
+        question = f"{about.question}\n[dim]{about.source}[/dim]"
+        table.add_row(name, question, f"{about.minutes:g}", f"{about.quick:g}")
     console.print(table)
-    console.print("\nRun one with python -m experiments NAME, all with --all; minutes are on two CPU cores.")
+    console.print(
+        "\nRun one with python -m experiments NAME, all of them with --all. Minutes are on two\n"
+        "CPU cores; --quick is for smaller and fewer networks.",
+        markup=False,
+    )
 
 
 def _run(name: str, asked: argparse.Namespace, console: Console, place: str) -> bool:
@@ -90,9 +96,9 @@ def _run(name: str, asked: argparse.Namespace, console: Console, place: str) -> 
     from experiments.record import Record, publish, save
 
     about = EXPERIMENTS[name]
-    console.print(f"[bold]{name}[/bold]  {about.question}\n[dim]{about.source}[/dim]")
+    console.print(rf"\{place}[bold]{name}[/bold]  {about.question}" + f"\n[dim]{about.source}[/dim]")
     module = importlib.import_module(f"experiments.{name}")
-    progress = Progress(place, console=console)
+    progress = Progress(console=console)
     quick = module.QUICK if asked.quick else ()
     lab = Lab(name, quick, asked.overrides, asked.device, progress)
     begin = time.perf_counter()

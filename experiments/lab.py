@@ -55,7 +55,7 @@ class Lab:
         found: dict[int, Result] = {}
         for stack in stacks(configs):
             for part in chunks(stack, configs[stack[0]]):
-                self.progress.label = f"{self.preset} ({len(found)} of {len(configs)} networks): "
+                self.progress.label = f"{len(found)} of {len(configs)} networks done: "
                 found.update(zip(part, run_stack([configs[index] for index in part], [self.progress]), strict=True))
         self.device_name = found[0].device_name or self.device_name
         return [found[index] for index in range(len(configs))]

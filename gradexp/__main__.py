@@ -11,6 +11,7 @@ COMMANDS = f"""gradexp {__version__}: vanishing and exploding gradients, shown, 
   python -m gradexp.report multirun/DATE/TIME compare the runs of a sweep once more, or while it runs
   python -m gradexp.predict activation=tanh   what theory says, and what to change, without building anything
   python -m gradexp.phase activation=tanh     phase diagram and critical region, as pictures and numbers
+  python -m experiments                       papers reproduced and asserted (in a clone of the repository)
   tensorboard --logdir outputs                look at the runs"""
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def test_every_experiment_has_preset_module_results_and_picture(name: str) -> No
     assert (HERE / f"{name}.py").is_file()
     assert (HERE / "figures" / f"{name}.png").stat().st_size < 150_000
     readme = (HERE.parent / "README.md").read_text(encoding="utf-8")
-    assert f"python -m experiments {name}\n" in readme
+    assert f"`python -m experiments {name}`" in readme
     assert f"experiments/figures/{name}.png" in readme
 
 
