@@ -37,11 +37,29 @@ EXPERIMENTS = {
         minutes=1,
         quick=0.3,
     ),
+    "pascanu2013": About(
+        "Does clipping cure gradients that explode, and those that vanish?",
+        "Pascanu, Mikolov & Bengio (2013), arXiv:1211.5063.",
+        minutes=0.5,
+        quick=0.2,
+    ),
+    "saxe2014": About(
+        "Does a deep linear network have to learn more slowly than a shallow one?",
+        "Saxe, McClelland & Ganguli (2014), arXiv:1312.6120, Fig. 6.",
+        minutes=1,
+        quick=0.3,
+    ),
     "he2015": About(
         "Do He's weights let 30 ReLU layers learn, where Xavier's stall?",
         "He, Zhang, Ren & Sun (2015), arXiv:1502.01852, Fig. 2 and 3.",
         minutes=1,
         quick=0.3,
+    ),
+    "poole2016": About(
+        "How soon does a wide tanh network forget an input's length, and its angle?",
+        "Poole et al. (2016), arXiv:1606.05340, Fig. 1 and 2.",
+        minutes=0.3,
+        quick=0.2,
     ),
     "schoenholz2017": About(
         "How deep can a tanh network be trained, and does mean field know?",
@@ -49,11 +67,11 @@ EXPERIMENTS = {
         minutes=2,
         quick=0.5,
     ),
-    "pascanu2013": About(
-        "Does clipping cure gradients that explode, and those that vanish?",
-        "Pascanu, Mikolov & Bengio (2013), arXiv:1211.5063.",
-        minutes=0.5,
-        quick=0.2,
+    "pennington2017": About(
+        "What do orthogonal weights add to a gradient that keeps its size?",
+        "Pennington, Schoenholz & Ganguli (2017), arXiv:1711.04735.",
+        minutes=1,
+        quick=0.4,
     ),
     "monitors": About(
         "What do monitors of gradients report on 150 layers, beside the truth?",

@@ -60,3 +60,14 @@ def steps_to(result: Result, loss: float) -> float:
 def median_steps_to(results: Sequence[Result], loss: float) -> float:
     """Return the median of ``steps_to`` over networks."""
     return median(steps_to(result, loss) for result in results)
+
+
+def lowest_loss(result: Result) -> float:
+    """Return the lowest mean loss over ten steps; inf if training diverged before there was one."""
+    return float(np.fmin.reduce(smoothed(result), initial=math.inf))
+
+
+def at_best_rate(results: Sequence[Result], loss: float) -> list[Result]:
+    """Return the results at the learning rate that reaches ``loss`` first, or comes nearest if none does."""
+    rates = grouped(results, lambda config: config.optimizer.lr)
+    return min(rates.values(), key=lambda own: (median_steps_to(own, loss), median(map(lowest_loss, own))))

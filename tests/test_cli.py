@@ -86,6 +86,9 @@ SWEEPS = {
     "he2015": (["depth=3,4", "seed=0"], 4),
     "monitors": ([], 2),
     "pascanu2013": (["seed=0"], 4),
+    "pennington2017": (["optimizer.lr=0.01,0.02", "seed=0"], 4),
+    "poole2016": (["seed=0"], 3),
+    "saxe2014": (["depth=3,4", "optimizer.lr=0.01", "seed=0"], 4),
     "schoenholz2017": (["depth=3,4", "init.sigma_w2=1,2"], 4),
 }
 

@@ -23,6 +23,9 @@ PERTURBED = {
     # In 400 layers the gradients themselves leave float32; with this gain they neither vanish nor explode.
     "monitors": [["depth=400"], ["init.gain=1.414"]],
     "pascanu2013": [["init.gain=1"], ["optimizer.clip_norm=1"], ["optimizer.clip_norm=null"]],
+    "pennington2017": [["init.gain=1.5", "steps=20"], ["activation=linear", "init.gain=1"]],
+    "poole2016": [["init.gain=1.5"], ["activation=linear"]],
+    "saxe2014": [["activation=tanh", "init.gain=0.7"], ["data=ones", "init.gain=0.9"]],
     "ten_thousand": [["init.gain=1.3"], ["init.gain=0.9"]],
 }
 
