@@ -73,6 +73,24 @@ EXPERIMENTS = {
         minutes=1,
         quick=0.4,
     ),
+    "hanin_rolnick2018": About(
+        "Does the sum of 1 / width tell which deep ReLU networks start to learn?",
+        "Hanin & Rolnick (2018), arXiv:1803.01719; Hanin (2018), arXiv:1801.03744.",
+        minutes=1,
+        quick=0.3,
+    ),
+    "yang2019": About(
+        "Does batch norm itself make gradients explode, and end training with depth?",
+        "Yang et al. (2019), arXiv:1902.08129.",
+        minutes=1,
+        quick=0.3,
+    ),
+    "residual": About(
+        "How must residual branches be scaled for 100 layers and more to learn?",
+        "De & Smith (2020), arXiv:2002.10444; Bachlechner et al. (2020), arXiv:2003.04887.",
+        minutes=0.7,
+        quick=0.3,
+    ),
     "monitors": About(
         "What do monitors of gradients report on 150 layers, beside the truth?",
         "Our own; float32 norms: pytorch/pytorch#193006.",

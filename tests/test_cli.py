@@ -83,13 +83,16 @@ SWEEPS = {
     "depth_sweep": (["depth=3,4", "seed=0"], 4),
     "critical_line": (["init.sigma_w2=1,2", "sigma_b2=0,0.1", "seed=0,1", "steps=0"], 8),
     "glorot2010": (["seed=0"], 2),
+    "hanin_rolnick2018": (["depth=3,4", "width=4", "seed=0"], 2),
     "he2015": (["depth=3,4", "seed=0"], 4),
     "monitors": ([], 2),
     "pascanu2013": (["seed=0"], 4),
     "pennington2017": (["optimizer.lr=0.01,0.02", "seed=0"], 4),
     "poole2016": (["seed=0"], 3),
+    "residual": (["depth=3,4", "seed=0"], 6),
     "saxe2014": (["depth=3,4", "optimizer.lr=0.01", "seed=0"], 4),
     "schoenholz2017": (["depth=3,4", "init.sigma_w2=1,2"], 4),
+    "yang2019": (["depth=3,4", "seed=0"], 4),
 }
 
 
