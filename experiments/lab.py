@@ -57,5 +57,5 @@ class Lab:
             for part in chunks(stack, configs[stack[0]]):
                 self.progress.label = f"{len(found)} of {len(configs)} networks done: "
                 found.update(zip(part, run_stack([configs[index] for index in part], [self.progress]), strict=True))
-        self.device_name = found[0].device_name or self.device_name
+        self.device_name = f"{found[0].device_name} ({found[0].device})"
         return [found[index] for index in range(len(configs))]

@@ -209,7 +209,7 @@ def _chain_figure(chains: dict[str, Result]) -> "Figure":
     axes.text(150, smallest - 4, "0 in float32", ha="right", va="center")
     axes.set_ylim(smallest - 8, 30)
     powers_of_ten(axes)
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.13))
     return figure
 
 

@@ -15,7 +15,7 @@ _TITLE = """# Results
 Written by `python -m experiments NAME --publish`. Each section holds the claims of a source beside what was measured.
 """
 # Pixels per inch of the figures: files for looking at, and small ones for the gallery.
-_DPI, _DPI_OF_GALLERY = 150, 80
+_DPI, _DPI_OF_GALLERY = 150, 100
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 Beside a skip connection a ReLU branch with He's weights and factor a multiplies ‖δ‖² by 1 + a². With a = 1 it doubles
 in every layer. What has to stay bounded is the product over layers, and with it Σ a² (Hanin & Rolnick ask for more, a
 bounded Σ a). So a = 1 / √L leaves a factor of e over L layers, and a learned a that starts at 0 (SkipInit, ReZero)
-none at all; Fixup scales branches by depth too. In most of the papers' networks a branch holds several layers; here it
-is one layer of an MLP that sees 8 x 8 digits.
+none at all; Fixup scales branches by depth too. In most of the papers' networks a branch holds several layers; here
+it is one layer of an MLP that sees 8 x 8 digits.
 """
 
 import math

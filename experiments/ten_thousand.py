@@ -77,5 +77,5 @@ def _figure(networks: dict[str, History]) -> "Figure":
         )
     for panel in axes:
         powers_of_ten(panel)
-        panel.legend(frameon=False, loc="center right")
+        panel.legend(frameon=False, loc="lower right")
     return figure
