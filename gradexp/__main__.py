@@ -12,7 +12,7 @@ COMMANDS = f"""gradexp {__version__}: vanishing and exploding gradients, shown, 
   python -m gradexp.predict activation=tanh   what theory says, and what to change, without building anything
   python -m gradexp.phase activation=tanh     phase diagram and critical region, as pictures and numbers
   python -m experiments                       papers reproduced and asserted (in a clone of the repository)
-  tensorboard --logdir outputs                look at the runs"""
+  python -m gradexp.board outputs             look at the runs in TensorBoard"""
 
 if __name__ == "__main__":
     print(COMMANDS)  # noqa: T201

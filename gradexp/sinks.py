@@ -99,7 +99,7 @@ class TensorBoard:
     def write(self, stage: str, result: Result) -> None:
         """Add what is new."""
         if stage == "initial" and result.initial is not None:
-            _write_points(self.writer, profile_points(result.initial))
+            write_points(self.writer, profile_points(result.initial))
             if self.subruns and result.initial.theory:
                 self._theory(result.initial.theory)
         elif stage == "step" and time.monotonic() >= self._due:
@@ -108,7 +108,7 @@ class TensorBoard:
         elif stage == "end":
             self._step(result)
             if result.gradients is not None:
-                _write_points(self.writer, course_points(result.gradients))
+                write_points(self.writer, course_points(result.gradients))
             if result.device is not None:  # else it stopped before torch was loaded, and this is no time to load it
                 for summary in hparams(result):
                     self.writer.add_summary(summary)
@@ -128,7 +128,7 @@ class TensorBoard:
         }
         for name, profiles in lines.items():
             writer = _open_event_file(self.folder / name)
-            _write_points(writer, layer_points(profiles))
+            write_points(writer, layer_points(profiles))
             writer.close()
 
     def _step(self, result: Result) -> None:
@@ -137,11 +137,11 @@ class TensorBoard:
             return
         tests = training.tests[self._tests_written :]
         at, losses, accuracies = zip(*tests, strict=True) if tests else ((), (), ())
-        _write_points(self.writer, points(at, {"test/loss": losses, "test/accuracy": accuracies}))
+        write_points(self.writer, points(at, {"test/loss": losses, "test/accuracy": accuracies}))
         self._tests_written = len(training.tests)
         new = slice(self._steps_written, None)
         series: dict[str, Values] = {"train/loss": training.losses[new], "train/accuracy": training.accuracies[new]}
-        _write_points(self.writer, points(range(self._steps_written, len(training.losses)), series))
+        write_points(self.writer, points(range(self._steps_written, len(training.losses)), series))
         self._steps_written = len(training.losses)
 
 
@@ -158,7 +158,7 @@ def _open_event_file(folder: Path) -> "FileWriter":
     return FileWriter(folder, max_queue=0, flush_secs=5)  # 0: no limit, at which adding would wait for the disk
 
 
-def _write_points(writer: "FileWriter", steps: Points) -> None:
+def write_points(writer: "FileWriter", steps: Points) -> None:
     """Write all values of a step as one event, which is several times smaller and faster than one for each."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 

@@ -1,0 +1,159 @@
+"""``python -m gradexp.board``: TensorBoard on runs of gradexp, with the settings in which they are legible."""
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from tensorboard.program import TensorBoard
+
+PINNED = "profile/log10_output_grad"
+# Points of a curve that TensorBoard hands out; its own limit of 1000 would thin a profile of 10,000 layers.
+_POINTS = 20_000
+_PICTURES = 100
+_PLUGIN = "gradexp"
+# What a page of TensorBoard keeps in the browser, under its key. Smoothing would run across layers, outliers are the
+# runs that explode, a page that is not reloaded does not follow a training, and a step selector at layer 150 and the
+# open pane of settings take the room of the charts.
+_KEPT_BY = "_tb_global_settings"
+_SETTINGS = {
+    "scalarSmoothing": 0,
+    "ignoreOutliers": False,
+    "autoReload": True,
+    "autoReloadPeriodInMs": 5000,
+    "stepSelectorEnabled": False,
+    "timeSeriesSettingsPaneOpened": False,
+    "timeSeriesCardMinWidth": 500,
+}
+
+
+def main() -> None:
+    """Serve until Ctrl-C, or say in one line what is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gradexp.board",
+        description="Start TensorBoard on this machine, and print the address at which the gradients are shown.",
+        epilog="Ctrl-C stops it. On another machine: ssh -L 6006:127.0.0.1:6006 HOST.",
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), metavar="DIR", help="a run, or many")
+    parser.add_argument("--port", type=int, help="exactly this one; unless set, the first free one from 6006 on")
+    asked = parser.parse_args()
+    if asked.port is not None and not 1 <= asked.port <= 65535:
+        _refuse(f"port must be from 1 to 65535, got {asked.port}")
+    if not asked.folder.is_dir():
+        _refuse(f"there is no folder {asked.folder}; name that of a run, or one above several, such as outputs")
+    if not has_runs(asked.folder):
+        _refuse(f"{asked.folder} holds no runs yet; make one with python -m gradexp.run")
+    try:
+        address = launch(asked.folder, asked.port)
+    except ImportError as error:
+        _refuse(f"TensorBoard cannot be loaded ({error}); install it with pip install tensorboard")
+    except OSError as error:
+        _refuse(f"cannot start: {error}")
+    print(f"look      {address}data/plugin/{_PLUGIN}/start")  # noqa: T201
+    print(f"or        {address}{profile_link()}\nstop      Ctrl-C", flush=True)  # noqa: T201
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _refuse(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201
+    sys.exit(1)
+
+
+def has_runs(folder: Path) -> bool:
+    """Say whether there is an event file in a folder or below it."""
+    return any("events.out.tfevents." in name for _, _, names in os.walk(folder) for name in names)
+
+
+def launch(folder: Path, port: int | None = None) -> str:
+    """Start TensorBoard in a thread, on the loopback interface only, and return its address.
+
+    Args:
+        folder: Of a run, or of several.
+        port: To listen at; None: the first free one from 6006 on, or any if many are taken.
+
+    Raises:
+        ImportError: If TensorBoard is not installed.
+        OSError: If the port is taken.
+    """
+    from tensorboard.program import TensorBoardServerException
+
+    try:
+        try:
+            return str(_configured(folder, port).launch())
+        except TensorBoardServerException:
+            if port is not None:
+                raise
+            return str(_configured(folder, 0).launch())
+    except TensorBoardServerException as error:
+        raise OSError(str(error)) from error
+
+
+def _configured(folder: Path, port: int | None) -> "TensorBoard":
+    from tensorboard import default
+    from tensorboard.program import TensorBoard
+
+    server = TensorBoard(plugins=[*default.get_plugins(), _start_plugin()])
+    options = {
+        "logdir": str(folder),
+        "host": "127.0.0.1",
+        "samples_per_plugin": f"scalars={_POINTS},images={_PICTURES}",
+        **({} if port is None else {"port": str(port)}),
+    }
+    server.configure(argv=[_PLUGIN, *(f"--{key}={value}" for key, value in options.items())])
+    return server
+
+
+def profile_link() -> str:
+    """Return what follows TensorBoard's address to show the profile of the gradient above all other cards."""
+    pinned = quote(json.dumps([{"plugin": "scalars", "tag": PINNED}]))
+    return f"?pinnedCards={pinned}&smoothing=0#timeseries"
+
+
+def start_page() -> tuple[str, str]:
+    """Return a page that leaves TensorBoard's settings in the browser and goes on, and the hash of its script.
+
+    No address can carry all of these settings. The browser runs the script only if its hash is announced.
+    """
+    kept = f"JSON.parse(localStorage.getItem({json.dumps(_KEPT_BY)}) || '{{}}')"
+    changed = f"JSON.stringify(Object.assign({kept}, {json.dumps(_SETTINGS)}))"
+    store = f"localStorage.setItem({json.dumps(_KEPT_BY)}, {changed});"
+    script = f"{store} location.replace({json.dumps('/' + profile_link())});"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"<!doctype html><title>gradexp</title><script>{script}</script>", digest
+
+
+def _start_plugin() -> Any:
+    """Return a plugin without a tab, which serves the start page from TensorBoard's own address."""
+    from tensorboard.backend import http_util
+    from tensorboard.plugins.base_plugin import TBPlugin
+    from werkzeug.wrappers import Request
+
+    class StartPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
+        plugin_name = _PLUGIN
+
+        def get_plugin_apps(self) -> dict[str, Any]:
+            return {"/start": self._serve}
+
+        def is_active(self) -> bool:
+            return False
+
+        def _serve(self, environ: Any, start_response: Any) -> Any:
+            page, digest = start_page()
+            response = http_util.Respond(Request(environ), page, "text/html", csp_scripts_sha256s=[digest])
+            return response(environ, start_response)
+
+    return StartPlugin
+
+
+if __name__ == "__main__":
+    main()

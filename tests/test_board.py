@@ -1,0 +1,145 @@
+"""TensorBoard as it is started for runs: its address, its settings, and what is said if it cannot start."""
+
+import base64
+import hashlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from torch.utils.tensorboard import FileWriter
+
+from gradexp import board
+from gradexp.history import layer_points
+from gradexp.sinks import write_points
+
+pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer:DeprecationWarning")  # while TensorBoard loads
+
+DEPTH = 12_000
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one run of 12,000 layers."""
+    folder = tmp_path_factory.mktemp("runs")
+    writer = FileWriter(str(folder / "deep"))
+    write_points(writer, layer_points({"log10_output_grad": np.linspace(-3000, 0, DEPTH)}))
+    writer.close()
+    return folder
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", list[str]]]:
+    """The command, once it has said where to look, with what it has printed."""
+    command = [sys.executable, "-m", "gradexp.board", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, [process.stdout.readline() for _ in range(3)]
+        finally:
+            process.kill()
+
+
+def test_it_serves_every_layer_on_a_free_port_and_ends_with_ctrl_c(runs: Path) -> None:
+    with socket.socket() as taken:
+        if _is_free(6006):  # else it is taken by somebody else, which will do
+            taken.bind(("127.0.0.1", 6006))
+            taken.listen()
+        with started(str(runs)) as (process, said):
+            start, link = said[0].split()[1], said[1].split()[1]
+            address = re.match(r"http://127\.0\.0\.1:(\d+)/", start)
+            assert address is not None
+            assert address[1] != "6006"
+            assert link == address[0] + board.profile_link()
+            tag = quote("profile/log10_output_grad")
+            url = f"{address[0]}data/plugin/scalars/scalars?run=deep&tag={tag}"
+            assert len(_read_until(url, lambda text: text.count("[") > DEPTH)) == DEPTH
+            with urlopen(start, timeout=10) as reply:
+                page, policy = reply.read().decode(), reply.headers["Content-Security-Policy"]
+            script = re.search(r"<script>(.*)</script>", page)
+            assert script is not None
+            assert base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() in policy
+            assert '"ignoreOutliers": false' in script[1]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 130
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _read_until(url: str, complete: Callable[[str], bool]) -> list[object]:
+    end = time.monotonic() + 60
+    while True:
+        try:
+            with urlopen(url, timeout=10) as reply:
+                text = reply.read().decode()
+            if complete(text):
+                return json.loads(text)
+        except OSError:
+            pass
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["missing"], "there is no folder missing; name that of a run"),
+        (["empty"], "empty holds no runs yet; make one with python -m gradexp.run"),
+        ([], "there is no folder outputs; name that of a run"),
+        (["empty", "--port", "0"], "port must be from 1 to 65535, got 0"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    arguments: list[str],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert _refused(arguments, monkeypatch, capsys).startswith(text)
+
+
+def test_a_taken_port_is_told_in_one_line(runs: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "gradexp.board", str(runs), "--port", port]
+        end = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert end.returncode == 1
+    assert end.stderr.splitlines()[-1].startswith("cannot start: ")
+    assert port in end.stderr
+    assert "Traceback" not in end.stderr
+
+
+def test_a_missing_tensorboard_is_told_in_one_line(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard.program", None)
+    line = _refused([str(runs)], monkeypatch, capsys)
+    assert line.startswith("TensorBoard cannot be loaded (")
+    assert line.endswith("install it with pip install tensorboard")
+
+
+def _refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr(sys, "argv", ["gradexp.board", *arguments])
+    with pytest.raises(SystemExit) as end:
+        board.main()
+    assert end.value.code == 1
+    [line] = capsys.readouterr().err.splitlines()
+    return line
