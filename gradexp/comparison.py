@@ -164,7 +164,7 @@ def report(folder: Path, console: Console | None = None) -> None:
     for label, text in (
         ("table", str(folder / "sweep.csv")),
         ("report", str(page)),
-        ("look", f"tensorboard --logdir {shlex.quote(str(folder))}"),
+        ("look", f"python -m gradexp.board {shlex.quote(str(folder))}"),
         ("", f"{link}  (untick 'Ignore outliers' in its settings)"),
     ):
         console.print(f"{label:<9} {text}", markup=False, soft_wrap=True)

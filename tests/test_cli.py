@@ -245,7 +245,7 @@ def test_output_is_plain_text_in_80_columns_when_piped(
     _, shown = started_together[1]["utf-8"]
     assert "\x1b" not in shown
     assert max(map(len, shown.splitlines())) <= 80
-    for part in ("network", "layer 1", "log_chi", "gradient: stable", "tensorboard --logdir outputs/"):
+    for part in ("network", "layer 1", "log_chi", "gradient: stable", "python -m gradexp.board outputs/"):
         assert part in shown
 
 

@@ -393,7 +393,7 @@ def test_output_to_a_pipe_has_no_ansi_codes_and_fits_80_columns(plain, capsys, t
     lines = [line for line in text.splitlines() if not line.startswith(("files", "look"))]
     assert max(len(line) for line in lines) <= 80
     assert f"files     {tmp_path}\n" in text  # a path is never broken
-    assert f"look      tensorboard --logdir {tmp_path}\n" in text
+    assert f"look      python -m gradexp.board {tmp_path}\n" in text
     for part in (
         "gradexp ",
         "network 6 tanh layers init xavier (gain=1.0) At initialisation (5 samples, 3 networks, exact)",
