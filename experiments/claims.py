@@ -41,7 +41,8 @@ class Findings:
 def near(text: str, measured: float | None, expected: float, within: float) -> Claim:
     """Claim that a number is the expected one, up to ``within``."""
     holds = measured is not None and abs(measured - expected) <= within  # nan is near nothing
-    return Claim(text, number(measured), f"{number(expected)} ± {within:.2g}", holds)
+    digits = 4 if not expected else max(4, 2 + math.floor(math.log10(abs(expected) / within)))
+    return Claim(text, number(measured, digits), f"{number(expected, digits)} ± {within:.2g}", holds)
 
 
 def above(text: str, measured: float | None, limit: float) -> Claim:
@@ -65,10 +66,10 @@ def same(text: str, measured: object, expected: object) -> Claim:
     return Claim(text, str(measured), str(expected), measured == expected)
 
 
-def number(value: float | None) -> str:
-    """Write a number with four digits; None as ``none``."""
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a number with so many digits; None as ``none``."""
     if value is None:
         return "none"
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.4g}"
+    return f"{value:.{digits}g}"

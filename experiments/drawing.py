@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from experiments.runs import GUESSING, WINDOW, smoothed
 from gradexp.figures import COLOURS
+from gradexp.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "panels"]
+__all__ = ["COLOURS", "courses", "guessing", "panels"]
 
 
 def panels(titles: Sequence[str], xlabel: str, ylabel: str) -> "tuple[Figure, list[Axes]]":
@@ -31,3 +33,16 @@ def panels(titles: Sequence[str], xlabel: str, ylabel: str) -> "tuple[Figure, li
         panel.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(ylabel)
     return figure, axes
+
+
+def courses(panel: "Axes", results: Sequence[Result], colour: str, label: str) -> None:
+    """Draw the training losses of some networks, of which the first names them all."""
+    for index, result in enumerate(results):
+        course = smoothed(result)
+        steps = range(WINDOW, WINDOW + len(course))
+        panel.plot(steps, course, color=colour, label=f"_{label}" if index else label)
+
+
+def guessing(panel: "Axes", loss: float = GUESSING, label: str = "guessing") -> None:
+    """Draw the loss of a network that ignores its input."""
+    panel.axhline(loss, color="black", linewidth=1, linestyle=":", label=label)

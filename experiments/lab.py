@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gradexp import MLP, initialize
 from gradexp.cli import compose
 from gradexp.config import Config
 from gradexp.ensemble import chunks, stacks
@@ -41,6 +42,18 @@ class Lab:
         given = [f"experiment={self.preset}", f"device={self.device}", *self.quick, *overrides, *self.overrides]
         return compose(given)
 
+    def hidden_layers(self, *overrides: str) -> MLP:
+        """Return the preset's first network, or its ``seeds``, without the first and the last layer's own widths.
+
+        All layers are those of the options; inputs and outputs are as wide as the hidden layers.
+        """
+        config = self.configs(*overrides)[0]
+        hidden = config.hidden_widths
+        network = MLP([hidden[0], *hidden], config.activation, bias=config.bias, networks=config.seeds)
+        return initialize(
+            network, config.init.name, seed=config.seed, sigma_b2=config.sigma_b2, **config.init.options
+        )
+
     def run(self, *overrides: str) -> Result:
         """Run the one network that these options describe."""
         [result] = self.runs(*overrides)
@@ -57,5 +70,6 @@ class Lab:
             for part in chunks(stack, configs[stack[0]]):
                 self.progress.label = f"{len(found)} of {len(configs)} networks done: "
                 found.update(zip(part, run_stack([configs[index] for index in part], [self.progress]), strict=True))
-        self.device_name = f"{found[0].device_name} ({found[0].device})"
+        threads = f", {found[0].threads} thread{'s' if found[0].threads != 1 else ''}"
+        self.device_name = f"{found[0].device} ({found[0].device_name}{threads if found[0].device == 'cpu' else ''})"
         return [found[index] for index in range(len(configs))]

@@ -8,13 +8,29 @@ from typing import TypeVar
 import numpy as np
 
 from gradexp.config import Config
-from gradexp.history import Array, mean
+from gradexp.history import Array, History, mean
 from gradexp.result import Result
+from gradexp.train import Training
 
 Key = TypeVar("Key", bound=Hashable)
 
 # Losses of single batches jump; their mean over so many steps is what counts.
 WINDOW = 10
+# Cross-entropy of ten digits: of a network that guesses, and one that only those reach that tell most of them apart.
+GUESSING = math.log(10)
+LEARNED = 1.5
+
+
+def initial(result: Result) -> History:
+    """Return the profile at initialisation of a run, which it has once it is complete."""
+    assert result.initial is not None
+    return result.initial
+
+
+def training(result: Result) -> Training:
+    """Return the course of a run's training."""
+    assert result.training is not None
+    return result.training
 
 
 def grouped(results: Sequence[Result], key: Callable[[Config], Key]) -> dict[Key, list[Result]]:
@@ -33,41 +49,47 @@ def mean_log_chi(results: Sequence[Result], first: int | None = None, last: int 
         first: First layer of the window; None: the first one.
         last: Last layer; None: the last one.
     """
-    slopes = [result.initial.log_chi_per_network(first, last) for result in results if result.initial]
-    return mean(np.concatenate(slopes))
+    return mean(np.concatenate([initial(result).log_chi_per_network(first, last) for result in results]))
 
 
 def mean_profile(results: Sequence[Result], quantity: str) -> Array:
     """Return log10 of a quantity per layer at initialisation, averaged over all networks of all runs."""
-    profiles = [result.initial.profile(quantity) for result in results if result.initial]
-    return np.asarray(np.mean(profiles, axis=0))
+    return np.asarray(np.mean([initial(result).profile(quantity) for result in results], axis=0))
 
 
 def smoothed(result: Result) -> Array:
     """Return the mean loss over the last ten steps, for each step from the tenth on; nan once it has diverged."""
-    assert result.training is not None
-    losses = np.array(result.training.losses + [np.nan] * (result.config.steps - len(result.training.losses)))
+    there = training(result).losses
+    losses = np.array(there + [np.nan] * (result.config.steps - len(there)))
     with np.errstate(over="ignore", invalid="ignore"):
         return np.convolve(losses, np.full(WINDOW, 1 / WINDOW), mode="valid")
 
 
-def steps_to(result: Result, loss: float) -> float:
-    """Return after how many steps the mean loss over ten of them was below ``loss``; inf if it never was."""
+def steps_to(result: Result, loss: float = LEARNED) -> float:
+    """Return after how many steps the mean loss over ten of them was first below ``loss``; inf if it never was.
+
+    A loss that jumps up later has been reached all the same; that the network keeps it would be another question.
+    """
     reached = np.flatnonzero(smoothed(result) < loss)
     return float(reached[0] + WINDOW) if reached.size else math.inf
 
 
-def median_steps_to(results: Sequence[Result], loss: float) -> float:
+def slowest_to(results: Sequence[Result], loss: float = LEARNED) -> float:
+    """Return the largest ``steps_to`` over networks."""
+    return max(steps_to(result, loss) for result in results)
+
+
+def median_steps_to(results: Sequence[Result], loss: float = LEARNED) -> float:
     """Return the median of ``steps_to`` over networks."""
     return median(steps_to(result, loss) for result in results)
 
 
-def lowest_loss(result: Result) -> float:
-    """Return the lowest mean loss over ten steps; inf if training diverged before there was one."""
-    return float(np.fmin.reduce(smoothed(result), initial=math.inf))
+def lowest_loss(results: Sequence[Result]) -> float:
+    """Return the lowest mean loss over ten steps of any network; inf if all diverged before there was one."""
+    return min(float(np.fmin.reduce(smoothed(result), initial=math.inf)) for result in results)
 
 
-def at_best_rate(results: Sequence[Result], loss: float) -> list[Result]:
+def at_best_rate(results: Sequence[Result], loss: float = LEARNED) -> list[Result]:
     """Return the results at the learning rate that reaches ``loss`` first, or comes nearest if none does."""
     rates = grouped(results, lambda config: config.optimizer.lr)
-    return min(rates.values(), key=lambda own: (median_steps_to(own, loss), median(map(lowest_loss, own))))
+    return min(rates.values(), key=lambda own: (median_steps_to(own, loss), lowest_loss(own)))

@@ -50,7 +50,7 @@ def _claims(runs: Runs, best: Runs, spectra: Mapping[str, Array]) -> list[Claim]
         )
         for depth in (SHALLOW, DEEP)
     }
-    lowest = min(map(lowest_loss, best["xavier", DEEP]))
+    lowest = lowest_loss(best["xavier", DEEP])
     spread = spectra["orthogonal"][0] - spectra["orthogonal"][-1]
     middle = float(np.median(spectra["xavier"])) / (DEEP - 1)
     return [

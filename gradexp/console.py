@@ -107,7 +107,9 @@ class Console:
             parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())
             shown = _short(self.folder)
             self.console.print(f"\nfiles     {shown}", markup=False, soft_wrap=True)
-            self.console.print(f"look      python -m gradexp.board {shlex.quote(shown)}", markup=False, soft_wrap=True)
+            self.console.print(
+                f"look      python -m gradexp.board {shlex.quote(shown)}", markup=False, soft_wrap=True
+            )
             self.console.print(f"seconds   {result.seconds:.1f} ({parts})", markup=False)
 
 
