@@ -2,7 +2,7 @@
 
 The lesson multiplies X = (1, 1) by λ I in every layer and concludes that signal and gradient grow or shrink as λ^L.
 That is right; some of the numbers it prints are not, and some of what it says about networks holds for this one only.
-``lesson.md`` tells the whole story. Expected values here are exact: powers of rational numbers, or a fixed point.
+``lesson.md`` tells the whole story. Sizes in chains of λ I are compared with exact powers of rational numbers.
 """
 
 import math
@@ -11,16 +11,18 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from scipy.special import digamma
 
 from experiments.claims import Claim, Findings, above, below, near, number, same
-from experiments.drawing import COLOURS, panels
+from experiments.drawing import COLOURS, guessing, panels
 from experiments.lab import Lab
-from experiments.runs import smoothed
+from experiments.runs import GUESSING, initial, smoothed, training
 from gradexp.figures import powers_of_ten, weight_scale_figure
 from gradexp.history import STATUSES, Array, limits
 from gradexp.plane import weight_scales
 from gradexp.result import Result
+from gradexp.theory import MeanField
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,14 +40,14 @@ PRINTED = {
     ("0.9", 150): "7.30e-8",
 }
 # Within three powers of ten over 150 layers: from 10^(-3/149) = 0.955 to 10^(3/149) = 1.047.
-WINDOW = ((0.95, "vanishing"), (0.96, "stable"), (1.04, "stable"), (1.05, "exploding"))
+EDGES = ((0.95, "vanishing"), (0.96, "stable"), (1.04, "stable"), (1.05, "exploding"))
 # Networks that are no λ I: the preset's options are taken back.
 REAL = ("data=digits", "width=128", "dtype=float32", "init.gain=1")
 
 
 @dataclass(frozen=True)
 class Training:
-    """A real training: what it is called in the figure, and what came of it."""
+    """A real training, with its name in the figure."""
 
     label: str
     result: Result
@@ -102,10 +104,9 @@ def _tables(lab: Lab, chains: dict[str, Result]) -> list[Claim]:
         for scale in ("1.1", "0.9"):
             result = lab.run(f"init.gain={scale}", f"depth={power + 1}")
             claims.append(_power(f"{scale} I, gradient over {power} layers", scale, power, _ratio(result)))
-    zero = chains["0.5"].initial
-    assert zero is not None
-    gone = zero.failing_layer("output", "float32", overflow=False)
-    claims.append(same("0.5 I, first layer whose output is 0 in float32", gone, 150))
+    for dtype, layer in (("float32", 150), ("float16", 25)):
+        gone = initial(chains["0.5"]).failing_layer("output", dtype, overflow=False)
+        claims.append(same(f"0.5 I, first layer whose output is 0 in {dtype}", gone, layer))
     return claims
 
 
@@ -121,13 +122,10 @@ def _power(text: str, scale: str, power: int, measured: float) -> Claim:
 def _statements(lab: Lab, chains: dict[str, Result]) -> list[Claim]:
     """Try what the lesson says of networks in general."""
     fitted = 10 ** float(np.polyfit(np.arange(1, 151), _profile(chains["1.5"], "output"), 1)[0])
-    spread = float(np.ptp(_profile(chains["0.5"], "weight_grad")))
-    tanh = lab.run("activation=tanh").initial
-    sigmoid = lab.run(*REAL, "activation=sigmoid", "init=xavier", "depth=50", "steps=0").initial
-    gaussian = lab.run(*REAL, "activation=linear", "init=lecun", "steps=0", "seeds=32").initial
-    assert tanh is not None
-    assert sigmoid is not None
-    assert gaussian is not None
+    weight_gradients = _profile(chains["0.5"], "weight_grad")
+    tanh = initial(lab.run("activation=tanh"))
+    sigmoid = lab.run(*REAL, "activation=sigmoid", "init=xavier", "depth=50", "steps=100")
+    gaussian = initial(lab.run(*REAL, "activation=linear", "init=lecun", "steps=0", "seeds=32"))
     fixed_point = 1.0
     for _ in range(200):
         fixed_point = math.tanh(1.5 * fixed_point)
@@ -138,29 +136,45 @@ def _statements(lab: Lab, chains: dict[str, Result]) -> list[Claim]:
         near("1.5 I: λ of λ^L, fitted to 150 layers", fitted, 1.5, 1e-9),
         *(
             same(f"{scale} I: gradient", _verdict(lab.run(f"init.gain={scale}")), expected)
-            for scale, expected in WINDOW
+            for scale, expected in EDGES
         ),
-        near("0.5 I: weight gradients of all layers are equal, decades", spread, 0, 1e-9),
+        near("0.5 I: weight gradients of all layers are equal, decades", float(np.ptp(weight_gradients)), 0, 1e-9),
+        near(
+            "0.5 I: log10 of each, 0.5^149 times the length of (1, 1)",
+            float(weight_gradients[0]),
+            149 * math.log10(0.5) + math.log10(2) / 2,
+            1e-9,
+        ),
+        below("relu without biases: <W, ∂L/∂W> over layers, rel. spread", _spread_of_products(lab), 1e-9),
         near("tanh(1.5 I) does not explode: log factor of ‖δ‖²", tanh.log_chi(50, 100), shrinks, 1e-6),
         near("Gaussian of std 1/√n is critical: log factor of ‖δ‖²", gaussian.log_chi(), float(drift), 4 * error),
-        near("xavier and sigmoid: log factor of ‖δ‖²", sigmoid.log_chi(), math.log(0.0557207), 0.1),
+        # Five standard deviations of the slope of one network, about sqrt(2 / 128 / 49).
+        near(
+            "xavier and sigmoid: log factor of ‖δ‖²",
+            initial(sigmoid).log_chi(),
+            math.log(MeanField("sigmoid", 1.0).chi_1),
+            0.1,
+        ),
+        same("xavier and sigmoid, 50 layers: verdict", _verdict(sigmoid), "vanishing, stuck"),
     ]
 
 
 def _symptoms(exploding: Training, vanishing: Training) -> list[Claim]:
     """Look for both tables of symptoms in real trainings."""
-    result = exploding.result
-    assert result.training is not None
+    smallest = min(exploding.share_changed(layer) for layer in range(1, exploding.result.config.depth + 1))
     depth = vanishing.result.config.depth
-    steady = smoothed(vanishing.result)
+    losses = training(exploding.result).losses
+    plateau = float(smoothed(vanishing.result)[-1])
     return [
-        same("exploding: verdict", _verdict(result), "exploding, diverged"),
-        above("exploding: huge updates, first step over weight", 10 ** exploding.share_changed(1), 1),
-        below("exploding: NaN loss, at step", result.training.diverged_at, 5),
+        same("exploding: verdict", _verdict(exploding.result), "exploding, diverged"),
+        above("exploding: huge updates, over the weights of any layer", 10**smallest, 1e6),
+        same("exploding: the loss becomes", str(losses[-1]), "nan"),
+        below("exploding: at step", len(losses) - 1, 5),
         same("vanishing: verdict", _verdict(vanishing.result), "vanishing, stuck"),
-        below("vanishing: early layers unchanged, update over weight", 10 ** vanishing.share_changed(1), 1e-8),
+        same("vanishing: change of the first layer's weights", 10 ** vanishing.share_changed(1), 0.0),
+        below("vanishing: tiny steps, update over weight of layer 25", 10 ** vanishing.share_changed(25), 1e-6),
         above("vanishing: the last layer does move", 10 ** vanishing.share_changed(depth), 1e-4),
-        near("vanishing: plateau, last loss is that of guessing", float(steady[-1]), math.log(10), 0.05),
+        near("vanishing: plateau, last loss is that of guessing", plateau, GUESSING, 0.05),
     ]
 
 
@@ -169,22 +183,39 @@ def _cures(lab: Lab, cured: Training) -> list[Claim]:
     claims = []
     for init, activation in (("he", "relu"), ("xavier", "tanh")):
         options = (*REAL, f"init={init}", f"activation={activation}")
-        deep = lab.run(*options, "steps=0")
+        deep = lab.run(*options, "steps=100" if activation == "relu" else "steps=0")
         learned = lab.run(*options, "depth=30", "steps=300")
-        claims.append(same(f"cure {init} for {activation}, 150 layers: gradient", _verdict(deep), "stable"))
+        expected = "stable, stuck" if activation == "relu" else "stable"
+        claims.append(same(f"cure {init} for {activation}, 150 layers: verdict", _verdict(deep), expected))
+        if activation == "relu":
+            claims.append(above("there all outputs point the same way: mean cosine", _cosine(deep), 0.98))
         claims.append(above(f"cure {init} for {activation}, 30 layers: test accuracy", _accuracy(learned), 0.7))
-    claims.append(above("cure orthogonal for tanh, 150 layers: test accuracy", _accuracy(cured.result), 0.7))
+    claims.append(above("cure orthogonal for tanh, 150 layers: test accuracy", _accuracy(cured.result), 0.8))
     return claims
 
 
+def _spread_of_products(lab: Lab) -> float:
+    """Return how far the inner products of weights and their gradients differ over layers, by autograd in float64."""
+    network = lab.hidden_layers(*REAL, "activation=relu", "init=he", "bias=false", "width=32").double()
+    output = network(torch.ones(1, 4, 32, dtype=torch.float64))
+    output.square().sum().backward()
+    pairs = [(weight.detach(), weight.grad) for weight in network.parameters()]
+    products = [(weight * gradient).sum().item() for weight, gradient in pairs if gradient is not None]
+    return max(products) / min(products) - 1
+
+
 def _profile(result: Result, quantity: str) -> Array:
-    assert result.initial is not None
-    return result.initial.profile(quantity)
+    return initial(result).profile(quantity)
 
 
 def _ratio(result: Result) -> float:
-    assert result.initial is not None
-    return result.initial.first_over_last("output_grad") or 0.0
+    ratio = initial(result).first_over_last("output_grad")
+    return math.nan if ratio is None else ratio
+
+
+def _cosine(result: Result) -> float | None:
+    cosine = initial(result).output_cosine
+    return None if cosine is None else float(np.mean(cosine))
 
 
 def _verdict(result: Result) -> str:
@@ -194,8 +225,7 @@ def _verdict(result: Result) -> str:
 
 
 def _accuracy(result: Result) -> float | None:
-    assert result.training is not None
-    return result.training.tests[-1][2]
+    return training(result).tests[-1][2]
 
 
 def _chain_figure(chains: dict[str, Result]) -> "Figure":
@@ -229,22 +259,21 @@ def _critical_region(lab: Lab) -> "Figure":
 def _symptom_figure(trainings: list[Training]) -> "Figure":
     """Draw the losses, and how far the first step moves each layer."""
     figure, (losses, updates) = panels(["the loss", "the first step"], "", "training loss")
-    for index, training in enumerate(trainings):
-        log = training.result.training
-        assert log is not None
-        values = np.array(log.losses)
+    for colour, own in zip(COLOURS, trainings, strict=False):
+        values = np.array(training(own.result).losses)
+        has_diverged = training(own.result).diverged_at is not None
+        if has_diverged:
+            losses.text(6, 4.55, f"{values[0]:.1e}, then {values[-1]:g}", color=colour, fontsize=9)
         values[~np.isfinite(values)] = np.nan
-        marker = "x" if log.diverged_at is not None else ""
-        losses.plot(np.minimum(values, 4.7), color=COLOURS[index], marker=marker, markersize=9, label=training.label)
-        depth = training.result.config.depth
-        shares = [training.share_changed(layer) for layer in range(1, depth + 1)]
-        seen = np.maximum(shares, -13)
-        updates.plot(np.arange(1, depth + 1), seen, color=COLOURS[index], linewidth=2)
-    losses.axhline(math.log(10), color="black", linewidth=1, linestyle=":", label="guessing")
-    losses.text(6, 4.55, "1.6e11, then NaN", color=COLOURS[0], fontsize=9)
+        shown = np.minimum(values, 4.7)
+        losses.plot(shown, color=colour, marker="x" if has_diverged else "", markersize=9, label=own.label)
+        shares = np.array([own.share_changed(layer) for layer in range(1, own.result.config.depth + 1)])
+        updates.plot(np.arange(1, len(shares) + 1), np.maximum(shares, -13), color=colour, linewidth=2)
+        if np.isneginf(shares).any():
+            updates.text(12, -13, "no weight changes", va="center", fontsize=9, color=colour)
+    guessing(losses)
     losses.set(xlabel="training step", ylim=(0, 5))
     updates.set(xlabel="layer (1 = input side)", ylabel="update over weight", ylim=(-14, 10))
-    updates.text(12, -13, "no weight changes", va="center", fontsize=9, color=COLOURS[1])
     powers_of_ten(updates)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
