@@ -3,18 +3,22 @@
 import argparse
 import importlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.errors import CompactHydraException
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
 from experiments import EXPERIMENTS
 from experiments.claims import Findings
-from gradexp.cli import error_line
+from gradexp.cli import Interrupted, Interruptions, error_line
+from gradexp.config import ConfigError
 from gradexp.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,21 +33,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The command line; None: that of this process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without unicode shows ? instead of failing
     asked = _parse(arguments)
     console = Console(highlight=False, emoji=False)
-    names = list(EXPERIMENTS) if asked.all else asked.name
+    names = list(EXPERIMENTS) if asked.all else list(dict.fromkeys(asked.name))
     if not names:
         _list(console)
         return 0
-    begin = time.perf_counter()
-    try:
-        outcomes = [_run(name, asked, console, f"[{n} of {len(names)}] ") for n, name in enumerate(names, 1)]
-    except KeyboardInterrupt:
-        console.print(f"interrupted; what was finished is in {asked.out}", markup=False, soft_wrap=True)
-        return 130
+    begin, outcomes = time.perf_counter(), dict[str, bool]()
+    with Interruptions() as interruptions:
+        try:
+            asked.out.mkdir(parents=True, exist_ok=True)
+            for number, name in enumerate(names, 1):
+                outcomes[name] = _run(name, asked, console, f"[{number} of {len(names)}] ", interruptions)
+        except KeyboardInterrupt:
+            finished = f"finished: {', '.join(outcomes)}, in {asked.out}" if outcomes else "nothing was finished"
+            console.print(f"interrupted; {finished}", markup=False, soft_wrap=True)
+            return (interruptions.pending or Interrupted(signal.SIGINT)).exit_code
+        except OSError as error:
+            console.print(f"cannot write to {error.filename or asked.out}: {error.strerror}", markup=False)
+            return 1
     if len(names) > 1:
-        _summarise(dict(zip(names, outcomes, strict=True)), time.perf_counter() - begin, console)
-    return 0 if all(outcomes) else 1
+        _summarise(outcomes, time.perf_counter() - begin, console)
+    return 0 if all(outcomes.values()) else 1
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,8 +80,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"unknown experiment '{name}'; choose one of {', '.join(EXPERIMENTS)}")
     if asked.all and asked.name:
         parser.error(f"--all runs every experiment, so leave out {', '.join(asked.name)}")
-    if asked.overrides and not (asked.name or asked.all):
-        parser.error(f"{asked.overrides[0]} changes an experiment, and none is named")
+    changes = [*asked.overrides, *(f"--{flag}" for flag in ("quick", "publish") if getattr(asked, flag))]
+    if changes and not (asked.name or asked.all):
+        parser.error(f"{changes[0]} changes how an experiment is run, and none is named; name one, or give --all")
     if asked.publish and (asked.quick or asked.overrides):
         parser.error("--publish is for the experiments as they are: leave out --quick and changed options")
     return asked
@@ -84,13 +99,13 @@ def _list(console: Console) -> None:
         table.add_row(name, question, f"{about.minutes:g}", f"{about.quick:g}")
     console.print(table)
     console.print(
-        "\nRun one with python -m experiments NAME, all of them with --all. Minutes are on two\n"
-        "CPU cores; --quick is for smaller and fewer networks.",
+        "\nRun one with python -m experiments NAME, all of them with --all. Minutes are on\n"
+        "two CPU cores; --quick is for smaller and fewer networks.",
         markup=False,
     )
 
 
-def _run(name: str, asked: argparse.Namespace, console: Console, place: str) -> bool:
+def _run(name: str, asked: argparse.Namespace, console: Console, place: str, interruptions: Interruptions) -> bool:
     """Run one experiment, show its table, and say whether all its claims hold."""
     from experiments.lab import Lab
     from experiments.record import Record, publish, save
@@ -100,18 +115,24 @@ def _run(name: str, asked: argparse.Namespace, console: Console, place: str) -> 
     module = importlib.import_module(f"experiments.{name}")
     progress = Progress(console=console)
     quick = module.QUICK if asked.quick else ()
-    lab = Lab(name, quick, asked.overrides, asked.device, progress)
+    lab = Lab(name, quick, asked.overrides, asked.device, progress, [interruptions])
     begin = time.perf_counter()
     try:
         findings: Findings = module.reproduce(lab)
     except Exception as error:
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
-        console.print(f"[red]failed[/red]  {error_line(error)}\n", soft_wrap=True)
+        # Without the networks, or the training, that its claims are about an experiment cannot look them up.
+        is_left_out = asked.overrides and isinstance(error, LookupError | ValueError | AssertionError)
+        is_told = isinstance(error, ConfigError | CompactHydraException | OmegaConfBaseException)
+        said = f"{' '.join(asked.overrides)} leaves out what its claims are about"
+        console.print("[red]failed[/red]  ", end="")
+        console.print(said if is_left_out and not is_told else error_line(error), markup=False, soft_wrap=True)
         return False
     finally:
         progress.close()
-    record = Record(name, about, findings, time.perf_counter() - begin, lab.device_name, asked.quick)
+    options = [*(["--quick"] if asked.quick else []), *asked.overrides]
+    record = Record(name, about, findings, time.perf_counter() - begin, lab.device_name, options)
     folder = save(record, asked.out)
     if asked.publish:
         publish(record, HERE)

@@ -6,7 +6,7 @@ from gradexp import MLP, initialize
 from gradexp.cli import compose
 from gradexp.config import Config
 from gradexp.ensemble import chunks, stacks
-from gradexp.experiment import run_stack
+from gradexp.experiment import Sink, find_device, run_stack
 from gradexp.progress import Progress
 from gradexp.result import Result
 
@@ -20,6 +20,7 @@ class Lab:
         overrides: Options that have the last word, as on the command line.
         device: As the option of that name.
         progress: Told what is going on.
+        sinks: Told of every run as well.
     """
 
     def __init__(
@@ -29,13 +30,16 @@ class Lab:
         overrides: Sequence[str] = (),
         device: str = "auto",
         progress: Progress | None = None,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         self.preset = preset
         self.quick = list(quick)
         self.overrides = list(overrides)
         self.device = device
+        self.done = 0  # networks
         self.device_name = device  # known in full once something has run
         self.progress = progress or Progress(quiet=True)
+        self.sinks = [self.progress, *sinks]
 
     def configs(self, *overrides: str) -> list[Config]:
         """Return the options of each network of the preset, with some changed."""
@@ -65,11 +69,13 @@ class Lab:
         Each has the numbers that ``gradexp.experiment.run`` gives it alone.
         """
         configs = self.configs(*overrides)
+        find_device(configs[0].device)  # or say at once that it is missing
         found: dict[int, Result] = {}
         for stack in stacks(configs):
             for part in chunks(stack, configs[stack[0]]):
-                self.progress.label = f"{len(found)} of {len(configs)} networks done: "
-                found.update(zip(part, run_stack([configs[index] for index in part], [self.progress]), strict=True))
+                self.progress.label = f"{self.done} networks done, {len(part)} at work: "
+                found.update(zip(part, run_stack([configs[index] for index in part], self.sinks), strict=True))
+                self.done += len(part)
         threads = f", {found[0].threads} thread{'s' if found[0].threads != 1 else ''}"
         self.device_name = f"{found[0].device} ({found[0].device_name}{threads if found[0].device == 'cpu' else ''})"
         return [found[index] for index in range(len(configs))]

@@ -201,7 +201,7 @@ def _spread_of_products(lab: Lab) -> float:
     output.square().sum().backward()
     pairs = [(weight.detach(), weight.grad) for weight in network.parameters()]
     products = [(weight * gradient).sum().item() for weight, gradient in pairs if gradient is not None]
-    return max(products) / min(products) - 1
+    return (max(products) - min(products)) / max(map(abs, products))
 
 
 def _profile(result: Result, quantity: str) -> Array:

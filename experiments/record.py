@@ -2,6 +2,7 @@
 
 import platform
 import re
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,7 +29,7 @@ class Record:
         findings: What it found.
         seconds: That it took.
         device: On which it ran.
-        quick: Whether it was the quick version.
+        options: With which it was called.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Record:
     findings: Findings
     seconds: float
     device: str
-    quick: bool
+    options: list[str]
 
     @property
     def holds(self) -> bool:
@@ -65,12 +66,13 @@ def publish(record: Record, folder: Path) -> None:
     file = folder / "RESULTS.md"
     sections = _sections(file.read_text(encoding="utf-8")) if file.is_file() else {}
     sections[record.name] = section(record, paths)
-    file.write_text("\n".join([_TITLE, *(sections[name] for name in sorted(sections))]), encoding="utf-8")
+    parts = [_TITLE, _overview(sections), *(sections[name] for name in sorted(sections))]
+    file.write_text("\n".join(parts), encoding="utf-8")
 
 
 def section(record: Record, figures: list[str]) -> str:
     """Return the results of an experiment in Markdown."""
-    command = f"python -m experiments {record.name}" + (" --quick" if record.quick else "")
+    command = shlex.join(["python", "-m", "experiments", record.name, *record.options])
     held = sum(claim.holds for claim in record.findings.claims)
     lines = [
         f"## {record.name}",
@@ -89,6 +91,20 @@ def section(record: Record, figures: list[str]) -> str:
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     lines += ["", *(f"![{record.name}]({figure})" for figure in figures), ""]
     return "\n".join(lines)
+
+
+def _overview(sections: dict[str, str]) -> str:
+    """Return a table of the experiments, from what their sections say."""
+    lines = ["| experiment | claims that hold | seconds |", "|---|---|---|"]
+    totals = [0, 0, 0]
+    for name in sorted(sections):
+        found = re.search(r", (\d+) s on .*: (\d+) of (\d+) claims hold", sections[name])
+        assert found is not None
+        seconds, held, claims = map(int, found.groups())
+        totals = [total + own for total, own in zip(totals, (held, claims, seconds), strict=True)]
+        lines.append(f"| [{name}](#{name}) | {held} of {claims} | {seconds} |")
+    lines.append("| all | {} of {} | {} |".format(*totals))
+    return "\n".join([*lines, ""])
 
 
 def _sections(text: str) -> dict[str, str]:

@@ -61,6 +61,8 @@ def smoothed(result: Result) -> Array:
     """Return the mean loss over the last ten steps, for each step from the tenth on; nan once it has diverged."""
     there = training(result).losses
     losses = np.array(there + [np.nan] * (result.config.steps - len(there)))
+    if len(losses) < WINDOW:
+        return np.empty(0)
     with np.errstate(over="ignore", invalid="ignore"):
         return np.convolve(losses, np.full(WINDOW, 1 / WINDOW), mode="valid")
 
@@ -82,6 +84,11 @@ def slowest_to(results: Sequence[Result], loss: float = LEARNED) -> float:
 def median_steps_to(results: Sequence[Result], loss: float = LEARNED) -> float:
     """Return the median of ``steps_to`` over networks."""
     return median(steps_to(result, loss) for result in results)
+
+
+def ratio(steps: float, of: float) -> float:
+    """Return one number of steps over another; nan, of which no claim holds, if that was never reached."""
+    return steps / of if math.isfinite(of) else math.nan
 
 
 def lowest_loss(results: Sequence[Result]) -> float:

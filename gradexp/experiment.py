@@ -7,7 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
@@ -159,7 +159,7 @@ def _measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: "_Cl
     from gradexp.train import Training
 
     config = results[0].config  # what it shares with the others is taken from it
-    device = _device(config.device)
+    device = find_device(config.device)
     for result in results:
         result.device = str(device)
         result.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
@@ -408,7 +408,12 @@ def _describe(result: Result, data: "Dataset", loss: str) -> str:
     )
 
 
-def _device(name: str) -> "torch.device":
+def find_device(name: str) -> "torch.device":
+    """Return the device of that name, or for ``auto`` CUDA where there is one.
+
+    Raises:
+        ConfigError: If it is not there.
+    """
     import torch
 
     if name == "auto":
@@ -421,6 +426,10 @@ def _device(name: str) -> "torch.device":
 
 
 def _cpu_name() -> str:
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  no regular file
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 

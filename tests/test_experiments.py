@@ -14,7 +14,7 @@ from experiments.__main__ import HERE, main
 from experiments.claims import Claim, Findings, above, below, between, near, same
 from experiments.lab import Lab
 from experiments.record import Record, publish, section
-from experiments.runs import grouped, mean_log_chi, mean_profile, smoothed, steps_to
+from experiments.runs import grouped, lowest_loss, mean_log_chi, mean_profile, ratio, smoothed, steps_to
 from gradexp.cli import CONFIG_DIR
 from gradexp.config import Config
 from gradexp.experiment import run
@@ -104,7 +104,8 @@ def test_all_goes_on_after_an_error(
     [
         (["he2014"], "unknown experiment 'he2014'; choose one of lesson, "),
         (["--all", "lesson"], "--all runs every experiment, so leave out lesson"),
-        (["init.gain=2"], "init.gain=2 changes an experiment, and none is named"),
+        (["init.gain=2"], "init.gain=2 changes how an experiment is run, and none is named"),
+        (["--quick"], "--quick changes how an experiment is run, and none is named"),
         (["lesson", "--quick", "--publish"], "--publish is for the experiments as they are: leave out --quick"),
         (["lesson", "init.gain=2", "--publish"], "--publish is for the experiments as they are: leave out --quick"),
     ],
@@ -137,7 +138,30 @@ def test_ctrl_c_is_told_in_one_line(fake: ModuleType, capsys: pytest.CaptureFixt
 
     fake.reproduce = interrupted
     assert main(["fake"]) == 130
-    assert capsys.readouterr().out.endswith("interrupted; what was finished is in outputs/experiments\n")
+    assert capsys.readouterr().out.endswith("interrupted; nothing was finished\n")
+
+
+def test_a_file_in_the_way_is_told_in_one_line_before_anything_is_run(
+    fake: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("taken").touch()
+    fake.reproduce = lambda lab: pytest.fail("ran")
+    for out in ("taken", "taken/below"):
+        assert main(["fake", "--out", out]) == 1
+        assert capsys.readouterr().out.startswith(f"cannot write to {out}: ")
+
+
+def test_networks_that_options_leave_out_are_told_in_one_line(
+    fake: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.reproduce = lambda lab: Findings([near("", {}["he"], 1, 1)], {})
+    assert main(["fake", "init=xavier"]) == 1
+    assert "failed  init=xavier leaves out what its claims are about\n" in capsys.readouterr().out
+
+
+def test_a_missing_device_is_told_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["he2015", "--device", "cuda:77", "--out", str(tmp_path)]) == 1
+    assert "failed  device=cuda:77 is not there: PyTorch finds" in capsys.readouterr().out
 
 
 def test_options_reach_the_lab(fake: ModuleType) -> None:
@@ -189,6 +213,17 @@ def test_steps_to_a_loss_count_the_mean_over_ten_steps() -> None:
     assert smoothed(falling)[0] == pytest.approx(2)
 
 
+def test_fewer_steps_than_a_mean_takes_reach_nothing() -> None:
+    short = with_losses([0.1] * 9, 9)
+    assert steps_to(short, 0.5) == float("inf")
+    assert lowest_loss([short]) == float("inf")
+
+
+def test_a_share_of_never_is_no_number() -> None:
+    assert ratio(3, 6) == 0.5
+    assert not ratio(3, float("inf")) <= 1
+
+
 def test_steps_to_a_loss_is_never_for_a_network_that_has_diverged() -> None:
     diverged = with_losses([2.0, float("nan")], 20)
     assert steps_to(diverged, 3) == float("inf")
@@ -204,23 +239,26 @@ def test_means_are_over_all_networks_of_all_runs() -> None:
 def test_publishing_renews_one_section_and_keeps_the_others(tmp_path: Path) -> None:
     findings = Findings([same("a | b", "x", "y")], {"first": Figure(), "second": Figure()})
     for name in ("beta", "alpha", "gamma"):
-        publish(Record(name, ABOUT, findings, 61.2, "a CPU", quick=False), tmp_path)
+        publish(Record(name, ABOUT, findings, 61.2, "a CPU", options=[]), tmp_path)
     before = (tmp_path / "RESULTS.md").read_text()
     renewed = Findings([same("c", 1, 1)], {})
-    publish(Record("beta", ABOUT, renewed, 3, "a GPU", quick=False), tmp_path)
+    publish(Record("beta", ABOUT, renewed, 3, "a GPU", options=[]), tmp_path)
     after = (tmp_path / "RESULTS.md").read_text()
     assert re.findall(r"^## (\w+)$", after, re.MULTILINE) == ["alpha", "beta", "gamma"]
     assert "| a \\| b | x | y | **fail** |" in before
     assert before.partition("## beta")[0] == after.partition("## beta")[0]
     assert before.partition("## gamma")[2] == after.partition("## gamma")[2]
     assert "3 s on a GPU" in after
+    assert "| [beta](#beta) | 1 of 1 | 3 |\n" in after
+    assert "| [alpha](#alpha) | 0 of 1 | 61 |\n" in after
+    assert "| all | 1 of 3 | 125 |\n" in after
     assert "1 of 1 claims hold" in after
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"first.png", "second.png"}
 
 
 def test_a_section_names_the_command_and_the_versions() -> None:
-    text = section(Record("fake", ABOUT, Findings([], {}), 61.2, "a CPU", quick=True), [])
-    assert "`python -m experiments fake --quick`" in text
+    text = section(Record("fake", ABOUT, Findings([], {}), 61.2, "a CPU", ["--quick", "init.gain=2"]), [])
+    assert "`python -m experiments fake --quick init.gain=2`" in text
     assert f"torch {torch.__version__.partition('+')[0]}" in text
     assert "61 s on a CPU" in text
 
