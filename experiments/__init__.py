@@ -50,7 +50,7 @@ EXPERIMENTS = {
         quick=0.2,
     ),
     "he2015": About(
-        "Do He's weights let 30 ReLU layers learn, where Xavier's stall?",
+        "Do He's weights let 40 ReLU layers learn, where Xavier's do not start?",
         "He, Zhang, Ren & Sun (2015), arXiv:1502.01852, Fig. 2 and 3.",
         minutes=0.4,
         quick=0.2,
@@ -80,14 +80,14 @@ EXPERIMENTS = {
         quick=0.3,
     ),
     "yang2019": About(
-        "Does batch norm itself make gradients explode, and end training with depth?",
+        "Does batch norm make gradients explode, and spoil what would learn without?",
         "Yang et al. (2019), arXiv:1902.08129.",
         minutes=0.7,
         quick=0.3,
     ),
     "residual": About(
         "How must residual branches be scaled for 100 layers and more to learn?",
-        "De & Smith (2020), arXiv:2002.10444; Bachlechner et al. (2020), arXiv:2003.04887.",
+        "De & Smith (2020), arXiv:2002.10444; ReZero (2020), arXiv:2003.04887; Fixup (2019), arXiv:1901.09321.",
         minutes=0.5,
         quick=0.2,
     ),

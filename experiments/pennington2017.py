@@ -2,8 +2,8 @@
 
 Orthogonal weights with tanh come near to it where sigma_w² is just above 1; Gaussian weights never do, nor does ReLU,
 nor orthogonal weights further along the line. The paper's networks are 200 layers deep and see CIFAR-10, these are
-60 deep and see digits; as there, each has the best learning rate of a grid. Moments are measured in wide networks on
-inputs of the fixed length, where theory applies.
+60 deep and see digits for 300 steps; as there, each has the best learning rate of a grid, here that of the lowest
+loss. Moments are measured in wide networks on inputs of the fixed length, where theory applies.
 """
 
 import math
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from experiments.claims import Claim, Findings, above, below, near
-from experiments.drawing import COLOURS, panels
+from experiments.drawing import COLOURS, courses, guessing, panels
 from experiments.lab import Lab
-from experiments.runs import WINDOW, at_best_rate, lowest_loss, median_steps_to, smoothed
-from gradexp import MLP, initialize
+from experiments.runs import GUESSING, at_best_rate, lowest_loss, median_steps_to
+from gradexp import MLP
 from gradexp.jacobian import SpectralMoments, singular_values, spectral_moments
 from gradexp.result import Result
 from gradexp.seeds import generator
@@ -26,6 +26,7 @@ from gradexp.theory import MeanField, jacobian_moments
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Two rates, among them the best of both tanh kinds that are compared; in the full version no best one is at an end.
 QUICK = ["seed=0", "optimizer.lr=0.02,0.05"]
 LEARNED = 1.0  # a loss that only a network has that tells most digits apart; guessing has 2.3
 WIDE, FACTORS = 400, 16  # of the Jacobian whose moments are measured: few factors against the width
@@ -63,7 +64,8 @@ KINDS = (ISOMETRIC, GAUSSIAN, FAR, RELU)
 
 def reproduce(lab: Lab) -> Findings:
     """Train each kind of network at several rates, and measure its Jacobian at initialisation."""
-    best = {kind: at_best_rate(lab.runs(*kind.options), LEARNED) for kind in KINDS}
+    # No loss is below 0: the best rate is that of the lowest one. At large rates it rises again once it was low.
+    best = {kind: at_best_rate(lab.runs(*kind.options), loss=0.0) for kind in KINDS}
     moments = {kind: spectral_moments(*_wide(lab, kind)) for kind in KINDS}
     return Findings(_claims(moments, best), {"pennington2017": _figure(lab, best)})
 
@@ -89,7 +91,7 @@ def _claims(moments: Mapping[Kind, SpectralMoments], best: Mapping[Kind, Sequenc
         below(f"orthogonal tanh learns: steps to loss {LEARNED:g}", steps[ISOMETRIC], 80),
         above("Gaussian tanh: its steps over these", steps[GAUSSIAN] / steps[ISOMETRIC], 2),
         above("orthogonal far along the line: the same", steps[FAR] / steps[ISOMETRIC], 1.5),
-        above("orthogonal ReLU does not learn: its lowest loss", lowest, LEARNED),
+        above("orthogonal ReLU is slower: its lowest loss in 300 steps", lowest, LEARNED),
     ]
 
 
@@ -100,11 +102,8 @@ def _wide(lab: Lab, kind: Kind) -> tuple[MLP, torch.Tensor]:
 
 def _at_fixed_length(lab: Lab, kind: Kind, *overrides: str) -> tuple[MLP, torch.Tensor]:
     """Return the hidden layers of networks of a kind, and inputs that these give the fixed length from layer 1 on."""
-    config, *_ = lab.configs(*kind.options, *overrides)
-    hidden = config.hidden_widths
-    networks = MLP([hidden[0], *hidden], config.activation, networks=config.seeds)
-    initialize(networks, config.init.name, seed=config.seed, sigma_b2=config.sigma_b2, **config.init.options)
-    x = torch.randn(SAMPLES, hidden[0], generator=generator(config.seed, "inputs"), dtype=torch.float64)
+    networks = lab.hidden_layers(*kind.options, *overrides)
+    x = torch.randn(SAMPLES, networks.widths[0], generator=generator(0, "inputs"), dtype=torch.float64)
     length = (kind.point.q_star - kind.sigma_b2) / kind.sigma_w2
     return networks, x * (length / x.square().mean(1, keepdim=True)).sqrt()
 
@@ -118,17 +117,14 @@ def _figure(lab: Lab, best: Mapping[Kind, Sequence[Result]]) -> "Figure":
         network, x = _at_fixed_length(lab, kind)
         values = (10 ** singular_values(network, x[:1])).flatten()
         spectrum.plot(np.linspace(0, 1, len(values)), values, color=colour, linewidth=2)
-        for index, result in enumerate(best[kind]):
-            course = smoothed(result)
-            label = f"_{kind.name}" if index else kind.name
-            training.plot(range(WINDOW, WINDOW + len(course)), course, color=colour, label=label)
+        courses(training, best[kind], colour, kind.name)
     spectrum.axhline(1, color="black", linewidth=1, linestyle=":")
     spectrum.set_yscale("log")
     spectrum.set_ylim(1e-3, 20)
     training.set_xlabel("training step")
     training.set_ylabel("training loss")
     training.set_ylim(0, 3.8)
-    training.axhline(math.log(10), color="black", linewidth=1, linestyle=":")
-    training.annotate("guessing", (best[ISOMETRIC][0].config.steps, math.log(10) + 0.05), ha="right")
+    guessing(training, label="_guessing")
+    training.annotate("guessing", (best[ISOMETRIC][0].config.steps, GUESSING + 0.05), ha="right")
     training.legend(frameon=False)
     return figure

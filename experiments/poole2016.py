@@ -1,4 +1,4 @@
-"""Wide tanh networks forget how long an input was within a few layers; two of them forget their angle more slowly.
+"""Wide tanh networks forget how long an input was within a few layers, and the angle between two inputs more slowly.
 
 Below the edge of chaos all inputs end up parallel, above it at an angle that depends on the network only, however
 near they were. The setting is the paper's: sigma_b = 0.3, three values of sigma_w, 1000 units. Lengths are measured
@@ -6,7 +6,7 @@ on random inputs, and their courses over the layers on pairs of inputs whose len
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,9 +15,8 @@ import torch
 from experiments.claims import Claim, Findings, above, below, near
 from experiments.drawing import COLOURS, panels
 from experiments.lab import Lab
-from experiments.runs import grouped
-from gradexp import MLP, initialize
-from gradexp.config import Config
+from experiments.runs import initial
+from gradexp import MLP
 from gradexp.history import Array
 from gradexp.result import Result
 from gradexp.theory import MeanField
@@ -30,7 +29,7 @@ SIGMA_W = (1.3, 2.5, 4.0)
 SIGMA_B2 = 0.3**2
 LENGTHS = (0.05, 0.5, 5.0)  # mean squares of inputs
 CORRELATIONS = (0.0, 0.5, 0.9)  # of inputs of mean square 1
-PAIRS = 16  # of each correlation: what a network does to one pair scatters by 1 / sqrt(width)
+PAIRS = 32  # of each correlation: what a network does to one pair scatters by 1 / sqrt(width)
 FEW = 8  # layers, after which lengths have converged and correlations below the edge of chaos have not
 
 
@@ -48,55 +47,57 @@ class Course(NamedTuple):
 
 def reproduce(lab: Lab) -> Findings:
     """Measure lengths in the runs, and follow inputs of known lengths and angles through the same networks."""
-    runs = grouped(lab.runs(), lambda config: config.init.sigma_w2)
-    configs = [[result.config for result in own] for own in runs.values()]
-    courses = [_mean([_follow(config) for config in own]) for own in configs]
-    return Findings(_claims(list(runs.values()), courses), {"poole2016": _figure(courses)})
+    runs, courses = {}, []
+    for sigma in SIGMA_W:
+        variance = f"init.sigma_w2={sigma**2:g}"
+        runs[sigma] = lab.runs(variance)
+        networks = [lab.hidden_layers(variance, f"seed={result.config.seed}") for result in runs[sigma]]
+        courses.append(_mean([_follow(network) for network in networks]))
+    return Findings(_claims(runs, courses), {"poole2016": _figure(courses)})
 
 
-def _claims(runs: Sequence[Sequence[Result]], courses: Sequence[Course]) -> list[Claim]:
+def _claims(runs: Mapping[float, Sequence[Result]], courses: Sequence[Course]) -> list[Claim]:
     points = [MeanField("tanh", sigma**2, SIGMA_B2) for sigma in SIGMA_W]
     # Each layer's length scatters by sqrt(2 / 1000) and hands a part of that on. Over the layers of one network, in
     # which parallel inputs share their luck, that leaves a standard error of 2 %.
     lengths = [
         near(f"σ_w {sigma:g}: length after {FEW} layers is q*", _length(own), point.q_star, 0.06 * point.q_star)
-        for sigma, own, point in zip(SIGMA_W, runs, points, strict=True)
+        for (sigma, own), point in zip(runs.items(), points, strict=True)
     ]
     spread = max(course.lengths[FEW - 1].max() / course.lengths[FEW - 1].min() for course in courses)
     order, chaos, deep_chaos = (course.correlations[-1] for course in courses)
     depth = len(courses[0].correlations)
     # A layer scatters the correlation of one pair by 1 / sqrt(1000), and at σ_w 2.5 hands on 0.8 of what came before:
-    # 0.05 in all, and 0.014 over 16 pairs. Over seeds it is 0.01 at σ_w 1.3 and 0.015 at 2.5 and 4.
+    # 0.05 in all, and 0.01 over 32 pairs.
     return [
         *lengths,
         below(f"{FEW} layers make lengths 1 : 100 equal: ratio left", spread, 1.1),
         above("σ_w 1.3: correlation 0 rises towards 1, after 30 layers", order[0], 0.9),
         near("σ_w 1.3: which is what theory has there", order[0], points[0].correlation_after(depth - 1, 0.0), 0.05),
         near("σ_w 2.5: correlation 0.9 falls to c*", chaos[-1], points[1].c_star, 0.05),
-        near("σ_w 4: the same, to a lower c*", deep_chaos[-1], points[2].c_star, 0.05),
+        near("σ_w 4: the same", deep_chaos[-1], points[2].c_star, 0.03),
+        above("c* is lower there: that of σ_w 2.5 less that of 4", chaos[-1] - deep_chaos[-1], 0.04),
     ]
 
 
 def _length(results: Sequence[Result]) -> float:
     """Return the mean square of outputs, of all layers after the first few but the last, whose width is its own."""
-    profiles = [result.initial.profile("output")[FEW:-1] for result in results if result.initial]
+    profiles = [initial(result).profile("output")[FEW:-1] for result in results]
     return float((10 ** (2 * np.array(profiles))).mean())
 
 
 @torch.no_grad()
-def _follow(config: Config) -> Course:
-    """Return what the hidden layers of a network make of inputs whose lengths and angles are known."""
-    hidden = config.hidden_widths
-    network = MLP([hidden[0], *hidden], config.activation)
-    initialize(network, config.init.name, seed=config.seed, sigma_b2=config.sigma_b2, **config.init.options)
+def _follow(network: MLP) -> Course:
+    """Return what hidden layers make of inputs whose lengths and angles are known."""
+    width = network.widths[0]
     # Orthogonal directions, two for each pair; Gaussian weights prefer none.
-    along, across = (math.sqrt(hidden[0]) * torch.eye(hidden[0])[: 2 * PAIRS]).split(PAIRS)
+    along, across = (math.sqrt(width) * torch.eye(width)[: 2 * PAIRS]).split(PAIRS)
     scaled = [math.sqrt(q) * along for q in LENGTHS]
     turned = [c * along + math.sqrt(1 - c * c) * across for c in CORRELATIONS]
     a = torch.cat([along, *scaled, *turned])
     lengths, correlations = [], []
     for layer in network.layers:
-        z = layer(a.unsqueeze(0)).view(-1, PAIRS, hidden[0])
+        z = layer(a.unsqueeze(0)).view(-1, PAIRS, width)
         lengths.append(z[1 : 1 + len(LENGTHS)].double().square().mean((1, 2)))
         correlations.append(torch.cosine_similarity(z[0].double(), z[1 + len(LENGTHS) :].double(), dim=-1).mean(1))
         a = network.activation(z).flatten(0, 1)

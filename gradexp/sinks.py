@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradexp.dashboard import layout, texts
 from gradexp.history import (
     Array,
     Points,
@@ -71,7 +72,7 @@ def write_summary(folder: Path, content: dict[str, Any]) -> None:
 
 
 class TensorBoard:
-    """Write event files: profiles with step = layer, training scalars with step = training step, the run's HParams.
+    """Write event files: profiles with step = layer, training scalars with step = training step, the run in words.
 
     A cell without a number is left out, never replaced by a floor. Theory goes to event files of its own in the
     folders ``theory``, ``theory/lower`` and ``theory/upper``: TensorBoard draws runs with the same tag into one card.
@@ -99,6 +100,7 @@ class TensorBoard:
     def write(self, stage: str, result: Result) -> None:
         """Add what is new."""
         if stage == "initial" and result.initial is not None:
+            self.writer.add_summary(layout())
             write_points(self.writer, profile_points(result.initial))
             if self.subruns and result.initial.theory:
                 self._theory(result.initial.theory)
@@ -110,7 +112,7 @@ class TensorBoard:
             if result.gradients is not None:
                 write_points(self.writer, course_points(result.gradients))
             if result.device is not None:  # else it stopped before torch was loaded, and this is no time to load it
-                for summary in hparams(result):
+                for summary in [*hparams(result), *texts(result)]:
                     self.writer.add_summary(summary)
 
     def close(self) -> None:

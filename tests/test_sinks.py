@@ -300,7 +300,7 @@ def test_the_values_of_a_step_share_one_event(tmp_path, monkeypatch):
     profiles = {f"profile/log10_{quantity}" for quantity in ("output", "output_grad", "weight_grad")}
     test, train = {"test/loss", "test/accuracy"}, {"train/loss", "train/accuracy"}
     layers = {"gradient/nonfinite_layers", "gradient/zero_layers"}
-    assert events(tmp_path) == [
+    assert [(step, tags) for step, tags in events(tmp_path) if "custom_scalars__config__" not in tags] == [
         *((layer, profiles) for layer in range(1, 7)),
         *[(0, test), (0, train), (1, train), (2, train), (3, test)],
         *[(0, {"gradient/log10_first_over_last", *layers}), (2, layers)],

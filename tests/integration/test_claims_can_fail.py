@@ -22,10 +22,10 @@ PERTURBED = {
     "schoenholz2017": [["init.gain=0.7"], ["residual=depth"]],
     # In 400 layers the gradients themselves leave float32; with this gain they neither vanish nor explode.
     "monitors": [["depth=400"], ["init.gain=1.414"]],
-    "pascanu2013": [["init.gain=1"], ["optimizer.clip_norm=1"], ["optimizer.clip_norm=null"]],
+    "pascanu2013": [["residual=none", "init.gain=1.2"], ["optimizer.clip_norm=10"], ["optimizer.clip_norm=null"]],
     "pennington2017": [["init.gain=1.5", "steps=20"], ["activation=linear", "init.gain=1"]],
     "poole2016": [["init.gain=1.5"], ["activation=linear"]],
-    "saxe2014": [["activation=tanh", "init.gain=0.7"], ["data=ones", "init.gain=0.9"]],
+    "saxe2014": [["activation=tanh", "init.gain=0.7", "steps=20"], ["data=ones", "init.gain=0.9"]],
     "hanin_rolnick2018": [["init.gain=0.5"], ["activation=linear"]],
     "yang2019": [["residual=plain"], ["normalization=none", "steps=10"]],
     "residual": [["residual=plain"], ["residual=zero"]],
