@@ -28,8 +28,8 @@ EXPERIMENTS = {
     "lesson": About(
         "What do 150 layers of 1.5 I and 0.5 I do to a gradient, and what of it is general?",
         "The lesson this project began with; experiments/lesson.md.",
-        minutes=0.5,
-        quick=0.5,
+        minutes=0.7,
+        quick=0.7,
     ),
     "glorot2010": About(
         "Why did five tanh layers train badly, and why do weight gradients not show it?",
@@ -40,19 +40,19 @@ EXPERIMENTS = {
     "pascanu2013": About(
         "Does clipping cure gradients that explode, and those that vanish?",
         "Pascanu, Mikolov & Bengio (2013), arXiv:1211.5063.",
-        minutes=0.2,
-        quick=0.1,
+        minutes=0.4,
+        quick=0.2,
     ),
     "saxe2014": About(
         "Does a deep linear network have to learn more slowly than a shallow one?",
         "Saxe, McClelland & Ganguli (2014), arXiv:1312.6120, Fig. 6.",
-        minutes=0.6,
-        quick=0.2,
+        minutes=1,
+        quick=0.4,
     ),
     "he2015": About(
         "Do He's weights let 40 ReLU layers learn, where Xavier's do not start?",
         "He, Zhang, Ren & Sun (2015), arXiv:1502.01852, Fig. 2 and 3.",
-        minutes=0.4,
+        minutes=0.5,
         quick=0.2,
     ),
     "poole2016": About(
@@ -70,19 +70,19 @@ EXPERIMENTS = {
     "pennington2017": About(
         "What do orthogonal weights add to a gradient that keeps its size?",
         "Pennington, Schoenholz & Ganguli (2017), arXiv:1711.04735.",
-        minutes=0.7,
+        minutes=1.3,
         quick=0.3,
     ),
     "hanin_rolnick2018": About(
         "Does the sum of 1 / width tell which deep ReLU networks start to learn?",
         "Hanin & Rolnick (2018), arXiv:1803.01719; Hanin (2018), arXiv:1801.03744.",
-        minutes=0.6,
+        minutes=0.7,
         quick=0.3,
     ),
     "yang2019": About(
         "Does batch norm make gradients explode, and spoil what would learn without?",
         "Yang et al. (2019), arXiv:1902.08129.",
-        minutes=0.7,
+        minutes=0.8,
         quick=0.3,
     ),
     "residual": About(
