@@ -10,6 +10,7 @@ from pathlib import Path
 
 from experiments import About
 from experiments.claims import Findings
+from gradexp._version import __version__
 
 _TITLE = """# Results
 
@@ -80,7 +81,7 @@ def section(record: Record, figures: list[str]) -> str:
         f"{record.about.question} {record.about.source}",
         "",
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, {record.seconds:.0f} s on {record.device}; gradexp "
-        f"{version('gradexp')}, torch {version('torch')}, Python {platform.python_version()}: "
+        f"{__version__}, torch {version('torch')}, Python {platform.python_version()}: "
         f"{held} of {len(record.findings.claims)} claims hold.",
         "",
         "| claim | measured | expected | |",
