@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from gradexp import config as schema
-from gradexp.cli import CONFIG_DIR
+from gradexp.cli import CONFIG_DIR, compose
 from gradexp.history import COLUMNS, write_csv
 from gradexp.run import main
 
@@ -82,17 +82,20 @@ SWEEPS = {
     "init_comparison": (["seed=0,1"], 10),
     "depth_sweep": (["depth=3,4", "seed=0"], 4),
     "critical_line": (["init.sigma_w2=1,2", "sigma_b2=0,0.1", "seed=0,1", "steps=0"], 8),
-    "glorot2010": (["seed=0"], 2),
-    "hanin_rolnick2018": (["depth=3,4", "width=4", "seed=0"], 2),
-    "he2015": (["depth=3,4", "seed=0"], 4),
-    "monitors": ([], 2),
-    "pascanu2013": (["seed=0"], 4),
-    "pennington2017": (["optimizer.lr=0.01,0.02", "seed=0"], 4),
-    "poole2016": (["seed=0"], 3),
-    "residual": (["depth=3,4", "seed=0"], 6),
-    "saxe2014": (["depth=3,4", "optimizer.lr=0.01", "seed=0"], 4),
-    "schoenholz2017": (["depth=3,4", "init.sigma_w2=1,2"], 4),
-    "yang2019": (["depth=3,4", "seed=0"], 4),
+}
+# Those of experiments, which run them: how many jobs they have at one seed, depth and learning rate.
+OF_EXPERIMENTS = {
+    "glorot2010": 2,
+    "hanin_rolnick2018": 4,
+    "he2015": 2,
+    "monitors": 2,
+    "pascanu2013": 2,
+    "pennington2017": 2,
+    "poole2016": 3,
+    "residual": 3,
+    "saxe2014": 2,
+    "schoenholz2017": 8,
+    "yang2019": 2,
 }
 
 
@@ -112,7 +115,13 @@ def test_every_preset_that_sweeps_runs_small_without_m(preset: str, monkeypatch:
 
 def test_presets_that_sweep_are_all_tried() -> None:
     sweeping = {path.stem for path in PRESETS if "MULTIRUN" in path.read_text()}
-    assert sweeping == set(SWEEPS)
+    assert sweeping == set(SWEEPS) | set(OF_EXPERIMENTS)
+
+
+@pytest.mark.parametrize("preset", OF_EXPERIMENTS)
+def test_presets_of_experiments_compose(preset: str) -> None:
+    jobs = compose([f"experiment={preset}", "seed=0", "depth=10", "optimizer.lr=0.01"])
+    assert len(jobs) == OF_EXPERIMENTS[preset]
 
 
 def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
