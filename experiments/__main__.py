@@ -148,11 +148,7 @@ def _show(record: "Record", folder: Path, console: Console) -> None:
         result = "[green]pass[/green]" if claim.holds else "[bold red]FAIL[/bold red]"
         table.add_row(claim.text, claim.measured, claim.expected, result)
     console.print(table)
-    held = sum(claim.holds for claim in record.findings.claims)
-    console.print(
-        f"{held} of {len(record.findings.claims)} claims hold; {record.seconds:.0f} s; figures in {folder}\n",
-        soft_wrap=True,
-    )
+    console.print(f"{record.outcome}; {record.seconds:.0f} s; figures in {folder}\n", soft_wrap=True)
 
 
 def _summarise(outcomes: dict[str, bool], seconds: float, console: Console) -> None:

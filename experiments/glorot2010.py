@@ -40,7 +40,7 @@ def reproduce(lab: Lab) -> Findings:
 
 def _predict(lab: Lab, init: str) -> Prediction:
     """Return what theory says of the preset's networks, whatever options are given."""
-    config, *_ = Lab(lab.preset, lab.quick).configs(f"init={init}")
+    [config] = Lab(lab.preset, lab.quick).configs(f"init={init}", most=1)
     return forecast(config).prediction
 
 

@@ -6,7 +6,7 @@ from gradexp import MLP, initialize
 from gradexp.cli import compose
 from gradexp.config import Config
 from gradexp.ensemble import chunks, stacks
-from gradexp.experiment import Sink, find_device, run_stack
+from gradexp.experiment import Sink, run_stack
 from gradexp.progress import Progress
 from gradexp.result import Result
 
@@ -41,17 +41,17 @@ class Lab:
         self.progress = progress or Progress(quiet=True)
         self.sinks = [self.progress, *sinks]
 
-    def configs(self, *overrides: str) -> list[Config]:
-        """Return the options of each network of the preset, with some changed."""
+    def configs(self, *overrides: str, most: int | None = None) -> list[Config]:
+        """Return the options of each network of the preset, or of so many, with some changed."""
         given = [f"experiment={self.preset}", f"device={self.device}", *self.quick, *overrides, *self.overrides]
-        return compose(given)
+        return compose(given, most)
 
     def hidden_layers(self, *overrides: str) -> MLP:
         """Return the preset's first network, or its ``seeds``, without the first and the last layer's own widths.
 
         All layers are those of the options; inputs and outputs are as wide as the hidden layers.
         """
-        config = self.configs(*overrides)[0]
+        [config] = self.configs(*overrides, most=1)
         hidden = config.hidden_widths
         network = MLP([hidden[0], *hidden], config.activation, bias=config.bias, networks=config.seeds)
         return initialize(
@@ -69,7 +69,6 @@ class Lab:
         Each has the numbers that ``gradexp.experiment.run`` gives it alone.
         """
         configs = self.configs(*overrides)
-        find_device(configs[0].device)  # or say at once that it is missing
         found: dict[int, Result] = {}
         for stack in stacks(configs):
             for part in chunks(stack, configs[stack[0]]):

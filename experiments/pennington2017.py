@@ -16,7 +16,7 @@ import torch
 from experiments.claims import Claim, Findings, above, below, near
 from experiments.drawing import COLOURS, courses, guessing, panels
 from experiments.lab import Lab
-from experiments.runs import GUESSING, at_best_rate, lowest_loss, median_steps_to
+from experiments.runs import GUESSING, grouped, lowest_loss, median_steps_to
 from gradexp import MLP
 from gradexp.jacobian import SpectralMoments, singular_values, spectral_moments
 from gradexp.result import Result
@@ -64,10 +64,14 @@ KINDS = (ISOMETRIC, GAUSSIAN, FAR, RELU)
 
 def reproduce(lab: Lab) -> Findings:
     """Train each kind of network at several rates, and measure its Jacobian at initialisation."""
-    # No loss is below 0: the best rate is that of the lowest one. At large rates it rises again once it was low.
-    best = {kind: at_best_rate(lab.runs(*kind.options), loss=0.0) for kind in KINDS}
+    best = {kind: _at_best_rate(lab.runs(*kind.options)) for kind in KINDS}
     moments = {kind: spectral_moments(*_wide(lab, kind)) for kind in KINDS}
     return Findings(_claims(moments, best), {"pennington2017": _figure(lab, best)})
+
+
+def _at_best_rate(results: Sequence[Result]) -> list[Result]:
+    """Return the results at the learning rate of the lowest loss, which at large rates may rise again later."""
+    return min(grouped(results, lambda config: config.optimizer.lr).values(), key=lowest_loss)
 
 
 def _claims(moments: Mapping[Kind, SpectralMoments], best: Mapping[Kind, Sequence[Result]]) -> list[Claim]:

@@ -45,6 +45,11 @@ class Record:
         """Whether every claim holds."""
         return all(claim.holds for claim in self.findings.claims)
 
+    @property
+    def outcome(self) -> str:
+        """How many claims hold, in words."""
+        return f"{sum(claim.holds for claim in self.findings.claims)} of {len(self.findings.claims)} claims hold"
+
 
 def save(record: Record, folder: Path) -> Path:
     """Write the table and the figures into a folder of the experiment's name, and return that."""
@@ -74,7 +79,6 @@ def publish(record: Record, folder: Path) -> None:
 def section(record: Record, figures: list[str]) -> str:
     """Return the results of an experiment in Markdown."""
     command = shlex.join(["python", "-m", "experiments", record.name, *record.options])
-    held = sum(claim.holds for claim in record.findings.claims)
     lines = [
         f"## {record.name}",
         "",
@@ -82,7 +86,7 @@ def section(record: Record, figures: list[str]) -> str:
         "",
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, {record.seconds:.0f} s on {record.device}; gradexp "
         f"{__version__}, torch {version('torch')}, Python {platform.python_version()}: "
-        f"{held} of {len(record.findings.claims)} claims hold.",
+        f"{record.outcome}.",
         "",
         "| claim | measured | expected | |",
         "|---|---|---|---|",

@@ -94,9 +94,3 @@ def ratio(steps: float, of: float) -> float:
 def lowest_loss(results: Sequence[Result]) -> float:
     """Return the lowest mean loss over ten steps of any network; inf if all diverged before there was one."""
     return min(float(np.fmin.reduce(smoothed(result), initial=math.inf)) for result in results)
-
-
-def at_best_rate(results: Sequence[Result], loss: float = LEARNED) -> list[Result]:
-    """Return the results at the learning rate that reaches ``loss`` first, or comes nearest if none does."""
-    rates = grouped(results, lambda config: config.optimizer.lr)
-    return min(rates.values(), key=lambda own: (median_steps_to(own, loss), lowest_loss(own)))

@@ -113,10 +113,14 @@ def _configured(folder: Path, port: int | None) -> "TensorBoard":
     return server
 
 
-def profile_link() -> str:
-    """Return what follows TensorBoard's address to show the profile of the gradient above all other cards."""
-    pinned = quote(json.dumps([{"plugin": "scalars", "tag": PINNED}]))
-    return f"?pinnedCards={pinned}&smoothing=0#timeseries"
+def profile_link(more: str = "") -> str:
+    """Return what follows TensorBoard's address to show the profile of the gradient above all other cards.
+
+    Args:
+        more: Further settings, each with an ``&`` before it.
+    """
+    pinned = quote(json.dumps([{"plugin": "scalars", "tag": PINNED}], separators=(",", ":")))
+    return f"?pinnedCards={pinned}&smoothing=0{more}#timeseries"
 
 
 def start_page() -> tuple[str, str]:

@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
@@ -23,6 +23,7 @@ from typing import Any, Self
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.conf import HydraConf, RunDir, SweepDir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -270,10 +271,33 @@ def to_config(composed: DictConfig, schema: type = Config) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), without_hydra(composed)))
 
 
-def compose(overrides: Sequence[str]) -> list[Config]:
+def expand(params: Mapping[str, Any] | None, overrides: Sequence[str], loader: ConfigLoader) -> list[list[str]]:
+    """Return the overrides of each job of a sweep: all combinations of values.
+
+    Args:
+        params: Options that a preset sweeps.
+        overrides: The command line, which has the last word.
+        loader: Hydra's, which knows the choices of ``glob``.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    given = [f"{key}={value}" for key, value in (params or {}).items()] + list(overrides)
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
+    [jobs] = BasicSweeper.split_arguments(parsed, None)
+    if not jobs:
+        raise ConfigError("a sweep over no values: a glob or a range of the command line is empty")
+    return [list(own) for own in jobs]
+
+
+def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
     """Return the options that a command line of ``gradexp.run`` gives to each of its jobs, and run none.
 
     Values separated by commas sweep, as after ``-m``; a preset that sweeps does so here too.
+
+    Args:
+        overrides: The command line.
+        most: Of so many jobs only, the first ones; None: of all.
 
     Raises:
         ConfigError: For a value that cannot work.
@@ -287,12 +311,11 @@ def compose(overrides: Sequence[str]) -> list[Config]:
     _store(RUN, None)
     base = {"version_base": _VERSION_BASE} if _IS_HYDRA_1_3 else {}
     with hydra.initialize_config_dir(str(CONFIG_DIR), **base):
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        plain = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+        plain = [text for text, own in zip(overrides, parsed, strict=True) if not own.is_sweep_override()]
         sweeper = hydra.compose("config", plain, return_hydra_config=True).hydra.sweeper
-        swept = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-        [jobs] = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *overrides]), None)
-        return [to_config(hydra.compose("config", job)) for job in jobs]
+        return [to_config(hydra.compose("config", job)) for job in expand(sweeper.params, overrides, loader)[:most]]
 
 
 def _run_safely(run: Callable[[], Any], about: Command, interruptions: Interruptions, wants_traceback: bool) -> None:

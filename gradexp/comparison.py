@@ -18,6 +18,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from gradexp.board import profile_link
 from gradexp.config import ConfigError
 from gradexp.replacing import replacing
 from gradexp.result import UNHASHED, outcome
@@ -29,7 +30,6 @@ GROUPS = ("init", "data", "optimizer")
 _CHOICES = {f"{group}.name": group for group in GROUPS}  # both may be typed
 _LINES = 40  # of the table in the console
 _ERRORS = 10  # named below it
-_CARD = {"plugin": "scalars", "tag": "profile/log10_output_grad"}
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,7 @@ def report(folder: Path, console: Console | None = None) -> None:
     print_table(comparison, console)
     write_csv(comparison)
     page = write_page(comparison, write_figures(comparison))
-    card = quote(json.dumps([_CARD], separators=(",", ":")))
-    link = f"http://localhost:6006/?pinnedCards={card}&smoothing=0{_run_colours(comparison)}#timeseries"
+    link = f"http://localhost:6006/{profile_link(_run_colours(comparison))}"
     for label, text in (
         ("table", str(folder / "sweep.csv")),
         ("report", str(page)),

@@ -99,9 +99,7 @@ class Console:
         if verdict is not None:
             if not self.quiet:
                 self.console.print()
-            self.console.print(
-                f"[bold]gradient: {verdict.gradient}, training: {verdict.training}, theory: {verdict.theory}[/bold]"
-            )
+            self.console.print(f"[bold]{verdict.words}[/bold]")
             self.console.print(verdict.text, markup=False, soft_wrap=self.quiet)
         if not self.quiet:
             parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())

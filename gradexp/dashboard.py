@@ -41,8 +41,7 @@ def texts(result: Result) -> "list[Summary]":
     verdict = result.verdict
     said = "none: the run was not completed"
     if verdict is not None:
-        words = f"gradient: {verdict.gradient}, training: {verdict.training}, theory: {verdict.theory}"
-        said = f"**{words}**\n\n{verdict.text}"
+        said = f"**{verdict.words}**\n\n{verdict.text}"
     # TensorBoard orders them by name.
     parts = {"run/1 verdict": said, "run/2 command": f"    {command}", "run/3 options": "\n".join(table)}
     return [text(tag, content) for tag, content in parts.items()]

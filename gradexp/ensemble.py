@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from gradexp.config import Config, as_dict
+from gradexp.device import find_device
 from gradexp.result import Result
 
 _Item = TypeVar("_Item")
@@ -110,9 +111,8 @@ def members(config: Config) -> int:
     numbers = _WEIGHTS * weights + _OUTPUTS * outputs
     recorded = _RECORDED * _QUANTITIES * config.depth * (config.steps // config.record.every + 1)
     size = numbers * (8 if config.dtype == "float64" else 4) + recorded
-    on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
-    if on_cuda:
-        device = None if config.device == "auto" else config.device
+    device = find_device(config.device)
+    if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return max(1, int(_SHARE * free / size))
     fast = _CACHED // (config.batch_size * max(widths[1:-1], default=1))

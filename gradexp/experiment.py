@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 from gradexp.config import Config, ConfigError
+from gradexp.device import find_device
 from gradexp.ensemble import count_weights, split
 from gradexp.result import Result
 from gradexp.verdict import run_verdict
@@ -406,23 +407,6 @@ def _describe(result: Result, data: "Dataset", loss: str) -> str:
         f"data      {config.data.name}, {len(data.x_train)} training samples, batches of {config.batch_size}\n"
         f"training  {update if config.steps else 'none; '}{config.dtype} on {result.device}{threads}"
     )
-
-
-def find_device(name: str) -> "torch.device":
-    """Return the device of that name, or for ``auto`` CUDA where there is one.
-
-    Raises:
-        ConfigError: If it is not there.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ConfigError(f"device={name} is not there: PyTorch finds {found} CUDA devices; use device=cpu or auto")
-    return device
 
 
 def _cpu_name() -> str:

@@ -40,6 +40,11 @@ class Verdict:
     theory: str = "unavailable"
     text: str = ""
 
+    @property
+    def words(self) -> str:
+        """The three words, each with what it is about."""
+        return f"gradient: {self.gradient}, training: {self.training}, theory: {self.theory}"
+
 
 def gradient_verdict(history: History, decades: float = 3.0, step: int = -1) -> Verdict:
     """Judge a profile by log10 of ‖output_grad‖ at the first layer over the last.

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from gradexp.cli import ahead_of_its_job, error_line, hash_of_job
+from gradexp.cli import ahead_of_its_job, error_line, expand, hash_of_job
 from gradexp.config import ConfigError
 from gradexp.sweep import alone_in, folder_name, mark_interrupted, plan
 
@@ -31,7 +30,7 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
     folder = Path(str(sweeper.config.hydra.sweep.dir))
     console = Console(highlight=False, emoji=False)
     with alone_in(folder, "sweep", "wait for its end, or choose another one with hydra.sweep.dir=FOLDER"):
-        jobs = _expand(sweeper, arguments)
+        jobs = expand(sweeper.params, arguments, sweeper.hydra_context.config_loader)
         for key, most, or_null in (
             ("hydra.sweeper.max_batch_size", sweeper.max_batch_size, ", or null"),
             ("hydra.launcher.max_members", getattr(sweeper.launcher, "max_members", None), ", or null"),
@@ -100,16 +99,6 @@ def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
         Console(stderr=True, highlight=False, emoji=False).print(message, markup=False, soft_wrap=True)
         raise
     return failed
-
-
-def _expand(sweeper: Any, arguments: list[str]) -> list[list[str]]:
-    """Return the overrides of each job."""
-    given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + arguments
-    overrides = OverridesParser.create(config_loader=sweeper.hydra_context.config_loader).parse_overrides(given)
-    (jobs,) = sweeper.split_arguments(overrides, None)
-    if not jobs:
-        raise ConfigError("a sweep over no values: a glob or a range of the command line is empty")
-    return [list(own) for own in jobs]
 
 
 def _hashes(composed: Sequence[DictConfig]) -> list[str]:

@@ -1,0 +1,25 @@
+"""Where a run computes."""
+
+from typing import TYPE_CHECKING
+
+from gradexp.config import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def find_device(name: str) -> "torch.device":
+    """Return the device of that name, or for ``auto`` CUDA where there is one.
+
+    Raises:
+        ConfigError: If it is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(f"device={name} is not there: PyTorch finds {found} CUDA devices; use device=cpu or auto")
+    return device
