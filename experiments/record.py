@@ -11,6 +11,7 @@ from pathlib import Path
 from experiments import About
 from experiments.claims import Findings
 from gradexp._version import __version__
+from gradexp.figures import save as save_figure
 
 _TITLE = """# Results
 
@@ -57,7 +58,7 @@ def save(record: Record, folder: Path) -> Path:
     own.mkdir(parents=True, exist_ok=True)
     figures = record.findings.figures
     for name, figure in figures.items():
-        figure.savefig(own / f"{name}.png", dpi=_DPI)
+        save_figure(figure, own / name, _DPI)
     (own / "results.md").write_text(section(record, [f"{name}.png" for name in figures]), encoding="utf-8")
     return own
 

@@ -146,8 +146,14 @@ class RecordConfig:
 
     every: int = 1
     """record the real gradients at every so many training steps"""
-    subruns: bool = True
-    """in TensorBoard, draw theory into the cards of the profile, as runs of its own; never in a sweep"""
+    profile_steps: list[int] = field(default_factory=list)
+    """training steps whose real gradient is drawn over layers in TensorBoard, as runs of their own"""
+    histograms: bool = False
+    """write histograms of the outputs of five layers to TensorBoard, ten times in a training"""
+    subruns: bool | None = None
+    """in TensorBoard, draw theory into the cards of the profile, as runs of its own; null: not in sweeps"""
+    figures: bool | None = None
+    """draw pictures of the gradient over layers and steps, as files and in TensorBoard; null: not in sweeps"""
 
 
 @dataclass
@@ -227,6 +233,7 @@ class Config:
         for key, choices in _CHOICES.items():
             value = _get(self, key)
             _require(value is None or value in choices, key, value, f"one of {', '.join(choices)}")
+        self._check_profile_steps()
         _require(self.verdict.decades > 0, "verdict.decades", self.verdict.decades, "above 0")
         clip = self.optimizer.clip_norm
         _require(clip is None or clip > 0, "optimizer.clip_norm", clip, "above 0, or null for no clipping")
@@ -258,6 +265,14 @@ class Config:
         """The normaliser and the skip connections, if there are any, as typed on a command line."""
         given = {"normalization": self.normalization, "residual": self.residual}
         return [f"{key}={value}" for key, value in given.items() if value != "none"]
+
+    def _check_profile_steps(self) -> None:
+        record = self.record
+        fits = [0 <= step < self.steps and step % record.every == 0 for step in record.profile_steps]
+        allowed = f"a list of steps from 0 to {self.steps - 1}" if self.steps else "[] where steps=0"
+        if record.every > 1:
+            allowed += f", multiples of record.every={record.every}"
+        _require(all(fits), "record.profile_steps", list(record.profile_steps), allowed)
 
     def _check_cures(self) -> None:
         hidden = self.hidden_widths

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console as RichConsole
 from rich.table import Table
 
@@ -15,6 +16,7 @@ from gradexp.history import STATUSES, Array, History
 from gradexp.progress import Progress
 from gradexp.result import Result, outcome, summary
 from gradexp.table import power_of_ten
+from gradexp.words import range_lines, theory_lines
 
 
 class Console:
@@ -57,22 +59,12 @@ class Console:
         self.console.print(
             f"\n[bold]At initialisation[/bold] ({result.config.batch_size} samples, {networks}, exact)"
         )
-        shown = sorted({1, (history.depth + 1) // 2, history.depth})
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        table.add_column("")
-        for layer in shown:
-            table.add_column(f"layer {layer}", justify="right", no_wrap=True)
-        table.add_column(f"1 to {history.depth}, log scale", no_wrap=True)
-        blocks = _BLOCKS if self.console.encoding.startswith("utf") else _ASCII_BLOCKS
+        profiles = _Profiles(history.depth, self.console)
         for quantity, label in _LABELS.items():
-            profile, status = history.profile(quantity), history.status[quantity][0]
-            sizes = [power_of_ten(profile[layer - 1], STATUSES[status[0, layer - 1]]) for layer in shown]
-            table.add_row(label, *sizes, sparkline(profile, blocks=blocks))
+            profiles.add(label, history.profile(quantity), history.status[quantity][0, 0])
             if history.theory:
-                predicted = history.theory[f"log10_{quantity}"]
-                sizes = [power_of_ten(predicted[layer - 1], "none") for layer in shown]
-                table.add_row("  theory", *sizes, sparkline(predicted, blocks=blocks), style="dim")
-        self.console.print(table)
+                profiles.add("  theory", history.theory[f"log10_{quantity}"], style="dim")
+        self.console.print(profiles.table)
         slope, scale = history.log_chi(), history.depth_scale()
         if slope is not None:
             reach = f", depth scale {scale:.3g} layers" if scale is not None else ""
@@ -96,6 +88,7 @@ class Console:
             return
         if training is not None and training.losses and not self.quiet:
             self.console.print(f"\n[bold]Training[/bold]\n{_course(training)}")
+            self._gradient(result.gradients)
         if verdict is not None:
             if not self.quiet:
                 self.console.print()
@@ -109,6 +102,39 @@ class Console:
                 f"look      python -m gradexp.board {shlex.quote(shown)}", markup=False, soft_wrap=True
             )
             self.console.print(f"seconds   {result.seconds:.1f} ({parts})", markup=False)
+
+    def _gradient(self, history: History | None) -> None:
+        """Show the real gradient that the probe saw last."""
+        if history is not None and history.steps:
+            profiles = _Profiles(history.depth, self.console, "output gradient")
+            status = history.status["output_grad"][-1, 0]
+            profiles.add(f"  step {history.steps[-1]}", history.profile("output_grad"), status)
+            self.console.print(profiles.table)
+
+
+class _Profiles:
+    """A table of profiles: first, middle and last layer, and all at a glance.
+
+    Args:
+        depth: Number of layers.
+        console: Where it is printed.
+        title: Of the first column.
+    """
+
+    def __init__(self, depth: int, console: RichConsole, title: str = "") -> None:
+        self.layers = sorted({1, (depth + 1) // 2, depth})
+        self.blocks = _BLOCKS if console.encoding.startswith("utf") else _ASCII_BLOCKS
+        self.table = Table(box=None, pad_edge=False, header_style="dim")
+        self.table.add_column(title, min_width=_LABEL)
+        for layer in self.layers:
+            self.table.add_column(f"layer {layer}", justify="right", no_wrap=True)
+        self.table.add_column(f"1 to {depth}, log scale", no_wrap=True)
+
+    def add(self, label: str, log10: Array, status: NDArray[np.int8] | None = None, style: str = "") -> None:
+        """Add a row. Without a status every layer has a number."""
+        words = ["none"] * log10.size if status is None else [STATUSES[code] for code in status]
+        sizes = [power_of_ten(log10[layer - 1], words[layer - 1]) for layer in self.layers]
+        self.table.add_row(label, *sizes, sparkline(log10, status, blocks=self.blocks), style=style)
 
 
 class Line:
@@ -158,57 +184,44 @@ def job_line(name: str, content: Mapping[str, Any]) -> str:
 
 
 _LABELS = {"output": "output rms", "output_grad": "output gradient", "weight_grad": "weight gradient"}
-_BLOCKS = "▁▂▃▄▅▆▇█·"  # the last marks layers without a number
-_ASCII_BLOCKS = "_.-~=+*#?"
+_LABEL = max(map(len, _LABELS.values()))
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_ASCII_BLOCKS = "_.-~=+*#"
+# Layers without a number: exactly 0, inf or nan, or unseen.
+_MARKS = {"nonfinite": "x", "zero": "0"}
+_UNSEEN = "?"
 
 
-def sparkline(log10: Array, width: int = 24, blocks: str = _BLOCKS) -> str:
-    """Draw values over layers on a log scale, at least one decade high; ``·`` marks layers without a number.
+def sparkline(log10: Array, status: NDArray[np.int8] | None = None, width: int = 24, blocks: str = _BLOCKS) -> str:
+    """Draw values over layers on a log scale, at least one decade high, and mark layers without a number.
+
+    Args:
+        log10: Shape ``(layer,)``, nan where there is no number.
+        status: Index into ``STATUSES`` of each layer. ``0`` marks zero, ``x`` inf or nan, ``?`` what is unknown.
+        width: Characters at most; a mark stands if one of the layers that share a character has none.
+        blocks: Eight characters, from low to high.
 
     Example:
         >>> sparkline(np.array([0.0, -1.0, -2.0, np.nan]))
-        '█▅▁·'
+        '█▅▁?'
     """
+    if not log10.size:
+        return ""
     there = log10[np.isfinite(log10)]
-    if not there.size:
-        return blocks[-1] * min(width, log10.size)
-    low, high = there.min(), there.max()
+    low, high = (there.min(), there.max()) if there.size else (0.0, 0.0)
     if high - low < 1:
         low = (low + high - 1) / 2 + 0.01  # off the middle, where rounding noise would flicker
         high = low + 1
     bars = []
-    for part in np.array_split(log10, min(width, log10.size)):
-        numbers = part[np.isfinite(part)]
-        missing = numbers.size < part.size
-        height = 0.0 if missing else (numbers.mean() - low) / (high - low)
-        bars.append(blocks[-1] if missing else blocks[min(7, int(height * 7 + 0.5))])
+    for part in np.array_split(np.arange(log10.size), min(width, log10.size)):
+        numbers = log10[part]
+        missing = part[~np.isfinite(numbers)]
+        if missing.size:
+            words = {STATUSES[code] for code in status[missing]} if status is not None else set()
+            bars.append(next((mark for word, mark in _MARKS.items() if word in words), _UNSEEN))
+        else:
+            bars.append(blocks[min(7, int((numbers.mean() - low) / (high - low) * 7 + 0.5))])
     return "".join(bars)
-
-
-def theory_lines(result: Result) -> list[str]:
-    """Say what theory expects of log_chi and how far the measurement is from it, or why it says nothing."""
-    prediction, comparison = result.prediction, result.comparison
-    if prediction is None or comparison is None:
-        return []
-    if prediction.log_chi is None or prediction.log_chi_sd is None or comparison.z is None:
-        return [comparison.text]
-    sd = round(prediction.log_chi_sd, 8)  # without fluctuations what is left is rounding
-    good_to = f", good to {prediction.tolerance:.1g}" if prediction.tolerance else ""
-    return [
-        f"theory  {prediction.log_chi:+.4g}, standard deviation {sd:.2g} for one network "
-        f"({prediction.reason}{good_to}): {comparison.text}"
-    ]
-
-
-def range_lines(history: History, dtype: str) -> list[str]:
-    """Say from which layer on a number format would fail, for outputs and for output gradients."""
-    lines = []
-    for quantity, label, direction in (("output", "outputs", "up"), ("output_grad", "output gradients", "down")):
-        for overflow, word in ((False, "underflow to 0"), (True, "overflow to inf")):
-            layer = history.failing_layer(quantity, dtype, overflow)
-            if layer is not None:
-                lines.append(f"in {dtype} {label} would {word} from layer {layer} {direction}")
-    return lines
 
 
 def _course(training: Any) -> str:

@@ -1,12 +1,20 @@
-"""What a run leaves in TensorBoard's Custom Scalars and Text tabs: charts side by side, and the run in words."""
+"""What a run leaves in TensorBoard's tabs beside the curves: charts side by side, words, pictures and histograms."""
 
 import shlex
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from gradexp.history import Array
 from gradexp.hparams import options
+from gradexp.pictures import encoded
 from gradexp.result import Result
+from gradexp.words import range_lines, theory_lines
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from tensorboard.compat.proto.summary_pb2 import Summary
 
 # Title of a chart -> tags of its scalars, as regular expressions. Theory has the tags of the profile in runs of its
@@ -28,7 +36,7 @@ def layout() -> "Summary":
 
 
 def texts(result: Result) -> "list[Summary]":
-    """Return what the Text tab says of a run: its verdict, its options, and the command that repeats it.
+    """Return what the Text tab says of a run: its verdict, where its number format fails, its command and options.
 
     Args:
         result: A run at its end.
@@ -41,7 +49,39 @@ def texts(result: Result) -> "list[Summary]":
     verdict = result.verdict
     said = "none: the run was not completed"
     if verdict is not None:
-        said = f"**{verdict.words}**\n\n{verdict.text}"
+        found = theory_lines(result)
+        if result.initial is not None:
+            found += range_lines(result.initial, result.config.dtype)
+        said = "\n\n".join([f"**{verdict.words}**", verdict.text, *found])
     # TensorBoard orders them by name.
     parts = {"run/1 verdict": said, "run/2 command": f"    {command}", "run/3 options": "\n".join(table)}
     return [text(tag, content) for tag, content in parts.items()]
+
+
+def picture(tag: str, figure: "Figure") -> "Summary":
+    """Return a figure as a picture of the Images tab."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    content, width, height = encoded(figure)
+    image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=content)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+
+def histograms(outputs: Mapping[int, Array]) -> "list[Summary]":
+    """Return the distribution of each layer's outputs over samples and units; what is not finite is left out.
+
+    Args:
+        outputs: Layer -> outputs z of one batch, shape ``(batch, units)``.
+    """
+    from torch.utils.tensorboard.summary import histogram
+
+    summaries = []
+    for layer, values in outputs.items():
+        finite = values[np.isfinite(values)].astype(np.float64)
+        # Neither the sum of their squares nor the width of a bin has to fit into a number.
+        with np.errstate(over="ignore"), suppress(ValueError):
+            summaries.append(histogram(f"outputs/layer_{layer:03}", finite, _BINS))
+    return summaries
+
+
+_BINS = 40

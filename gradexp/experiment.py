@@ -157,6 +157,7 @@ def _measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: "_Cl
     import torch
 
     from gradexp.data import chance_loss, check_batch, load, resolve_loss
+    from gradexp.recording import sample_outputs
     from gradexp.train import Training
 
     config = results[0].config  # what it shares with the others is taken from it
@@ -180,6 +181,8 @@ def _measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: "_Cl
 
     model = _measure(results, data, device, clock, progress)
     _judge(results, data, clock)
+    if config.record.histograms:
+        sample_outputs(results, model, data.x_train[: config.batch_size], 0)
     _tell(sinks, "initial", results[0])
 
     if config.steps:
@@ -275,6 +278,7 @@ def _train(
     """Train one network of each run with the probe on, and keep what it saw even if training is interrupted."""
     from gradexp.data import batches
     from gradexp.probe import GradientProbe
+    from gradexp.recording import Recording
     from gradexp.seeds import generator
     from gradexp.train import build_optimizer, train
 
@@ -283,6 +287,12 @@ def _train(
     optimizer = build_optimizer(config.optimizer, list(model.parameters()))
     seeds = [result.config.seed for result in results]
     probe = GradientProbe(model, every=config.record.every, optimizer=optimizer, networks=model.networks, seeds=seeds)
+    recording = Recording(results, model, probe, data.x_train[: config.batch_size])
+
+    def after_step(step: int) -> None:
+        recording.after(step)
+        on_step(step)
+
     try:
         train(
             model,
@@ -295,12 +305,10 @@ def _train(
             probe,
             logs,
             config.optimizer.clip_norm,
-            on_step,
+            after_step,
         )
     finally:
-        gradients = probe.history
-        for index, result in enumerate(results):
-            result.gradients = gradients.of_networks(slice(index, index + 1), logs[index].diverged_at)
+        recording.read()
 
 
 def _widths(config: Config, data: "Dataset") -> list[int]:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradexp.history import History, limits
+from gradexp.replacing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,6 +200,15 @@ def weight_scale_figure(scales: Sequence["Scale"], decades: float = 3.0) -> "Fig
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def save(figure: "Figure", path: Path, dpi: int) -> Path:
+    """Write a figure as PNG and as SVG, whose endings are added to the path, and return the PNG file."""
+    for ending in ("svg", "png"):
+        file = path.with_name(f"{path.name}.{ending}")
+        with replacing(file) as part:
+            figure.savefig(part, dpi=dpi, format=ending)
+    return file
 
 
 def powers_of_ten(axes: "Axes") -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradexp.config import Config
 from gradexp.history import LARGEST_SCALAR
 from gradexp.result import UNHASHED, Result, outcome, summary
+from gradexp.verdict import CODES
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -18,8 +19,8 @@ METRICS = "summary/"
 
 # TensorBoard shows five parameters and five metrics unless told otherwise. Parameters that are said to differ come
 # first, by name: these, and those of the command line, among which are all that a sweep varies.
-_DIFFER = ("init", "depth", "verdict.gradient", "verdict.training")
-_FIRST_METRICS = ("log_chi", "log_chi_theory", "z", "train_accuracy", "test_accuracy")
+_DIFFER = ("init", "depth", "verdict.gradient", "verdict.training", "verdict.theory")
+_FIRST_METRICS = ("log_chi", "log10_first_over_last", "verdict_code", "loss_last", "test_accuracy")
 _VERDICTS = ("gradient", "training", "theory")
 
 
@@ -28,7 +29,7 @@ def hparams(result: Result) -> "list[Summary]":
 
     Every run has the same columns, whatever its scheme: an option that does not apply, or is null, is left empty.
     What the run came to in words, its verdicts, cannot be metrics, which are numbers; they stand beside the options,
-    so that one can filter by them.
+    so that one can filter by them. The metric ``verdict_code``, one of ``CODES``, is there to colour lines by.
 
     Args:
         result: A run at its end.
@@ -40,6 +41,7 @@ def hparams(result: Result) -> "list[Summary]":
 
     numbers = outcome(summary(result))
     words = {f"verdict.{key}": numbers.pop(key) for key in _VERDICTS}
+    numbers["verdict_code"] = CODES.get(words["verdict.gradient"])
     given = {_short(override.partition("=")[0].lstrip("+~")) for override in result.overrides}
     start = SessionStartInfo(start_time_secs=result.started.timestamp())
     for key, value in (options(result.config) | words).items():

@@ -10,7 +10,6 @@ from gradexp.cli import Command, Interruptions, command
 from gradexp.config import ACTIVATIONS, ConfigError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.console import Console
 
     from gradexp.plane import Progress
@@ -78,6 +77,9 @@ ABOUT = Command(
 )
 
 
+_DPI = 150
+
+
 def job(config: PhaseConfig, folder: Path, _overrides: list[str], _interruptions: Interruptions) -> None:
     """Compute, draw and write both pictures."""
     import torch
@@ -87,7 +89,7 @@ def job(config: PhaseConfig, folder: Path, _overrides: list[str], _interruptions
     from rich.console import Console
 
     from gradexp import plane
-    from gradexp.figures import phase_figure, weight_scale_figure
+    from gradexp.figures import phase_figure, save, weight_scale_figure
 
     console = Console(highlight=False)
     seeds = range(config.seed, config.seed + config.seeds)
@@ -106,14 +108,14 @@ def job(config: PhaseConfig, folder: Path, _overrides: list[str], _interruptions
         with _progress(console, "networks in the plane") as progress:
             dots = plane.measure_dots(config.activation, points, *size, progress)
         plane.write_rows(folder / "dots.csv", dots)
-    _save(phase_figure(found, dots), folder / "phase")
+    save(phase_figure(found, dots), folder / "phase", _DPI)
     with _progress(console, "weight scales") as progress:
         ends: tuple[float, float] = (config.weight_scale[0], config.weight_scale[1])
         lines, markers = (np.geomspace(*ends, count) for count in (61, 17))
         names = dict.fromkeys(("linear", config.activation))
         scales = plane.weight_scales(list(names), lines, markers, *size, progress)
     plane.write_rows(folder / "critical_region.csv", scales)
-    _save(weight_scale_figure(scales), folder / "critical_region")
+    save(weight_scale_figure(scales), folder / "critical_region", _DPI)
     here = Path.cwd()
     shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
     console.print(f"pictures  {shown}/phase.png, critical_region.png", markup=False, soft_wrap=True)
@@ -126,21 +128,15 @@ def _inside(ends: list[float], count: int) -> list[float]:
     return [low + (part + 0.5) / count * (high - low) for part in range(count)]
 
 
-def _save(figure: "Figure", path: Path) -> None:
-    for ending in (".png", ".svg"):
-        figure.savefig(path.with_suffix(ending), dpi=150)
-
-
 @contextmanager
 def _progress(console: "Console", activity: str) -> "Iterator[Progress | None]":
     """Show a bar on a terminal."""
     if not console.is_terminal:
         yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from gradexp.progress import progress_bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task(activity, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

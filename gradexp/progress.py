@@ -1,10 +1,25 @@
 """A progress bar in the terminal; nothing where output goes to a file or a pipe."""
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from gradexp.result import Result
+
+
+def progress_bar(console: RichConsole) -> RichProgress:
+    """Return a bar with what is done of how much, the rate and the remaining time, which is gone at its end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    return RichProgress(*columns, console=console, transient=True)
+
+
+class _Rate(ProgressColumn):
+    """How much is done in a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate, or nothing until it is known."""
+        return Text(f"{task.speed:.3g}/s" if task.speed else "", style="progress.data.speed")
 
 
 class Progress:
@@ -35,8 +50,7 @@ class Progress:
         if self._bar is None or activity != self._activity:
             self.close()
             self._activity = activity
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = RichProgress(*columns, console=self.console, transient=True)
+            self._bar = progress_bar(self.console)
             self._bar.start()
             self._bar.add_task(self.label + activity, total=total)
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)

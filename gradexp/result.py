@@ -40,7 +40,8 @@ class Result:
         prediction: What theory says of the network.
         comparison: How far the measurement is from that.
         training: Losses and accuracies.
-        gradients: What the probe recorded in training.
+        gradients: What the probe has recorded in training; brought up to date now and then while it goes on.
+        outputs: (training step, layer -> outputs z of one batch, shape ``(batch, units)``) for histograms.
         verdict: The outcome.
         weights: The final parameters, if they are to be saved.
         progress: (activity, done, total) of what is going on.
@@ -62,6 +63,7 @@ class Result:
     comparison: "Comparison | None" = None
     training: "Training | None" = None
     gradients: History | None = None
+    outputs: list[tuple[int, dict[int, Any]]] = field(default_factory=list)
     verdict: Verdict | None = None
     weights: dict[str, Any] | None = None
     progress: tuple[str, int, int] = ("", 0, 0)

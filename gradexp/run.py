@@ -18,10 +18,12 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
     from gradexp.sweep import alone_in, clear
 
     of_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-    # In a sweep three further runs for each job would fill TensorBoard's list.
-    tensorboard = TensorBoard(folder, config.record.subruns and not of_sweep)
+    # In a sweep three further runs for each job would fill TensorBoard's list, and pictures take longer than a stack.
+    subruns, figures = (
+        not of_sweep if asked is None else asked for asked in (config.record.subruns, config.record.figures)
+    )
     shown = Line(folder, config.quiet) if of_sweep else Console(folder, config.quiet)
-    sinks: list[Sink] = [tensorboard, Files(folder), shown]
+    sinks: list[Sink] = [TensorBoard(folder, subruns, figures), Files(folder, figures), shown]
     with alone_in(folder / ".hydra", "run", "wait for its end, or choose another folder with hydra.run.dir=FOLDER"):
         clear(folder)
         if (result := ensemble.take(config)) is not None:

@@ -4,10 +4,11 @@ import json
 import math
 import time
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradexp.dashboard import layout, texts
+from gradexp.dashboard import histograms, layout, picture, texts
 from gradexp.history import (
     Array,
     Points,
@@ -19,6 +20,7 @@ from gradexp.history import (
     write_csv,
 )
 from gradexp.hparams import hparams
+from gradexp.pictures import COURSE, PROFILE, course_picture, profile_picture, write_pictures
 from gradexp.replacing import replacing
 from gradexp.result import Result, summary
 
@@ -27,19 +29,21 @@ if TYPE_CHECKING:
 
 
 class Files:
-    """Write summary.json, layers.csv and, if asked for, weights.pt.
+    """Write summary.json, layers.csv and, if asked for, weights.pt and pictures.
 
     summary.json is there from the start, with status ``running``, and is replaced whole each time.
 
     Args:
         folder: The run's own folder.
+        figures: Whether to draw pictures.
 
     Raises:
         OSError: If the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, figures: bool = False) -> None:
         self.folder = folder
+        self.figures = figures
 
     def write(self, stage: str, result: Result) -> None:
         """Bring the files up to date."""
@@ -54,6 +58,8 @@ class Files:
 
                 with replacing(self.folder / "weights.pt") as path:
                     torch.save(result.weights, path)
+            if stage == "end" and self.figures:
+                write_pictures(self.folder, result)
         except OSError as error:
             with suppress(OSError):
                 write_summary(self.folder, {**summary(result), "status": "failed", "error": str(error)})
@@ -72,23 +78,28 @@ def write_summary(folder: Path, content: dict[str, Any]) -> None:
 
 
 class TensorBoard:
-    """Write event files: profiles with step = layer, training scalars with step = training step, the run in words.
+    """Write event files: profiles with step = layer, training scalars with step = training step, words and pictures.
 
     A cell without a number is left out, never replaced by a floor. Theory goes to event files of its own in the
-    folders ``theory``, ``theory/lower`` and ``theory/upper``: TensorBoard draws runs with the same tag into one card.
-    Training never waits for the disk: threads of their own write the files, at least every five seconds.
+    folders ``theory``, ``theory/lower`` and ``theory/upper``, and the profile of training step 100, if asked for, to
+    ``step_000100``: TensorBoard draws runs with the same tag into one card. All is written as soon as it is known, so
+    that the dashboard follows a training. Training never waits for the disk: threads of their own write the files,
+    at least every five seconds.
 
     Args:
         folder: The run's own folder; its name is the run's name in TensorBoard.
         subruns: Whether to write theory.
+        figures: Whether to draw pictures.
     """
 
-    def __init__(self, folder: Path, subruns: bool = True) -> None:
+    def __init__(self, folder: Path, subruns: bool = True, figures: bool = False) -> None:
         self.folder = folder
         self.subruns = subruns
+        self.figures = figures
         self._writer: FileWriter | None = None
-        self._steps_written = self._tests_written = 0
+        self._steps_written = self._tests_written = self._gradients_written = self._outputs_written = 0
         self._due = -math.inf
+        self._picture_due = time.monotonic() + _BETWEEN_PICTURES
 
     @property
     def writer(self) -> "FileWriter":
@@ -104,13 +115,15 @@ class TensorBoard:
             write_points(self.writer, profile_points(result.initial))
             if self.subruns and result.initial.theory:
                 self._theory(result.initial.theory)
+            self._outputs(result)
+            if self.figures:
+                self.writer.add_summary(picture(PROFILE, profile_picture(result)), 0)
         elif stage == "step" and time.monotonic() >= self._due:
             self._step(result)
             self._due = time.monotonic() + _BETWEEN
         elif stage == "end":
             self._step(result)
-            if result.gradients is not None:
-                write_points(self.writer, course_points(result.gradients))
+            self._course_picture(result)
             if result.device is not None:  # else it stopped before torch was loaded, and this is no time to load it
                 for summary in [*hparams(result), *texts(result)]:
                     self.writer.add_summary(summary)
@@ -129,9 +142,12 @@ class TensorBoard:
             "theory/upper": {"log10_output_grad": gradient + 2 * sd},
         }
         for name, profiles in lines.items():
-            writer = _open_event_file(self.folder / name)
-            write_points(writer, layer_points(profiles))
-            writer.close()
+            self._subrun(name, layer_points(profiles))
+
+    def _subrun(self, name: str, values: Points) -> None:
+        writer = _open_event_file(self.folder / name)
+        write_points(writer, values)
+        writer.close()
 
     def _step(self, result: Result) -> None:
         training = result.training
@@ -145,10 +161,39 @@ class TensorBoard:
         series: dict[str, Values] = {"train/loss": training.losses[new], "train/accuracy": training.accuracies[new]}
         write_points(self.writer, points(range(self._steps_written, len(training.losses)), series))
         self._steps_written = len(training.losses)
+        self._gradients(result)
+        self._outputs(result)
+
+    def _gradients(self, result: Result) -> None:
+        """Write what the probe has recorded since the last time."""
+        history = result.gradients
+        if history is None or len(history.steps) == self._gradients_written:
+            return
+        new = range(self._gradients_written, len(history.steps))
+        write_points(self.writer, islice(course_points(history), new.start, None))
+        for index in new:
+            if history.steps[index] in result.config.record.profile_steps:
+                self._subrun(f"step_{history.steps[index]:06}", profile_points(history, index))
+        self._gradients_written = new.stop
+        if time.monotonic() >= self._picture_due:
+            self._course_picture(result)
+
+    def _course_picture(self, result: Result) -> None:
+        if self.figures and result.gradients is not None and result.gradients.steps:
+            self.writer.add_summary(picture(COURSE, course_picture(result)), result.gradients.steps[-1])
+        self._picture_due = time.monotonic() + _BETWEEN_PICTURES
+
+    def _outputs(self, result: Result) -> None:
+        """Write histograms of the outputs that were kept since the last time."""
+        for step, outputs in result.outputs[self._outputs_written :]:
+            for histogram in histograms(outputs):
+                self.writer.add_summary(histogram, step)
+        self._outputs_written = len(result.outputs)
 
 
 # Seconds. Steps are handed over to the writing thread a few at a time, since waking it costs more than they do.
 _BETWEEN = 0.1
+_BETWEEN_PICTURES = 30.0
 
 
 def _open_event_file(folder: Path) -> "FileWriter":

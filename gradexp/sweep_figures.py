@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradexp.comparison import Comparison, Row, average, seed_groups
-from gradexp.figures import COLOURS, LABELS, powers_of_ten
+from gradexp.figures import COLOURS, LABELS, powers_of_ten, save
 from gradexp.history import Array
-from gradexp.replacing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +32,7 @@ Cell = tuple[dict[str, Any], list[Row]]
 
 
 def write_figures(comparison: Comparison) -> dict[str, Path]:
-    """Draw what there is to draw of a sweep into its folder, and return title -> file."""
+    """Draw what there is to draw of a sweep into its folder, as PNG and SVG, and return title -> PNG file."""
     figures = {
         "Output gradient over layers, at initialisation": ("profiles", profiles_figure(comparison)),
         "log_chi over the swept options": ("log_chi", outcome_figure(comparison, LOG_CHI)),
@@ -42,9 +41,7 @@ def write_figures(comparison: Comparison) -> dict[str, Path]:
     written = {}
     for title, (name, figure) in figures.items():
         if figure is not None:
-            written[title] = comparison.folder / f"{name}.png"
-            with replacing(written[title]) as path:
-                figure.savefig(path, dpi=_DPI, format="png")
+            written[title] = save(figure, comparison.folder / name, _DPI)
     return written
 
 

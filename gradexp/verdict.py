@@ -24,6 +24,10 @@ _STUCK = 0.9
 _LAST = 10
 
 
+CODES = {"dead": -2, "vanishing": -1, "stable": 0, "exploding": 1}
+"""The verdict on a gradient as a number, for tables and plots that take nothing else."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The outcome in words that files, HParams and the console share.

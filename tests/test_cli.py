@@ -24,7 +24,8 @@ from gradexp.cli import CONFIG_DIR, compose
 from gradexp.history import COLUMNS, write_csv
 from gradexp.run import main
 
-SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8"]
+# Drawing takes longer than all the rest of such a run.
+SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8", "record.figures=false"]
 
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -56,6 +57,7 @@ CHOICES = [
     *zip_longest(*([f"{group}={name}" for name in sorted(names)] for group, names in GROUPS.items())),
     *((f"experiment={path.stem}",) for path in PRESETS if "MULTIRUN" not in path.read_text()),
     ("loss=mse", "bias=false", "seeds=3", "record.every=2", "threads=2"),
+    ("record.histograms=true", "record.profile_steps=[0,1]", "record.subruns=true"),
     ("sigma_b2=0.1", "widths=[5,9]", "save_weights=true", "optimizer.clip_norm=0.1"),
     ("depth=1",),
     ("steps=0",),
@@ -109,7 +111,7 @@ def test_every_preset_that_sweeps_runs_small_without_m(preset: str, monkeypatch:
     assert {summary(folder)["status"] for folder in folders} == {"complete"}
     (sweep,) = {folder.parent for folder in folders}
     assert len((sweep / "sweep.csv").read_text().splitlines()) == jobs + 1
-    for name in ("report.html", "profiles.png", "log_chi.png"):
+    for name in ("report.html", "profiles.png", "profiles.svg", "log_chi.png", "log_chi.svg"):
         assert (sweep / name).stat().st_size > 1000
 
 
@@ -220,11 +222,22 @@ def test_a_folder_holds_exactly_the_promised_files(monkeypatch: pytest.MonkeyPat
     assert names - events == {".hydra", "summary.json", "layers.csv", "weights.pt", "theory"}
 
 
+def test_a_single_run_is_drawn_and_a_job_of_a_sweep_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = [*SMALL[:-1], "data=ones"]
+    assert call(monkeypatch, *small, "hydra.run.dir=single") == 0
+    assert call(monkeypatch, "-m", *small, "init=he", "hydra.sweep.dir=sweep") == 0
+    assert call(monkeypatch, "-m", *small, "init=he", "record.figures=true", "hydra.sweep.dir=asked") == 0
+    drawn = {path.parts[0]: path.stem for path in Path().glob("*/**/output_gradient_*.svg")}
+    assert drawn.keys() == {"single", "asked"}
+
+
 def test_a_sweep_has_no_runs_of_theory_beside_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "-m", *SMALL, "steps=0", "data=ones", "init=he", "hydra.sweep.dir=all") == 0
     assert call(monkeypatch, *SMALL, "steps=0", "data=ones", "record.subruns=false", "hydra.run.dir=off") == 0
     assert call(monkeypatch, *SMALL, "steps=0", "data=ones", "hydra.run.dir=on") == 0
-    assert [str(path) for path in Path().rglob("theory")] == ["on/theory"]
+    asked = ["-m", *SMALL, "steps=0", "data=ones", "init=he", "record.subruns=true", "hydra.sweep.dir=asked"]
+    assert call(monkeypatch, *asked) == 0
+    assert sorted(path.parts[0] for path in Path().rglob("theory")) == ["asked", "on"]
 
 
 def test_a_sweep_runs_every_job_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

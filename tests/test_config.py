@@ -48,6 +48,18 @@ def test_widths_set_the_depth() -> None:
     [
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"width": -3}, "width must be at least 1, got -3"),
+        (
+            {"record": RecordConfig(profile_steps=[0, 100])},
+            "record.profile_steps must be a list of steps from 0 to 99, got [0, 100]",
+        ),
+        (
+            {"record": RecordConfig(every=5, profile_steps=[7])},
+            "record.profile_steps must be a list of steps from 0 to 99, multiples of record.every=5, got [7]",
+        ),
+        (
+            {"record": RecordConfig(profile_steps=[0]), "steps": 0},
+            "record.profile_steps must be [] where steps=0, got [0]",
+        ),
         ({"widths": [4, 0]}, "widths must be a list of numbers of at least 1, got [4, 0]"),
         ({"depth": 9, "widths": [4]}, "depth=9 contradicts widths, whose 1 hidden layers make depth 2"),
         ({"activation": "rleu"}, "activation must be one of linear, tanh, relu"),

@@ -1,16 +1,28 @@
 """The layout and the words that a run leaves in TensorBoard."""
 
+import io
+import math
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+import PIL.Image
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from gradexp.config import Config, InitConfig
+from gradexp import dashboard, recording, sinks
+from gradexp.config import Config, InitConfig, RecordConfig
 from gradexp.dashboard import CHARTS
 from gradexp.experiment import run
+from gradexp.pictures import COURSE, PROFILE
+from gradexp.result import Result
 from gradexp.sinks import TensorBoard
+
+
+def small(**options: Any) -> Config:
+    return Config(**({"depth": 4, "width": 4} | options))
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +59,135 @@ def test_the_text_tab_has_verdict_command_and_options(written: EventAccumulator)
     assert "| init | xavier |" in options
     assert "| depth | 4 |" in options
     assert not any(line.startswith("| init.std ") for line in options)  # xavier has none
+
+
+def test_the_text_tab_says_from_which_layer_the_number_format_fails(tmp_path: Path) -> None:
+    config = Config(depth=150, width=4, activation="linear", steps=0, init=InitConfig("identity", gain=0.1))
+    run(config, [TensorBoard(tmp_path)])
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
+    events.Reload()
+    verdict = tensor(events, "run/1 verdict/text_summary").decode()
+    # The cotangent's largest element is below 1, and float32 rounds 0.7e-45 to 0: 45 or 46 factors of 0.1 later.
+    [layer] = re.findall(r"in float32 output gradients would underflow to 0 from layer (\d+) down", verdict)
+    assert int(layer) in (104, 105)
+
+
+class Image(NamedTuple):
+    """One picture of the Images tab."""
+
+    step: int
+    width: int
+    height: int
+    pixels: np.ndarray
+
+
+def images(folder: Path) -> dict[str, list[Image]]:
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    found: dict[str, list[Image]] = {}
+    for tag in events.Tags()["images"]:
+        for event in events.Images(tag):
+            with PIL.Image.open(io.BytesIO(event.encoded_image_string)) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            found.setdefault(tag, []).append(Image(event.step, event.width, event.height, pixels))
+    return found
+
+
+def test_pictures_are_written_if_asked_for_and_fit_a_card(tmp_path: Path) -> None:
+    run(small(steps=12), [TensorBoard(tmp_path, figures=True)])
+    found = images(tmp_path)
+    assert {tag: [own.step for own in pictures] for tag, pictures in found.items()} == {PROFILE: [0], COURSE: [11]}
+    for [picture] in found.values():
+        assert (picture.height, picture.width) == picture.pixels.shape[:2]
+        assert 600 < picture.width < 800
+        assert picture.width > 1.4 * picture.height  # TensorBoard fills the width of a card
+
+
+def test_no_pictures_unless_asked_for(tmp_path: Path) -> None:
+    run(small(steps=2), [TensorBoard(tmp_path)])
+    assert images(tmp_path) == {}
+
+
+def test_a_long_training_is_drawn_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "_BETWEEN_PICTURES", 0.0)
+    monkeypatch.setattr(sinks, "_BETWEEN", 0.0)
+    monkeypatch.setattr(recording, "_BETWEEN", 0.0)
+    monkeypatch.setattr(recording, "_SHARE", math.inf)
+    run(small(steps=3), [TensorBoard(tmp_path, figures=True)])
+    assert [own.step for own in images(tmp_path)[COURSE]] == [0, 1, 2, 2]
+
+
+def test_histograms_hold_the_outputs_of_five_layers_only_if_asked_for(tmp_path: Path) -> None:
+    config = small(depth=9, steps=20, record=RecordConfig(histograms=True))
+    result = run(config, [TensorBoard(tmp_path / "on")])
+    run(small(depth=9, steps=20), [TensorBoard(tmp_path / "off")])
+    seen = dict(result.outputs)
+    on, off = (EventAccumulator(str(tmp_path / name), size_guidance={"histograms": 0}) for name in ("on", "off"))
+    on.Reload()
+    off.Reload()
+    assert off.Tags()["histograms"] == []
+    assert on.Tags()["histograms"] == [f"outputs/layer_{layer:03}" for layer in (1, 3, 5, 7, 9)]
+    for layer in (1, 3, 5, 7, 9):
+        written = on.Histograms(f"outputs/layer_{layer:03}")
+        assert [event.step for event in written] == [*range(0, 20, 2), 20]
+        for event in written:
+            values, own = seen[event.step][layer].astype(np.float64), event.histogram_value
+            assert (own.num, own.min, own.max) == (values.size, values.min(), values.max())
+            counts, _ = np.histogram(values, own.bucket_limit[1:] and [values.min(), *own.bucket_limit[1:]])
+            assert own.bucket[1:] == counts.tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ([0.0, 0.0], 2),
+        ([math.nan, 1.0, math.inf], 1),
+        ([1e-45, 2e-45, 0.0], 3),
+        ([1e300, -1e300], 2),
+        ([math.nan], None),
+    ],
+)
+def test_histograms_of_any_numbers(values: list[float], kept: int | None) -> None:
+    written = dashboard.histograms({1: np.array(values)})
+    assert [summary.value[0].histo.num for summary in written] == ([] if kept is None else [kept])
+
+
+def test_profiles_in_training_are_runs_of_their_own(tmp_path: Path) -> None:
+    config = small(steps=4, record=RecordConfig(profile_steps=[0, 3]))
+    result = run(config, [TensorBoard(tmp_path, subruns=False)])
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["step_000000", "step_000003"]
+    assert result.gradients is not None
+    for step in (0, 3):
+        events = EventAccumulator(str(tmp_path / f"step_{step:06}"))
+        events.Reload()
+        for quantity in ("output", "output_grad", "weight_grad"):
+            points = [(event.step, event.value) for event in events.Scalars(f"profile/log10_{quantity}")]
+            expected = [*enumerate(result.gradients.profile(quantity, step), start=1)]
+            assert points == [(layer, pytest.approx(value, abs=1e-5)) for layer, value in expected]
+
+
+def test_a_dashboard_can_follow_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is known of a step stands in the file before the next step begins."""
+    monkeypatch.setattr(sinks, "_BETWEEN", 0.0)
+    config = small(steps=4, record=RecordConfig(profile_steps=[1], histograms=True))
+    board = TensorBoard(tmp_path)
+    seen: list[tuple[int, ...]] = []
+
+    class Follower:
+        def write(self, stage: str, _result: Result) -> None:
+            if stage == "step":
+                board.writer.flush()
+                events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0})
+                events.Reload()
+                there = events.Tags()["scalars"]
+                tags = ("train/loss", "test/loss", "gradient/log10_first_over_last")
+                counts = [len(events.Scalars(tag)) if tag in there else 0 for tag in tags]
+                profiles = len([path for path in tmp_path.iterdir() if path.name.startswith("step_")])
+                seen.append((*counts, profiles, len(events.Histograms("outputs/layer_001"))))
+
+        def close(self) -> None:
+            pass
+
+    run(config, [board, Follower()])
+    # Gradients are looked at for the profile of step 1, else every five seconds.
+    assert seen == [(1, 1, 0, 0, 2), (2, 2, 2, 1, 3), (3, 3, 2, 1, 4), (4, 4, 2, 1, 5)]

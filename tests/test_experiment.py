@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradexp import experiment
+from gradexp import experiment, recording
 from gradexp.config import (
     NORMALIZATIONS,
     RESIDUALS,
@@ -135,6 +135,20 @@ def test_recording_does_not_change_training() -> None:
     assert never.weights is not None
     assert all(torch.equal(often.weights[key], never.weights[key]) for key in often.weights)
     assert often.training == never.training
+
+
+def test_looking_at_a_training_while_it_goes_on_does_not_change_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = small(save_weights=True)
+    monkeypatch.setattr(recording, "_BETWEEN", 0.0)
+    watched = small(save_weights=True, record=RecordConfig(profile_steps=[0, 5], histograms=True))
+    assert plain.weights is not None
+    assert watched.weights is not None
+    assert all(torch.equal(plain.weights[key], watched.weights[key]) for key in plain.weights)
+    assert plain.training == watched.training
+    assert plain.gradients is not None
+    assert watched.gradients is not None
+    for quantity, values in plain.gradients.log10.items():
+        assert np.array_equal(values, watched.gradients.log10[quantity], equal_nan=True)
 
 
 def test_same_seed_same_run_and_another_seed_another() -> None:

@@ -75,6 +75,7 @@ def test_what_holds_is_shown_kept_and_exits_with_0(fake: ModuleType, capsys: pyt
     assert re.search(r"one is one +1 +1 ± 0.1 +pass\n1 of 1 claims hold", capsys.readouterr().out)
     folder = Path("outputs/experiments/fake")
     assert (folder / "fake.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (folder / "fake.svg").read_text(encoding="utf-8")
     assert "| one is one | 1 | 1 ± 0.1 | pass |" in (folder / "results.md").read_text()
 
 

@@ -19,7 +19,7 @@ from gradexp.train import Training
 
 METRICS = [
     *("log_chi", "log_chi_theory", "z", "log10_first_over_last", "depth_scale", "loss_first", "loss_last"),
-    *("train_accuracy", "test_accuracy", "diverged_at", "seconds"),
+    *("train_accuracy", "test_accuracy", "diverged_at", "seconds", "verdict_code"),
 ]
 
 
@@ -122,6 +122,8 @@ def test_metrics_are_the_numbers_of_the_summary(runs):
     for name in results:
         content = json.loads((folder / name / "summary.json").read_text())
         numbers = {key: value for key, value in outcome(content).items() if key in METRICS and value is not None}
+        if results[name].verdict:
+            numbers["verdict_code"] = {"vanishing": -1, "stable": 0, "exploding": 1}[results[name].verdict.gradient]
         assert metrics(groups[name]) == pytest.approx(numbers, rel=1e-6)
     assert {"log_chi", "loss_last", "train_accuracy"} <= metrics(groups["he"]).keys()
     assert metrics(groups["diverged"])["diverged_at"] == results["diverged"].training.diverged_at
@@ -154,10 +156,11 @@ def test_options_of_the_command_line_come_first(tmp_path):
     sink.close()
     experiment, _ = show(tmp_path)
     names = [info.name for info in experiment.hparam_infos]
-    first = ["depth", "init", "init.gain", "optimizer", "seed", "verdict.gradient", "verdict.training"]
-    assert names[:7] == first
+    verdicts = ["verdict.gradient", "verdict.theory", "verdict.training"]
+    assert names[:8] == ["depth", "init", "init.gain", "optimizer", "seed", *verdicts]
     # TensorBoard shows five metrics at first.
-    assert [info.display_name for info in experiment.metric_infos][:2] == ["log_chi", "log_chi_theory"]
+    first = ["log_chi", "log10_first_over_last", "verdict_code", "loss_last", "test_accuracy"]
+    assert [info.display_name for info in experiment.metric_infos][:5] == first
 
 
 def test_a_number_that_tensorboard_cannot_hold_is_left_empty(tmp_path):

@@ -17,12 +17,13 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp import sinks as sinks_module
 from gradexp.config import Config
-from gradexp.console import Console, range_lines, sparkline
+from gradexp.console import Console, sparkline
 from gradexp.history import QUANTITIES, STATUSES, History
 from gradexp.result import Result, summary
 from gradexp.sinks import Files, TensorBoard
 from gradexp.train import Training
 from gradexp.verdict import Verdict
+from gradexp.words import range_lines
 
 NAN = math.nan
 COLUMNS = (
@@ -407,12 +408,24 @@ def test_output_to_a_pipe_has_no_ansi_codes_and_fits_80_columns(plain, capsys, t
 def test_the_table_shows_first_middle_and_last_layer_and_the_slope():
     run = result(initial=invented([-4.0, -1.0, -1.5, math.log10(2)], output=[0.0, 1.0, 2.0, 3.0]))
     text = printed(run)
-    header, output, grad = [line.split() for line in text.splitlines() if line.split()[:1] in (["layer"], ["output"])]
+    before, _, _ = text.partition("Training")
+    header, output, grad = [
+        line.split() for line in before.splitlines() if line.split()[:1] in (["layer"], ["output"])
+    ]
     assert header == ["layer", "1", "layer", "2", "layer", "4", "1", "to", "4,", "log", "scale"]
     assert output == ["output", "rms", "1.00e+00", "1.00e+01", "1.00e+03", "▁▃▆█"]
     assert grad[:5] == ["output", "gradient", "1.00e-04", "1.00e-01", "2.00e+00"]
     slope = 2 * math.log(10) * (-4 - math.log10(2)) / 3
     assert f"log_chi {slope:+.4g} per layer towards the input, depth scale {-1 / slope:.3g} layers\n" in text
+
+
+def test_the_gradient_of_the_last_step_is_shown_with_zero_and_not_finite_layers_marked():
+    history = gradients()
+    text = printed(result(gradients=history)).partition("Training")[2]
+    header, row = text.splitlines()[2:4]
+    assert header.split()[:4] == ["output", "gradient", "layer", "1"]
+    assert row.split()[:3] == ["step", str(history.steps[-1]), "zero"]
+    assert row.split()[-1].startswith("0x")
 
 
 def test_several_networks_have_a_standard_error():
@@ -546,14 +559,21 @@ def test_a_pipe_gets_no_progress_bar():
         ([0.0, 1.0], "▁█"),
         ([7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0], "█▇▆▅▄▃▂▁"),
         ([-1760.0, 0.0], "▁█"),
-        ([0.0, NAN, 1.0], "▁·█"),
-        ([NAN, NAN], "··"),
-        ([-math.inf, 0.0, math.inf], "·▄·"),
+        ([0.0, NAN, 1.0], "▁?█"),
+        ([NAN, NAN], "??"),
+        ([-math.inf, 0.0, math.inf], "?▄?"),
         ([], ""),
     ],
 )
 def test_sparkline(values, drawn):
     assert sparkline(np.array(values)) == drawn
+
+
+def test_a_sparkline_tells_zero_from_not_finite_and_from_unseen():
+    codes = [STATUSES.index(status) for status in ("zero", "nonfinite", "hook_missed", "ok", "ok", "zero")]
+    values, status = np.array([NAN, NAN, NAN, 0.0, 1.0, NAN]), np.array(codes, dtype=np.int8)
+    assert sparkline(values, status) == "0x?▁█0"
+    assert sparkline(values, status, width=2) == "x0"  # the worst of three
 
 
 def test_a_sparkline_of_less_than_a_decade_does_not_fill_the_height():
@@ -565,8 +585,8 @@ def test_a_sparkline_of_10000_layers_averages_them():
     assert sparkline(np.linspace(0, 1, 10000), width=8) == "▁▂▃▄▅▆▇█"
     one_missing = np.zeros(10000)
     one_missing[-1] = NAN
-    assert sparkline(one_missing) == "▄" * 23 + "·"
-    assert sparkline(np.full(10000, NAN)) == "·" * 24
+    assert sparkline(one_missing) == "▄" * 23 + "?"
+    assert sparkline(np.full(10000, NAN)) == "?" * 24
 
 
 def test_range_lines_name_the_layer_from_which_on_a_format_fails():

@@ -1,0 +1,147 @@
+"""The pictures of one run, looked at by their artists and their pixels."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from gradexp.config import Config, InitConfig, OptimizerConfig
+from gradexp.experiment import run
+from gradexp.history import STATUSES, History
+from gradexp.pictures import COURSE, PROFILE, SCALE, course_picture, pictures, profile_picture
+from gradexp.result import Result
+from gradexp.sinks import Files
+
+
+def small(**options: Any) -> Result:
+    return run(Config(**({"depth": 12, "width": 8, "steps": 3} | options)))
+
+
+def trained(log10: list[list[float]], status: list[list[str]], steps: list[int] | None = None) -> Result:
+    """A run whose probe saw these numbers, layer by layer in each step."""
+    values = np.array(log10)[:, None]
+    codes = np.array([[STATUSES.index(word) for word in row] for row in status], dtype=np.int8)[:, None]
+    names = [f"layers.{index}" for index in range(values.shape[-1])]
+    labels = steps or list(range(len(log10)))
+    history = History("train", names, labels, [0], {"output_grad": values}, {"output_grad": codes})
+    return Result(Config(depth=len(names)), gradients=history)
+
+
+def cells(figure: Figure) -> np.ndarray:
+    [image] = figure.axes[0].get_images()
+    return np.asarray(image.get_array())
+
+
+def legend(figure: Figure) -> list[str]:
+    drawn = figure.axes[0].get_legend()
+    return [] if drawn is None else [text.get_text() for text in drawn.get_texts()]
+
+
+def test_colours_are_the_same_in_all_runs_and_reach_over_all_that_float32_holds() -> None:
+    one = cells(course_picture(trained([[0.0, -3.0, -20.0, 20.0]], [["ok"] * 4])))[:, 0]
+    other = cells(course_picture(trained([[-20.0, -3.0, 0.0, -44.9]], [["ok"] * 4])))[:, 0]
+    assert np.array_equal(one[[0, 1, 2]], other[[2, 1, 0]])
+    assert one[0].min() > 0.95  # white is 1
+    red, _, blue = one[3]
+    assert red > blue  # exploding
+    red, _, blue = one[2]
+    assert blue > red  # vanishing
+    assert not np.allclose(one[2], other[3], atol=0.1)  # no size of float32 is off the scale
+    assert math.log10(np.finfo(np.float32).smallest_subnormal) > -SCALE
+    assert math.log10(np.finfo(np.float32).max) < SCALE
+    assert np.abs(one[1] - one[0]).max() > 0.1  # three powers of ten can be seen
+
+
+def test_zero_and_what_is_not_finite_have_colours_of_their_own() -> None:
+    words = ["zero", "nonfinite", "hook_missed", "ok", "subnormal"]
+    figure = course_picture(trained([[math.nan, math.nan, math.nan, 0.0, -40.0]], [words]))
+    drawn = [tuple(cell) for cell in cells(figure)[:, 0]]
+    assert drawn[0] == to_rgb("black")
+    assert len(set(drawn)) == 5
+    assert legend(figure) == ["exactly 0", "inf or nan", "not seen"]
+    scale = course_picture(trained([np.linspace(-SCALE, SCALE, 500).tolist()], [["ok"] * 500]))
+    for special in drawn[:3]:
+        assert np.abs(cells(scale)[:, 0] - special).max(axis=1).min() > 0.15
+    assert legend(scale) == []
+
+
+def test_layer_1_is_at_the_bottom_and_each_step_at_its_number() -> None:
+    figure = course_picture(trained([[0.0, -9.0], [0.0, -9.0], [0.0, 9.0]], [["ok"] * 2] * 3, steps=[0, 10, 20]))
+    [image] = figure.axes[0].get_images()
+    assert image.get_extent() == [-5, 25, 0.5, 2.5]
+    assert image.origin == "lower"
+    assert cells(figure).shape == (2, 3, 3)
+
+
+def test_of_very_many_steps_and_layers_a_thousand_are_drawn() -> None:
+    table = np.zeros((3000, 2500))
+    table[-1, -1], table[0, 0] = 30.0, -30.0
+    figure = course_picture(trained(table.tolist(), [["ok"] * 2500] * 3000))
+    drawn = cells(figure)
+    assert drawn.shape == (1000, 1000, 3)
+    assert drawn[0, 0, 2] > drawn[0, 0, 0]  # the first and the last are among them
+    assert drawn[-1, -1, 0] > drawn[-1, -1, 2]
+
+
+def test_the_profile_shows_measurement_theory_and_where_the_number_format_fails() -> None:
+    result = small(activation="linear", depth=150, steps=0, init=InitConfig("identity", gain=0.1))
+    figure = profile_picture(result)
+    assert result.initial is not None
+    layer = result.initial.failing_layer("output_grad", "float32", overflow=False)
+    assert legend(figure) == ["measured", "theory ± 2 sd", f"0 in float32\nfrom layer {layer} down"]
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
+    assert np.diff(lines["measured"])[:-1] == pytest.approx(np.ones(148))  # the last layer has more units
+    assert lines["theory ± 2 sd"] == pytest.approx(lines["measured"], abs=0.05)  # the cotangents are drawn
+    assert figure.axes[0].get_title() == "identity, 150 linear layers: vanishing"
+
+
+def test_no_number_format_is_blamed_where_none_fails() -> None:
+    result = small(dtype="float64", seeds=3)
+    assert legend(profile_picture(result)) == ["measured, mean of 3", "theory ± 2 sd"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"depth": 1},
+        {"steps": 0},
+        {"steps": 1},
+        {"dtype": "float64"},
+        {"optimizer": OptimizerConfig(lr=1e30)},
+        {"init": InitConfig("normal", std=0.0)},
+    ],
+    ids=str,
+)
+def test_every_run_can_be_drawn(options: dict[str, Any]) -> None:
+    result = small(**options)
+    found = pictures(result)
+    assert list(found) == [PROFILE, COURSE][: 1 + bool(result.config.steps)]
+    for figure in found.values():
+        FigureCanvasAgg(figure).draw()
+
+
+def test_a_run_that_ended_before_it_was_measured_has_no_picture(tmp_path: Path) -> None:
+    assert pictures(Result(Config())) == {}
+    Files(tmp_path, figures=True).write("end", Result(Config(), status="failed"))
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".svg")] == []
+
+
+def test_files_are_drawn_if_asked_for(tmp_path: Path) -> None:
+    result = small()
+    for figures in (False, True):
+        folder = tmp_path / str(figures)
+        folder.mkdir()
+        Files(folder, figures).write("end", result)
+        drawn = {path.name for path in folder.iterdir() if path.suffix in (".png", ".svg")}
+        stems = [tag.removeprefix("layers/") for tag in (PROFILE, COURSE)]
+        assert drawn == {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg") if figures}
+    for stem in stems:
+        with PIL.Image.open(folder / f"{stem}.png") as picture:
+            assert picture.width > 600
+        assert "<svg" in (folder / f"{stem}.svg").read_text(encoding="utf-8")
