@@ -5,8 +5,10 @@ import base64
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -20,8 +22,8 @@ _POINTS = 20_000
 _PICTURES = 100
 _PLUGIN = "gradexp"
 # What a page of TensorBoard keeps in the browser, under its key. Smoothing would run across layers, outliers are the
-# runs that explode, a page that is not reloaded does not follow a training, and a step selector at layer 150 and the
-# open pane of settings take the room of the charts.
+# runs that explode, a page that is not reloaded does not follow a training, a narrow list of runs hides their
+# colours, and a step selector at layer 150 and the open pane of settings take the room of the charts.
 _KEPT_BY = "_tb_global_settings"
 _SETTINGS = {
     "scalarSmoothing": 0,
@@ -31,7 +33,12 @@ _SETTINGS = {
     "stepSelectorEnabled": False,
     "timeSeriesSettingsPaneOpened": False,
     "timeSeriesCardMinWidth": 500,
+    "sideBarWidthInPercent": 28,
 }
+# The older tabs, such as Custom Scalars, keep theirs one by one, and smoothing in the address.
+_KEPT_BY_OLDER_TABS = {"_ignoreYOutliers": "false"}
+_CHARTS = "#custom_scalars&_smoothingWeight=0"
+_OPTION = re.compile(r"(?:(?:^|/)(?:\d+_)?|,)([\w.]+)=([^,/]+)")
 
 
 def main() -> None:
@@ -48,7 +55,7 @@ def main() -> None:
         _refuse(f"port must be from 1 to 65535, got {asked.port}")
     if not asked.folder.is_dir():
         _refuse(f"there is no folder {asked.folder}; name that of a run, or one above several, such as outputs")
-    if not has_runs(asked.folder):
+    if not run_names(asked.folder):
         _refuse(f"{asked.folder} holds no runs yet; make one with python -m gradexp.run")
     try:
         address = launch(asked.folder, asked.port)
@@ -57,7 +64,7 @@ def main() -> None:
     except OSError as error:
         _refuse(f"cannot start: {error}")
     print(f"look      {address}data/plugin/{_PLUGIN}/start")  # noqa: T201
-    print(f"or        {address}{profile_link()}\nstop      Ctrl-C", flush=True)  # noqa: T201
+    print(f"charts    {address}{_CHARTS}\nstop      Ctrl-C", flush=True)  # noqa: T201
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
@@ -69,9 +76,31 @@ def _refuse(line: str) -> None:
     sys.exit(1)
 
 
-def has_runs(folder: Path) -> bool:
-    """Say whether there is an event file in a folder or below it."""
-    return any("events.out.tfevents." in name for _, _, names in os.walk(folder) for name in names)
+def run_names(folder: Path) -> list[str]:
+    """Return what TensorBoard calls the runs in a folder or below it: the paths to their event files."""
+    return [
+        str(Path(path).relative_to(folder))
+        for path, _, names in os.walk(folder)
+        if any("events.out.tfevents." in name for name in names)
+    ]
+
+
+def colour_groups(names: Sequence[str]) -> str:
+    """Return a regular expression whose group is the same in the names of runs that are to have one colour.
+
+    In a sweep these are the jobs with the same init, or else with the same value of the first option that differs,
+    as hundreds of runs would otherwise share a few colours at random. Else these are a run and its theory.
+
+    Example:
+        >>> colour_groups(["0_depth=10,init=he,seed=0", "1_depth=10,init=xavier,seed=0"])
+        '[_,]init=([^,/]+)'
+    """
+    options = [dict(_OPTION.findall(name)) for name in names]
+    values = {key: {own.get(key) for own in options} for own in options[:1] for key in own if key != "seed"}
+    differ = [key for key, found in values.items() if len(found) > 1 and None not in found]
+    if differ:
+        return f"[_,]{re.escape('init' if 'init' in differ else differ[0])}=([^,/]+)"
+    return "^(.*?)(?:(?:^|/)theory(?:/lower|/upper)?)?$"
 
 
 def launch(folder: Path, port: int | None = None) -> str:
@@ -102,7 +131,7 @@ def _configured(folder: Path, port: int | None) -> "TensorBoard":
     from tensorboard import default
     from tensorboard.program import TensorBoard
 
-    server = TensorBoard(plugins=[*default.get_plugins(), _start_plugin()])
+    server = TensorBoard(plugins=[*default.get_plugins(), _start_plugin(folder)])
     options = {
         "logdir": str(folder),
         "host": "127.0.0.1",
@@ -113,30 +142,35 @@ def _configured(folder: Path, port: int | None) -> "TensorBoard":
     return server
 
 
-def profile_link(more: str = "") -> str:
+def profile_link(names: Sequence[str]) -> str:
     """Return what follows TensorBoard's address to show the profile of the gradient above all other cards.
 
     Args:
-        more: Further settings, each with an ``&`` before it.
+        names: Of the runs, which decide on their colours.
     """
     pinned = quote(json.dumps([{"plugin": "scalars", "tag": PINNED}], separators=(",", ":")))
-    return f"?pinnedCards={pinned}&smoothing=0{more}#timeseries"
+    colours = quote(f"regex:{colour_groups(names)}")
+    return f"?pinnedCards={pinned}&smoothing=0&runColorGroup={colours}#timeseries"
 
 
-def start_page() -> tuple[str, str]:
+def start_page(names: Sequence[str]) -> tuple[str, str]:
     """Return a page that leaves TensorBoard's settings in the browser and goes on, and the hash of its script.
 
     No address can carry all of these settings. The browser runs the script only if its hash is announced.
+
+    Args:
+        names: Of the runs.
     """
     kept = f"JSON.parse(localStorage.getItem({json.dumps(_KEPT_BY)}) || '{{}}')"
     changed = f"JSON.stringify(Object.assign({kept}, {json.dumps(_SETTINGS)}))"
     store = f"localStorage.setItem({json.dumps(_KEPT_BY)}, {changed});"
-    script = f"{store} location.replace({json.dumps('/' + profile_link())});"
+    store += f" Object.assign(localStorage, {json.dumps(_KEPT_BY_OLDER_TABS)});"
+    script = f"{store} location.replace({json.dumps('/' + profile_link(names))});"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return f"<!doctype html><title>gradexp</title><script>{script}</script>", digest
 
 
-def _start_plugin() -> Any:
+def _start_plugin(folder: Path) -> Any:
     """Return a plugin without a tab, which serves the start page from TensorBoard's own address."""
     from tensorboard.backend import http_util
     from tensorboard.plugins.base_plugin import TBPlugin
@@ -152,7 +186,7 @@ def _start_plugin() -> Any:
             return False
 
         def _serve(self, environ: Any, start_response: Any) -> Any:
-            page, digest = start_page()
+            page, digest = start_page(run_names(folder))
             response = http_util.Respond(Request(environ), page, "text/html", csp_scripts_sha256s=[digest])
             return response(environ, start_response)
 

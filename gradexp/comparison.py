@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from gradexp.board import profile_link
 from gradexp.config import ConfigError
 from gradexp.replacing import replacing
 from gradexp.result import UNHASHED, outcome
@@ -159,25 +156,12 @@ def report(folder: Path, console: Console | None = None) -> None:
     print_table(comparison, console)
     write_csv(comparison)
     page = write_page(comparison, write_figures(comparison))
-    link = f"http://localhost:6006/{profile_link(_run_colours(comparison))}"
     for label, text in (
         ("table", str(folder / "sweep.csv")),
         ("report", str(page)),
         ("look", f"python -m gradexp.board {shlex.quote(str(folder))}"),
-        ("", f"{link}  (untick 'Ignore outliers' in its settings)"),
     ):
         console.print(f"{label:<9} {text}", markup=False, soft_wrap=True)
-
-
-def _run_colours(comparison: Comparison) -> str:
-    """Return the part of a link that gives runs one colour for each value of the first swept option but the seed.
-
-    Otherwise hundreds of runs share a few colours at random.
-    """
-    key = next((key for key in comparison.keys if key != "seed"), None)
-    if key is None or not all(f"{key}=" in row.job.name for row in comparison.rows):
-        return ""
-    return "&runColorGroup=" + quote(f"regex:[_,]{re.escape(key)}=([^,]+)")
 
 
 def write_csv(comparison: Comparison) -> None:

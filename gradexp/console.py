@@ -16,7 +16,7 @@ from gradexp.history import STATUSES, Array, History
 from gradexp.progress import Progress
 from gradexp.result import Result, outcome, summary
 from gradexp.table import power_of_ten
-from gradexp.words import range_lines, theory_lines
+from gradexp.words import range_lines, slope_lines, theory_lines
 
 
 class Console:
@@ -65,16 +65,7 @@ class Console:
             if history.theory:
                 profiles.add("  theory", history.theory[f"log10_{quantity}"], style="dim")
         self.console.print(profiles.table)
-        slope, scale = history.log_chi(), history.depth_scale()
-        if slope is not None:
-            reach = f", depth scale {scale:.3g} layers" if scale is not None else ""
-            error = history.log_chi_se()
-            spread = f" ± {error:.2g}" if error is not None else ""
-            self.console.print(f"log_chi {slope:+.4g}{spread} per layer towards the input{reach}")
-        if quantiles := history.log_chi_quantiles():
-            low, middle, high = quantiles.values()
-            self.console.print(f"  of the networks 5 % are below {low:+.4g}, half {middle:+.4g}, 95 % {high:+.4g}")
-        for line in theory_lines(result):
+        for line in (*slope_lines(history), *theory_lines(result)):
             self.console.print(line)
         dead = float(np.mean(history.dead_fraction)) if history.dead_fraction is not None else 0.0
         if dead:

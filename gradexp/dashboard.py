@@ -11,7 +11,7 @@ from gradexp.history import Array
 from gradexp.hparams import options
 from gradexp.pictures import encoded
 from gradexp.result import Result
-from gradexp.words import range_lines, theory_lines
+from gradexp.words import range_lines, slope_lines, theory_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +24,7 @@ CHARTS = {
     "output rms over layers, at initialisation (log10)": ["profile/log10_output$"],
     "gradient at layer 1 over the last, in training (log10)": ["gradient/log10_first_over_last$"],
     "loss": ["train/loss$", "test/loss$"],
+    "accuracy": ["train/accuracy$", "test/accuracy$"],
 }
 
 
@@ -49,9 +50,9 @@ def texts(result: Result) -> "list[Summary]":
     verdict = result.verdict
     said = "none: the run was not completed"
     if verdict is not None:
-        found = theory_lines(result)
-        if result.initial is not None:
-            found += range_lines(result.initial, result.config.dtype)
+        found: list[str] = []
+        if (initial := result.initial) is not None:
+            found = slope_lines(initial) + theory_lines(result) + range_lines(initial, result.config.dtype)
         said = "\n\n".join([f"**{verdict.words}**", verdict.text, *found])
     # TensorBoard orders them by name.
     parts = {"run/1 verdict": said, "run/2 command": f"    {command}", "run/3 options": "\n".join(table)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gradexp.config import INIT_OPTIONS
 from gradexp.figures import COLOURS, powers_of_ten, save
 from gradexp.history import STATUSES
 from gradexp.result import Result
@@ -164,4 +165,6 @@ def _arranged(figure: "Figure") -> "Figure":
 
 def _title(result: Result, said: str) -> str:
     config = result.config
-    return f"{config.init.name}, {config.depth} {config.activation} layers: {said}"
+    init, usual = config.init, INIT_OPTIONS[config.init.name]
+    special = "".join(f" {key}={value}" for key, value in init.options.items() if value != usual[key])
+    return f"{init.name}{special}, {config.depth} {config.activation} layers: {said}"

@@ -4,6 +4,21 @@ from gradexp.history import History
 from gradexp.result import Result
 
 
+def slope_lines(history: History) -> list[str]:
+    """Say how fast the gradient grows or shrinks, and how much the networks differ."""
+    lines = []
+    slope, scale = history.log_chi(), history.depth_scale()
+    if slope is not None:
+        reach = f", depth scale {scale:.3g} layers" if scale is not None else ""
+        error = history.log_chi_se()
+        spread = f" ± {error:.2g}" if error is not None else ""
+        lines.append(f"log_chi {slope:+.4g}{spread} per layer towards the input{reach}")
+    if quantiles := history.log_chi_quantiles():
+        low, middle, high = quantiles.values()
+        lines.append(f"  of the networks 5 % are below {low:+.4g}, half {middle:+.4g}, 95 % {high:+.4g}")
+    return lines
+
+
 def theory_lines(result: Result) -> list[str]:
     """Say what theory expects of log_chi and how far the measurement is from it, or why it says nothing."""
     prediction, comparison = result.prediction, result.comparison

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 from urllib.request import urlopen
 
 import numpy as np
@@ -56,11 +56,11 @@ def test_it_serves_every_layer_on_a_free_port_and_ends_with_ctrl_c(runs: Path) -
             taken.bind(("127.0.0.1", 6006))
             taken.listen()
         with started(str(runs)) as (process, said):
-            start, link = said[0].split()[1], said[1].split()[1]
+            start, charts = said[0].split()[1], said[1].split()[1]
             address = re.match(r"http://127\.0\.0\.1:(\d+)/", start)
             assert address is not None
             assert address[1] != "6006"
-            assert link == address[0] + board.profile_link()
+            assert charts == address[0] + "#custom_scalars&_smoothingWeight=0"
             tag = quote("profile/log10_output_grad")
             url = f"{address[0]}data/plugin/scalars/scalars?run=deep&tag={tag}"
             assert len(_read_until(url, lambda text: text.count("[") > DEPTH)) == DEPTH
@@ -77,6 +77,36 @@ def test_it_serves_every_layer_on_a_free_port_and_ends_with_ctrl_c(runs: Path) -
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+SINGLE = ["he", "he/theory", "he/theory/lower", "he/theory/upper", "he/step_000099", "a/xavier", "a/xavier/theory"]
+SWEEP = ["0_depth=10,init=he,seed=0", "1_depth=10,init=he,seed=1", "2_depth=10,init=xavier,seed=0"]
+DEPTHS = ["x/0_depth=10,init=he,seed=0", "x/0_depth=10,init=he,seed=0/theory", "x/1_depth=50,init=he,seed=0"]
+SCALES = ["0_init=normal,init.std=0.06", "1_init=normal,init.std=0.25"]
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        (SINGLE, ["he", "he", "he", "he", "he/step_000099", "a/xavier", "a/xavier"]),
+        ([".", "theory", "theory/lower"], [".", "", ""]),
+        (SWEEP, ["he", "he", "xavier"]),
+        (DEPTHS, ["10", "10", "50"]),
+        (SCALES, ["0.06", "0.25"]),
+        ([*SWEEP, "by_hand"], [*SWEEP, "by_hand"]),  # not all have it in their names
+        (["0_seed=0", "1_seed=1"], ["0_seed=0", "1_seed=1"]),
+    ],
+)
+def test_a_run_has_the_colour_of_its_theory_and_in_a_sweep_that_of_its_init(
+    names: list[str], groups: list[str]
+) -> None:
+    pattern = board.colour_groups(names)
+    found = [re.search(pattern, name) for name in names]
+    assert [match and match[1] for match in found] == groups
+    asked = parse_qs(urlsplit(board.profile_link(names)).query)
+    assert asked["runColorGroup"] == [f"regex:{pattern}"]
+    assert asked["smoothing"] == ["0"]
+    assert json.loads(asked["pinnedCards"][0]) == [{"plugin": "scalars", "tag": "profile/log10_output_grad"}]
 
 
 def _read_until(url: str, complete: Callable[[str], bool]) -> list[object]:

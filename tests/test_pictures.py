@@ -98,7 +98,7 @@ def test_the_profile_shows_measurement_theory_and_where_the_number_format_fails(
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
     assert np.diff(lines["measured"])[:-1] == pytest.approx(np.ones(148))  # the last layer has more units
     assert lines["theory ± 2 sd"] == pytest.approx(lines["measured"], abs=0.05)  # the cotangents are drawn
-    assert figure.axes[0].get_title() == "identity, 150 linear layers: vanishing"
+    assert figure.axes[0].get_title() == "identity gain=0.1, 150 linear layers: vanishing"
 
 
 def test_no_number_format_is_blamed_where_none_fails() -> None:
