@@ -204,6 +204,8 @@ def weight_scale_figure(scales: Sequence["Scale"], decades: float = 3.0) -> "Fig
 
 def save(figure: "Figure", path: Path, dpi: int) -> Path:
     """Write a figure as PNG and as SVG, whose endings are added to the path, and return the PNG file."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # all parts have found their places, once for both files
     for ending in ("svg", "png"):
         file = path.with_name(f"{path.name}.{ending}")
         with replacing(file) as part:

@@ -60,7 +60,7 @@ def profile_picture(result: Result) -> "Figure":
     axes.set_xlim(0.5, history.depth + 0.5)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
-    return _arranged(figure)
+    return figure
 
 
 def course_picture(result: Result) -> "Figure":
@@ -115,7 +115,7 @@ def course_picture(result: Result) -> "Figure":
     axes.set_ylabel("layer (1 = input side)")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True) if last > first else FixedLocator([first]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    return _arranged(figure)
+    return figure
 
 
 def pictures(result: Result) -> "dict[str, Figure]":
@@ -154,13 +154,6 @@ def _card() -> "tuple[Figure, Axes]":
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _arranged(figure: "Figure") -> "Figure":
-    """Find the places of all parts once, and not again for each file."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return figure
 
 
 def _title(result: Result, said: str) -> str:

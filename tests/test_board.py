@@ -52,6 +52,7 @@ def started(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", list[str
 
 def test_it_serves_every_layer_on_a_free_port_and_ends_with_ctrl_c(runs: Path) -> None:
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a server that has just ended
         if _is_free(6006):  # else it is taken by somebody else, which will do
             taken.bind(("127.0.0.1", 6006))
             taken.listen()

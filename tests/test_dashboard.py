@@ -62,14 +62,14 @@ def test_the_text_tab_has_verdict_command_and_options(written: EventAccumulator)
 
 
 def test_the_text_tab_says_from_which_layer_the_number_format_fails(tmp_path: Path) -> None:
-    config = Config(depth=150, width=4, activation="linear", steps=0, init=InitConfig("identity", gain=0.1))
+    config = Config(depth=60, width=4, activation="linear", steps=0, init=InitConfig("identity", gain=0.1))
     run(config, [TensorBoard(tmp_path)])
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
     events.Reload()
     verdict = tensor(events, "run/1 verdict/text_summary").decode()
     # The cotangent's largest element is below 1, and float32 rounds 0.7e-45 to 0: 45 or 46 factors of 0.1 later.
     [layer] = re.findall(r"in float32 output gradients would underflow to 0 from layer (\d+) down", verdict)
-    assert int(layer) in (104, 105)
+    assert int(layer) in (14, 15)
 
 
 class Image(NamedTuple):

@@ -90,15 +90,15 @@ def test_of_very_many_steps_and_layers_a_thousand_are_drawn() -> None:
 
 
 def test_the_profile_shows_measurement_theory_and_where_the_number_format_fails() -> None:
-    result = small(activation="linear", depth=150, steps=0, init=InitConfig("identity", gain=0.1))
+    result = small(activation="linear", depth=60, steps=0, init=InitConfig("identity", gain=0.1))
     figure = profile_picture(result)
     assert result.initial is not None
     layer = result.initial.failing_layer("output_grad", "float32", overflow=False)
     assert legend(figure) == ["measured", "theory ± 2 sd", f"0 in float32\nfrom layer {layer} down"]
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
-    assert np.diff(lines["measured"])[:-1] == pytest.approx(np.ones(148))  # the last layer has more units
+    assert np.diff(lines["measured"])[:-1] == pytest.approx(np.ones(58))  # the last layer has more units
     assert lines["theory ± 2 sd"] == pytest.approx(lines["measured"], abs=0.05)  # the cotangents are drawn
-    assert figure.axes[0].get_title() == "identity gain=0.1, 150 linear layers: vanishing"
+    assert figure.axes[0].get_title() == "identity gain=0.1, 60 linear layers: vanishing"
 
 
 def test_no_number_format_is_blamed_where_none_fails() -> None:
