@@ -302,7 +302,8 @@ def test_an_interruption_leaves_complete_files(signum: signal.Signals, exit_code
         code += TELL_OF_STEPS
     code += "sys.argv = sys.argv[1:]; runpy.run_module('gradexp.run', {}, '__main__')"
     command = [sys.executable, "-c", code, "gradexp.run"]
-    command += ["data=gaussian", "steps=100000", "depth=20", "optimizer.lr=1e-9", "hydra.run.dir=here"]
+    command += ["data=gaussian", "steps=100000", "depth=20", "optimizer.lr=1e-9", "record.figures=false"]
+    command.append("hydra.run.dir=here")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         awaited = Path("here/summary.json" if moment == "start" else "training")
         end = time.monotonic() + 60

@@ -22,7 +22,7 @@ from gradexp.config import (
     OptimizerConfig,
     RecordConfig,
 )
-from gradexp.experiment import run
+from gradexp.experiment import run, run_stack
 from gradexp.result import Result, summary
 from gradexp.theory import layer_law
 
@@ -58,11 +58,10 @@ def test_the_cure_it_names_works() -> None:
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_he_trains_thirty_layers(steps: int, optimizer: OptimizerConfig, seeds: int) -> None:
-    accuracies = []
-    for seed in range(seeds):
-        result = run(Config(depth=30, steps=steps, seed=seed, optimizer=optimizer, record=RecordConfig(every=steps)))
-        assert verdict_of(result) == ("stable", "trained")
-        accuracies.append(summary(result)["training"]["train_accuracy"])
+    options = {"depth": 30, "steps": steps, "optimizer": optimizer, "record": RecordConfig(every=steps)}
+    results = run_stack([Config(seed=seed, **options) for seed in range(seeds)])
+    assert {verdict_of(result) for result in results} == {("stable", "trained")}
+    accuracies = [summary(result)["training"]["train_accuracy"] for result in results]
     assert accuracies[0] > 0.8  # the default seed
     # Single networks spread widely, here as in plain PyTorch: 22 seeds of each gave 0.37 to 0.98, median 0.93.
     assert statistics.median(accuracies) > 0.8

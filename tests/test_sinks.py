@@ -3,6 +3,7 @@ import io
 import json
 import math
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gradexp import sinks as sinks_module
 from gradexp.config import Config
 from gradexp.console import Console, sparkline
 from gradexp.history import QUANTITIES, STATUSES, History
+from gradexp.progress import progress_bar
 from gradexp.result import Result, summary
 from gradexp.sinks import Files, TensorBoard
 from gradexp.train import Training
@@ -539,6 +541,19 @@ def test_a_terminal_gets_a_progress_bar_that_is_gone_at_the_end():
     assert "training" in out.getvalue()
     assert console._live_stack == []
     assert out.getvalue().endswith("\x1b[2K")  # the bar's line is cleared
+
+
+def test_a_bar_shows_what_is_done_at_which_rate_and_the_time_that_remains():
+    out, clock = io.StringIO(), [0.0]
+    console = RichConsole(file=out, width=80, force_terminal=True, highlight=False, get_time=lambda: clock[0])
+    bar = progress_bar(console)
+    task = bar.add_task("training", total=200)
+    for second in range(5):
+        clock[0] = float(second)
+        bar.update(task, completed=25 * second)
+    console.print(bar.get_renderable())
+    text = re.sub(r"\x1b\[[\d;]*m", "", out.getvalue())
+    assert re.search(r"training .* 100/200 25/s 0:00:04", text)
 
 
 def test_a_pipe_gets_no_progress_bar():
