@@ -30,6 +30,8 @@ from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 
+from gradexp.board import run_names
+
 INITS = ("he", "xavier", "orthogonal")
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1400,1100")
 LIMIT = 120.0
@@ -114,12 +116,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument("--folder", type=Path, help="where such a sweep lies already")
     asked = parser.parse_args()
-    print(f"{date.today()}, {machine('cpu')}, {asked.runs} runs of 150 layers, {asked.rounds} rounds")
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder or Path(temporary)
         if asked.folder is None:
             sweep(folder, asked.runs)
-        rounds = [measure(folder, asked.runs) for _ in range(asked.rounds)]
+        runs = len(run_names(folder))
+        print(f"{date.today()}, {machine('cpu')}, {runs} runs of 150 layers, {asked.rounds} rounds")
+        rounds = [measure(folder, runs) for _ in range(asked.rounds)]
     names = ("server knows all runs", "page shows every init", "page answers a filter")
     for name, seconds in zip(names, zip(*rounds, strict=True), strict=True):
         print(f"{name:<24} {statistics.median(seconds):5.1f} s   ({min(seconds):.1f} to {max(seconds):.1f})")

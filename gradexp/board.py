@@ -38,7 +38,8 @@ _SETTINGS = {
 # The older tabs, such as Custom Scalars, keep theirs one by one, and smoothing in the address.
 _KEPT_BY_OLDER_TABS = {"_ignoreYOutliers": "false"}
 _CHARTS = "#custom_scalars&_smoothingWeight=0"
-_OPTION = re.compile(r"(?:(?:^|/)(?:\d+_)?|,)([\w.]+)=([^,/]+)")
+_BEFORE, _VALUE = "(?:^|[/_,])", "([^,/]+)"
+_OPTION = re.compile(f"{_BEFORE}([a-z][\\w.]*)={_VALUE}")
 
 
 def main() -> None:
@@ -89,17 +90,18 @@ def colour_groups(names: Sequence[str]) -> str:
     """Return a regular expression whose group is the same in the names of runs that are to have one colour.
 
     In a sweep these are the jobs with the same init, or else with the same value of the first option that differs,
-    as hundreds of runs would otherwise share a few colours at random. Else these are a run and its theory.
+    as hundreds of runs would otherwise share a few colours at random. Else these are a run and its theory, unless
+    there is no other run to be told from.
 
     Example:
         >>> colour_groups(["0_depth=10,init=he,seed=0", "1_depth=10,init=xavier,seed=0"])
-        '[_,]init=([^,/]+)'
+        '(?:^|[/_,])init=([^,/]+)'
     """
     options = [dict(_OPTION.findall(name)) for name in names]
     values = {key: {own.get(key) for own in options} for own in options[:1] for key in own if key != "seed"}
     differ = [key for key, found in values.items() if len(found) > 1 and None not in found]
     if differ:
-        return f"[_,]{re.escape('init' if 'init' in differ else differ[0])}=([^,/]+)"
+        return f"{_BEFORE}{re.escape('init' if 'init' in differ else differ[0])}={_VALUE}"
     return "^(.*?)(?:(?:^|/)theory(?:/lower|/upper)?)?$"
 
 

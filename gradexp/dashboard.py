@@ -2,12 +2,8 @@
 
 import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from gradexp.history import Array
 from gradexp.hparams import options
 from gradexp.pictures import encoded
 from gradexp.result import Result
@@ -16,6 +12,8 @@ from gradexp.words import range_lines, slope_lines, theory_lines
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from tensorboard.compat.proto.summary_pb2 import Summary
+
+    from gradexp.recording import Distribution
 
 # Title of a chart -> tags of its scalars, as regular expressions. Theory has the tags of the profile in runs of its
 # own, so that it is drawn into the same charts.
@@ -68,21 +66,24 @@ def picture(tag: str, figure: "Figure") -> "Summary":
     return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
-def histograms(outputs: Mapping[int, Array]) -> "list[Summary]":
-    """Return the distribution of each layer's outputs over samples and units; what is not finite is left out.
+def histograms(outputs: "Mapping[int, Distribution]") -> "list[Summary]":
+    """Return what the Histograms and Distributions tabs show of some layers.
 
     Args:
-        outputs: Layer -> outputs z of one batch, shape ``(batch, units)``.
+        outputs: Layer -> how its outputs z are distributed over samples and units.
     """
-    from torch.utils.tensorboard.summary import histogram
+    from torch.utils.tensorboard.summary import histogram_raw
 
-    summaries = []
-    for layer, values in outputs.items():
-        finite = values[np.isfinite(values)].astype(np.float64)
-        # Neither the sum of their squares nor the width of a bin has to fit into a number.
-        with np.errstate(over="ignore"), suppress(ValueError):
-            summaries.append(histogram(f"outputs/layer_{layer:03}", finite, _BINS))
-    return summaries
-
-
-_BINS = 40
+    return [
+        histogram_raw(
+            f"outputs/layer_{layer:03}",
+            min=float(own.edges[0]),
+            max=float(own.edges[-1]),
+            num=int(own.counts.sum()),
+            sum=own.total,
+            sum_squares=own.squares,
+            bucket_limits=own.edges.tolist(),
+            bucket_counts=[0, *own.counts.tolist()],  # the first reaches up to the smallest number
+        )
+        for layer, own in outputs.items()
+    ]

@@ -197,19 +197,23 @@ class History:
         log10 = self.living(quantity, step)
         return mean(log10[:, first - 1] - log10[:, last - 1])
 
-    def course(self, quantity: str) -> Array:
+    def course(self, quantity: str, begin: int = 0) -> Array:
         """Return ``first_over_last`` of every recorded step, shape ``(step,)``, with nan for None.
+
+        Args:
+            quantity: What was recorded.
+            begin: Index of the first recorded step that is asked for.
 
         Raises:
             ValueError: If that quantity was not recorded.
         """
-        if not self.steps:
+        if not self.steps[begin:]:
             return np.empty(0)
         self._get(quantity, -1)
-        seen = np.asarray(np.isin(self.status[quantity], _SEEN).any(axis=1))
+        seen = np.asarray(np.isin(self.status[quantity][begin:], _SEEN).any(axis=1))
         seen[~seen.any(axis=1)] = True  # then the ends of the network
         steps, first, last = np.arange(len(seen)), seen.argmax(axis=1), self.depth - 1 - seen[:, ::-1].argmax(axis=1)
-        log10 = self.log10[quantity]
+        log10 = self.log10[quantity][begin:]
         if self.dead_fraction is not None:
             log10 = np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
         return _mean_over_networks((log10[steps, :, first] - log10[steps, :, last]).T)
@@ -465,15 +469,15 @@ def layer_points(profiles: Mapping[str, Array]) -> Points:
     return points(range(1, max(map(len, series.values()), default=0) + 1), series)
 
 
-def course_points(history: History) -> Points:
-    """Yield the scalars ``gradient/…`` of every recorded step; none if output gradients were not recorded."""
+def course_points(history: History, begin: int = 0) -> Points:
+    """Yield the scalars ``gradient/…`` of recorded steps from an index on; none without output gradients."""
     if "output_grad" not in history.log10:
         return iter(())
-    series = {"gradient/log10_first_over_last": history.course("output_grad")}
+    series = {"gradient/log10_first_over_last": history.course("output_grad", begin)}
     for name in ("nonfinite", "zero"):
-        counts = (history.status["output_grad"] == STATUSES.index(name)).sum(axis=(1, 2))
+        counts = (history.status["output_grad"][begin:] == STATUSES.index(name)).sum(axis=(1, 2))
         series[f"gradient/{name}_layers"] = counts.astype(float)
-    return points(history.steps, series)
+    return points(history.steps[begin:], series)
 
 
 def write_csv(path: Path, histories: Sequence[History]) -> None:

@@ -102,7 +102,7 @@ def course_picture(result: Result) -> "Figure":
         interpolation="nearest",
         extent=(first - half, last + half, 0.5, history.depth + 0.5),
     )
-    bar = figure.colorbar(scale, ax=axes, pad=0.02)
+    bar = figure.colorbar(scale, ax=axes, extend="both", pad=0.02)  # float64 holds sizes beyond the ends
     bar.ax.yaxis.set_major_locator(FixedLocator([-40, -20, -6, 0, 6, 20, 40]))
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{value:.0f}}}$"))

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from itertools import groupby
 from typing import Any, Self
 
 import numpy as np
@@ -322,10 +323,14 @@ class GradientProbe:
     def _stacked(self, steps: Sequence[NDArray[Any] | None], columns: list[int], otherwise: float) -> Array:
         """Return ``(step, network, column)``."""
         stacked = np.full((len(steps), self._networks, len(columns)), otherwise, dtype=float)
-        for own, step in zip(stacked, steps, strict=True):
-            if step is not None:
-                known = [index for index, column in enumerate(columns) if 0 <= column < step.shape[1]]
-                own[:, known] = step[:, [columns[index] for index in known]]
+        begin = 0
+        for width, alike in groupby(steps, lambda step: 0 if step is None else step.shape[1]):
+            own = list(alike)
+            known = [index for index, column in enumerate(columns) if 0 <= column < width]
+            if known:
+                whole = np.stack([step for step in own if step is not None])
+                stacked[begin : begin + len(own), :, known] = whole[:, :, [columns[index] for index in known]]
+            begin += len(own)
         return stacked
 
     def _stacked_samples(self, columns: list[int]) -> Array:

@@ -16,6 +16,7 @@ from gradexp.history import QUANTILES, History, mean, standard_error
 from gradexp.verdict import Verdict
 
 if TYPE_CHECKING:  # importing them would load torch, and a run's first files are written before that
+    from gradexp.recording import Distribution
     from gradexp.theory import Comparison, Prediction
     from gradexp.train import Training
 
@@ -41,7 +42,7 @@ class Result:
         comparison: How far the measurement is from that.
         training: Losses and accuracies.
         gradients: What the probe has recorded in training; brought up to date now and then while it goes on.
-        outputs: (training step, layer -> outputs z of one batch, shape ``(batch, units)``) for histograms.
+        outputs: (training steps so far, layer -> how its outputs z of one batch are distributed), for histograms.
         verdict: The outcome.
         weights: The final parameters, if they are to be saved.
         progress: (activity, done, total) of what is going on.
@@ -63,7 +64,7 @@ class Result:
     comparison: "Comparison | None" = None
     training: "Training | None" = None
     gradients: History | None = None
-    outputs: list[tuple[int, dict[int, Any]]] = field(default_factory=list)
+    outputs: "list[tuple[int, dict[int, Distribution]]]" = field(default_factory=list)
     verdict: Verdict | None = None
     weights: dict[str, Any] | None = None
     progress: tuple[str, int, int] = ("", 0, 0)

@@ -4,7 +4,6 @@ import json
 import math
 import time
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +80,8 @@ class TensorBoard:
     """Write event files: profiles with step = layer, training scalars with step = training step, words and pictures.
 
     A cell without a number is left out, never replaced by a floor. Theory goes to event files of its own in the
-    folders ``theory``, ``theory/lower`` and ``theory/upper``, and the profile of training step 100, if asked for, to
-    ``step_000100``: TensorBoard draws runs with the same tag into one card. All is written as soon as it is known, so
+    folders ``theory``, ``theory/lower`` and ``theory/upper``, and the profile of training step 99, if asked for, to
+    ``step_000099``: TensorBoard draws runs with the same tag into one card. All is written as soon as it is known, so
     that the dashboard follows a training. Training never waits for the disk: threads of their own write the files,
     at least every five seconds.
 
@@ -98,8 +97,10 @@ class TensorBoard:
         self.figures = figures
         self._writer: FileWriter | None = None
         self._steps_written = self._tests_written = self._gradients_written = self._outputs_written = 0
+        self._steps_drawn = 0
         self._due = -math.inf
-        self._picture_due = time.monotonic() + _BETWEEN_PICTURES
+        self._opened = time.monotonic()
+        self._picture_due = self._opened + _BETWEEN_PICTURES
 
     @property
     def writer(self) -> "FileWriter":
@@ -169,19 +170,23 @@ class TensorBoard:
         history = result.gradients
         if history is None or len(history.steps) == self._gradients_written:
             return
-        new = range(self._gradients_written, len(history.steps))
-        write_points(self.writer, islice(course_points(history), new.start, None))
-        for index in new:
-            if history.steps[index] in result.config.record.profile_steps:
-                self._subrun(f"step_{history.steps[index]:06}", profile_points(history, index))
-        self._gradients_written = new.stop
-        if time.monotonic() >= self._picture_due:
+        begin, self._gradients_written = self._gradients_written, len(history.steps)
+        write_points(self.writer, course_points(history, begin))
+        drawn = set(result.config.record.profile_steps)
+        for index, step in enumerate(history.steps[begin:], start=begin):
+            if step in drawn:
+                self._subrun(f"step_{step:06}", profile_points(history, index))
+        now = time.monotonic()
+        if now >= self._picture_due:
             self._course_picture(result)
+            # A long training is not watched as closely as a short one, and its pictures would fill the disk.
+            self._picture_due = now + max(_BETWEEN_PICTURES, (now - self._opened) / 20)
 
     def _course_picture(self, result: Result) -> None:
-        if self.figures and result.gradients is not None and result.gradients.steps:
-            self.writer.add_summary(picture(COURSE, course_picture(result)), result.gradients.steps[-1])
-        self._picture_due = time.monotonic() + _BETWEEN_PICTURES
+        history = result.gradients
+        if self.figures and history is not None and history.steps[self._steps_drawn :]:
+            self.writer.add_summary(picture(COURSE, course_picture(result)), history.steps[-1])
+            self._steps_drawn = len(history.steps)
 
     def _outputs(self, result: Result) -> None:
         """Write histograms of the outputs that were kept since the last time."""

@@ -178,6 +178,8 @@ def folder_name(text: str) -> str:
 
 
 _FILES = ("summary.json", "layers.csv", "weights.pt")
+_PICTURES = ("output_gradient_*.png", "output_gradient_*.svg")
+_SUBRUNS = ("", "theory/", "theory/lower/", "theory/upper/", "step_*/")
 
 
 @contextmanager
@@ -207,8 +209,8 @@ def clear(folder: Path) -> None:
     if not (folder / "summary.json").exists():
         return
     # No deeper: runs of their own may lie below this one.
-    events = (f"{subrun}events.out.tfevents.*" for subrun in ("", "theory/", "theory/lower/", "theory/upper/"))
-    for pattern in (*events, *_FILES, *(f"{name}.*.part" for name in _FILES)):
+    events = (f"{subrun}events.out.tfevents.*" for subrun in _SUBRUNS)
+    for pattern in (*events, *_FILES, *_PICTURES, *(f"{name}.*.part" for name in (*_FILES, *_PICTURES))):
         for path in folder.glob(pattern):
             path.unlink()
 

@@ -94,6 +94,9 @@ SCALES = ["0_init=normal,init.std=0.06", "1_init=normal,init.std=0.25"]
         (SWEEP, ["he", "he", "xavier"]),
         (DEPTHS, ["10", "10", "50"]),
         (SCALES, ["0.06", "0.25"]),
+        (["init=he", "init=he/theory", "init=xavier"], ["he", "he", "xavier"]),
+        (["a/init=he", "b/init=xavier"], ["he", "xavier"]),
+        (["my_batch_size=8", "my_batch_size=16"], ["8", "16"]),
         ([*SWEEP, "by_hand"], [*SWEEP, "by_hand"]),  # not all have it in their names
         (["0_seed=0", "1_seed=1"], ["0_seed=0", "1_seed=1"]),
     ],

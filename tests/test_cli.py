@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,21 @@ def test_a_single_run_is_drawn_and_a_job_of_a_sweep_only_if_asked(monkeypatch: p
     assert call(monkeypatch, "-m", *small, "init=he", "record.figures=true", "hydra.sweep.dir=asked") == 0
     drawn = {path.parts[0]: path.stem for path in Path().glob("*/**/output_gradient_*.svg")}
     assert drawn.keys() == {"single", "asked"}
+
+
+def test_a_run_that_is_made_again_leaves_no_picture_and_no_profile_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = [*SMALL[:-1], "record.profile_steps=[0,1]", "data=ones", "hydra.run.dir=again"]
+    again = [*SMALL, "record.profile_steps=[1]", "record.subruns=false", "data=ones", "hydra.run.dir=again"]
+    for options in (first, again):
+        shutil.rmtree("again/.hydra", ignore_errors=True)  # it was interrupted, say
+        if (content := Path("again/summary.json")).exists():
+            content.write_text(content.read_text().replace('"complete"', '"interrupted"'))
+        assert call(monkeypatch, *options) == 0
+    left = sorted(path.parent.name for path in Path("again").rglob("events.*"))
+    assert left == ["again", "step_000001"]
+    assert not list(Path("again").glob("output_gradient_*"))
 
 
 def test_a_sweep_has_no_runs_of_theory_beside_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,15 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from gradexp import dashboard, recording, sinks
-from gradexp.config import Config, InitConfig, RecordConfig
+from gradexp import recording, sinks
+from gradexp.config import Config, InitConfig, OptimizerConfig, RecordConfig
 from gradexp.dashboard import CHARTS
-from gradexp.experiment import run
+from gradexp.experiment import deliver, run, run_stack
 from gradexp.pictures import COURSE, PROFILE
 from gradexp.result import Result
 from gradexp.sinks import TensorBoard
+
+DIVERGES = OptimizerConfig(lr=1e30)
 
 
 def small(**options: Any) -> Config:
@@ -108,48 +110,41 @@ def test_no_pictures_unless_asked_for(tmp_path: Path) -> None:
     assert images(tmp_path) == {}
 
 
-def test_a_long_training_is_drawn_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sinks, "_BETWEEN_PICTURES", 0.0)
+@pytest.fixture
+def looking_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "_BETWEEN", 0.0)
     monkeypatch.setattr(recording, "_BETWEEN", 0.0)
     monkeypatch.setattr(recording, "_SHARE", math.inf)
-    run(small(steps=3), [TensorBoard(tmp_path, figures=True)])
-    assert [own.step for own in images(tmp_path)[COURSE]] == [0, 1, 2, 2]
+
+
+@pytest.mark.usefixtures("looking_at_every_step")
+def test_a_long_training_is_drawn_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "_BETWEEN_PICTURES", 0.0)
+    board = TensorBoard(tmp_path, figures=True)
+    board._picture_due = board._opened = -math.inf
+    run(small(steps=3), [board])
+    assert [own.step for own in images(tmp_path)[COURSE]] == [0, 2]  # the next is due in an infinite time
 
 
 def test_histograms_hold_the_outputs_of_five_layers_only_if_asked_for(tmp_path: Path) -> None:
     config = small(depth=9, steps=20, record=RecordConfig(histograms=True))
     result = run(config, [TensorBoard(tmp_path / "on")])
     run(small(depth=9, steps=20), [TensorBoard(tmp_path / "off")])
-    seen = dict(result.outputs)
     on, off = (EventAccumulator(str(tmp_path / name), size_guidance={"histograms": 0}) for name in ("on", "off"))
     on.Reload()
     off.Reload()
     assert off.Tags()["histograms"] == []
     assert on.Tags()["histograms"] == [f"outputs/layer_{layer:03}" for layer in (1, 3, 5, 7, 9)]
+    seen = dict(result.outputs)
     for layer in (1, 3, 5, 7, 9):
         written = on.Histograms(f"outputs/layer_{layer:03}")
         assert [event.step for event in written] == [*range(0, 20, 2), 20]
         for event in written:
-            values, own = seen[event.step][layer].astype(np.float64), event.histogram_value
-            assert (own.num, own.min, own.max) == (values.size, values.min(), values.max())
-            counts, _ = np.histogram(values, own.bucket_limit[1:] and [values.min(), *own.bucket_limit[1:]])
-            assert own.bucket[1:] == counts.tolist()
-
-
-@pytest.mark.parametrize(
-    ("values", "kept"),
-    [
-        ([0.0, 0.0], 2),
-        ([math.nan, 1.0, math.inf], 1),
-        ([1e-45, 2e-45, 0.0], 3),
-        ([1e300, -1e300], 2),
-        ([math.nan], None),
-    ],
-)
-def test_histograms_of_any_numbers(values: list[float], kept: int | None) -> None:
-    written = dashboard.histograms({1: np.array(values)})
-    assert [summary.value[0].histo.num for summary in written] == ([] if kept is None else [kept])
+            expected, own = seen[event.step][layer], event.histogram_value
+            assert own.num == sum(own.bucket) == 64 * (10 if layer == 9 else 4)
+            assert (own.min, own.max) == (expected.edges[0], expected.edges[-1])
+            assert own.bucket == [0, *expected.counts]
+            assert own.bucket_limit == expected.edges.tolist()
 
 
 def test_profiles_in_training_are_runs_of_their_own(tmp_path: Path) -> None:
@@ -166,9 +161,9 @@ def test_profiles_in_training_are_runs_of_their_own(tmp_path: Path) -> None:
             assert points == [(layer, pytest.approx(value, abs=1e-5)) for layer, value in expected]
 
 
-def test_a_dashboard_can_follow_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("looking_at_every_step")
+def test_a_dashboard_can_follow_a_training(tmp_path: Path) -> None:
     """All that is known of a step stands in the file before the next step begins."""
-    monkeypatch.setattr(sinks, "_BETWEEN", 0.0)
     config = small(steps=4, record=RecordConfig(profile_steps=[1], histograms=True))
     board = TensorBoard(tmp_path)
     seen: list[tuple[int, ...]] = []
@@ -189,5 +184,35 @@ def test_a_dashboard_can_follow_a_training(tmp_path: Path, monkeypatch: pytest.M
             pass
 
     run(config, [board, Follower()])
-    # Gradients are looked at for the profile of step 1, else every five seconds.
-    assert seen == [(1, 1, 0, 0, 2), (2, 2, 2, 1, 3), (3, 3, 2, 1, 4), (4, 4, 2, 1, 5)]
+    assert seen == [(1, 1, 1, 0, 2), (2, 2, 2, 1, 3), (3, 3, 3, 1, 4), (4, 4, 4, 1, 5)]
+
+
+@pytest.mark.usefixtures("looking_at_every_step")
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({}, [0, 1, 2, 3, 4, 5]), ({"record": RecordConfig(every=2)}, [0, 2, 4]), ({"optimizer": DIVERGES}, [0, 1])],
+    ids=["every step", "every other step", "diverges"],
+)
+def test_a_gradient_is_written_once_whenever_it_is_looked_at(
+    tmp_path: Path, options: dict[str, Any], steps: list[int]
+) -> None:
+    result = run(small(steps=6, **options), [TensorBoard(tmp_path)])
+    assert result.gradients is not None
+    assert result.gradients.steps == steps
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    for tag in ("gradient/zero_layers", "gradient/nonfinite_layers"):
+        assert [event.step for event in events.Scalars(tag)] == steps
+
+
+def test_a_stack_that_is_delivered_leaves_the_profiles_of_its_steps(tmp_path: Path) -> None:
+    record = RecordConfig(profile_steps=[1], histograms=True)
+    configs = [small(steps=2, seed=seed, record=record) for seed in (0, 1)]
+    for config, result in zip(configs, run_stack(configs), strict=True):
+        deliver(result, [TensorBoard(tmp_path / str(config.seed))])
+        alone = run(config)
+        assert alone.gradients is not None
+        events = EventAccumulator(str(tmp_path / str(config.seed) / "step_000001"))
+        events.Reload()
+        written = [event.value for event in events.Scalars("profile/log10_output_grad")]
+        assert written == pytest.approx(alone.gradients.profile("output_grad", 1).tolist(), abs=1e-4)

@@ -139,6 +139,7 @@ def test_recording_does_not_change_training() -> None:
 def test_looking_at_a_training_while_it_goes_on_does_not_change_it(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = small(save_weights=True)
     monkeypatch.setattr(recording, "_BETWEEN", 0.0)
+    monkeypatch.setattr(recording, "_SHARE", math.inf)
     watched = small(save_weights=True, record=RecordConfig(profile_steps=[0, 5], histograms=True))
     assert plain.weights is not None
     assert watched.weights is not None

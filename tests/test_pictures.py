@@ -10,6 +10,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from gradexp.config import Config, InitConfig, OptimizerConfig
 from gradexp.experiment import run
@@ -23,12 +24,14 @@ def small(**options: Any) -> Result:
     return run(Config(**({"depth": 12, "width": 8, "steps": 3} | options)))
 
 
-def trained(log10: list[list[float]], status: list[list[str]], steps: list[int] | None = None) -> Result:
-    """A run whose probe saw these numbers, layer by layer in each step."""
+def trained(log10: ArrayLike, status: list[str] | None = None, steps: list[int] | None = None) -> Result:
+    """A run whose probe saw these numbers, layer by layer in each step, and these statuses in all steps."""
     values = np.array(log10)[:, None]
-    codes = np.array([[STATUSES.index(word) for word in row] for row in status], dtype=np.int8)[:, None]
+    codes = np.zeros(values.shape, dtype=np.int8)
+    if status is not None:
+        codes[:] = [STATUSES.index(word) for word in status]
     names = [f"layers.{index}" for index in range(values.shape[-1])]
-    labels = steps or list(range(len(log10)))
+    labels = steps or list(range(len(values)))
     history = History("train", names, labels, [0], {"output_grad": values}, {"output_grad": codes})
     return Result(Config(depth=len(names)), gradients=history)
 
@@ -44,8 +47,8 @@ def legend(figure: Figure) -> list[str]:
 
 
 def test_colours_are_the_same_in_all_runs_and_reach_over_all_that_float32_holds() -> None:
-    one = cells(course_picture(trained([[0.0, -3.0, -20.0, 20.0]], [["ok"] * 4])))[:, 0]
-    other = cells(course_picture(trained([[-20.0, -3.0, 0.0, -44.9]], [["ok"] * 4])))[:, 0]
+    one = cells(course_picture(trained([[0.0, -3.0, -20.0, 20.0]])))[:, 0]
+    other = cells(course_picture(trained([[-20.0, -3.0, 0.0, -44.9]])))[:, 0]
     assert np.array_equal(one[[0, 1, 2]], other[[2, 1, 0]])
     assert one[0].min() > 0.95  # white is 1
     red, _, blue = one[3]
@@ -60,19 +63,19 @@ def test_colours_are_the_same_in_all_runs_and_reach_over_all_that_float32_holds(
 
 def test_zero_and_what_is_not_finite_have_colours_of_their_own() -> None:
     words = ["zero", "nonfinite", "hook_missed", "ok", "subnormal"]
-    figure = course_picture(trained([[math.nan, math.nan, math.nan, 0.0, -40.0]], [words]))
+    figure = course_picture(trained([[math.nan, math.nan, math.nan, 0.0, -40.0]], words))
     drawn = [tuple(cell) for cell in cells(figure)[:, 0]]
     assert drawn[0] == to_rgb("black")
     assert len(set(drawn)) == 5
     assert legend(figure) == ["exactly 0", "inf or nan", "not seen"]
-    scale = course_picture(trained([np.linspace(-SCALE, SCALE, 500).tolist()], [["ok"] * 500]))
+    scale = course_picture(trained([np.linspace(-SCALE, SCALE, 500)]))
     for special in drawn[:3]:
         assert np.abs(cells(scale)[:, 0] - special).max(axis=1).min() > 0.15
     assert legend(scale) == []
 
 
 def test_layer_1_is_at_the_bottom_and_each_step_at_its_number() -> None:
-    figure = course_picture(trained([[0.0, -9.0], [0.0, -9.0], [0.0, 9.0]], [["ok"] * 2] * 3, steps=[0, 10, 20]))
+    figure = course_picture(trained([[0.0, -9.0], [0.0, -9.0], [0.0, 9.0]], steps=[0, 10, 20]))
     [image] = figure.axes[0].get_images()
     assert image.get_extent() == [-5, 25, 0.5, 2.5]
     assert image.origin == "lower"
@@ -82,7 +85,7 @@ def test_layer_1_is_at_the_bottom_and_each_step_at_its_number() -> None:
 def test_of_very_many_steps_and_layers_a_thousand_are_drawn() -> None:
     table = np.zeros((3000, 2500))
     table[-1, -1], table[0, 0] = 30.0, -30.0
-    figure = course_picture(trained(table.tolist(), [["ok"] * 2500] * 3000))
+    figure = course_picture(trained(table))
     drawn = cells(figure)
     assert drawn.shape == (1000, 1000, 3)
     assert drawn[0, 0, 2] > drawn[0, 0, 0]  # the first and the last are among them
