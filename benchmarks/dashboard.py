@@ -88,6 +88,7 @@ def measure(folder: Path, runs: int) -> tuple[float, float, float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
+            server.stdout.readline()  # which folder it shows
             address = server.stdout.readline().split()[1]
             root = address.partition("/data/")[0]
             known = until(lambda: len(json.load(urlopen(f"{root}/data/runs", timeout=10))) == runs)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 import threading
 from collections.abc import Sequence
@@ -55,15 +56,18 @@ def main() -> None:
     if asked.port is not None and not 1 <= asked.port <= 65535:
         _refuse(f"port must be from 1 to 65535, got {asked.port}")
     if not asked.folder.is_dir():
-        _refuse(f"there is no folder {asked.folder}; name that of a run, or one above several, such as outputs")
+        what = "is no folder" if asked.folder.exists() else "does not exist"
+        _refuse(f"{asked.folder} {what}; name the folder of a run, or one above several, such as outputs")
     if not run_names(asked.folder):
-        _refuse(f"{asked.folder} holds no runs yet; make one with python -m gradexp.run")
+        run = shlex.join(["python", "-m", "gradexp.run", f"hydra.run.dir={asked.folder / 'first'}"])
+        _refuse(f"{asked.folder} holds no runs yet; make one with {run}")
     try:
         address = launch(asked.folder, asked.port)
     except ImportError as error:
         _refuse(f"TensorBoard cannot be loaded ({error}); install it with pip install tensorboard")
     except OSError as error:
-        _refuse(f"cannot start: {error}")
+        _refuse(f"cannot start: {error}; without --port a free one is taken")
+    print(f"showing   {asked.folder}")  # noqa: T201
     print(f"look      {address}data/plugin/{_PLUGIN}/start")  # noqa: T201
     print(f"charts    {address}{_CHARTS}\nstop      Ctrl-C", flush=True)  # noqa: T201
     try:

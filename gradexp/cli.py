@@ -352,6 +352,8 @@ def error_line(error: BaseException, about: Command = RUN) -> str:
         key = cause.full_key or ""
         if re.search(r"Key '.*' (is not in struct|not in '\w+')|has no attribute", first_line) and key:
             return _unknown_key(key, about)
+        if key and (match := re.search(r"Invalid value assigned: (\w+) is not a ListConfig", first_line)):
+            return f"{key} must be a list such as {key}=[1,2], got {'a text' if match[1] == 'str' else 'one value'}"
         return f"{key}: {first_line}" if key else first_line
     if isinstance(error, OSError) and error.strerror and not error.filename:  # of a file that was open already
         return f"cannot write: {error.strerror}"

@@ -61,9 +61,10 @@ class Console:
         )
         profiles = _Profiles(history.depth, self.console)
         for quantity, label in _LABELS.items():
-            profiles.add(label, history.profile(quantity), history.status[quantity][0, 0])
-            if history.theory:
-                profiles.add("  theory", history.theory[f"log10_{quantity}"], style="dim")
+            profile, predicted = history.profile(quantity), history.theory.get(f"log10_{quantity}")
+            profiles.add(label, profile, history.status[quantity][0, 0], beside=predicted)
+            if predicted is not None:
+                profiles.add("  theory", predicted, style="dim", beside=profile)
         self.console.print(profiles.table)
         for line in (*slope_lines(history), *theory_lines(result)):
             self.console.print(line)
@@ -121,11 +122,18 @@ class _Profiles:
             self.table.add_column(f"layer {layer}", justify="right", no_wrap=True)
         self.table.add_column(f"1 to {depth}, log scale", no_wrap=True)
 
-    def add(self, label: str, log10: Array, status: NDArray[np.int8] | None = None, style: str = "") -> None:
-        """Add a row. Without a status every layer has a number."""
+    def add(
+        self,
+        label: str,
+        log10: Array,
+        status: NDArray[np.int8] | None = None,
+        style: str = "",
+        beside: Array | None = None,
+    ) -> None:
+        """Add a row, drawn on the scale of what stands beside it. Without a status every layer has a number."""
         words = ["none"] * log10.size if status is None else [STATUSES[code] for code in status]
         sizes = [power_of_ten(log10[layer - 1], words[layer - 1]) for layer in self.layers]
-        self.table.add_row(label, *sizes, sparkline(log10, status, blocks=self.blocks), style=style)
+        self.table.add_row(label, *sizes, sparkline(log10, status, blocks=self.blocks, beside=beside), style=style)
 
 
 class Line:
@@ -183,7 +191,13 @@ _MARKS = {"nonfinite": "x", "zero": "0"}
 _UNSEEN = "?"
 
 
-def sparkline(log10: Array, status: NDArray[np.int8] | None = None, width: int = 24, blocks: str = _BLOCKS) -> str:
+def sparkline(
+    log10: Array,
+    status: NDArray[np.int8] | None = None,
+    width: int = 24,
+    blocks: str = _BLOCKS,
+    beside: Array | None = None,
+) -> str:
     """Draw values over layers on a log scale, at least one decade high, and mark layers without a number.
 
     Args:
@@ -191,6 +205,7 @@ def sparkline(log10: Array, status: NDArray[np.int8] | None = None, width: int =
         status: Index into ``STATUSES`` of each layer. ``0`` marks zero, ``x`` inf or nan, ``?`` what is unknown.
         width: Characters at most; a mark stands if one of the layers that share a character has none.
         blocks: Eight characters, from low to high.
+        beside: Values that share the scale.
 
     Example:
         >>> sparkline(np.array([0.0, -1.0, -2.0, np.nan]))
@@ -198,7 +213,8 @@ def sparkline(log10: Array, status: NDArray[np.int8] | None = None, width: int =
     """
     if not log10.size:
         return ""
-    there = log10[np.isfinite(log10)]
+    both = log10 if beside is None else np.concatenate([log10, beside])
+    there = both[np.isfinite(both)]
     low, high = (there.min(), there.max()) if there.size else (0.0, 0.0)
     if high - low < 1:
         low = (low + high - 1) / 2 + 0.01  # off the middle, where rounding noise would flicker

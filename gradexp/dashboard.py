@@ -21,8 +21,12 @@ CHARTS = {
     "output gradient over layers, at initialisation (log10)": ["profile/log10_output_grad$"],
     "output rms over layers, at initialisation (log10)": ["profile/log10_output$"],
     "gradient at layer 1 over the last, in training (log10)": ["gradient/log10_first_over_last$"],
-    "loss": ["train/loss$", "test/loss$"],
-    "accuracy": ["train/accuracy$", "test/accuracy$"],
+    "layers whose gradient is 0, in training": ["gradient/zero_layers$"],
+    "layers whose gradient is not finite, in training": ["gradient/nonfinite_layers$"],
+    "loss in training": ["train/loss$"],
+    "loss in test": ["test/loss$"],
+    "accuracy in training": ["train/accuracy$"],
+    "accuracy in test": ["test/accuracy$"],
 }
 
 

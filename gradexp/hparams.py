@@ -19,7 +19,7 @@ METRICS = "summary/"
 
 # TensorBoard shows five parameters and five metrics unless told otherwise. Parameters that are said to differ come
 # first, by name: these, and those of the command line, among which are all that a sweep varies.
-_DIFFER = ("init", "depth", "verdict.gradient", "verdict.training", "verdict.theory")
+_DIFFER = ("init", "init.std", "depth", "verdict.gradient", "verdict.training", "verdict.theory")
 _FIRST_METRICS = ("log_chi", "log10_first_over_last", "verdict_code", "loss_last", "test_accuracy")
 _VERDICTS = ("gradient", "training", "theory")
 

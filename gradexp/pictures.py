@@ -1,6 +1,7 @@
 """The pictures of one run, small enough for a card of TensorBoard: the gradient over layers, and over training."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradexp.config import INIT_OPTIONS
 from gradexp.figures import COLOURS, powers_of_ten, save
-from gradexp.history import STATUSES
+from gradexp.history import STATUSES, History
 from gradexp.result import Result
 
 if TYPE_CHECKING:
@@ -33,9 +34,13 @@ _OTHERS = ("#888888", "not seen")
 def profile_picture(result: Result) -> "Figure":
     """Draw the output gradient over layers at initialisation, theory, and where the run's number format fails.
 
+    Where it fails for outputs, the real gradient below may be lost too, whatever its own size.
+
     Args:
         result: A run whose profile is measured.
     """
+    from matplotlib.ticker import MaxNLocator
+
     history = result.initial
     assert history is not None
     figure, axes = _card()
@@ -44,20 +49,19 @@ def profile_picture(result: Result) -> "Figure":
     if history.theory:
         line, sd = history.theory["log10_output_grad"], history.theory["sd_output_grad"]
         axes.fill_between(layers, line - 2 * sd, line + 2 * sd, color=COLOURS[0], alpha=0.2, linewidth=0)
-    axes.plot(layers, profile, color=COLOURS[0], linewidth=2, marker="o" if len(layers) == 1 else "", label=networks)
+    alone = np.isfinite(profile).sum() == 1
+    axes.plot(layers, profile, color=COLOURS[0], linewidth=2, marker="o" if alone else "", label=networks)
     if history.theory:
         axes.plot(layers, line, "--", color="black", linewidth=1.3, label="theory ± 2 sd")
     powers_of_ten(axes)
-    for overflow, what in ((False, "0"), (True, "inf")):
-        layer = history.failing_layer("output_grad", result.config.dtype, overflow)
-        if layer is not None:
-            said = f"{what} in {result.config.dtype}\nfrom layer {layer} down"
-            axes.axvspan(0.5, layer + 0.5, color="#888888", alpha=0.3, linewidth=0, label=said)
+    for first, last, colour, said in _failures(history, result.config.dtype):
+        axes.axvspan(first - 0.5, last + 0.5, color=colour, alpha=0.3, linewidth=0, label=said)
     verdict = result.verdict
     axes.set_title(_title(result, verdict.gradient if verdict is not None else "at initialisation"), fontsize=10)
     axes.set_xlabel("layer (1 = input side)")
     axes.set_ylabel("norm of ∂L/∂z")
     axes.set_xlim(0.5, history.depth + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -118,6 +122,18 @@ def course_picture(result: Result) -> "Figure":
     return figure
 
 
+def _failures(history: History, dtype: str) -> Iterator[tuple[int, int, str, str]]:
+    """Yield layers without a usable number as (first, last, colour, what is the matter)."""
+    dead = 1 + np.flatnonzero((history.status["output_grad"][0] == STATUSES.index("zero")).all(axis=0))
+    if dead.size:
+        yield int(dead[0]), int(dead[-1]), "black", "exactly 0"
+    for overflow, number in ((False, "0"), (True, "inf")):
+        if layer := history.failing_layer("output_grad", dtype, overflow):
+            yield 1, layer, "#888888", f"{number} in {dtype}\nfrom layer {layer} down"
+        if layer := history.failing_layer("output", dtype, overflow):
+            yield layer, history.depth, COLOURS[4], f"outputs {number} in {dtype}\nfrom layer {layer} up"
+
+
 def pictures(result: Result) -> "dict[str, Figure]":
     """Return what there is to draw of a run, by tag."""
     found = {}
@@ -160,4 +176,5 @@ def _title(result: Result, said: str) -> str:
     config = result.config
     init, usual = config.init, INIT_OPTIONS[config.init.name]
     special = "".join(f" {key}={value}" for key, value in init.options.items() if value != usual[key])
-    return f"{init.name}{special}, {config.depth} {config.activation} layers: {said}"
+    layers = "layers" if config.depth > 1 else "layer"
+    return f"{init.name}{special}, {config.depth} {config.activation} {layers}: {said}"

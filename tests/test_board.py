@@ -57,7 +57,8 @@ def test_it_serves_every_layer_on_a_free_port_and_ends_with_ctrl_c(runs: Path) -
             taken.bind(("127.0.0.1", 6006))
             taken.listen()
         with started(str(runs)) as (process, said):
-            start, charts = said[0].split()[1], said[1].split()[1]
+            assert said[0] == f"showing   {runs}\n"
+            start, charts = said[1].split()[1], said[2].split()[1]
             address = re.match(r"http://127\.0\.0\.1:(\d+)/", start)
             assert address is not None
             assert address[1] != "6006"
@@ -130,9 +131,10 @@ def _read_until(url: str, complete: Callable[[str], bool]) -> list[object]:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["missing"], "there is no folder missing; name that of a run"),
-        (["empty"], "empty holds no runs yet; make one with python -m gradexp.run"),
-        ([], "there is no folder outputs; name that of a run"),
+        (["missing"], "missing does not exist; name the folder of a run"),
+        (["file"], "file is no folder; name the folder of a run"),
+        (["empty"], "empty holds no runs yet; make one with python -m gradexp.run hydra.run.dir=empty/first"),
+        ([], "outputs does not exist; name the folder of a run"),
         (["empty", "--port", "0"], "port must be from 1 to 65535, got 0"),
     ],
 )
@@ -145,6 +147,7 @@ def test_a_mistake_is_told_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
+    Path("file").touch()
     assert _refused(arguments, monkeypatch, capsys).startswith(text)
 
 
@@ -157,6 +160,7 @@ def test_a_taken_port_is_told_in_one_line(runs: Path) -> None:
         end = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert end.returncode == 1
     assert end.stderr.splitlines()[-1].startswith("cannot start: ")
+    assert end.stderr.endswith("; without --port a free one is taken\n")
     assert port in end.stderr
     assert "Traceback" not in end.stderr
 

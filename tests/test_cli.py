@@ -145,6 +145,11 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         (["depth=abc"], "depth: Value 'abc' of type 'str' could not be converted to Integer"),
         (["depth=1.5"], "depth: Value '1.5' of type 'float' could not be converted to Integer"),
         (["depth=0"], "depth must be at least 1, got 0"),
+        (
+            ["record.profile_steps=5"],
+            "record.profile_steps must be a list such as record.profile_steps=[1,2], got one",
+        ),
+        (["widths=abc"], "widths must be a list such as widths=[1,2], got a text"),
         (["width=-3"], "width must be at least 1, got -3"),
         (["dtype=float8"], "dtype must be one of float32, float64, got 'float8'"),
         (["depth=5,6"], "depth=5,6 is several values: add -m to run one after another"),

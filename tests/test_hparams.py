@@ -157,7 +157,7 @@ def test_options_of_the_command_line_come_first(tmp_path):
     experiment, _ = show(tmp_path)
     names = [info.name for info in experiment.hparam_infos]
     verdicts = ["verdict.gradient", "verdict.theory", "verdict.training"]
-    assert names[:8] == ["depth", "init", "init.gain", "optimizer", "seed", *verdicts]
+    assert names[:9] == ["depth", "init", "init.gain", "init.std", "optimizer", "seed", *verdicts]
     # TensorBoard shows five metrics at first.
     first = ["log_chi", "log10_first_over_last", "verdict_code", "loss_last", "test_accuracy"]
     assert [info.display_name for info in experiment.metric_infos][:5] == first

@@ -96,12 +96,25 @@ def test_the_profile_shows_measurement_theory_and_where_the_number_format_fails(
     result = small(activation="linear", depth=60, steps=0, init=InitConfig("identity", gain=0.1))
     figure = profile_picture(result)
     assert result.initial is not None
-    layer = result.initial.failing_layer("output_grad", "float32", overflow=False)
-    assert legend(figure) == ["measured", "theory ± 2 sd", f"0 in float32\nfrom layer {layer} down"]
+    down = result.initial.failing_layer("output_grad", "float32", overflow=False)
+    up = result.initial.failing_layer("output", "float32", overflow=False)
+    failures = [f"0 in float32\nfrom layer {down} down", f"outputs 0 in float32\nfrom layer {up} up"]
+    assert legend(figure) == ["measured", "theory ± 2 sd", *failures]
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in figure.axes[0].patches]
+    assert spans == [(0.5, down + 0.5), (up - 0.5, 60.5)]
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
     assert np.diff(lines["measured"])[:-1] == pytest.approx(np.ones(58))  # the last layer has more units
     assert lines["theory ± 2 sd"] == pytest.approx(lines["measured"], abs=0.05)  # the cotangents are drawn
     assert figure.axes[0].get_title() == "identity gain=0.1, 60 linear layers: vanishing"
+
+
+def test_layers_that_are_exactly_0_are_marked() -> None:
+    figure = profile_picture(small(init=InitConfig("normal", std=0.0), bias=False, steps=0))
+    assert "exactly 0" in legend(figure)
+    [span] = [patch for patch in figure.axes[0].patches if patch.get_label() == "exactly 0"]
+    assert (span.get_x(), span.get_x() + span.get_width()) == (0.5, 11.5)
+    [line] = [line for line in figure.axes[0].get_lines() if line.get_label() == "measured"]
+    assert line.get_marker() == "o"  # layer 12 alone has a number
 
 
 def test_no_number_format_is_blamed_where_none_fails() -> None:

@@ -591,6 +591,17 @@ def test_a_sparkline_tells_zero_from_not_finite_and_from_unseen():
     assert sparkline(values, status, width=2) == "x0"  # the worst of three
 
 
+def test_what_stands_below_each_other_is_drawn_on_one_scale():
+    measured, theory = np.array([0.0, -1.0, -2.0]), np.array([0.0, -3.5, -7.0])
+    assert sparkline(measured, beside=theory) == "█▇▆"
+    assert sparkline(theory, beside=measured) == "█▅▁"
+    lines = [line.split() for line in printed(with_theory()).splitlines()]
+    at = next(index for index, line in enumerate(lines) if line[:2] == ["output", "gradient"])
+    assert lines[at + 1][0] == "theory"
+    # Both end at the same cotangent of length 1, so that their last blocks are alike.
+    assert lines[at][-1][-1] == lines[at + 1][-1][-1]
+
+
 def test_a_sparkline_of_less_than_a_decade_does_not_fill_the_height():
     assert set(sparkline(np.linspace(0, 0.3, 20))) <= set("▃▄▅")
 

@@ -59,6 +59,7 @@ def board(folder: Path) -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
+            assert server.stdout.readline().startswith("showing ")
             yield server.stdout.readline().split()[1]
         finally:
             server.kill()
@@ -111,8 +112,7 @@ def test_each_init_has_a_colour_that_the_list_of_runs_shows_and_its_theory_the_s
     keep(browser, tmp_path, "board.png")
     swatches = colours(browser)
     for name in RUNS:
-        for line in ("", "/lower", "/upper"):
-            assert swatches[f"{name}/theory{line}"] == swatches[name]
+        assert {swatches[f"{name}/theory{line}"] for line in ("", "/lower", "/upper")} == {swatches[name]}
     assert len({swatches[name] for name in RUNS}) == len(RUNS)
     assert swatches["xavier/step_000009"] != swatches["xavier"]
     measured = heights(pinned)
