@@ -45,7 +45,15 @@ WITH_THEORY = ("he", "he/theory", "he/theory/lower", "he/theory/upper")
 
 def measure(folder: Path, *overrides: str) -> None:
     """Measure 150 layers at initialisation."""
-    command = [sys.executable, "-m", "gradexp.run", "depth=150", "steps=0", f"hydra.run.dir={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "gradexp.run",
+        "depth=150",
+        "steps=0",
+        "record.figures=false",
+        f"hydra.run.dir={folder}",
+    ]
     subprocess.run([*command, *overrides], check=True, capture_output=True, timeout=120)
 
 
