@@ -167,7 +167,7 @@ def test_networks_in_the_plane_are_measured_only_when_asked_for(monkeypatch: pyt
         ),
         (["activation=sine"], "activation must be one of linear, tanh,"),
         (["sigma_w2=[3,1]"], "sigma_w2 must be [from, to] with 0 <= from < to <= 1e6, got [3.0, 1.0]"),
-        (["sigma_w2=3"], "sigma_w2: "),
+        (["sigma_w2=3"], "sigma_w2 must be a list such as sigma_w2=[1,2], got one value"),
         (["weight_scale=[0,1]"], "weight_scale must be [from, to] with 1e-06 <= from"),
         (["dots=[0,1]"], "dots must be two numbers of at least 1, got [0, 1]"),
         (["columns=1"], "columns must be at least 2, got 1"),
