@@ -1,5 +1,7 @@
 """Where a run computes."""
 
+import platform
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gradexp.config import ConfigError
@@ -23,3 +25,16 @@ def find_device(name: str) -> "torch.device":
         found = torch.cuda.device_count()
         raise ConfigError(f"device={name} is not there: PyTorch finds {found} CUDA devices; use device=cpu or auto")
     return device
+
+
+def device_name(device: "torch.device") -> str:
+    """Return what the hardware calls itself."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  no regular file
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -4,16 +4,15 @@
 """
 
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 from gradexp.config import Config, ConfigError
-from gradexp.device import find_device
+from gradexp.device import device_name, find_device
 from gradexp.ensemble import count_weights, split
 from gradexp.result import Result
 from gradexp.verdict import run_verdict
@@ -154,7 +153,6 @@ def _run(results: list[Result], sinks: Sequence[Sink]) -> None:
 
 
 def _measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: "_Clock") -> None:
-    import torch
 
     from gradexp.data import chance_loss, check_batch, load, resolve_loss
     from gradexp.recording import sample_outputs
@@ -162,9 +160,10 @@ def _measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: "_Cl
 
     config = results[0].config  # what it shares with the others is taken from it
     device = find_device(config.device)
+    name = device_name(device)
     for result in results:
         result.device = str(device)
-        result.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+        result.device_name = name
         result.threads = config.threads or 1
 
     def progress(activity: str, done: int, total: int) -> None:
@@ -415,14 +414,6 @@ def _describe(result: Result, data: "Dataset", loss: str) -> str:
         f"data      {config.data.name}, {len(data.x_train)} training samples, batches of {config.batch_size}\n"
         f"training  {update if config.steps else 'none; '}{config.dtype} on {result.device}{threads}"
     )
-
-
-def _cpu_name() -> str:
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  no regular file
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @contextmanager

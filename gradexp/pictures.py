@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradexp.config import INIT_OPTIONS
-from gradexp.figures import COLOURS, powers_of_ten, save
+from gradexp.figures import COLOURS, draw_profile, powers_of_ten, save
 from gradexp.history import STATUSES, History
 from gradexp.result import Result
 
@@ -44,15 +44,8 @@ def profile_picture(result: Result) -> "Figure":
     history = result.initial
     assert history is not None
     figure, axes = _card()
-    layers, profile = np.arange(1, history.depth + 1), history.profile("output_grad")
-    networks = f"measured, mean of {len(history.seeds)}" if len(history.seeds) > 1 else "measured"
-    if history.theory:
-        line, sd = history.theory["log10_output_grad"], history.theory["sd_output_grad"]
-        axes.fill_between(layers, line - 2 * sd, line + 2 * sd, color=COLOURS[0], alpha=0.2, linewidth=0)
-    alone = np.isfinite(profile).sum() == 1
-    axes.plot(layers, profile, color=COLOURS[0], linewidth=2, marker="o" if alone else "", label=networks)
-    if history.theory:
-        axes.plot(layers, line, "--", color="black", linewidth=1.3, label="theory ± 2 sd")
+    label = f"measured, mean of {len(history.seeds)}" if len(history.seeds) > 1 else "measured"
+    draw_profile(axes, history, "output_grad", -1, COLOURS[0], label, theory_label="theory ± 2 sd")
     powers_of_ten(axes)
     for first, last, colour, said in _failures(history, result.config.dtype):
         axes.axvspan(first - 0.5, last + 0.5, color=colour, alpha=0.3, linewidth=0, label=said)

@@ -1,7 +1,6 @@
 """What ``gradexp.board`` shows in a browser, tab by tab, of four initialisations, and while a run trains."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
-from test_tensorboard import RUNS, browser, line_heights, pytestmark  # noqa: E402
+from test_tensorboard import RUNS, browser, keep, line_heights, pytestmark  # noqa: E402
 
 from gradexp.board import PINNED  # noqa: E402
 from gradexp.dashboard import CHARTS  # noqa: E402
@@ -81,10 +80,6 @@ def every(browser, kind: str, count: int) -> list[Any]:
     WebDriverWait(browser, 60).until(lambda _: len(browser.execute_script(FIND, kind)) >= count)
     found: list[Any] = browser.execute_script(FIND, kind)
     return found
-
-
-def keep(browser, tmp_path: Path, name: str) -> None:
-    assert browser.save_screenshot(str(Path(os.environ.get("GRADEXP_SCREENSHOTS", tmp_path)) / name))
 
 
 def colours(browser) -> dict[str, tuple[int, int, int]]:

@@ -1,7 +1,6 @@
 """The page of 300 jobs in a real browser: pictures are there, columns sort as numbers, the filter finds words."""
 
 import itertools
-import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,7 +14,7 @@ from gradexp.sweep_figures import write_figures
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402
-from test_tensorboard import browser, pytestmark  # noqa: E402
+from test_tensorboard import browser, keep, pytestmark  # noqa: E402
 
 __all__ = ["browser", "pytestmark"]
 
@@ -57,5 +56,4 @@ def test_300_jobs_are_shown_sorted_and_filtered(browser, tmp_path: Path) -> None
     assert set(column("depth")) == {"10"}  # and not 100
     assert set(column("init")) == {"he"}
     assert "12 of 300 jobs" in browser.find_element(By.TAG_NAME, "body").text
-    folder = Path(os.environ.get("GRADEXP_SCREENSHOTS", tmp_path))
-    assert browser.save_screenshot(str(folder / "report_300.png"))
+    keep(browser, tmp_path, "report_300.png")

@@ -1,6 +1,5 @@
 """The runs of a sweep in TensorBoard: their names, and the table of hyperparameters."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
-from test_tensorboard import browser, pytestmark, tensorboard  # noqa: E402
+from test_tensorboard import browser, keep, pytestmark, tensorboard  # noqa: E402
 
 __all__ = ["browser", "pytestmark"]
 
@@ -28,10 +27,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def screenshots(tmp_path: Path) -> Path:
-    return Path(os.environ.get("GRADEXP_SCREENSHOTS", tmp_path))
-
-
 def test_tensorboard_lists_the_runs_by_their_options(browser, sweep: Path, tmp_path: Path) -> None:
     with tensorboard(sweep, JOBS) as address:
         browser.get(f"{address}/?runFilter={quote('init=he.*seed=0')}#timeseries")
@@ -40,7 +35,7 @@ def test_tensorboard_lists_the_runs_by_their_options(browser, sweep: Path, tmp_p
         text = browser.find_element(By.TAG_NAME, "body").text
         for depth in (10, 30, 60, 100):
             assert f"depth={depth},init=he" in text
-        assert browser.save_screenshot(str(screenshots(tmp_path) / "tensorboard_sweep.png"))
+        keep(browser, tmp_path, "tensorboard_sweep.png")
         browser.get(f"{address}/#hparams")
         wait.until(lambda _: "log_chi" in browser.find_element(By.TAG_NAME, "body").text)
-        assert browser.save_screenshot(str(screenshots(tmp_path) / "hparams_sweep.png"))
+        keep(browser, tmp_path, "hparams_sweep.png")

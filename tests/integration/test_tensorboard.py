@@ -122,6 +122,11 @@ def browser() -> Iterator[webdriver.Chrome]:
             driver.quit()
 
 
+def keep(browser: webdriver.Chrome, tmp_path: Path, name: str) -> None:
+    """Save a screenshot where the environment says, to be looked at."""
+    assert browser.save_screenshot(str(Path(os.environ.get("GRADEXP_SCREENSHOTS", tmp_path)) / name))
+
+
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:
     end = time.monotonic() + seconds
     while True:
@@ -153,8 +158,7 @@ def test_time_series_shows_four_different_lines_over_layers(
     starts = open_profile(browser, address, RUNS)
     WebDriverWait(browser, 60).until(lambda _: len(starts()) == len(RUNS))
     assert min(np.diff(starts())) > 20
-    folder = Path(os.environ.get("GRADEXP_SCREENSHOTS", tmp_path))
-    assert browser.save_screenshot(str(folder / "tensorboard_four_inits.png"))
+    keep(browser, tmp_path, "tensorboard_four_inits.png")
 
 
 def test_theory_and_its_band_are_drawn_into_the_card_of_the_measurement(
@@ -166,8 +170,7 @@ def test_theory_and_its_band_are_drawn_into_the_card_of_the_measurement(
     assert min(middle) - upper > 20
     assert lower - max(middle) > 20
     assert abs(middle[0] - middle[1]) < 0.3 * (lower - upper)
-    folder = Path(os.environ.get("GRADEXP_SCREENSHOTS", tmp_path))
-    assert browser.save_screenshot(str(folder / "tensorboard_theory.png"))
+    keep(browser, tmp_path, "tensorboard_theory.png")
 
 
 def open_profile(browser: webdriver.Chrome, address: str, runs: Iterable[str]) -> Callable[[], list[float]]:
