@@ -20,14 +20,14 @@ def history(log10: list[float]) -> History:
 
 
 def test_line_goes_through_the_profile_and_leaves_gaps() -> None:
-    (axes,) = profile_figure({"a": history([-400.0, np.nan, 2.0])}).axes
+    (axes,) = profile_figure({"a": history([-400.0, np.nan, 2.0]).at()}).axes
     (line,) = axes.lines
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
     np.testing.assert_array_equal(line.get_ydata(), [-400.0, np.nan, 2.0])
 
 
 def test_axis_is_labelled_in_powers_of_ten() -> None:
-    figure = profile_figure({"a": history([-400.0, 0.0])})
+    figure = profile_figure({"a": history([-400.0, 0.0]).at()})
     figure.canvas.draw()
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert "$10^{-400}$" in labels
@@ -35,7 +35,7 @@ def test_axis_is_labelled_in_powers_of_ten() -> None:
 
 @pytest.mark.parametrize("profile", [[0.0, 0.0, 0.0], [-0.3, -0.2, -0.3], [0.2, 1e-9, 0.0]])
 def test_a_flat_profile_looks_flat_and_no_label_is_there_twice(profile: list[float]) -> None:
-    figure = profile_figure({"a": history(profile)})
+    figure = profile_figure({"a": history(profile).at()})
     figure.canvas.draw()
     low, high = figure.axes[0].get_ylim()
     ticks = [tick for tick in figure.axes[0].get_yticks() if low <= tick <= high]
@@ -45,13 +45,13 @@ def test_a_flat_profile_looks_flat_and_no_label_is_there_twice(profile: list[flo
 
 
 def test_legend_names_the_labelled_histories_only() -> None:
-    (axes,) = profile_figure({"he": history([0.0, 1.0]), "": history([1.0, 2.0])}).axes
+    (axes,) = profile_figure({"he": history([0.0, 1.0]).at(), "": history([1.0, 2.0])}).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["he"]
-    assert profile_figure({"": history([0.0, 1.0])}).axes[0].get_legend() is None
+    assert profile_figure({"": history([0.0, 1.0]).at()}).axes[0].get_legend() is None
 
 
 def test_a_single_layer_is_visible_as_a_point() -> None:
-    (axes,) = profile_figure({"": history([1.0])}).axes
+    (axes,) = profile_figure({"": history([1.0]).at()}).axes
     assert axes.lines[0].get_marker() == "o"
 
 
@@ -61,7 +61,7 @@ def test_history_plots_itself() -> None:
 
 def test_missing_quantity_is_an_error() -> None:
     with pytest.raises(ValueError, match="'update' was not recorded; choose one of output_grad"):
-        profile_figure({"": history([0.0])}, "update")
+        profile_figure({"": history([0.0]).at()}, "update")
 
 
 def plane() -> Plane:

@@ -39,7 +39,8 @@ def loaded_after(*steps: str) -> list[set[str]]:
         ],
         [
             (
-                "from gradexp.predict.forecast import forecast; from gradexp import Config\nforecast(Config(depth=3))",
+                "from gradexp import Config; from gradexp.predict.forecast import forecast\n"
+                "forecast(Config(depth=3))",
                 ("hydra", "sklearn", "matplotlib", "tensorboard", "gradexp.exact.profile", "gradexp.probe.probe"),
             ),
             ("import gradexp.plane", ("hydra", "sklearn", "matplotlib", "tensorboard")),

@@ -235,8 +235,8 @@ def _measure(
     widths = [width] * (depth + 1)
     stack = MLP(widths, name, networks=len(seeds), negative_slope=negative_slope, dtype=torch.float64, draw=False)
     initialize(stack, init, seed=seeds[0], **options)
-    history = exact_profile(stack, torch.ones(1, width, dtype=torch.float64), seeds=seeds)
-    return history.log_chi(), history.log_chi_se(), history.first_over_last("output_grad")
+    initial = exact_profile(stack, torch.ones(1, width, dtype=torch.float64), seeds=seeds).at()
+    return initial.log_chi(), initial.log_chi_se(), initial.first_over_last("output_grad")
 
 
 def write_plane(path: Path, plane: Plane) -> None:

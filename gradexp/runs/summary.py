@@ -102,12 +102,13 @@ _THEORY_KEYS = (
 _FORMATS = ("float32", "float16", "bfloat16")
 
 
-def _initial(initial: History | None) -> dict[str, Any]:
+def _initial(history: History | None) -> dict[str, Any]:
     ratios: dict[str, float | None] = dict.fromkeys(("output", "output_grad", "weight_grad"))
     fails: dict[bool, dict[str, int | None]] = {over: dict.fromkeys(_FORMATS) for over in (False, True)}
     quantiles: dict[float, float] = {}
     log_chi = error = scale = dead = None
-    if initial is not None:
+    if history is not None:
+        initial = history.at()
         slopes = initial.log_chi_per_network()
         log_chi, error, scale = mean(slopes), standard_error(slopes), initial.depth_scale()
         ratios = {quantity: initial.first_over_last(quantity) for quantity in ratios}

@@ -60,7 +60,7 @@ def run_verdict(
         gradients: What the probe recorded in training.
         theory: How far the profile at initialisation is from its prediction.
     """
-    gradient = gradient_verdict(initial, config.verdict.decades)
+    gradient = gradient_verdict(initial.at(), config.verdict.decades)
     training = training_verdict(losses, diverged_at, chance)
     text = gradient.text
     if theory is not None and theory.verdict == "deviates":

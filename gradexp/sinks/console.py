@@ -68,12 +68,12 @@ class Console:
             if predicted is not None:
                 profiles.add("  theory", predicted, style="dim", beside=profile)
         self.console.print(profiles.table)
-        for line in (*slope_lines(history), *theory_lines(result)):
+        for line in (*slope_lines(history.at()), *theory_lines(result)):
             self.console.print(line)
         dead = float(np.mean(history.dead_fraction)) if history.dead_fraction is not None else 0.0
         if dead:
             self.console.print(f"{dead:.1%} of the samples are exactly 0 at some layer and left out")
-        for line in range_lines(history, result.config.dtype):
+        for line in range_lines(history.at(), result.config.dtype):
             self.console.print(line)
 
     def _end(self, result: Result) -> None:
