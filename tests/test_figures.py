@@ -9,7 +9,7 @@ from gradexp.history.history import History
 from gradexp.history.plot import profile_figure
 from gradexp.history.step import STATUSES
 from gradexp.phase.figures import phase_figure, weight_scale_figure
-from gradexp.phase.plane import Dot, Plane, Scale
+from gradexp.phase.plane import MeasuredPoint, PhaseDiagram, WeightScalePoint
 
 
 def history(log10: list[float]) -> History:
@@ -64,13 +64,13 @@ def test_missing_quantity_is_an_error() -> None:
         profile_figure({"": history([0.0]).at()}, "update")
 
 
-def plane() -> Plane:
+def plane() -> PhaseDiagram:
     """A made-up plane whose chi_1 is sigma_w2, so that the edge is at 1."""
     w2, b2 = np.linspace(0.2, 3, 15), np.linspace(0, 0.5, 6)
     chi = np.tile(w2, (6, 1))
     with np.errstate(divide="ignore"):
         values = {"chi_1": chi, "xi_c": 1 / np.abs(np.log(chi))}
-    return Plane("made_up", w2, b2, values, np.array([[1.0, 0.0], [1.0, 0.5]]))
+    return PhaseDiagram("made_up", w2, b2, values, np.array([[1.0, 0.0], [1.0, 0.5]]))
 
 
 def test_phase_diagram_shows_chi_1_the_edge_and_depths() -> None:
@@ -104,8 +104,8 @@ def test_a_contour_is_where_6_xi_c_is_its_depth() -> None:
 
 def test_dots_have_the_colours_of_the_plane() -> None:
     dots = [
-        Dot("tanh", 1.5, 0.1, 64, 50, 4, np.log(1.5), 0.01, None),
-        Dot("tanh", 2.5, 0.1, 64, 50, 4, None, None, None),
+        MeasuredPoint("tanh", 1.5, 0.1, 64, 50, 4, np.log(1.5), 0.01, None),
+        MeasuredPoint("tanh", 2.5, 0.1, 64, 50, 4, None, None, None),
     ]
     axes = phase_figure(plane(), dots).axes[0]
     measured = next(one for one in axes.collections if one.get_label().startswith("measured"))
@@ -116,9 +116,11 @@ def test_dots_have_the_colours_of_the_plane() -> None:
     assert len(measured.get_offsets()) == 1
 
 
-def scales() -> list[Scale]:
-    line = [Scale("linear", "identity", x, 8, 101, 100 * np.log10(x), None, None) for x in (0.25, 1.0, 4.0)]
-    return [*line, Scale("linear", "identity", 0.5, 8, 101, None, -30.0, None)]
+def scales() -> list[WeightScalePoint]:
+    line = [
+        WeightScalePoint("linear", "identity", x, 8, 101, 100 * np.log10(x), None, None) for x in (0.25, 1.0, 4.0)
+    ]
+    return [*line, WeightScalePoint("linear", "identity", 0.5, 8, 101, None, -30.0, None)]
 
 
 def test_weight_scales_are_dashed_where_predicted_and_dots_where_measured() -> None:

@@ -77,8 +77,8 @@ class Forecast:
 
     @property
     def point(self) -> theory.MeanField | None:
-        """The point of the phase diagram; None for cured networks and scaled identities, which have none."""
-        return None if self.config.cures else self.prediction.point
+        """Point of the phase diagram; None with normalisers, skip connections and scaled identities."""
+        return None if self.config.additions else self.prediction.point
 
     @functools.cached_property
     def cosine(self) -> float | None:
@@ -175,7 +175,7 @@ def _judge(config: Config, prediction: Prediction) -> Verdict:
 
 def _candidates(config: Config, prediction: Prediction) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the options of nearby settings that keep gradients, and why they do."""
-    if config.depth == 1 or config.cures:
+    if config.depth == 1 or config.additions:
         return
     name, sigma_b2 = config.activation, prediction.sigma_b2
     if prediction.dead_probability > _DEAD:

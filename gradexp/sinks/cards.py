@@ -38,7 +38,7 @@ def layout() -> "Summary":
     return found
 
 
-def texts(result: Result) -> "list[Summary]":
+def text_cards(result: Result) -> "list[Summary]":
     """Return what the Text tab says of a run: its verdict, where its number format fails, its command and options.
 
     Args:

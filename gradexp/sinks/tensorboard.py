@@ -9,7 +9,7 @@ from gradexp.history.history import training_points
 from gradexp.history.scalars import Points, Values, layer_points, points, profile_points
 from gradexp.history.step import Array
 from gradexp.runs.result import Result
-from gradexp.sinks.cards import histograms, layout, picture, texts
+from gradexp.sinks.cards import histograms, layout, picture, text_cards
 from gradexp.sinks.hparams import hparams
 from gradexp.sinks.pictures import PROFILE, TRAINING, profile_picture, training_picture
 
@@ -67,7 +67,7 @@ class TensorBoard:
             self._step(result)
             self._training_picture(result)
             if result.device is not None:  # else it stopped before torch was loaded, and this is no time to load it
-                for summary in [*hparams(result), *texts(result)]:
+                for summary in [*hparams(result), *text_cards(result)]:
                     self.writer.add_summary(summary)
 
     def close(self) -> None:
