@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sweep_folders import grid, leave
+from sweep_folders import cube, grid, leave
 
 from gradexp.choices import INIT_OPTIONS
 from gradexp.config import Config, InitConfig, OptimizerConfig
@@ -12,20 +12,6 @@ from gradexp.sweeps.compare import Row, SweepResults, compare, seed_groups
 from gradexp.sweeps.folder import Job
 from gradexp.sweeps.outcome_figure import ACCURACY, LOG_CHI, axes_of, outcome_figure
 from gradexp.sweeps.profile_figure import profiles_figure, read_profile
-
-
-def cube(folder: Path, **counts: int) -> SweepResults:
-    """Make a sweep over some numbers of depths, inits, widths and seeds."""
-    inits = ["he", "xavier", "lecun", "orthogonal"]
-    number = 0
-    for d in range(counts.get("depth", 1)):
-        for i in range(counts.get("init", 1)):
-            for w in range(counts.get("width", 1)):
-                config = Config(depth=d + 3, init=InitConfig(inits[i]), width=w + 5)
-                given = [f"depth={d + 3}", f"init={inits[i]}", f"width={w + 5}"]
-                leave(folder, f"{number}_x", config, given, -1.0 - d - 10 * i - 100 * w)
-                number += 1
-    return compare(folder)
 
 
 def test_profiles_of_seeds_are_averaged_and_their_spread_is_kept(tmp_path: Path) -> None:
