@@ -23,7 +23,7 @@ from machine import machine
 
 from gradexp.config import Config, InitConfig, RecordConfig
 from gradexp.runs.experiment import run
-from gradexp.runs.result import Result, Sink
+from gradexp.runs.result import Result, Sink, Stage
 from gradexp.sinks.files import Files
 from gradexp.sinks.tensorboard import TensorBoard
 
@@ -45,7 +45,7 @@ class Timed:
         self.sink = sink
         self.seconds = 0.0
 
-    def write(self, stage: str, result: Result) -> None:
+    def write(self, stage: Stage, result: Result) -> None:
         """Pass a stage on."""
         begin = time.perf_counter()
         self.sink.write(stage, result)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from gradexp.config import Config
 from gradexp.history.history import History
@@ -84,17 +84,21 @@ class Result:
         return [self.config.seed + index for index in range(self.config.seeds)]
 
 
+Stage = Literal["start", "built", "initial", "progress", "step", "end"]
+"""What has become known of a run: its options, network, profile at initialisation, steps of training, end."""
+
+
 class Sink(Protocol):
     """Where results go: ``write`` is called again and again as a run becomes known."""
 
-    def write(self, stage: str, result: Result) -> None:
-        """Take in what is known at a stage: start, built, initial, step, end, or progress in between."""
+    def write(self, stage: Stage, result: Result) -> None:
+        """Take in what is known at a stage; ``progress`` comes in between."""
 
     def close(self) -> None:
         """Release files and terminal."""
 
 
-def tell(sinks: Sequence[Sink], stage: str, result: Result) -> None:
+def tell(sinks: Sequence[Sink], stage: Stage, result: Result) -> None:
     """Hand a result to every sink at one stage."""
     for sink in sinks:
         sink.write(stage, result)

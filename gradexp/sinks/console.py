@@ -15,7 +15,7 @@ from gradexp._version import __version__
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES, Array
 from gradexp.history.table import power_of_ten
-from gradexp.runs.result import Result
+from gradexp.runs.result import Result, Stage
 from gradexp.runs.summary import metrics, summary
 from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
 from gradexp.sinks.progress import Progress
@@ -36,7 +36,7 @@ class Console:
         self.console = console or RichConsole(highlight=False, emoji=False)
         self._progress = Progress(quiet=quiet, console=self.console)
 
-    def write(self, stage: str, result: Result) -> None:
+    def write(self, stage: Stage, result: Result) -> None:
         """Print what is new."""
         self._progress.write(stage, result)
         if stage == "end":
@@ -155,7 +155,7 @@ class Line:
         alone = multiprocessing.current_process().name == "MainProcess"
         self._progress = Progress(f"{folder.name}: ", quiet or not alone, self.console)
 
-    def write(self, stage: str, result: Result) -> None:
+    def write(self, stage: Stage, result: Result) -> None:
         """Print the line at the end."""
         self._progress.write(stage, result)
         if stage != "end":

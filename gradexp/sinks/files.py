@@ -7,7 +7,7 @@ from typing import Any
 
 from gradexp.atomic_write import replacing
 from gradexp.history.history import write_csv
-from gradexp.runs.result import Result
+from gradexp.runs.result import Result, Stage
 from gradexp.runs.summary import summary
 from gradexp.sinks.pictures import write_pictures
 
@@ -29,7 +29,7 @@ class Files:
         self.folder = folder
         self.figures = figures
 
-    def write(self, stage: str, result: Result) -> None:
+    def write(self, stage: Stage, result: Result) -> None:
         """Bring the files up to date."""
         if stage not in ("start", "initial", "end"):
             return

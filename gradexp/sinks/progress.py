@@ -5,7 +5,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from gradexp.runs.result import Result
+from gradexp.runs.result import Result, Stage
 
 
 def progress_bar(console: RichConsole) -> RichProgress:
@@ -38,7 +38,7 @@ class Progress:
         self._bar: RichProgress | None = None
         self._activity = ""
 
-    def write(self, stage: str, result: Result) -> None:
+    def write(self, stage: Stage, result: Result) -> None:
         """Advance the bar."""
         if stage == "progress":
             self.advance(*result.progress)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gradexp.history.history import training_points
 from gradexp.history.scalars import Points, Values, layer_points, points, profile_points
 from gradexp.history.step import Array
-from gradexp.runs.result import Result
+from gradexp.runs.result import Result, Stage
 from gradexp.sinks.cards import histograms, layout, picture, text_cards
 from gradexp.sinks.hparams import hparams
 from gradexp.sinks.pictures import PROFILE, TRAINING, profile_picture, training_picture
@@ -50,7 +50,7 @@ class TensorBoard:
             self._writer = _open_event_file(self.folder)
         return self._writer
 
-    def write(self, stage: str, result: Result) -> None:
+    def write(self, stage: Stage, result: Result) -> None:
         """Add what is new."""
         if stage == "initial" and result.initial is not None:
             self.writer.add_summary(layout())
