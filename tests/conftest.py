@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,22 @@ def device(request: pytest.FixtureRequest) -> str:
     """Each device that a test should hold on."""
     name: str = request.param
     return name
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_arrive() -> Iterator[None]:
+    """Ctrl-C and SIGTERM as in a terminal, also for the processes that tests start.
+
+    A shell lets the jobs that it starts in the background ignore Ctrl-C, as do nohup and many runners of tests, and
+    whatever such a job starts ignores it too.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ignored = [signum for signum in usual if signal.getsignal(signum) is signal.SIG_IGN]
+    for signum in ignored:
+        signal.signal(signum, usual[signum])
+    yield
+    for signum in ignored:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 @pytest.fixture
