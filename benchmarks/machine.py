@@ -2,7 +2,7 @@
 
 import torch
 
-from gradexp.device import device_name
+from gradexp.runs.device import device_name
 
 
 def machine(device: str) -> str:

@@ -22,9 +22,10 @@ import torch
 from machine import machine
 
 from gradexp.config import Config, InitConfig, RecordConfig
-from gradexp.experiment import Sink, run
-from gradexp.result import Result
-from gradexp.sinks import Files, TensorBoard
+from gradexp.runs.experiment import run
+from gradexp.runs.result import Result, Sink
+from gradexp.sinks.files import Files
+from gradexp.sinks.tensorboard import TensorBoard
 
 DEPTH, BATCH = 150, 32
 NEVER = 10**9

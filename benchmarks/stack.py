@@ -21,7 +21,7 @@ from machine import machine
 
 from gradexp import MLP, Config, exact_profile, initialize
 from gradexp.config import InitConfig
-from gradexp.experiment import run
+from gradexp.runs.experiment import run
 
 NETWORKS, WIDTH, DEPTH, BATCH = 32, 16, 150, 16
 LARGE = Config(

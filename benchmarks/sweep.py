@@ -55,8 +55,10 @@ def sweep(launcher: str, width: int, steps: int, device: str, seeds: int) -> dic
     found["torch"] = time.perf_counter() - begin
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-    from gradexp import comparison, experiment, sinks
     from gradexp.run import main
+    from gradexp.runs import experiment
+    from gradexp.sinks import tensorboard as sinks
+    from gradexp.sweeps import compare as comparison
 
     ConfigLoaderImpl.load_sweep_config = timed(found, "composing", ConfigLoaderImpl.load_sweep_config)
     for method in ("write", "close"):

@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import EXPERIMENTS
-from experiments.claims import Findings
-from gradexp.cli import Interrupted, Interruptions, error_line
-from gradexp.config import ConfigError
-from gradexp.progress import Progress
+from experiments.lab.claims import Findings
+from gradexp.choices import ConfigError
+from gradexp.cli.errors import error_line
+from gradexp.cli.interruptions import Interrupted, Interruptions
+from gradexp.sinks.progress import Progress
 
 if TYPE_CHECKING:
-    from experiments.record import Record
+    from experiments.lab.results import Record
 
 HERE = Path(__file__).resolve().parent
 
@@ -107,8 +108,8 @@ def _list(console: Console) -> None:
 
 def _run(name: str, asked: argparse.Namespace, console: Console, place: str, interruptions: Interruptions) -> bool:
     """Run one experiment, show its table, and say whether all its claims hold."""
-    from experiments.lab import Lab
-    from experiments.record import Record, publish, save
+    from experiments.lab.lab import Lab
+    from experiments.lab.results import Record, publish, save
 
     about = EXPERIMENTS[name]
     console.print(rf"\{place}[bold]{name}[/bold]  {about.question}" + f"\n[dim]{about.source}[/dim]")

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.claims import Claim, Findings, below, near
-from experiments.drawing import COLOURS, panels
-from experiments.lab import Lab
-from experiments.runs import LEARNED, grouped, initial, mean_profile, median_steps_to, ratio
-from gradexp.figures import powers_of_ten
-from gradexp.forecast import forecast
-from gradexp.history import Array
-from gradexp.result import Result
+from experiments.lab.claims import Claim, Findings, below, near
+from experiments.lab.drawing import COLOURS, panels
+from experiments.lab.lab import Lab
+from experiments.lab.measures import LEARNED, grouped, initial, mean_profile, median_steps_to, ratio
+from gradexp.history.step import Array
+from gradexp.plotting import powers_of_ten
+from gradexp.predict.forecast import forecast
+from gradexp.runs.result import Result
 from gradexp.theory import Prediction
 
 if TYPE_CHECKING:

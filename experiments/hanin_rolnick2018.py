@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import kendalltau
 
-from experiments.claims import Claim, Findings, above, near
-from experiments.drawing import COLOURS, panels
-from experiments.lab import Lab
-from experiments.runs import WINDOW, grouped, initial, training
+from experiments.lab.claims import Claim, Findings, above, near
+from experiments.lab.drawing import COLOURS, panels
+from experiments.lab.lab import Lab
+from experiments.lab.measures import WINDOW, grouped, initial, training
 from gradexp.config import Config
-from gradexp.history import Array
-from gradexp.inits import CUT_STD
-from gradexp.result import Result
+from gradexp.history.step import Array
+from gradexp.networks.inits import CUT_STD
+from gradexp.runs.result import Result
 from gradexp.theory import layer_law
 
 if TYPE_CHECKING:

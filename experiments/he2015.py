@@ -9,11 +9,11 @@ At this rate a network of 40 layers with He's weights may lose again what it has
 import math
 from typing import TYPE_CHECKING
 
-from experiments.claims import Claim, Findings, above, below, near
-from experiments.drawing import COLOURS, courses, guessing, panels
-from experiments.lab import Lab
-from experiments.runs import LEARNED, grouped, lowest_loss, mean_log_chi, median_steps_to, ratio, slowest_to
-from gradexp.result import Result
+from experiments.lab.claims import Claim, Findings, above, below, near
+from experiments.lab.drawing import COLOURS, courses, guessing, panels
+from experiments.lab.lab import Lab
+from experiments.lab.measures import LEARNED, grouped, lowest_loss, mean_log_chi, median_steps_to, ratio, slowest_to
+from gradexp.runs.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

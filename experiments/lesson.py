@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from scipy.special import digamma
 
-from experiments.claims import Claim, Findings, above, below, near, number, same
-from experiments.drawing import COLOURS, guessing, panels
-from experiments.lab import Lab
-from experiments.runs import GUESSING, initial, smoothed, training
-from gradexp.figures import powers_of_ten, weight_scale_figure
-from gradexp.history import STATUSES, Array, limits
-from gradexp.plane import weight_scales
-from gradexp.result import Result
+from experiments.lab.claims import Claim, Findings, above, below, near, number, same
+from experiments.lab.drawing import COLOURS, guessing, panels
+from experiments.lab.lab import Lab
+from experiments.lab.measures import GUESSING, initial, smoothed, training
+from gradexp.history.step import STATUSES, Array
+from gradexp.numerics.formats import limits
+from gradexp.phase.figures import weight_scale_figure
+from gradexp.phase.plane import weight_scales
+from gradexp.plotting import powers_of_ten
+from gradexp.runs.result import Result
 from gradexp.theory import MeanField
 
 if TYPE_CHECKING:

@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiments.claims import Claim, Findings, below, near, same
-from experiments.drawing import COLOURS, panels
 from experiments.gradient_monitors import MONITORS, Monitor, copy_of, weights
-from experiments.lab import Lab
+from experiments.lab.claims import Claim, Findings, below, near, same
+from experiments.lab.drawing import COLOURS, panels
+from experiments.lab.lab import Lab
 from gradexp import MLP, GradientProbe
-from gradexp.data import load
-from gradexp.history import Array
-from gradexp.result import Result
-from gradexp.train import clip
+from gradexp.history.step import Array
+from gradexp.runs.data import load
+from gradexp.runs.result import Result
+from gradexp.runs.training import clip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.claims import Claim, Findings, above, below, near, same
-from experiments.drawing import COLOURS, guessing, panels
-from experiments.lab import Lab
-from experiments.runs import LEARNED, grouped, lowest_loss, mean_log_chi, slowest_to, smoothed, training
-from gradexp.history import Array
-from gradexp.result import Result
+from experiments.lab.claims import Claim, Findings, above, below, near, same
+from experiments.lab.drawing import COLOURS, guessing, panels
+from experiments.lab.lab import Lab
+from experiments.lab.measures import LEARNED, grouped, lowest_loss, mean_log_chi, slowest_to, smoothed, training
+from gradexp.history.step import Array
+from gradexp.runs.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

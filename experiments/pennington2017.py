@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from experiments.claims import Claim, Findings, above, below, near
-from experiments.drawing import COLOURS, courses, guessing, panels
-from experiments.lab import Lab
-from experiments.runs import GUESSING, grouped, lowest_loss, median_steps_to
+from experiments.lab.claims import Claim, Findings, above, below, near
+from experiments.lab.drawing import COLOURS, courses, guessing, panels
+from experiments.lab.lab import Lab
+from experiments.lab.measures import GUESSING, grouped, lowest_loss, median_steps_to
 from gradexp import MLP
-from gradexp.jacobian import SpectralMoments, singular_values, spectral_moments
-from gradexp.result import Result
-from gradexp.seeds import generator
+from gradexp.exact.jacobian import SpectralMoments, singular_values, spectral_moments
+from gradexp.numerics.seeds import generator
+from gradexp.runs.result import Result
 from gradexp.theory import MeanField, jacobian_moments
 
 if TYPE_CHECKING:

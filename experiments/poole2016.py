@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from experiments.claims import Claim, Findings, above, below, near
-from experiments.drawing import COLOURS, panels
-from experiments.lab import Lab
-from experiments.runs import initial
+from experiments.lab.claims import Claim, Findings, above, below, near
+from experiments.lab.drawing import COLOURS, panels
+from experiments.lab.lab import Lab
+from experiments.lab.measures import initial
 from gradexp import MLP
-from gradexp.history import Array
-from gradexp.result import Result
+from gradexp.history.step import Array
+from gradexp.runs.result import Result
 from gradexp.theory import MeanField
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from experiments.claims import Claim, Findings, above, below, near
-from experiments.drawing import COLOURS, courses, guessing, panels
-from experiments.lab import Lab
-from experiments.runs import WINDOW, grouped, lowest_loss, smoothed
-from gradexp.history import Array
-from gradexp.jacobian import singular_values
-from gradexp.result import Result
+from experiments.lab.claims import Claim, Findings, above, below, near
+from experiments.lab.drawing import COLOURS, courses, guessing, panels
+from experiments.lab.lab import Lab
+from experiments.lab.measures import WINDOW, grouped, lowest_loss, smoothed
+from gradexp.exact.jacobian import singular_values
+from gradexp.history.step import Array
+from gradexp.runs.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

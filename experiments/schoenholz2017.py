@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import spearmanr
 
-from experiments.claims import Claim, Findings, above, below, between, near
-from experiments.drawing import COLOURS, panels
-from experiments.lab import Lab
-from experiments.runs import grouped, initial, mean_profile, training
-from gradexp.figures import powers_of_ten
-from gradexp.result import Result
+from experiments.lab.claims import Claim, Findings, above, below, between, near
+from experiments.lab.drawing import COLOURS, panels
+from experiments.lab.lab import Lab
+from experiments.lab.measures import grouped, initial, mean_profile, training
+from gradexp.plotting import powers_of_ten
+from gradexp.runs.result import Result
 from gradexp.theory import MeanField
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.claims import Claim, Findings, between, near, same
-from experiments.drawing import COLOURS, panels
-from experiments.lab import Lab
-from experiments.runs import initial
-from gradexp.figures import powers_of_ten
-from gradexp.history import History
+from experiments.lab.claims import Claim, Findings, between, near, same
+from experiments.lab.drawing import COLOURS, panels
+from experiments.lab.lab import Lab
+from experiments.lab.measures import initial
+from gradexp.history.history import History
+from gradexp.plotting import powers_of_ten
 from gradexp.theory import MeanField, critical_sigma_w2
 
 if TYPE_CHECKING:

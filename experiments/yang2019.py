@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.claims import Claim, Findings, above, below, near
-from experiments.drawing import COLOURS, courses, guessing, panels
-from experiments.lab import Lab
-from experiments.runs import LEARNED, grouped, initial, lowest_loss, mean_log_chi, slowest_to
-from gradexp.figures import powers_of_ten
-from gradexp.result import Result
+from experiments.lab.claims import Claim, Findings, above, below, near
+from experiments.lab.drawing import COLOURS, courses, guessing, panels
+from experiments.lab.lab import Lab
+from experiments.lab.measures import LEARNED, grouped, initial, lowest_loss, mean_log_chi, slowest_to
+from gradexp.plotting import powers_of_ten
+from gradexp.runs.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

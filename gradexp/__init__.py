@@ -8,22 +8,22 @@ from gradexp._version import __version__
 if TYPE_CHECKING:
     from gradexp import theory as theory
     from gradexp.config import Config as Config
-    from gradexp.diagnosis import measure as measure
-    from gradexp.history import History as History
-    from gradexp.inits import initialize as initialize
-    from gradexp.models import MLP as MLP
-    from gradexp.probe import GradientProbe as GradientProbe
-    from gradexp.propagate import exact_profile as exact_profile
+    from gradexp.exact.profile import exact_profile as exact_profile
+    from gradexp.history.history import History as History
+    from gradexp.networks.initialize import initialize as initialize
+    from gradexp.networks.mlp import MLP as MLP
+    from gradexp.probe.measure import measure as measure
+    from gradexp.probe.probe import GradientProbe as GradientProbe
 
 # Loaded on first use: `import gradexp` alone takes milliseconds and loads neither torch nor Hydra.
 _HOMES = {
     "Config": "config",
-    "GradientProbe": "probe",
-    "History": "history",
-    "MLP": "models",
-    "exact_profile": "propagate",
-    "initialize": "inits",
-    "measure": "diagnosis",
+    "GradientProbe": "probe.probe",
+    "History": "history.history",
+    "MLP": "networks.mlp",
+    "exact_profile": "exact.profile",
+    "initialize": "networks.initialize",
+    "measure": "probe.measure",
 }
 
 __all__ = [

@@ -11,64 +11,23 @@ This file imports neither torch nor Hydra, so that ``--help`` stays fast.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-ACTIVATIONS = (
-    "linear",
-    "tanh",
-    "relu",
-    "sigmoid",
-    "leaky_relu",
-    "hard_tanh",
-    "erf",
-    "elu",
-    "selu",
-    "gelu",
-    "silu",
-    "softplus",
-    "softsign",
+from gradexp.choices import (
+    ACTIVATIONS,
+    DATA_OPTIONS,
+    DISTRIBUTIONS,
+    DTYPES,
+    INIT_OPTIONS,
+    LOSSES,
+    LYAPUNOV_ACTIVATIONS,
+    MODES,
+    NORMALIZATIONS,
+    OPTIMIZER_OPTIONS,
+    RESIDUALS,
+    ConfigError,
 )
-NORMALIZATIONS = ("none", "batch", "layer")
-RESIDUALS = ("none", "plain", "depth", "zero")
-LOSSES = ("auto", "cross_entropy", "mse")
-DTYPES = ("float32", "float64")
-MODES = ("fan_in", "fan_out")
-DISTRIBUTIONS = ("normal", "uniform")
-
-INIT_OPTIONS: dict[str, dict[str, Any]] = {
-    "he": {"gain": 1.0, "mode": "fan_in", "distribution": "normal"},
-    "xavier": {"gain": 1.0, "distribution": "normal"},
-    "lecun": {"gain": 1.0, "distribution": "normal"},
-    "orthogonal": {"gain": 1.0},
-    "identity": {"gain": 1.0},
-    "normal": {"gain": 1.0, "std": 0.01},
-    "uniform": {"gain": 1.0, "std": 0.01},
-    "truncated_normal": {"gain": 1.0, "std": None, "corrected": True},
-    "sparse": {"gain": 1.0, "std": None, "sparsity": 0.9},
-    "torch_default": {"gain": 1.0},
-    "mean_field": {"gain": 1.0, "sigma_w2": 1.0},
-    "lyapunov": {"gain": 1.0},
-    "lsuv": {"gain": 1.0, "tolerance": 0.1, "iterations": 10},
-}
-DATA_OPTIONS: dict[str, dict[str, Any]] = {
-    "digits": {"standardize": True},
-    "mnist5k": {"standardize": True},
-    "file": {"standardize": True, "path": None},
-    "gaussian": {"samples": 2000, "features": 64, "targets": 1, "normalize": False, "seed": 0},
-    "ones": {"samples": 64},
-}
-OPTIMIZER_OPTIONS: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 0.01, "weight_decay": 0.0, "clip_norm": None},
-    "momentum": {"lr": 0.01, "weight_decay": 0.0, "clip_norm": None, "momentum": 0.9},
-    "adam": {"lr": 0.001, "weight_decay": 0.0, "clip_norm": None},
-    "rmsprop": {"lr": 0.001, "weight_decay": 0.0, "clip_norm": None},
-}
-
-
-class ConfigError(ValueError):
-    """An option has a value that cannot work; the text says which, what was given and what is allowed."""
 
 
 @dataclass
@@ -325,8 +284,6 @@ _HIGHEST = 3e38
 _BOUNDED = ("optimizer.", "negative_slope", "init.", "sigma_b2")
 _MOST_THREADS = 1024
 
-LYAPUNOV_ACTIVATIONS = ("linear", "relu", "leaky_relu")
-
 _CHOICES = {
     "activation": ACTIVATIONS,
     "normalization": NORMALIZATIONS,
@@ -336,16 +293,6 @@ _CHOICES = {
     "init.mode": MODES,
     "init.distribution": DISTRIBUTIONS,
 }
-
-
-def check_choice(key: str, given: object, choices: Sequence[str]) -> None:
-    """Refuse what is none of the choices.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    if given not in choices:
-        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {given!r}")
 
 
 def as_dict(config: Config) -> dict[str, Any]:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from gradexp.comparison import report
-from gradexp.config import ConfigError
+from gradexp.choices import ConfigError
+from gradexp.sweeps.report import report
 
 
 def main() -> None:

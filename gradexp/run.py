@@ -5,17 +5,20 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from gradexp.cli import Interruptions, command
+from gradexp.cli.command import command
+from gradexp.cli.interruptions import Interruptions
 from gradexp.config import Config
 
 
 def job(config: Config, folder: Path, overrides: list[str], interruptions: Interruptions) -> None:
     """Run one experiment and leave its files in a folder."""
-    from gradexp import ensemble
-    from gradexp.console import Console, Line
-    from gradexp.experiment import Sink, deliver, run
-    from gradexp.sinks import Files, TensorBoard
-    from gradexp.sweep import alone_in, clear
+    from gradexp.runs import stacks as ensemble
+    from gradexp.runs.experiment import deliver, run
+    from gradexp.runs.result import Sink
+    from gradexp.sinks.console import Console, Line
+    from gradexp.sinks.files import Files
+    from gradexp.sinks.tensorboard import TensorBoard
+    from gradexp.sweeps.folder import alone_in, clear
 
     of_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     # In a sweep three further runs for each job would fill TensorBoard's list, and pictures take longer than a stack.

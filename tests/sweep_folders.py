@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from gradexp.config import Config, InitConfig
-from gradexp.history import History, write_csv
-from gradexp.result import Result, summary
-from gradexp.verdict import Verdict
+from gradexp.history.history import History, write_csv
+from gradexp.history.verdict import Verdict
+from gradexp.runs.result import Result
+from gradexp.runs.summary import summary
 
 
 def leave(folder: Path, name: str, config: Config, overrides: list[str], slope: float = -1.0, **changes: Any) -> Path:

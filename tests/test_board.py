@@ -20,8 +20,8 @@ import pytest
 from torch.utils.tensorboard import FileWriter
 
 from gradexp import board
-from gradexp.history import layer_points
-from gradexp.sinks import write_points
+from gradexp.history.scalars import layer_points
+from gradexp.sinks.tensorboard import write_points
 
 pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer:DeprecationWarning")  # while TensorBoard loads
 

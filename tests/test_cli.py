@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from gradexp import config as schema
-from gradexp.cli import CONFIG_DIR, compose
-from gradexp.history import COLUMNS, write_csv
+from gradexp.cli.about import CONFIG_DIR
+from gradexp.cli.composing import compose
+from gradexp.history.history import COLUMNS, write_csv
 from gradexp.run import main
 
 # Drawing takes longer than all the rest of such a run.
@@ -349,7 +350,7 @@ def test_an_interruption_leaves_complete_files(signum: signal.Signals, exit_code
 
 
 def test_an_interruption_that_a_library_swallowed_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradexp import data
+    from gradexp.runs import data
 
     load = data.load
 
@@ -364,7 +365,7 @@ def test_an_interruption_that_a_library_swallowed_is_raised_again(monkeypatch: p
 
 
 def test_a_second_interruption_does_not_cut_the_files_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradexp import sinks
+    from gradexp.sinks import tensorboard as sinks
 
     def impatient(path: Path, histories: Any) -> None:
         if any(history.phase == "train" for history in histories):
@@ -406,7 +407,8 @@ def test_module_lists_the_commands() -> None:
 def test_commands_in_one_process_keep_their_own_options(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from gradexp import phase, predict
+    from gradexp.phase import __main__ as phase
+    from gradexp.predict import __main__ as predict
 
     for command, expected in (
         (phase.main, "gradexp.phase"),

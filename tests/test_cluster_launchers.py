@@ -11,10 +11,11 @@ from command_line import call, mistake
 from sweep_processes import assert_a_stack_is_equal_up_to_rounding, assert_same_numbers, statuses, summaries
 
 from gradexp.config import Config
-from gradexp.ensemble import tasks
+from gradexp.launch import cluster as _cluster
+from gradexp.launch import slurm as _slurm
+from gradexp.launch.cluster import Task
 from gradexp.run import main
-from hydra_plugins.gradexp_launchers import _cluster, _slurm
-from hydra_plugins.gradexp_launchers._cluster import Task
+from gradexp.runs.stacks import tasks
 
 SWEEP = ["seed=0,1", "depth=3,4", "width=4", "steps=2", "batch_size=8", "threads=1"]
 

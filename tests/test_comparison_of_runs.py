@@ -14,12 +14,15 @@ import pytest
 from rich.console import Console
 from sweep_folders import grid, leave
 
-from gradexp import comparison
-from gradexp.comparison import compare, print_table, report, seed_groups, swept_keys
-from gradexp.config import ACTIVATIONS, Config, InitConfig, OptimizerConfig, VerdictConfig
+from gradexp.choices import ACTIVATIONS
+from gradexp.config import Config, InitConfig, OptimizerConfig, VerdictConfig
 from gradexp.report import main
-from gradexp.result import unstarted
-from gradexp.sweep import Job, read_jobs
+from gradexp.runs.summary import unstarted
+from gradexp.sweeps import compare as comparison
+from gradexp.sweeps.compare import compare, seed_groups, swept_keys
+from gradexp.sweeps.folder import Job, read_jobs
+from gradexp.sweeps.report import report
+from gradexp.sweeps.table import print_table
 
 
 def read(path: Path) -> list[dict[str, str]]:

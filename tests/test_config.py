@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from gradexp import config as schema
-from gradexp.cli import CONFIG_DIR
-from gradexp.config import Config, ConfigError, DataConfig, InitConfig, OptimizerConfig, RecordConfig, VerdictConfig
+from gradexp.choices import ConfigError
+from gradexp.cli.about import CONFIG_DIR
+from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, RecordConfig, VerdictConfig
 
 GROUPS = {"init": schema.INIT_OPTIONS, "data": schema.DATA_OPTIONS, "optimizer": schema.OPTIMIZER_OPTIONS}
 
@@ -122,7 +123,7 @@ def test_every_preset_says_its_command_in_line_two() -> None:
 
 
 def test_every_option_has_a_help_text() -> None:
-    from gradexp.cli import list_options
+    from gradexp.cli.help import list_options
 
     found = {option.key: option.text for option in list_options()}
     expected = set()

@@ -12,13 +12,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from gradexp import recording, sinks
 from gradexp.config import Config, InitConfig, OptimizerConfig, RecordConfig
-from gradexp.dashboard import CHARTS
-from gradexp.experiment import deliver, run, run_stack
-from gradexp.pictures import COURSE, PROFILE
-from gradexp.result import Result
-from gradexp.sinks import TensorBoard
+from gradexp.runs import recording
+from gradexp.runs.experiment import deliver, run, run_stack
+from gradexp.runs.result import Result
+from gradexp.sinks import tensorboard as sinks
+from gradexp.sinks.cards import CHARTS
+from gradexp.sinks.pictures import COURSE, PROFILE
+from gradexp.sinks.tensorboard import TensorBoard
 
 DIVERGES = OptimizerConfig(lr=1e30)
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gradexp.config import DATA_OPTIONS, ConfigError, DataConfig
-from gradexp.data import (
+from gradexp.choices import DATA_OPTIONS, ConfigError
+from gradexp.config import DataConfig
+from gradexp.numerics.seeds import generator
+from gradexp.runs.data import (
     LOADERS,
     Dataset,
     _standardized,
@@ -21,7 +23,6 @@ from gradexp.data import (
     resolve_loss,
     targets,
 )
-from gradexp.seeds import generator
 
 
 @pytest.fixture

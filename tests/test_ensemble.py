@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gradexp import ensemble
 from gradexp.config import Config, InitConfig, OptimizerConfig, RecordConfig
-from gradexp.experiment import deliver, run, run_stack
-from gradexp.result import Result
+from gradexp.runs import stacks as ensemble
+from gradexp.runs.experiment import deliver, run, run_stack
+from gradexp.runs.result import Result
 
 
 def jobs(
@@ -28,7 +28,7 @@ def losses(result: Result) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_weights_and_batches_are_those_of_runs_alone_bit_for_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradexp import data
+    from gradexp.runs import data
 
     drawn: list[list[list[int]]] = []
     batches = data.batches
@@ -104,7 +104,7 @@ def test_a_deep_network_drifts_by_no_more_than_the_last_bit_of_one_weight_makes_
     stacked = [losses(result) for result in run_stack(configs)]
     alone = [losses(run(config)) for config in configs]
 
-    from gradexp import inits
+    from gradexp.networks import inits
 
     initialize = inits.initialize
 

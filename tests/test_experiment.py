@@ -11,19 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from gradexp import experiment, recording
-from gradexp.config import (
-    NORMALIZATIONS,
-    RESIDUALS,
-    Config,
-    ConfigError,
-    DataConfig,
-    InitConfig,
-    OptimizerConfig,
-    RecordConfig,
-)
-from gradexp.experiment import run, run_stack
-from gradexp.result import Result, summary
+from gradexp.choices import NORMALIZATIONS, RESIDUALS, ConfigError
+from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, RecordConfig
+from gradexp.runs import experiment, recording
+from gradexp.runs.experiment import run, run_stack
+from gradexp.runs.result import Result
+from gradexp.runs.summary import summary
 from gradexp.theory import layer_law
 
 

@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 
 from experiments import EXPERIMENTS, About
 from experiments.__main__ import HERE, main
-from experiments.claims import Claim, Findings, above, below, between, near, same
-from experiments.lab import Lab
-from experiments.record import Record, publish, section
-from experiments.runs import grouped, lowest_loss, mean_log_chi, mean_profile, ratio, smoothed, steps_to
-from gradexp.cli import CONFIG_DIR
+from experiments.lab.claims import Claim, Findings, above, below, between, near, same
+from experiments.lab.lab import Lab
+from experiments.lab.measures import grouped, lowest_loss, mean_log_chi, mean_profile, ratio, smoothed, steps_to
+from experiments.lab.results import Record, publish, section
+from gradexp.cli.about import CONFIG_DIR
 from gradexp.config import Config
-from gradexp.experiment import run
-from gradexp.result import Result
-from gradexp.train import Training
+from gradexp.runs.experiment import run
+from gradexp.runs.result import Result
+from gradexp.runs.training import Training
 
 ABOUT = About("Does a test pass?", "This file.", minutes=0, quick=0)
 SMALL = ("depth=3", "width=4", "steps=2", "init=he,xavier", "seed=0,1", "sigma_b2=null")

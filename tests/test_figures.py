@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from gradexp import MLP, exact_profile, initialize, theory
-from gradexp.figures import phase_figure, profile_figure, weight_scale_figure
-from gradexp.history import STATUSES, History
-from gradexp.plane import Dot, Plane, Scale
+from gradexp.history.history import History
+from gradexp.history.plot import profile_figure
+from gradexp.history.step import STATUSES
+from gradexp.phase.figures import phase_figure, weight_scale_figure
+from gradexp.phase.plane import Dot, Plane, Scale
 
 
 def history(log10: list[float]) -> History:

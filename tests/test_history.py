@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from gradexp.history import COLUMNS, QUANTITIES, STATUSES, History, join, mean, standard_error, write_csv
+from gradexp.history.history import COLUMNS, History, join, write_csv
+from gradexp.history.step import QUANTITIES, STATUSES, mean, standard_error
 
 OK, ZERO, NONFINITE = (STATUSES.index(name) for name in ("ok", "zero", "nonfinite"))
 

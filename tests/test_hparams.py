@@ -11,11 +11,13 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig
-from gradexp.experiment import run
-from gradexp.hparams import options
-from gradexp.result import Result, outcome
-from gradexp.sinks import Files, TensorBoard
-from gradexp.train import Training
+from gradexp.runs.experiment import run
+from gradexp.runs.result import Result
+from gradexp.runs.summary import outcome
+from gradexp.runs.training import Training
+from gradexp.sinks.files import Files
+from gradexp.sinks.hparams import options
+from gradexp.sinks.tensorboard import TensorBoard
 
 METRICS = [
     *("log_chi", "log_chi_theory", "z", "log10_first_over_last", "depth_scale", "loss_first", "loss_last"),

@@ -39,13 +39,13 @@ def loaded_after(*steps: str) -> list[set[str]]:
         ],
         [
             (
-                "from gradexp.forecast import forecast; from gradexp import Config\nstr(forecast(Config(depth=3)))",
-                ("hydra", "sklearn", "matplotlib", "tensorboard", "gradexp.propagate", "gradexp.probe"),
+                "from gradexp.predict.forecast import forecast; from gradexp import Config\nforecast(Config(depth=3))",
+                ("hydra", "sklearn", "matplotlib", "tensorboard", "gradexp.exact.profile", "gradexp.probe.probe"),
             ),
             ("import gradexp.plane", ("hydra", "sklearn", "matplotlib", "tensorboard")),
             (
                 "sys.argv = ['gradexp', 'depth=3']\nfrom gradexp.predict import main\nmain()",
-                ("sklearn", "matplotlib", "tensorboard", "mlxtend", "gradexp.experiment"),
+                ("sklearn", "matplotlib", "tensorboard", "mlxtend", "gradexp.runs.stages"),
             ),
         ],
     ],

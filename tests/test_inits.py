@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from gradexp import inits, seeds
-from gradexp.config import INIT_OPTIONS
-from gradexp.inits import INITS, initialize, zero_drift_sigma_w2
+from gradexp.choices import INIT_OPTIONS
+from gradexp.networks import inits
+from gradexp.networks.initialize import initialize
+from gradexp.networks.inits import INITS, zero_drift_sigma_w2
+from gradexp.numerics import seeds
 
 # lsuv's second half needs data and has tests of its own.
 DRAWN = [name for name in INITS if name != "lsuv"]

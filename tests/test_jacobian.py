@@ -6,9 +6,10 @@ import pytest
 import torch
 from scipy.special import digamma, polygamma
 
-from gradexp.inits import initialize
-from gradexp.jacobian import lyapunov_spectrum, singular_values, spectral_moments
-from gradexp.models import ACTIVATIONS, MLP
+from gradexp.exact.jacobian import lyapunov_spectrum, singular_values, spectral_moments
+from gradexp.networks.activations import ACTIVATIONS
+from gradexp.networks.initialize import initialize
+from gradexp.networks.mlp import MLP
 
 LN10 = math.log(10)
 KINDS = [("mean_field", "linear"), ("orthogonal", "linear"), ("mean_field", "relu"), ("orthogonal", "relu")]

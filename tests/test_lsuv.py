@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gradexp import MLP, GradientProbe, initialize
-from gradexp.inits import lsuv_
-from gradexp.normalization import normalize
+from gradexp.networks.inits import lsuv_
+from gradexp.networks.normalization import normalize
 
 
 def inputs(*shape, seed=1, dtype=torch.float64):

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradexp import config
-from gradexp.inits import initialize
-from gradexp.models import ACTIVATIONS, MLP, Activation, StackedLinear, activation, as_activation
+from gradexp.networks.activations import ACTIVATIONS, Activation, activation, as_activation
+from gradexp.networks.initialize import initialize
+from gradexp.networks.mlp import MLP, StackedLinear
 
 MP = {
     "linear": lambda z: z,

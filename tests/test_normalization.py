@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gradexp.normalization import DIMENSIONS, normalize, pull_back, standardize
+from gradexp.networks.normalization import DIMENSIONS, normalize, pull_back, standardize
 
 KINDS = tuple(DIMENSIONS)
 

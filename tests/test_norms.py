@@ -5,7 +5,7 @@ import mpmath
 import pytest
 import torch
 
-from gradexp.norms import log10_norm, rescale, scaled_norm, scaled_norms, scaled_rows, times_power_of_two
+from gradexp.numerics.norms import log10_norm, rescale, scaled_norm, scaled_norms, scaled_rows, times_power_of_two
 
 SIZES = {
     torch.float32: (1e-45, 1e-38, 1e-30, 2e-23, 1e-7, 1.0, 3e19, 1e30, 3.4e38),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gradexp import theory
-from gradexp.phase import main
-from gradexp.plane import QUANTITIES, measure_dots, phase_plane, weight_scales, write_plane
+from gradexp.phase.__main__ import main
+from gradexp.phase.plane import QUANTITIES, measure_dots, phase_plane, weight_scales, write_plane
 
 SMALL = ["columns=4", "rows=3", "depth=6", "width=5", "seeds=2", "hydra.run.dir=here"]
 

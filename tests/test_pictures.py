@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from gradexp.config import Config, InitConfig, OptimizerConfig
-from gradexp.experiment import run
-from gradexp.history import STATUSES, History
-from gradexp.pictures import COURSE, PROFILE, SCALE, course_picture, pictures, profile_picture
-from gradexp.result import Result
-from gradexp.sinks import Files
+from gradexp.history.history import History
+from gradexp.history.step import STATUSES
+from gradexp.runs.experiment import run
+from gradexp.runs.result import Result
+from gradexp.sinks.files import Files
+from gradexp.sinks.pictures import COURSE, PROFILE, SCALE, course_picture, pictures, profile_picture
 
 
 def small(**options: Any) -> Result:

@@ -16,10 +16,13 @@ import pytest
 import torch
 
 from gradexp import MLP, exact_profile, initialize, theory
-from gradexp.config import ACTIVATIONS, INIT_OPTIONS, Config, ConfigError, DataConfig, InitConfig
-from gradexp.data import load
-from gradexp.forecast import SHAPES, first_over_last, forecast
-from gradexp.predict import main
+from gradexp.choices import ACTIVATIONS, INIT_OPTIONS, ConfigError
+from gradexp.config import Config, DataConfig, InitConfig
+from gradexp.predict.__main__ import main
+from gradexp.predict.forecast import SHAPES, forecast
+from gradexp.predict.text import describe
+from gradexp.runs.data import load
+from gradexp.theory.prediction import first_over_last
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "on_one_thread")
 
@@ -39,7 +42,7 @@ def rows(text: str) -> dict[str, str]:
 
 
 def shown(config: Config) -> dict[str, str]:
-    return rows(str(forecast(config)))
+    return rows(describe(forecast(config)))
 
 
 def number(row: str) -> float:
@@ -240,7 +243,7 @@ def test_a_normalised_network_that_explodes_is_offered_skip_connections() -> Non
     ],
 )
 def test_every_line_is_words_and_numbers_in_80_columns(config: Config) -> None:
-    text = str(forecast(config))
+    text = describe(forecast(config))
     assert "nan" not in text.split()
     assert "None" not in text
     assert max(map(len, text.splitlines())) <= 80
@@ -255,8 +258,8 @@ def test_a_relu_network_that_keeps_gradients_but_no_differences_is_told_so() -> 
     found = forecast(Config())
     assert found.verdict.gradient == "stable"
     assert found.cosine == pytest.approx(c, abs=1e-3)
-    assert f"all inputs look alike at the output (cosine {found.cosine:.4f}): hard to train" in str(found)
-    assert "look alike" not in str(forecast(Config(depth=10)))
+    assert f"all inputs look alike at the output (cosine {found.cosine:.4f}): hard to train" in describe(found)
+    assert "look alike" not in describe(forecast(Config(depth=10)))
 
 
 def test_weights_of_0_are_called_dead() -> None:

@@ -13,10 +13,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradexp import MLP, GradientProbe, initialize
-from gradexp.config import NORMALIZATIONS, RESIDUALS, DataConfig
-from gradexp.data import load
-from gradexp.history import STATUSES
-from gradexp.normalization import normalize
+from gradexp.choices import NORMALIZATIONS, RESIDUALS
+from gradexp.config import DataConfig
+from gradexp.history.step import STATUSES
+from gradexp.networks.normalization import normalize
+from gradexp.runs.data import load
 
 QUANTITIES = ("output", "output_grad", "weight_grad", "weight", "update")
 RMS = ("output",)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gradexp import GradientProbe, measure
-from gradexp.history import STATUSES
+from gradexp.history.step import STATUSES
 
 
 @pytest.fixture(autouse=True)

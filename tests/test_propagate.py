@@ -5,11 +5,13 @@ import mpmath
 import pytest
 import torch
 
-from gradexp import propagate, seeds
-from gradexp.config import NORMALIZATIONS, RESIDUALS
-from gradexp.history import STATUSES
-from gradexp.models import ACTIVATIONS, MLP, activation
-from gradexp.propagate import exact_profile
+from gradexp.choices import NORMALIZATIONS, RESIDUALS
+from gradexp.exact import profile as propagate
+from gradexp.exact.profile import exact_profile
+from gradexp.history.step import STATUSES
+from gradexp.networks.activations import ACTIVATIONS, activation
+from gradexp.networks.mlp import MLP
+from gradexp.numerics import seeds
 
 QUANTITIES = ("output", "output_grad", "weight_grad")
 OFF_ZERO = ("sigmoid", "softplus")

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from gradexp.config import Config, InitConfig, OptimizerConfig, RecordConfig
-from gradexp.data import load
-from gradexp.experiment import run, run_stack
-from gradexp.recording import Distribution, distribution
-from gradexp.result import Result
+from gradexp.runs.data import load
+from gradexp.runs.experiment import run, run_stack
+from gradexp.runs.recording import distribution
+from gradexp.runs.result import Distribution, Result
 
 
 def config(**options: Any) -> Config:

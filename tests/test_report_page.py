@@ -8,10 +8,10 @@ import pytest
 from sweep_folders import grid, leave
 from test_sweep_figures import cube
 
-from gradexp.comparison import compare
 from gradexp.config import Config, InitConfig
-from gradexp.report_page import DEFINITIONS, command_of, write_page
-from gradexp.sweep_figures import write_figures
+from gradexp.sweeps.compare import compare
+from gradexp.sweeps.page import DEFINITIONS, command_of, write_page
+from gradexp.sweeps.report import write_figures
 
 
 @pytest.mark.parametrize("counts", [{}, {"depth": 2}, {"init": 2}, {"depth": 3, "init": 2, "width": 2}])

@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 
 import gradexp
-from gradexp import result as result_module
-from gradexp.config import (
-    Config,
-    DataConfig,
-    InitConfig,
-    OptimizerConfig,
-    RecordConfig,
-    VerdictConfig,
-    as_dict,
-)
-from gradexp.history import History
-from gradexp.result import Result, config_hash, summary
-from gradexp.train import Training
-from gradexp.verdict import Verdict
+from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, RecordConfig, VerdictConfig, as_dict
+from gradexp.history.history import History
+from gradexp.history.verdict import Verdict
+from gradexp.runs import result as result_module
+from gradexp.runs.result import Result
+from gradexp.runs.summary import config_hash, summary
+from gradexp.runs.training import Training
 
 FORMATS = ("float32", "float16", "bfloat16")
 

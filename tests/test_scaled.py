@@ -2,7 +2,7 @@ import mpmath
 import pytest
 import torch
 
-from gradexp.scaled import ORDINARY, scaled
+from gradexp.exact.scaled import ORDINARY, scaled
 
 SIZES = [0, 3, -3, ORDINARY - 10, ORDINARY + 10, -ORDINARY - 10, 5000, -5000, 2**40]
 

@@ -16,16 +16,19 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from gradexp import MLP, exact_profile, initialize, theory
-from gradexp import sinks as sinks_module
 from gradexp.config import Config
-from gradexp.console import Console, sparkline
-from gradexp.history import QUANTITIES, STATUSES, History
-from gradexp.progress import progress_bar
-from gradexp.result import Result, summary
-from gradexp.sinks import Files, TensorBoard
-from gradexp.train import Training
-from gradexp.verdict import Verdict
-from gradexp.words import range_lines
+from gradexp.history.history import History
+from gradexp.history.step import QUANTITIES, STATUSES
+from gradexp.history.verdict import Verdict
+from gradexp.runs.result import Result
+from gradexp.runs.summary import summary
+from gradexp.runs.training import Training
+from gradexp.sinks import tensorboard as sinks_module
+from gradexp.sinks.console import Console, sparkline
+from gradexp.sinks.files import Files
+from gradexp.sinks.lines import range_lines
+from gradexp.sinks.progress import progress_bar
+from gradexp.sinks.tensorboard import TensorBoard
 
 NAN = math.nan
 COLUMNS = (

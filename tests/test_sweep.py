@@ -9,12 +9,14 @@ import pytest
 import torch
 from command_line import call, mistake
 
-from gradexp import sweep_figures
 from gradexp._version import __version__
-from gradexp.config import Config, ConfigError
-from gradexp.result import Result, summary
+from gradexp.choices import ConfigError
+from gradexp.config import Config
 from gradexp.run import main
-from gradexp.sweep import alone_in, clear, folder_name, mark_interrupted, plan, read_jobs
+from gradexp.runs.result import Result
+from gradexp.runs.summary import summary
+from gradexp.sweeps import outcome_figure as sweep_figures
+from gradexp.sweeps.folder import alone_in, clear, folder_name, mark_interrupted, plan, read_jobs
 
 SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8"]
 
@@ -355,7 +357,7 @@ def test_a_launcher_that_breaks_off_does_not_lose_the_comparison(
 def test_a_full_disk_fails_the_job_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from gradexp import sinks
+    from gradexp.sinks import tensorboard as sinks
 
     write_csv = sinks.write_csv
 

@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 from sweep_folders import grid, leave
 
-from gradexp.comparison import Comparison, Row, compare, seed_groups
-from gradexp.config import INIT_OPTIONS, Config, InitConfig, OptimizerConfig
-from gradexp.sweep import Job
-from gradexp.sweep_figures import (
-    ACCURACY,
-    LOG_CHI,
-    axes_of,
-    outcome_figure,
-    profiles_figure,
-    read_profile,
-)
+from gradexp.choices import INIT_OPTIONS
+from gradexp.config import Config, InitConfig, OptimizerConfig
+from gradexp.sweeps.compare import Comparison, Row, compare, seed_groups
+from gradexp.sweeps.folder import Job
+from gradexp.sweeps.outcome_figure import ACCURACY, LOG_CHI, axes_of, outcome_figure
+from gradexp.sweeps.profile_figure import profiles_figure, read_profile
 
 
 def cube(folder: Path, **counts: int) -> Comparison:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from gradexp import GradientProbe, History, measure
-from gradexp.history import STATUSES
-from gradexp.table import power_of_ten, table
+from gradexp.history.step import STATUSES
+from gradexp.history.table import power_of_ten, table
 
 
 def probed(output_grad, statuses=None, names=None, weight_grad=None, weight_statuses=None, dtype="float32"):

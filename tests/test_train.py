@@ -8,8 +8,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradexp import MLP, GradientProbe
-from gradexp.config import OPTIMIZER_OPTIONS, OptimizerConfig
-from gradexp.train import OPTIMIZERS, Part, Training, all_finite, batch_losses, build_optimizer, clip, evaluate, train
+from gradexp.choices import OPTIMIZER_OPTIONS
+from gradexp.config import OptimizerConfig
+from gradexp.runs.training import (
+    OPTIMIZERS,
+    Part,
+    Training,
+    all_finite,
+    batch_losses,
+    build_optimizer,
+    clip,
+    evaluate,
+    train,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,11 @@ import torch
 
 from gradexp import MLP, exact_profile, initialize
 from gradexp.config import Config, InitConfig, OptimizerConfig, VerdictConfig
-from gradexp.history import STATUSES, History
+from gradexp.history.history import History
+from gradexp.history.step import STATUSES
+from gradexp.history.verdict import Verdict, gradient_verdict
+from gradexp.runs.verdict import run_verdict, training_verdict
 from gradexp.theory import Comparison
-from gradexp.verdict import Verdict, gradient_verdict, run_verdict, training_verdict
 
 NAN = math.nan
 

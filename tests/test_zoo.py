@@ -28,7 +28,7 @@ from torch.utils import checkpoint as checkpoints
 from torch.utils.flop_counter import FlopCounterMode
 
 from gradexp import GradientProbe
-from gradexp.history import STATUSES
+from gradexp.history.step import STATUSES
 
 SELECTIONS = {"by default": None, "all": lambda *_: True}
 NUMBERS = ("ok", "subnormal")

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradexp.history import QUANTITIES, History
-from gradexp.probe import GradientProbe
+from gradexp.history.history import History
+from gradexp.history.step import QUANTITIES
+from gradexp.probe.probe import GradientProbe
 
 
 class ProbeOfTraining:

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from gradexp.models import Activation
+from gradexp.networks.activations import Activation
 from gradexp.theory.mean_field import Moments, check_variance, is_piecewise_linear, mean_square, usable_activation
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gradexp.models import Activation
+from gradexp.networks.activations import Activation
 from gradexp.theory.finite_width import log_mean_square
 from gradexp.theory.mean_field import Moments
 from gradexp.theory.profile import Profile, in_range
-from gradexp.theory.weights import WeightLaw
+from gradexp.theory.weight_laws import WeightLaw
 
 
 @dataclass

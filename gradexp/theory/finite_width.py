@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import digamma, polygamma
 
-from gradexp.square_sum import LogLaw, log_square_sum
+from gradexp.numerics.square_sum import LogLaw, log_square_sum
 from gradexp.theory.mean_field import check_variance
 
 

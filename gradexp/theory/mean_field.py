@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from gradexp.models import Activation, as_activation
+from gradexp.networks.activations import Activation, as_activation
 from gradexp.theory.gaussian import average, nodes, pair_average
 
 # Stands for q = 0, where u has no size: φ follows its lines at 0 there, and φ² is still a number.

@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from gradexp.config import check_choice
-from gradexp.history import limits
-from gradexp.models import Activation, check_cures
-from gradexp.theory.cures import cured
+from gradexp.choices import check_choice
+from gradexp.networks.activations import Activation
+from gradexp.networks.mlp import check_cures
+from gradexp.numerics.formats import limits
 from gradexp.theory.expansion import expand
 from gradexp.theory.finite_width import dead_probability
 from gradexp.theory.mean_field import MeanField, usable_activation
+from gradexp.theory.normalised import cured
 from gradexp.theory.profile import Profile, diagonal, exact, exact_laws_hold
 from gradexp.theory.trust import BATCH_NORM_TOLERANCE, neglected, not_gaussian, not_trusted, outside
-from gradexp.theory.weights import WeightLaw, read_weights
+from gradexp.theory.weight_laws import WeightLaw
 
 Array = NDArray[np.float64]
 
@@ -175,41 +176,6 @@ def predict(
         residual=residual,
         batch=batch,
         spread=input_square,
-    )
-
-
-def from_model(model: nn.Module, x: Tensor | None = None, *, kinks: Sequence[float] = ()) -> Prediction:
-    """Predict the profile of a chain of linear layers from the variances of its actual weights.
-
-    Args:
-        model: ``nn.Sequential`` of ``nn.Linear`` with one elementwise activation between them, or an ``MLP``.
-        x: Inputs, shape ``(sample, n_0)``; None: of mean square 1.
-        kinks: Of the activation, if it is none of the built-in ones: every z at which it or a derivative jumps.
-
-    Raises:
-        ValueError: If the model is no such chain, or x does not fit.
-
-    Example:
-        >>> layers = [layer for _ in range(50) for layer in (nn.Linear(100, 100), nn.Tanh())]
-        >>> prediction = from_model(nn.Sequential(*layers))
-        >>> round(prediction.sigma_w2, 1), prediction.log_chi < -1  # torch's default: 1/3, gradients vanish
-        (0.3, True)
-    """
-    laws, widths, found = read_weights(model)
-    given: Any = "linear" if found is None else found
-    phi = given if isinstance(given, Activation) else usable_activation(given, 0.01, kinks)
-    x = torch.ones(1, widths[0], dtype=torch.float64) if x is None else torch.as_tensor(x)
-    if x.dim() != 2 or x.shape[1] != widths[0] or not len(x):
-        raise ValueError(f"x must have shape (sample, {widths[0]}), got {tuple(x.shape)}")
-    if not bool(x.isfinite().all()):
-        raise ValueError("x must be finite, got inf or nan in it")
-    return predict_layers(
-        phi,
-        laws,
-        widths,
-        x.detach().double().cpu(),
-        normalization=getattr(model, "normalization", "none"),
-        residual=getattr(model, "residual", "none"),
     )
 
 
@@ -404,3 +370,13 @@ def _checked_widths(width: int, depth: int, widths: Sequence[int] | None) -> tup
     ):
         raise ValueError(f"widths must be at least two whole numbers of at least 1, got {widths!r}")
     return tuple(widths)
+
+
+def first_over_last(prediction: Prediction) -> float | None:
+    """Return the predicted log10 of ‖δ¹‖ / ‖δᴸ‖, where no formula holds that of infinitely wide layers, or None."""
+    if prediction.valid:
+        return float(prediction.log10_output_grad[0] - prediction.log10_output_grad[-1])
+    slope = prediction.log_chi_mean_field
+    if slope is None or not math.isfinite(slope):
+        return None
+    return slope * (prediction.depth - 1) / (2 * math.log(10))

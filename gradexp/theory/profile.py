@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradexp.models import Activation
+from gradexp.networks.activations import Activation
 from gradexp.theory.finite_width import layer_law, log_chi_square
 from gradexp.theory.mean_field import is_piecewise_linear, mean_square
-from gradexp.theory.weights import WeightLaw
+from gradexp.theory.weight_laws import WeightLaw
 
 
 @dataclass

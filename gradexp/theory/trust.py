@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradexp.theory.mean_field import MeanField
 from gradexp.theory.profile import Profile
-from gradexp.theory.weights import WeightLaw
+from gradexp.theory.weight_laws import WeightLaw
 
 # Largest relative variance of a layer's length that the expansion stands, and where deviations do not die out.
 _FLUCTUATION, _FLUCTUATION_MARGINAL = 0.1, 0.03

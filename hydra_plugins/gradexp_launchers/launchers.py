@@ -49,7 +49,7 @@ class EnsembleLauncher(_Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs and return what became of each, in their order."""
-        from hydra_plugins.gradexp_launchers._stacks import compose, run_jobs
+        from gradexp.launch.stacks import compose, run_jobs
 
         jobs = compose(self, job_overrides, initial_job_idx)
         return run_jobs(self.hydra_context, self.task_function, jobs, self.max_members)
@@ -64,7 +64,7 @@ class _ClusterLauncher(_Launcher, ABC):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Send the jobs off, wait for all and return what became of each, in their order."""
-        from hydra_plugins.gradexp_launchers._cluster import launch
+        from gradexp.launch.cluster import launch
 
         return launch(self, self.engine(), job_overrides, initial_job_idx)
 
@@ -78,7 +78,7 @@ class SlurmLauncher(_ClusterLauncher):
 
     def engine(self) -> Any:
         """Return Slurm."""
-        from hydra_plugins.gradexp_launchers._slurm import Slurm
+        from gradexp.launch.slurm import Slurm
 
         return Slurm(self.options)
 
@@ -88,7 +88,7 @@ class RayLauncher(_ClusterLauncher):
 
     def engine(self) -> Any:
         """Return Ray."""
-        from hydra_plugins.gradexp_launchers._ray import Ray
+        from gradexp.launch.ray import Ray
 
         return Ray(**self.options)
 

@@ -29,7 +29,7 @@ class ResumableSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs that the arguments make."""
-        from hydra_plugins.gradexp_sweeper._jobs import sweep
+        from gradexp.launch.sweeper import sweep
 
         return sweep(self, arguments)
 

@@ -19,7 +19,7 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 from test_tensorboard import RUNS, browser, keep, line_heights, pytestmark  # noqa: E402
 
 from gradexp.board import PINNED  # noqa: E402
-from gradexp.dashboard import CHARTS  # noqa: E402
+from gradexp.sinks.cards import CHARTS  # noqa: E402
 
 __all__ = ["browser", "pytestmark"]
 

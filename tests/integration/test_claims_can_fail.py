@@ -6,7 +6,7 @@ import os
 import pytest
 
 from experiments import EXPERIMENTS
-from experiments.lab import Lab
+from experiments.lab.lab import Lab
 
 pytestmark = [
     pytest.mark.experiments,

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
-from gradexp.history import STATUSES  # noqa: E402
+from gradexp.history.step import STATUSES  # noqa: E402
 from gradexp.integrations.lightning import GradientProbeCallback  # noqa: E402
 
 pytestmark = [

@@ -7,10 +7,10 @@ from urllib.parse import quote
 import pytest
 from sweep_folders import leave
 
-from gradexp.comparison import compare
 from gradexp.config import Config, InitConfig
-from gradexp.report_page import write_page
-from gradexp.sweep_figures import write_figures
+from gradexp.sweeps.compare import compare
+from gradexp.sweeps.page import write_page
+from gradexp.sweeps.report import write_figures
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402

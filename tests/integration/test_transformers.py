@@ -23,7 +23,7 @@ from transformers import (  # noqa: E402
     TrainingArguments,
 )
 
-from gradexp.history import STATUSES  # noqa: E402
+from gradexp.history.step import STATUSES  # noqa: E402
 from gradexp.integrations.transformers import GradientProbeCallback  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("on_one_thread")

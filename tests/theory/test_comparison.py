@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gradexp import MLP, exact_profile, initialize, theory
-from gradexp.history import History
-from gradexp.models import StackedLinear
+from gradexp.history.history import History
+from gradexp.networks.mlp import StackedLinear
 from gradexp.theory import MeanField, Prediction, compare, jacobian_moments
 
 WIDTHS = [20] + [32] * 59 + [32]

@@ -11,7 +11,7 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from gradexp.models import activation
+from gradexp.networks.activations import activation
 from gradexp.theory.gaussian import average, nodes, pair_average
 
 LENGTHS = (1e-200, 1e-6, 0.01, 1.0, 30.0, 1e6, 1e200)

@@ -13,7 +13,7 @@ from mpmath import mp, mpf
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from gradexp.models import ACTIVATIONS, Activation, activation, as_activation
+from gradexp.networks.activations import ACTIVATIONS, Activation, activation, as_activation
 from gradexp.theory.critical import critical_line, critical_sigma_b2, critical_sigma_w2
 from gradexp.theory.mean_field import MeanField, Moments, is_piecewise_linear
 

@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from torch import nn
 
 from gradexp import MLP, exact_profile, initialize, theory
-from gradexp.history import History
+from gradexp.history.history import History
 from gradexp.theory import Prediction
 
 NARROW, HIDDEN = ([50] + [width] * 30 + [10] for width in (60, 80))

@@ -8,11 +8,13 @@ import torch
 from scipy.stats import truncnorm
 from torch import Tensor, nn
 
-from gradexp.config import INIT_OPTIONS
-from gradexp.inits import INITS, initialize
-from gradexp.models import MLP
+from gradexp.choices import INIT_OPTIONS
+from gradexp.networks.initialize import initialize
+from gradexp.networks.inits import INITS
+from gradexp.networks.mlp import MLP
 from gradexp.theory.finite_width import layer_law
-from gradexp.theory.weights import LAWS, WeightLaw, read_weights, weight_laws
+from gradexp.theory.from_model import read_weights
+from gradexp.theory.weight_laws import LAWS, WeightLaw, weight_laws
 
 WIDTHS = [300, 200, 500]
 

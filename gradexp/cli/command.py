@@ -1,0 +1,138 @@
+"""What the commands share: the config folder, the schema, help, exit codes and one-line errors.
+
+Hydra is imported here and in the commands only, and torch not at all.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.version import setbase
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from gradexp.choices import ConfigError
+from gradexp.cli.about import CONFIG_DIR, RUN, Command
+from gradexp.cli.composing import IS_HYDRA_1_3, VERSION_BASE, store_config, to_config, without_hydra
+from gradexp.cli.errors import error_line, print_error
+from gradexp.cli.interruptions import Interrupted, Interruptions
+from gradexp.config import Config
+
+
+def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: Command = RUN) -> Callable[[], None]:
+    """Turn a job into a command line: compose its config with Hydra, and report every mistake in a line or two.
+
+    Exit codes are 0, 1 after an error, 130 after Ctrl-C and 143 after SIGTERM. With the environment variable
+    HYDRA_FULL_ERROR=1 errors keep their traceback.
+
+    Args:
+        job: Given the checked options, the run's own folder, the overrides and a sink for interruptions.
+        about: Name, help and schema.
+
+    Returns:
+        The command.
+    """
+
+    def main() -> None:
+        interruptions = Interruptions()
+        _fix_order_of_sums()
+        wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+
+        def from_hydra(composed: DictConfig) -> None:
+            settings = HydraConfig.get()
+            folder = Path(settings.runtime.output_dir)
+            overrides = list(settings.overrides.task)
+            of_sweep = about.compares and settings.mode is RunMode.MULTIRUN
+            try:
+                job(
+                    _checked(composed, about, folder if of_sweep else None, overrides),
+                    folder,
+                    overrides,
+                    interruptions,
+                )
+            except KeyboardInterrupt:
+                if not of_sweep:
+                    in_folder = f"; what was measured so far is in {folder}" if about.keeps_files else ""
+                    print_error(f"interrupted{in_folder}")
+                raise
+            except Exception as error:
+                if not of_sweep:
+                    raise
+                # The other jobs go on, and what a worker process raises must be of a kind that can be sent.
+                line = error_line(error, about).partition("\n")[0]
+                print_error(f"{folder.name}: {traceback.format_exc() if wants_traceback else line}")
+                raise ConfigError(line) from None
+
+        def run() -> None:
+            # Hydra always makes a folder. That of a command without files is gone when it ends.
+            temporary = nullcontext() if about.keeps_files else tempfile.TemporaryDirectory(prefix="gradexp-")
+            with temporary as scratch:
+                store_config(about, scratch)
+                is_composed = about.schema is Config
+                # Hydra 1.3 warns where version_base is missing, 1.4 where it is there.
+                base = {"version_base": VERSION_BASE} if IS_HYDRA_1_3 else {}
+                path, name = (str(CONFIG_DIR), "config") if is_composed else (None, about.name)
+                hydra.main(config_path=path, config_name=name, **base)(from_hydra)()
+
+        with interruptions:
+            _run_safely(run, about, interruptions, wants_traceback)
+
+    return main
+
+
+def _checked(composed: DictConfig, about: Command, folder: Path | None, overrides: list[str]) -> Any:
+    """Return the options as an object, or leave a summary of the failure in the folder of a job of a sweep."""
+    try:
+        return to_config(composed, about.schema)
+    except (ConfigError, OmegaConfBaseException) as error:
+        if folder is not None:
+            from gradexp.runs.summary import unstarted
+            from gradexp.sinks.files import write_summary
+
+            write_summary(
+                folder, unstarted(without_hydra(composed), overrides, error_line(error, about).partition("\n")[0])
+            )
+        raise
+
+
+def _fix_order_of_sums() -> None:
+    """Get bit for bit the same numbers for a network alone and in a stack; MKL reads this when torch is loaded."""
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+def prepare_worker() -> None:
+    """Make a worker process compute, and Hydra in it behave, as in the command."""
+    _fix_order_of_sums()
+    if IS_HYDRA_1_3:
+        setbase(VERSION_BASE)
+
+
+def _run_safely(run: Callable[[], Any], about: Command, interruptions: Interruptions, wants_traceback: bool) -> None:
+    # Hydra would print errors in its own way and leave; this makes it pass them on.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without unicode shows ? instead of failing
+
+    try:
+        run()
+    except KeyboardInterrupt:
+        # A library may have put a plain one in its place.
+        sys.exit((interruptions.pending or Interrupted(signal.SIGINT)).exit_code)
+    except Exception as error:
+        if wants_traceback:
+            raise
+        print_error(error_line(error, about))
+        sys.exit(1)
+    finally:
+        if not wants_traceback:
+            del os.environ["HYDRA_FULL_ERROR"]

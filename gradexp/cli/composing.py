@@ -1,0 +1,148 @@
+"""Hydra: schema, overrides, jobs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.conf import HydraConf, RunDir, SweepDir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.singleton import Singleton
+from omegaconf import DictConfig, OmegaConf
+
+from gradexp.choices import ConfigError
+from gradexp.cli.about import CONFIG_DIR, RUN, Command
+from gradexp.cli.help import help_text
+from gradexp.config import Config
+
+IS_HYDRA_1_3 = hydra.__version__.startswith("1.3")
+VERSION_BASE = "1.3"
+
+
+def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
+    """Return the ``config_hash`` of a job of a sweep, and in one line what is wrong with its options, if anything.
+
+    Raises:
+        OmegaConfBaseException: For an unknown key, which is no job but a mistake.
+    """
+    from gradexp.runs.summary import config_hash, hash_of
+
+    try:
+        return config_hash(to_config(composed)), None
+    except ConfigError as error:
+        return hash_of(without_hydra(composed)), str(error)
+
+
+@contextmanager
+def ahead_of_its_job(composed: DictConfig) -> Iterator[None]:
+    """Let ``${hydra:...}`` in a job's composed config be resolved before the job runs."""
+    state = Singleton.get_state()
+    try:
+        HydraConfig.instance().set_config(composed)
+        OmegaConf.set_readonly(composed.hydra, None)  # which that has set
+        yield
+    finally:
+        Singleton.set_state(state)
+
+
+def without_hydra(composed: DictConfig) -> dict[str, Any]:
+    """Return the resolved options of a composed config, without Hydra's own."""
+    names = [str(key) for key in composed if key != "hydra"]
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(composed, names), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def to_config(composed: DictConfig, schema: type = Config) -> Any:
+    """Check a composed config against a schema and return it as an object of this dataclass.
+
+    Merging it into the schema once more also refuses keys that were added with ``+``.
+
+    Raises:
+        ConfigError: For a value that cannot work.
+        OmegaConfBaseException: For an unknown key or a wrong type.
+    """
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), without_hydra(composed)))
+
+
+def expand(params: Mapping[str, Any] | None, overrides: Sequence[str], loader: ConfigLoader) -> list[list[str]]:
+    """Return the overrides of each job of a sweep: all combinations of values.
+
+    Args:
+        params: Options that a preset sweeps.
+        overrides: The command line, which has the last word.
+        loader: Hydra's, which knows the choices of ``glob``.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    given = [f"{key}={value}" for key, value in (params or {}).items()] + list(overrides)
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
+    [jobs] = BasicSweeper.split_arguments(parsed, None)
+    if not jobs:
+        raise ConfigError("a sweep over no values: a glob or a range of the command line is empty")
+    return [list(own) for own in jobs]
+
+
+def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
+    """Return the options that a command line of ``gradexp.run`` gives to each of its jobs, and run none.
+
+    Values separated by commas sweep, as after ``-m``; a preset that sweeps does so here too.
+
+    Args:
+        overrides: The command line.
+        most: Of so many jobs only, the first ones; None: of all.
+
+    Raises:
+        ConfigError: For a value that cannot work.
+        CompactHydraException: For an unknown choice, or an override that cannot be read.
+        OmegaConfBaseException: For an unknown key or a wrong type.
+
+    Example:
+        >>> [(config.init.name, config.depth) for config in compose(["init=he,xavier", "depth=10"])]
+        [('he', 10), ('xavier', 10)]
+    """
+    store_config(RUN, None)
+    base = {"version_base": VERSION_BASE} if IS_HYDRA_1_3 else {}
+    with hydra.initialize_config_dir(str(CONFIG_DIR), **base):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+        plain = [text for text, own in zip(overrides, parsed, strict=True) if not own.is_sweep_override()]
+        sweeper = hydra.compose("config", plain, return_hydra_config=True).hydra.sweeper
+        return [to_config(hydra.compose("config", job)) for job in expand(sweeper.params, overrides, loader)[:most]]
+
+
+def store_config(about: Command, scratch: str | None) -> None:
+    """Give Hydra a command's schema, help and folders."""
+    store = ConfigStore.instance()
+    store.store(name="schema" if about.schema is Config else about.name, node=about.schema)
+    # A resolver, so that the text is put together for --help only and does not stand in every run's snapshot.
+    # Hydra 1.4's omegaconf calls it by another name.
+    register: Any = getattr(OmegaConf, "register_new_resolver" if IS_HYDRA_1_3 else "register_resolver")
+    register("gradexp_help", lambda: help_text(about), replace=True)
+    help_node = {"app_name": f"gradexp.{about.name}", "header": "", "footer": "", "template": "${gradexp_help:}"}
+    store.store(group="hydra/help", name="gradexp", node=help_node)
+    # Hydra's own defaults, changed here rather than in config.yaml: they then also hold for a run that is repeated
+    # from its snapshot. Microseconds give runs that start in the same second folders of their own; no job log is
+    # kept, since the run writes its own files; and keys that would only lengthen a job's name are left out of it.
+    settings = HydraConf(
+        run=RunDir(dir=scratch or "outputs/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}"),
+        sweep=SweepDir(
+            dir=scratch or "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}",
+            subdir="${hydra.job.num}_${hydra.job.override_dirname}",
+        ),
+    )
+    settings.job.config.override_dirname.exclude_keys = ["experiment", "quiet", "device", "threads"]
+    replaced = {"help": "gradexp", "job_logging": "none", "hydra_logging": "none"}
+    if about.compares:
+        replaced["sweeper"] = "resumable"
+    settings.defaults = [
+        {key: replaced.get(key, choice) for key, choice in entry.items()} for entry in settings.defaults
+    ]
+    replace: dict[str, Any] = {} if IS_HYDRA_1_3 else {"replace": True}  # 1.3 always replaces
+    store.store(group="hydra", name="config", node=settings, provider="gradexp", **replace)

@@ -1,0 +1,57 @@
+"""Errors in one line, with what is allowed."""
+
+import difflib
+import re
+import sys
+
+from hydra.errors import CompactHydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+from gradexp.choices import ConfigError
+from gradexp.cli.about import RUN, Command
+from gradexp.cli.help import list_options
+
+_OTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER, or of a sweep with hydra.sweep.dir=FOLDER"
+
+# Choices that come with an extra of the same name.
+_EXTRAS = {"hydra/launcher": ("joblib",)}
+
+
+def error_line(error: BaseException, about: Command = RUN) -> str:
+    """Say in one or two lines what was wrong, what was given and what is allowed."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        extra = f", or install it with pip install 'gradexp[{name}]'" if name in _EXTRAS.get(group, ()) else ""
+        return f"unknown {group} '{name}'; choose one of {', '.join(error.options)}{extra}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    first_line = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    if isinstance(cause, OmegaConfBaseException):
+        key = cause.full_key or ""
+        if re.search(r"Key '.*' (is not in struct|not in '\w+')|has no attribute", first_line) and key:
+            return _unknown_key(key, about)
+        if key and (match := re.search(r"Invalid value assigned: (\w+) is not a ListConfig", first_line)):
+            return f"{key} must be a list such as {key}=[1,2], got {'a text' if match[1] == 'str' else 'one value'}"
+        return f"{key}: {first_line}" if key else first_line
+    if isinstance(error, OSError) and error.strerror and not error.filename:  # of a file that was open already
+        return f"cannot write: {error.strerror}"
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot write to {error.filename}: {error.strerror}; {_OTHER_FOLDER}"
+    if match := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
+        return f"{match[1]} is several values: add -m to run one after another, or write a list as key=[1,2]"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, CompactHydraException | ConfigError):
+        return "\n".join(lines[:2])
+    # Not foreseen, for example too little memory.
+    return f"{type(error).__name__}: {lines[0] if lines else ''}\nHYDRA_FULL_ERROR=1 shows where it happened"
+
+
+def print_error(line: str) -> None:
+    """Print a line to standard error."""
+    print(line, file=sys.stderr)  # noqa: T201
+
+
+def _unknown_key(key: str, about: Command) -> str:
+    known = [option.key for option in list_options(about.schema)]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"unknown option '{key}'{hint} (python -m gradexp.{about.name} --help lists them all)"

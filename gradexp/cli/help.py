@@ -1,0 +1,80 @@
+"""The text of ``--help``, read from the schema."""
+
+import ast
+import inspect
+import json
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+from gradexp.choices import ACTIVATIONS, DATA_OPTIONS, INIT_OPTIONS, OPTIMIZER_OPTIONS
+from gradexp.cli.about import CONFIG_DIR, Command
+from gradexp.config import Config
+
+_GROUPS = {"init": INIT_OPTIONS, "data": DATA_OPTIONS, "optimizer": OPTIMIZER_OPTIONS}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as the help shows it."""
+
+    key: str
+    default: Any
+    text: str
+
+
+def list_options(schema: type = Config, prefix: str = "") -> list[Option]:
+    """List every option with its default and the string under its field in the schema's source."""
+    texts = _field_texts(schema)
+    found = []
+    for entry in fields(schema):
+        if isinstance(entry.type, type) and is_dataclass(entry.type):
+            found += list_options(entry.type, f"{entry.name}.")
+        else:
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+            found.append(Option(prefix + entry.name, default, texts[entry.name]))
+    return found
+
+
+def _field_texts(cls: type) -> dict[str, str]:
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    texts = {}
+    for statement, follower in zip(body.body, body.body[1:], strict=False):
+        match statement, follower:
+            case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(value=ast.Constant(value=str(text))):
+                texts[key] = text
+    return texts
+
+
+@cache  # OmegaConf asks for it several times while it composes a config, help or not
+def help_text(about: Command) -> str:
+    """Return what ``--help`` prints of a command: summary, example, groups, options, activations."""
+    shown = {group: choices for group, choices in _GROUPS.items() if group not in about.unused}
+    lines = [about.summary, "", f"  python -m gradexp.{about.name} {about.example}", ""]
+    if about.schema is Config:
+        lines += ["Choices, each with its own options (group=choice, group.option=value):", ""]
+        for group, choices in shown.items():
+            lines.append(f"  {group}")
+            for name, own in choices.items():
+                options = " ".join(f"{group}.{key}={_yaml(value)}" for key, value in own.items())
+                lines.append(f"    {group}={name:<17} {options}".rstrip())
+        presets = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
+        lines += [f"  experiment (presets): {', '.join(presets)}", ""]
+    lines += ["Options:", ""]
+    for option in list_options(about.schema):
+        parts = option.key.split(".")
+        if parts[-1] == "name" or parts[0] in about.unused:
+            continue
+        default = "" if parts[0] in _GROUPS else f"={_yaml(option.default)}"
+        lines.append(f"  {option.key + default:<26} {option.text}")
+    if about.unused:
+        lines += ["", "The other options of gradexp.run are taken too, and change nothing here."]
+    lines += ["", f"Activations: {', '.join(ACTIVATIONS)}", ""]
+    lines += [f"Sweep with -m: python -m gradexp.{about.name} -m {about.sweep}", "Hydra's own flags: --hydra-help"]
+    # Braces and dollars would be taken for parts of Hydra's template.
+    return "\n".join(lines).replace("$", "$$")
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

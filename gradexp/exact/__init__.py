@@ -1,0 +1,1 @@
+"""The profile at initialisation with exponents carried: right at any depth."""

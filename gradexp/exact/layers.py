@@ -1,0 +1,87 @@
+"""Linear, activation, normaliser with exponents carried."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradexp.exact.scaled import ORDINARY, Scaled, scaled
+from gradexp.networks.activations import Activation
+from gradexp.networks.mlp import StackedLinear
+from gradexp.networks.normalization import DIMENSIONS, pull_back, standardize
+from gradexp.numerics.norms import times_power_of_two
+
+
+def linear(layer: StackedLinear, part: slice, a: Scaled) -> Scaled:
+    """Return W a + b."""
+    value, exponent = a.mantissas()
+    z = scaled(torch.bmm(value, layer.weight[part].double().mT), exponent)
+    if layer.bias is None or not layer.bias[part].any():
+        return z
+    return z.plus(scaled(layer.bias[part].double().unsqueeze(1).expand_as(z.value)))
+
+
+def branch_factor(layer: StackedLinear, part: slice, like: Tensor) -> Tensor:
+    """Return the factor of a branch, shape ``(network or 1, 1, 1)``."""
+    branch = layer.branch[part].double() if isinstance(layer.branch, Tensor) else like.new_tensor([layer.branch])
+    return branch[:, None, None]
+
+
+class Normalised(NamedTuple):
+    """What N(z) was, and 1 / std of z as ``inverse * 2**-exponent``."""
+
+    kind: str
+    value: Tensor
+    inverse: Tensor
+    exponent: Tensor
+
+    def pull_back(self, gradient: Scaled) -> Scaled:
+        """Return the gradient with respect to z, given the one with respect to N(z)."""
+        value, exponent = _side_by_side(gradient, self.kind)
+        # Units of a batch-normalised layer have an exponent each, of which the largest becomes the sample's.
+        largest = (-self.exponent).where(self.inverse != 0, -torch.inf).amax(dim=2, keepdim=True)
+        common = largest.where(largest > -torch.inf, 0)
+        inverse = times_power_of_two(self.inverse, -self.exponent - common)
+        return scaled(pull_back(value, self.value, inverse, DIMENSIONS[self.kind]), exponent + common)
+
+
+def normalise(z: Scaled, kind: str) -> tuple[Scaled, Normalised]:
+    """Return N(z), and what its gradient needs."""
+    value, exponent = _side_by_side(z, kind)
+    normal, inverse, shift = standardize(value, DIMENSIONS[kind])
+    return scaled(normal), Normalised(kind, normal, inverse, exponent + shift)
+
+
+def _side_by_side(v: Scaled, kind: str) -> tuple[Tensor, Tensor]:
+    """Return value and exponent such that all elements which are normalised together share the exponent."""
+    return v.together() if kind == "batch" else (v.value, v.exponent)
+
+
+def activate(phi: Activation, z: Scaled) -> tuple[Scaled, Tensor]:
+    """Return φ(z) and φ'(z).
+
+    Below ordinary size φ follows its line at 0, and where φ(0) is not 0 it is back at ordinary size; above,
+    elements beyond 2**500 follow the line at infinity where it is not flat, and a sample with no such element is
+    bounded, so that its true φ(z) is of ordinary size too.
+    """
+    if not z.exponent.any():
+        value, slope = phi.value_and_slope(z.value)
+        return scaled(value), slope
+    edge = 2.0**ORDINARY
+    point = times_power_of_two(z.value, z.exponent)
+    point = torch.where(z.exponent == 0, point, point.clamp(-edge, edge))  # exponent 0 may hold inf
+    value, slope = phi.value_and_slope(point)
+    tiny = z.exponent < 0
+    line = torch.where(tiny, _per_sign(z.value, phi.slopes_at_zero), _per_sign(z.value, phi.slopes_at_infinity))
+    on_line = (z.exponent != 0) & (z.value != 0) & (tiny | (point.abs() >= edge))
+    slope = torch.where(on_line, line, slope)
+    steep = on_line & (line != 0)
+    carried = torch.where(steep, line * z.value, times_power_of_two(value, -z.exponent))
+    starts_off_zero = bool(phi(z.value.new_zeros(())) != 0)
+    ordinary = ~steep.any(dim=2, keepdim=True) | (tiny & starts_off_zero)
+    return scaled(torch.where(ordinary, value, carried), z.exponent.where(~ordinary, 0)), slope
+
+
+def _per_sign(z: Tensor, slopes: tuple[float, float]) -> Tensor:
+    below, above = (z.new_tensor(slope) for slope in slopes)
+    return torch.where(z < 0, below, above)

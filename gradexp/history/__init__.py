@@ -1,0 +1,1 @@
+"""What was measured, and how it reads: steps, verdict, table, plot and scalars."""

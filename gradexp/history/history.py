@@ -1,0 +1,439 @@
+"""What was measured: one number and one status per quantity, step, network and layer."""
+
+import csv
+import json
+import math
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradexp.history.scalars import Points, layer_points, or_none, points
+from gradexp.history.step import (
+    QUANTILES,
+    QUANTITIES,
+    SEEN,
+    STATUSES,
+    Array,
+    mean,
+    mean_over_networks,
+    standard_error,
+)
+from gradexp.numerics.formats import limits
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import pandas as pd
+    from torch.utils.tensorboard import SummaryWriter
+
+    from gradexp.history.verdict import Verdict
+
+
+COLUMNS = (
+    "phase",
+    "step",
+    "seed",
+    "layer",
+    "call",
+    "name",
+    "log10_output",
+    "log10_output_grad",
+    "log10_weight_grad",
+    "log10_weight",
+    "log10_update",
+    "status_output",
+    "status_output_grad",
+    "status_weight_grad",
+    "theory_log10_output",
+    "theory_log10_output_grad",
+    "theory_log10_weight_grad",
+    "theory_sd_output_grad",
+)
+
+
+@dataclass(repr=False)
+class History:
+    """Log10 of sizes over steps, networks and layers.
+
+    ``output`` is an rms over units, all others are L2 norms (see README, "What is measured").
+
+    Args:
+        phase: ``"init"`` (``exact_profile``) or ``"train"`` (``GradientProbe``).
+        names: Module name of each layer.
+        steps: Label of each recorded step.
+        seeds: Seed of each network.
+        log10: Quantity -> array of shape ``(step, network, layer)``, float64, nan where there is no number.
+        status: Quantity -> int8 array of the same shape, an index into ``STATUSES``.
+        largest_log10: Quantity -> log10 of the largest element's magnitude over all samples, same shape
+            (initial profile only).
+        dead_fraction: Share of each network's samples that are exactly 0 at some layer, shape ``(network,)``
+            (initial profile only).
+        output_cosine: Mean cosine between the outputs of two samples, shape ``(network,)``; near 1 the
+            network cannot tell its inputs apart (initial profile only).
+        calls: Which call of its module in a forward pass each layer is, from 0.
+        dtypes: Quantity -> number format of its tensors, such as ``"float32"`` (probe only).
+        stats: ``"quantity.name"`` -> further statistics, shape ``(step, network, layer)`` (probe only).
+        samples: log10 of the norm of each sample's output gradient, shape ``(step, network, layer, sample)``,
+            nan where there is none. The probe records all samples, with ``per_sample=True`` only; the initial
+            profile only the first, which is nan at every layer if it is exactly 0 at one.
+        theory: What theory predicts of each layer, shape ``(layer,)``: ``log10_output``, ``log10_output_grad``,
+            ``log10_weight_grad``, and the standard deviation ``sd_output_grad`` of one sample of one network; empty
+            if it was not asked.
+    """
+
+    phase: str
+    names: list[str]
+    steps: list[int]
+    seeds: list[int]
+    log10: dict[str, Array]
+    status: dict[str, NDArray[np.int8]]
+    largest_log10: dict[str, Array] = field(default_factory=dict)
+    dead_fraction: Array | None = None
+    output_cosine: Array | None = None
+    calls: list[int] = field(default_factory=list)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    stats: dict[str, Array] = field(default_factory=dict)
+    samples: Array | None = None
+    theory: dict[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.calls = self.calls or [0] * len(self.names)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.names)
+
+    def profile(self, quantity: str, step: int = -1) -> Array:
+        """Return log10 of a quantity per layer: the mean over networks of the log, nan where there is none.
+
+        What is exactly 0 has no logarithm: ``status`` tells it from what is unknown.
+
+        Args:
+            quantity: One of ``QUANTITIES`` that was recorded.
+            step: Index (not label) of the recorded step.
+
+        Raises:
+            ValueError: If that quantity or step was not recorded.
+        """
+        return mean_over_networks(self._get(quantity, step))
+
+    def ends(self, quantity: str, step: int = -1) -> tuple[int, int] | None:
+        """Return the first and the last layer, counted from 1, at which a quantity was seen, or None.
+
+        A layer counts as seen if it has a number or is exactly 0 or not finite, unlike one that was not called,
+        is frozen or unused, or whose gradient was missed.
+        """
+        self._get(quantity, step)
+        layers = 1 + np.flatnonzero(np.isin(self.status[quantity][step], SEEN).any(axis=0))
+        return (int(layers[0]), int(layers[-1])) if layers.size else None
+
+    def log_chi_per_network(self, first: int | None = None, last: int | None = None, step: int = -1) -> Array:
+        """Return ``log_chi`` of each network, shape ``(network,)``; nan where an end has no number.
+
+        The mean over layers l of log‖δˡ‖² - log‖δˡ⁺¹‖² telescopes to the two ends of the window.
+
+        Args:
+            first: First layer of the window, counted from 1; None: the first that was seen.
+            last: Last layer; None: the last that was seen.
+            step: Index of the recorded step.
+
+        Raises:
+            ValueError: If the window is not inside 1..depth, or output gradients were not recorded.
+        """
+        seen = self.ends("output_grad", step) or (1, self.depth)
+        first = seen[0] if first is None else first
+        last = seen[1] if last is None else last
+        if not 1 <= first <= last <= self.depth:
+            raise ValueError(f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}")
+        if first == last:
+            return np.full(len(self.seeds), np.nan)
+        log10 = self.living("output_grad", step)
+        return np.asarray(2 * math.log(10) * (log10[:, first - 1] - log10[:, last - 1]) / (last - first))
+
+    def log_chi(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
+        """Return the slope of log‖output_grad‖² per layer towards the input (natural log), or None.
+
+        Positive: the gradient explodes on its way to the input; negative: it vanishes. Arguments as in
+        ``log_chi_per_network``; the mean is over networks.
+        """
+        return mean(self.log_chi_per_network(first, last, step))
+
+    def log_chi_se(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
+        """Return the standard error of ``log_chi`` over networks; None for fewer than two."""
+        return standard_error(self.log_chi_per_network(first, last, step))
+
+    def log_chi_quantiles(self) -> dict[float, float]:
+        """Return the quantiles 0.05, 0.5 and 0.95 of ``log_chi`` over networks; empty for fewer than two."""
+        slopes = self.log_chi_per_network()
+        slopes = slopes[np.isfinite(slopes)]
+        return {q: float(np.quantile(slopes, q)) for q in QUANTILES} if slopes.size > 1 else {}
+
+    def depth_scale(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
+        """Return 1 / |log_chi|, the layers over which ‖output_grad‖² changes by a factor e, or None."""
+        log_chi = self.log_chi(first, last, step)
+        return 1 / abs(log_chi) if log_chi else None
+
+    def first_over_last(self, quantity: str, step: int = -1) -> float | None:
+        """Return log10 of the first seen layer's size over the last one's, averaged over networks, or None."""
+        first, last = self.ends(quantity, step) or (1, self.depth)
+        log10 = self.living(quantity, step)
+        return mean(log10[:, first - 1] - log10[:, last - 1])
+
+    def course(self, quantity: str, begin: int = 0) -> Array:
+        """Return ``first_over_last`` of every recorded step, shape ``(step,)``, with nan for None.
+
+        Args:
+            quantity: What was recorded.
+            begin: Index of the first recorded step that is asked for.
+
+        Raises:
+            ValueError: If that quantity was not recorded.
+        """
+        if not self.steps[begin:]:
+            return np.empty(0)
+        self._get(quantity, -1)
+        seen = np.asarray(np.isin(self.status[quantity][begin:], SEEN).any(axis=1))
+        seen[~seen.any(axis=1)] = True  # then the ends of the network
+        steps, first, last = np.arange(len(seen)), seen.argmax(axis=1), self.depth - 1 - seen[:, ::-1].argmax(axis=1)
+        log10 = self.log10[quantity][begin:]
+        if self.dead_fraction is not None:
+            log10 = np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
+        return mean_over_networks((log10[steps, :, first] - log10[steps, :, last]).T)
+
+    def failing_layer(self, quantity: str, dtype: str, overflow: bool) -> int | None:
+        """Return the layer from which on a quantity would leave a number format, or None.
+
+        Outputs are followed from layer 1 up, output gradients from the last layer down. Underflow: the
+        largest element over all samples rounds to 0. Overflow: it rounds to inf.
+
+        Args:
+            quantity: ``"output"`` or ``"output_grad"``.
+            dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``.
+            overflow: Which end of the range.
+        """
+        smallest, greatest = limits(dtype)
+        largest = self.largest_log10[quantity][0]
+        # The slack absorbs log10's own rounding. What is exactly 0 in any format has died, not underflowed.
+        fails = largest >= greatest - 1e-12 if overflow else (largest > -math.inf) & (largest <= smallest + 1e-12)
+        layers = 1 + np.flatnonzero(fails.any(axis=0))
+        if not layers.size:
+            return None
+        return int(layers.max() if quantity == "output_grad" else layers.min())
+
+    def verdict(self, decades: float = 3.0, step: int = -1) -> "Verdict":
+        """Say whether the gradient is stable, vanishing, exploding or dead, and why, in one line."""
+        from gradexp.history.verdict import gradient_verdict
+
+        return gradient_verdict(self, decades, step)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield one dict per step, network and layer, with the keys ``COLUMNS``; None where there is none."""
+        for row in self._rows():
+            yield dict(zip(COLUMNS, row, strict=True))
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Return ``rows()`` as a pandas DataFrame.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_dataframe needs pandas; install it with pip install 'gradexp[pandas]'") from error
+        return pd.DataFrame(self._rows(), columns=list(COLUMNS))
+
+    def plot(self, quantity: str = "output_grad", step: int = -1) -> "matplotlib.figure.Figure":
+        """Return a figure of one profile: log10 size over layers."""
+        from gradexp.history.plot import profile_figure
+
+        return profile_figure({"": self}, quantity, step)
+
+    def __repr__(self) -> str:
+        quantities = ", ".join(self.log10)
+        return f"History({len(self.steps)} steps, {len(self.seeds)} networks, {self.depth} layers: {quantities})"
+
+    def __str__(self) -> str:
+        """Return a table of the last step, layer by layer, and the verdict."""
+        from gradexp.history.table import table
+
+        return table(self)
+
+    def to_tensorboard(self, writer: "SummaryWriter", step: int = -1) -> None:
+        """Write a profile and the course of the gradient to TensorBoard.
+
+        Tags are ``profile/log10_…`` with step = layer, for the last or another recorded step, and
+        ``gradient/log10_first_over_last``, ``gradient/nonfinite_layers`` and ``gradient/zero_layers`` over steps.
+        Cells without a number are left out.
+
+        Args:
+            writer: A ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``.
+            step: Index of the recorded step whose profile is written.
+
+        Raises:
+            TypeError: If that is no writer.
+        """
+        if not hasattr(writer, "add_scalar"):
+            raise TypeError(f"writer must be a torch.utils.tensorboard.SummaryWriter, got a {type(writer).__name__}")
+        if not self.steps:
+            return
+        for series in (profile_points(self, step), course_points(self)):
+            for at, values in series:
+                for tag, value in values.items():
+                    writer.add_scalar(tag, value, at)
+        writer.flush()
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one ``.npz`` file, without pickle; ``History.load`` reads it back."""
+        meta = {key: getattr(self, key) for key in _PLAIN}
+        arrays: dict[str, Any] = {"meta": np.array(json.dumps(meta))}
+        for kind in _ARRAY_DICTS:
+            arrays.update({f"{kind}/{key}": value for key, value in getattr(self, kind).items()})
+        arrays.update({key: getattr(self, key) for key in _OPTIONAL if getattr(self, key) is not None})
+        with Path(path).open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "History":
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: If the file is not a saved History.
+        """
+        with Path(path).open("rb") as raw:
+            file = np.load(raw, allow_pickle=False) if zipfile.is_zipfile(raw) else {}
+            if "meta" not in file:
+                raise ValueError(f"{path} is not a saved History")
+            try:
+                fields: dict[str, Any] = dict(json.loads(str(file["meta"])))
+            except (TypeError, ValueError):
+                raise ValueError(f"{path} is not a saved History") from None
+            fields.update({kind: {} for kind in _ARRAY_DICTS})
+            for key in file:
+                kind, _, name = key.partition("/")
+                if kind in _ARRAY_DICTS:
+                    fields[kind][name] = file[key]
+            fields.update({key: file[key] for key in _OPTIONAL if key in file})
+        return cls(**fields)
+
+    def living(self, quantity: str, step: int = -1) -> Array:
+        """Return log10 of shape ``(network, layer)``, with nan for networks in which every sample is dead."""
+        log10 = self._get(quantity, step)
+        return log10 if self.dead_fraction is None else np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
+
+    def of_networks(self, which: slice, last_step: int | None = None) -> "History":
+        """Return some networks alone, with the steps up to ``last_step``; the inverse of ``join``."""
+        steps = [step for step in self.steps if last_step is None or step <= last_step]
+        end = len(steps)
+
+        def part(key: str, axis: int) -> Any:
+            index = (slice(end), which) if axis else which
+            held = getattr(self, key)
+            return {name: values[index] for name, values in held.items()} if isinstance(held, dict) else held[index]
+
+        changes = {key: part(key, axis) for key, axis in _NETWORK_AXES.items() if getattr(self, key) is not None}
+        return replace(self, steps=steps, seeds=self.seeds[which], **changes)
+
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        """Yield one tuple per step, network and layer, with the values of ``COLUMNS``.
+
+        A step is turned into columns as a whole: cell by cell, a long run would take seconds.
+        """
+        words, networks = np.array(STATUSES, dtype=object), len(self.seeds)
+        columns: dict[str, Any] = {
+            **{column: repeat(None) for column in COLUMNS},
+            "phase": repeat(self.phase),
+            "seed": np.repeat(self.seeds, self.depth).tolist(),
+            "layer": [*range(1, self.depth + 1)] * networks,
+            "call": self.calls * networks,
+            "name": self.names * networks,
+            **{f"theory_{key}": or_none(np.tile(values, networks)) for key, values in self.theory.items()},
+        }
+        for index, step in enumerate(self.steps):
+            columns["step"] = repeat(step)
+            for quantity, values in self.log10.items():
+                columns[f"log10_{quantity}"] = or_none(values[index])
+                if f"status_{quantity}" in columns:
+                    columns[f"status_{quantity}"] = words[self.status[quantity][index].ravel()].tolist()
+            yield from zip(*columns.values(), strict=False)  # the constant ones have no end
+
+    def _get(self, quantity: str, step: int) -> Array:
+        if quantity not in self.log10:
+            raise ValueError(f"'{quantity}' was not recorded; choose one of {', '.join(self.log10)}")
+        recorded = len(self.log10[quantity])
+        if not recorded:
+            raise ValueError("nothing is recorded yet")
+        if not -recorded <= step < recorded:
+            raise ValueError(f"step is an index from 0 to {recorded - 1}, or -1 for the last, got {step}")
+        values: Array = self.log10[quantity][step]
+        return values
+
+
+_PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes")
+_ARRAY_DICTS = ("log10", "status", "largest_log10", "stats", "theory")
+_OPTIONAL = ("dead_fraction", "output_cosine", "samples")
+# Which dimension of an array, or of the arrays in a dict, is that of the networks.
+_NETWORK_AXES = {
+    **dict.fromkeys(("log10", "status", "largest_log10", "stats"), 1),
+    "dead_fraction": 0,
+    "output_cosine": 0,
+    "samples": 1,
+}
+
+
+def join(histories: Sequence[History]) -> History:
+    """Return the networks of some histories as one, with the theory of the first.
+
+    Raises:
+        ValueError: If there is none, or they differ in phase, layers or steps.
+    """
+    if not histories:
+        raise ValueError("histories must hold at least one")
+    first = histories[0]
+    for other in histories[1:]:
+        if (other.phase, other.names, other.steps) != (first.phase, first.names, first.steps):
+            raise ValueError("histories must have the same phase, layers and steps")
+
+    def joined(key: str, axis: int) -> Any:
+        """Return an array, or a dict of arrays, over the networks of all, or None where one has none."""
+        own = [getattr(history, key) for history in histories]
+        if any(each is None for each in own):
+            return None
+        if isinstance(own[0], dict):
+            return {name: np.concatenate([each[name] for each in own], axis) for name in own[0]}
+        return np.concatenate(own, axis)
+
+    changes = {key: joined(key, axis) for key, axis in _NETWORK_AXES.items()}
+    return replace(first, seeds=[seed for history in histories for seed in history.seeds], **changes)
+
+
+def profile_points(history: History, step: int = -1) -> Points:
+    """Yield the scalars ``profile/log10_…`` of one recorded step, with step = layer."""
+    there = [quantity for quantity in QUANTITIES[:3] if quantity in history.log10]
+    return layer_points({f"log10_{quantity}": history.profile(quantity, step) for quantity in there})
+
+
+def course_points(history: History, begin: int = 0) -> Points:
+    """Yield the scalars ``gradient/…`` of recorded steps from an index on; none without output gradients."""
+    if "output_grad" not in history.log10:
+        return iter(())
+    series = {"gradient/log10_first_over_last": history.course("output_grad", begin)}
+    for name in ("nonfinite", "zero"):
+        counts = (history.status["output_grad"][begin:] == STATUSES.index(name)).sum(axis=(1, 2))
+        series[f"gradient/{name}_layers"] = counts.astype(float)
+    return points(history.steps[begin:], series)
+
+
+def write_csv(path: Path, histories: Sequence[History]) -> None:
+    """Write the rows of some histories, each number with the digits that tell it from any other; empty means none."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for history in histories:
+            writer.writerows(history._rows())

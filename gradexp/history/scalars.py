@@ -1,0 +1,44 @@
+"""A history as points of scalar charts: profiles over layers, ratios over steps."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+
+import numpy as np
+
+from gradexp.history.step import Array
+
+Values = Sequence[float | None] | Sequence[float] | Array
+
+Points = Iterator[tuple[int, dict[str, float]]]
+"""Steps, each with the numbers that it has, by tag."""
+
+
+LARGEST_SCALAR = 3.4e38
+"""TensorBoard stores float32, in which larger numbers are infinite and drawn as if they were 0."""
+
+
+def points(steps: Iterable[int], series: Mapping[str, Values]) -> Points:
+    """Yield each step with those of its values that can be drawn; a series may be shorter than the steps."""
+    for step, values in zip(steps, zip_longest(*map(or_none, series.values())), strict=False):
+        there = {
+            tag: value
+            for tag, value in zip(series, values, strict=True)
+            if value is not None and abs(value) < LARGEST_SCALAR
+        }
+        if there:
+            yield step, there
+
+
+def layer_points(profiles: Mapping[str, Array]) -> Points:
+    """Yield the scalars ``profile/…`` with step = layer."""
+    # Rounded to what float32 shows, so that the log of 1 is 0 and not -0.
+    series = {f"profile/{key}": np.round(values, 9) + 0.0 for key, values in profiles.items()}
+    return points(range(1, max(map(len, series.values()), default=0) + 1), series)
+
+
+def or_none(values: Values) -> list[float | None]:
+    """Return all numbers as one list, with None for what is not finite."""
+    array = np.asarray(values, dtype=float).ravel()  # None becomes nan
+    finite = np.isfinite(array)
+    numbers: list[float | None] = array.tolist()
+    return numbers if finite.all() else [x if there else None for x, there in zip(numbers, finite, strict=True)]

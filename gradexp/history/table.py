@@ -1,0 +1,94 @@
+"""A measurement as a table in plain text: one line per layer, and the verdict below."""
+
+import math
+import textwrap
+
+import numpy as np
+
+from gradexp.history.history import History
+from gradexp.history.step import STATUSES, Array
+
+_COLUMNS = {"output": "output rms", "output_grad": "output grad", "weight_grad": "weight grad"}
+_BAR = 8
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_MOST = 200  # lines; of deeper networks the middle is left out
+
+
+def table(history: History, step: int = -1, decades: float = 3.0) -> str:
+    """Return layer, name, sizes, status and a bar of each layer, then the verdict with its thresholds.
+
+    The bar is the output gradient on a log scale. A size that is missing shows its status in its place; the last
+    columns name what is unusual.
+
+    Args:
+        history: What was measured.
+        step: Index of the recorded step.
+        decades: Beyond 10^-decades over all layers the gradient vanishes, beyond 10^decades it explodes.
+    """
+    if not history.steps:
+        return f"nothing is recorded yet of {history.depth} layers"
+    quantities = [quantity for quantity in _COLUMNS if quantity in history.log10]
+    profiles = {quantity: history.profile(quantity, step) for quantity in quantities}
+    names = [
+        name + (f" #{call + 1}" if call else "") for name, call in zip(history.names, history.calls, strict=True)
+    ]
+    width = min(18, max(7, *(len(name) for name in names)))
+    bars = _bars(profiles.get("output_grad", np.full(history.depth, np.nan)))
+    heads = "".join(f"{_COLUMNS[quantity]:>12}" for quantity in quantities)
+    lines = [f"layer  {'name':<{width}}{heads}  {'status':<11}{'gradient' if 'output_grad' in profiles else ''}"]
+    for layer, name in enumerate(names):
+        codes = {quantity: STATUSES[history.status[quantity][step, 0, layer]] for quantity in quantities}
+        sizes = "".join(f"{power_of_ten(profiles[q][layer], codes[q]):>12}" for q in quantities)
+        lines.append(
+            f"{layer + 1:>5}  {_short(name, width):<{width}}{sizes}  {_worst(codes):<11}{bars[layer]}".rstrip()
+        )
+    if len(lines) > _MOST:
+        left_out = len(lines) - _MOST
+        lines[_MOST // 2 : -_MOST // 2] = [f"  ...  {left_out} layers more"]
+    if "output_grad" in history.log10:
+        limits = f"vanishing: below 10^-{decades:g} in all, exploding: above 10^+{decades:g}"
+        lines += ["", *textwrap.wrap(history.verdict(decades, step).text, 80), f"({limits})"]
+    return "\n".join(lines)
+
+
+def power_of_ten(log10: float, status: str) -> str:
+    """Show a size, which may be far outside float64, in three digits; or why there is none."""
+    if not math.isfinite(log10):
+        return status
+    exponent = math.floor(log10)
+    digits = f"{10 ** (log10 - exponent):.2f}"
+    if digits == "10.00":
+        digits, exponent = "1.00", exponent + 1
+    return f"{digits}e{exponent:+03d}"
+
+
+def _worst(codes: dict[str, str]) -> str:
+    """Name the most telling status of a layer; that it has no weight to train tells least."""
+    order = ("nonfinite", "zero", "hook_missed", "subnormal", "unused", "not_called", "frozen")
+    gradients = [status for quantity, status in codes.items() if quantity != "weight_grad" or status != "frozen"]
+    return next((status for status in order if status in (gradients or codes.values())), "ok")
+
+
+def _short(name: str, width: int) -> str:
+    """Shorten a module's name, from its beginning, whose parts tell least."""
+    name = "".join(character if character.isprintable() else "?" for character in name) or "(model)"
+    parts = name.split(".")
+    for length in (3, 1):
+        for index, part in enumerate(parts[:-1]):
+            if len(".".join(parts)) > width:
+                parts[index] = part[:length]
+    name = ".".join(parts)
+    return name if len(name) <= width else "…" + name[len(name) - width + 1 :]
+
+
+def _bars(log10: Array) -> list[str]:
+    """Draw values on a log scale, at least one decade wide; nothing where there is no number."""
+    there = log10[np.isfinite(log10)]
+    if not there.size:
+        return [""] * len(log10)
+    low, high = there.min(), max(there.max(), there.min() + 1)
+    bars = []
+    for value in log10:
+        eighths = 0 if not math.isfinite(value) else 1 + round((value - low) / (high - low) * (8 * _BAR - 1))
+        bars.append("█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip())
+    return bars

@@ -1,0 +1,157 @@
+"""What a run amounts to: did the gradient arrive, did training work, and why not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradexp.history.history import History
+from gradexp.history.step import STATUSES
+
+CODES = {"dead": -2, "vanishing": -1, "stable": 0, "exploding": 1}
+"""The verdict on a gradient as a number, for tables and plots that take nothing else."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome in words that files, HParams and the console share.
+
+    Args:
+        gradient: ``stable``, ``vanishing``, ``exploding`` or ``dead``.
+        training: ``none``, ``trained``, ``stuck`` or ``diverged``.
+        theory: ``agrees``, ``deviates`` or ``unavailable``.
+        text: Why, in one line.
+    """
+
+    gradient: str
+    training: str = "none"
+    theory: str = "unavailable"
+    text: str = ""
+
+    @property
+    def words(self) -> str:
+        """The three words, each with what it is about."""
+        return f"gradient: {self.gradient}, training: {self.training}, theory: {self.theory}"
+
+
+def gradient_verdict(history: History, decades: float = 3.0, step: int = -1) -> Verdict:
+    """Judge a profile by log10 of ‖output_grad‖ at the first layer over the last.
+
+    Args:
+        history: Output gradients, at initialisation or in training.
+        decades: Beyond -decades the gradient vanishes, beyond +decades it explodes.
+        step: Index of the recorded step.
+
+    Returns:
+        A verdict on the gradient, with the reason as its text.
+
+    Raises:
+        ValueError: If ``decades`` is not above 0.
+    """
+    if not decades > 0:
+        raise ValueError(f"decades must be above 0, got {decades}")
+    ends = history.ends("output_grad", step)
+    ratio = history.first_over_last("output_grad", step)
+    if ratio is None or ends is None:
+        arrived = _shrunk_to_zero(history, step)
+        if arrived is None:
+            return _no_number(history, step)
+        ends, ratio = arrived
+        if ratio >= -decades:
+            return _no_number(history, step)
+    if ends[0] == ends[1]:
+        only = "there is one layer only" if history.depth == 1 else f"only layer {ends[0]} has an output gradient"
+        return Verdict("stable", text=f"stable: {only}{_unusual(history, step, decades)}")
+    outcome = "vanishing" if ratio < -decades else "exploding" if ratio > decades else "stable"
+    return Verdict(outcome, text=f"{outcome}: {_slope(ratio, *ends)}{_unusual(history, step, decades)}")
+
+
+def _slope(ratio: float, first: int, last: int) -> str:
+    shown = round(ratio, 1) + 0.0  # no -0.0
+    change = f"{'shrinks' if ratio < 0 else 'grows'} x{_factor(ratio / (last - first))} per layer"
+    return (
+        f"towards the input the output gradient {change if shown else 'keeps its size'}, "
+        f"10^{shown:+.1f} from layer {last} to layer {first}"
+    )
+
+
+def _factor(log10: float) -> str:
+    return f"{10**log10:.3g}" if abs(log10) < 4 else f"10^{log10:.1f}"
+
+
+def _shrunk_to_zero(history: History, step: int) -> tuple[tuple[int, int], float] | None:
+    """Return ends and ratio of the layers whose gradient has a number, if below them it has become 0.
+
+    A number format has a smallest number; the profile at initialisation has none, so that its 0 is a true one.
+    """
+    profile = history.profile("output_grad", step)
+    layers = 1 + np.flatnonzero(np.isfinite(profile))
+    if history.phase == "init" or len(layers) < 2:
+        return None
+    below = history.status["output_grad"][step][:, : layers[0] - 1]
+    if not (below == STATUSES.index("zero")).any():
+        return None
+    first, last = int(layers[0]), int(layers[-1])
+    return (first, last), float(profile[first - 1] - profile[last - 1])
+
+
+def _unusual(history: History, step: int, decades: float) -> str:
+    """Say in which layers the sizes that a probe saw are at the end of their number format, or beyond."""
+    if history.phase == "init":
+        return ""
+    parts = []
+    for quantity, name in _NAMES.items():
+        if quantity not in history.status:
+            continue
+        for status, what in (("subnormal", "below {dtype}'s smallest normal number"), *_EXTREMES):
+            layers = 1 + np.flatnonzero((history.status[quantity][step] == STATUSES.index(status)).all(axis=0))
+            if layers.size:
+                said = what.format(dtype=history.dtypes.get(quantity, "float32"))
+                verb = "is" if name.startswith("it") else "are"
+                parts.append(f"{name} {verb} {said} in {_spans(layers.tolist())}")
+    profile = history.profile("output_grad", step)
+    there = profile[np.isfinite(profile)]
+    if there.size:
+        layers = 1 + np.flatnonzero(profile < min(there[0], there[-1]) - decades)
+        if layers.size:
+            parts.append(f"in {_spans(layers.tolist())} it is more than {decades:g} powers of ten below both ends")
+    return "".join(f"{'; ' if index == 0 else ', and '}{part}" for index, part in enumerate(parts))
+
+
+_NAMES = {"output_grad": "it", "weight_grad": "the weight gradients", "output": "the outputs"}
+_EXTREMES = (("zero", "exactly 0"), ("nonfinite", "inf or nan"))
+
+
+def _spans(layers: Sequence[int]) -> str:
+    """Write layer numbers as ``layers 1-3, 7``, at most four runs."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:4]] + (["..."] if len(runs) > 4 else [])
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(shown)}"
+
+
+def _no_number(history: History, step: int) -> Verdict:
+    """Judge a profile whose ends have no number: dead, or not finite."""
+    for quantity, what in (("output", "outputs"), ("output_grad", "receives a gradient of")):
+        if quantity not in history.status:
+            continue
+        status = history.status[quantity][step]
+        for name, size, gradient in (("nonfinite", "inf or nan", "exploding"), ("zero", "exactly 0", "dead")):
+            layers = 1 + np.flatnonzero((status == STATUSES.index(name)).all(axis=0))
+            if layers.size:
+                # Gradients travel down from the output, so the uppermost layer is where it happened.
+                layer = layers.min() if quantity == "output" else layers.max()
+                shown = "0" if quantity == "output" and name == "zero" else size
+                # A probe sees whole batches, in which one sample is enough for inf or nan.
+                every = "" if history.phase == "train" and name == "nonfinite" else " for every sample"
+                look = "; look at the inputs" if layer == 1 and quantity == "output" and not every else ""
+                return Verdict(gradient, text=f"{gradient}: layer {layer} {what} {shown}{every}{look}")
+    for layer in (1, history.depth):
+        missing = STATUSES[history.status["output_grad"][step, 0, layer - 1]]
+        if missing in ("unused", "frozen", "not_called", "hook_missed"):
+            return Verdict("dead", text=f"dead: no output gradient is seen at layer {layer} ({missing})")
+    return Verdict("dead", text="dead: no sample has a gradient at both the first and the last layer")

@@ -1,0 +1,1 @@
+"""Where the jobs of a sweep run: in this process, as stacks, or as tasks of a cluster."""

@@ -1,0 +1,171 @@
+"""What the resumable sweeper does. Hydra does not scan modules named with an underscore."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from gradexp.choices import ConfigError
+from gradexp.cli.composing import ahead_of_its_job, expand, hash_of_job
+from gradexp.cli.errors import error_line
+from gradexp.sweeps.folder import alone_in, folder_name, mark_interrupted, plan
+
+
+def sweep(sweeper: Any, arguments: list[str]) -> None:
+    """Run the jobs that are not complete yet, whatever the launcher, and make the comparison.
+
+    Raises:
+        ConfigError: If the folder is in use or of another version, or no job can work.
+        CompactHydraException: If a job has failed, after all others have run, or the launcher.
+    """
+    from gradexp.sweeps.report import report  # not when a worker process loads this module
+
+    folder = Path(str(sweeper.config.hydra.sweep.dir))
+    console = Console(highlight=False, emoji=False)
+    with alone_in(folder, "sweep", "wait for its end, or choose another one with hydra.sweep.dir=FOLDER"):
+        jobs = expand(sweeper.params, arguments, sweeper.hydra_context.config_loader)
+        for key, most, or_null in (
+            ("hydra.sweeper.max_batch_size", sweeper.max_batch_size, ", or null"),
+            ("hydra.launcher.max_members", getattr(sweeper.launcher, "max_members", None), ", or null"),
+            ("hydra.launcher.jobs_per_task", getattr(sweeper.launcher, "jobs_per_task", 1), ""),
+        ):
+            if not (most is None and or_null) and not (isinstance(most, int) and most >= 1):
+                raise ConfigError(f"{key} must be at least 1{or_null}, got {most}")
+        loader = sweeper.hydra_context.config_loader = _ComposeOnce(sweeper.hydra_context.config_loader)
+        composed = [loader.compose(sweeper.config, own) for own in jobs]
+        names = _names(sweeper, jobs)
+
+        def folder_of(index: int, number: int) -> str:
+            own = composed[index]
+            with open_dict(own):
+                own.hydra.job.num, own.hydra.job.override_dirname = number, names[index]
+            return folder_name(str(own.hydra.sweep.subdir))
+
+        planned = plan(folder, _hashes(composed), folder_of)
+        again = f", {planned.again} to run again" if planned.again else ""
+        done = f"{planned.complete} complete{again}, " if planned.complete or planned.again else ""
+        total = planned.complete + len(planned.folders)
+        twice = f" ({len(jobs) - total} more change no number)" if len(jobs) > total else ""
+        console.print(
+            f"sweep     {total} jobs in {folder}: {done}{planned.new} new{twice}", markup=False, soft_wrap=True
+        )
+        OmegaConf.save(sweeper.config, folder / "multirun.yaml")
+        batch = []
+        for index, name in planned.folders.items():
+            batch.append([*jobs[index], f"hydra.sweep.subdir={QuotedString(name, Quote.single).with_quotes()}"])
+            loader.keep(batch[-1], composed[index], name)
+        composed.clear()  # the loader hands them out, and then they are to go
+        try:
+            failed = _launch(sweeper, batch, folder)
+        except ConfigError:  # of the launcher's options
+            raise
+        except Exception as error:  # not of a job: no folder can be made, or the system killed a worker process
+            mark_interrupted(folder)
+            with suppress(OSError, ConfigError):
+                report(folder, console)
+            first_line = error_line(error).partition("\n")[0]
+            again = f"the same command with hydra.sweep.dir={folder} goes on"
+            raise CompactHydraException(f"{first_line}\n{again}") from error
+        report(folder, console)
+    if failed:
+        raise CompactHydraException(
+            f"{failed} of {total} jobs did not complete; "
+            f"the same command with hydra.sweep.dir={folder} runs them again"
+        )
+
+
+def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
+    """Run the jobs, and return how many have failed."""
+    _share_cores(sweeper)
+    # The basic launcher keeps the configs of all jobs that it is given until the last has run: it is given one.
+    # By name, since Hydra makes its classes anew whenever one of its programs starts in the same process.
+    alone = type(sweeper.launcher).__name__ == "BasicLauncher"
+    most = 1 if alone else sweeper.max_batch_size or max(1, len(batch))
+    failed = 0
+    try:
+        for at in range(0, len(batch), most):
+            ends: Sequence[JobReturn] = sweeper.launcher.launch(batch[at : at + most], at)
+            failed += sum(one.status is not JobStatus.COMPLETED for one in ends)
+    except KeyboardInterrupt:
+        mark_interrupted(folder)
+        message = f"interrupted; the same command with hydra.sweep.dir={folder} goes on"
+        Console(stderr=True, highlight=False, emoji=False).print(message, markup=False, soft_wrap=True)
+        raise
+    return failed
+
+
+def _hashes(composed: Sequence[DictConfig]) -> list[str]:
+    """Return what each job is known by; a job whose options cannot work will say so itself, unless all are such."""
+    hashes, mistakes = [], []
+    for one in composed:
+        with ahead_of_its_job(one):
+            own, mistake = hash_of_job(one)
+        hashes.append(own)
+        mistakes += [mistake] if mistake else []
+    if len(mistakes) == len(composed):
+        raise ConfigError(mistakes[0])
+    return hashes
+
+
+def _names(sweeper: Any, jobs: Sequence[Sequence[str]]) -> list[str]:
+    """Return the options of each job in which it differs from others, or all if there is no other, sorted.
+
+    The list of runs in TensorBoard is narrow: options that all jobs share would push those that tell them apart out.
+    """
+    left_out = set(sweeper.config.hydra.job.config.override_dirname.exclude_keys)
+    shared = set(jobs[0]).intersection(*jobs[1:])
+    if len(jobs) == 1:
+        shared = {text for text in jobs[0] if text.partition("=")[0] in left_out}
+    own = ([text for text in job if text not in shared] for job in jobs)
+    return [",".join(sorted(texts)) for texts in own]
+
+
+def _share_cores(sweeper: Any) -> None:
+    """Let joblib start as many workers as there are cores for, unless it was told how many."""
+    settings = getattr(sweeper.launcher, "joblib", None)
+    if settings is not None and settings.get("n_jobs") in (None, -1):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        settings["n_jobs"] = max(1, cores // (sweeper.config.get("threads") or 1))
+
+
+class _ComposeOnce:
+    """A config loader that gives a launcher what the sweeper has composed, which takes longer than a job's files.
+
+    Each config is handed out once, since a job changes its own.
+    """
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self._loader = loader
+        self._kept: dict[tuple[str, ...], DictConfig] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    def __reduce__(self) -> Any:
+        """Leave the configs behind: a worker process composes its own."""
+        return _ComposeOnce, (self._loader,)
+
+    def compose(self, master: DictConfig, overrides: Sequence[str]) -> DictConfig:
+        """Compose the config of a job."""
+        return self._loader.load_sweep_config(master, list(overrides))
+
+    def keep(self, overrides: Sequence[str], composed: DictConfig, name: str) -> None:
+        """Keep a config, with the job's folder in it, for a launcher that asks for these overrides."""
+        with open_dict(composed):
+            composed.hydra.sweep.subdir = name
+        self._kept[tuple(overrides)] = composed
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
+        """Return the config of a job."""
+        kept = self._kept.pop(tuple(sweep_overrides), None)
+        return kept if kept is not None else self.compose(master_config, sweep_overrides)

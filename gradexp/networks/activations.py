@@ -1,0 +1,161 @@
+"""Phi, phi' and the lines they follow."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A scalar nonlinearity φ and the straight lines that it follows near 0 and far out.
+
+    The lines let ``exact_profile`` go on where z itself leaves float64's range: for tiny z, φ(z) is
+    φ(0) + slope · z, and for huge z it is slope · z (or bounded, slope 0).
+
+    Args:
+        function: φ, elementwise.
+        slopes_at_zero: φ'(0-) and φ'(0+).
+        slopes_at_infinity: The slopes at -inf and +inf.
+        derivative: φ', where differentiating ``function`` by autograd would lose digits; else None.
+        kinks: Every z at which φ or one of its derivatives jumps; quadrature breaks its intervals there.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    slopes_at_zero: tuple[float, float]
+    slopes_at_infinity: tuple[float, float]
+    derivative: Callable[[Tensor], Tensor] | None = None
+    kinks: tuple[float, ...] = ()
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return φ(z)."""
+        return self.function(z)
+
+    def value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return φ(z) and φ'(z); at a kink φ' is what autograd takes."""
+        if self.derivative is not None:
+            return self.function(z), self.derivative(z)
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            value = self.function(z)
+            if not value.requires_grad:  # a constant
+                return value, torch.zeros_like(z)
+            (slope,) = torch.autograd.grad(value.sum(), z)
+        return value.detach(), slope
+
+
+def activation(name: str, negative_slope: float = 0.01) -> Activation:
+    """Return a built-in activation by name.
+
+    Args:
+        name: A key of ``ACTIVATIONS``.
+        negative_slope: Slope below 0 of ``leaky_relu``; the others have none.
+
+    Raises:
+        ValueError: If there is no activation of that name.
+
+    Example:
+        >>> activation("relu")(torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation '{name}'; choose one of {', '.join(ACTIVATIONS)}")
+    if name == "leaky_relu":
+        slopes = (negative_slope, 1.0)
+        return Activation(lambda z: F.leaky_relu(z, negative_slope), slopes, slopes, kinks=(0,))
+    return ACTIVATIONS[name]
+
+
+def as_activation(
+    given: "str | Activation | Callable[[Tensor], Tensor]", negative_slope: float = 0.01, kinks: Sequence[float] = ()
+) -> Activation:
+    """Return a built-in activation by name, an ``Activation`` as it is, or one made of any elementwise function.
+
+    Of a function the slopes at 0 are autograd's at ±1e-100, and those at infinity φ(z) / z at ±1e100.
+
+    Args:
+        given: What is applied to every unit.
+        negative_slope: As in ``activation``.
+        kinks: Of a function: every z at which it or a derivative jumps.
+
+    Raises:
+        ValueError: For an unknown name; for a function that is random, changes the shape, or lets one element
+            depend on another; for kinks given to a built-in activation.
+        TypeError: If ``given`` is none of these.
+    """
+    if not math.isfinite(negative_slope):
+        raise ValueError(f"negative_slope must be finite, got {negative_slope}")
+    if isinstance(given, str | Activation):
+        if kinks:
+            raise ValueError("kinks are for a function; built-in activations name their own")
+        return given if isinstance(given, Activation) else activation(given, negative_slope)
+    if not callable(given):
+        raise TypeError(f"activation must be a name, an Activation or a function, got {type(given).__name__}")
+    name = getattr(given, "__name__", None) or type(given).__name__
+
+    def function(z: Tensor) -> Tensor:
+        return given(z.clone())  # it may work in place
+
+    probe = torch.linspace(-3, 3, 12, dtype=torch.float64).reshape(3, 4)
+    try:
+        with torch.no_grad():
+            whole = function(probe)
+            alone = torch.cat([function(z) for z in probe.flatten().split(1)])
+        elementwise = whole.shape == probe.shape and alone.shape == (probe.numel(),)
+        elementwise = elementwise and torch.allclose(whole.flatten(), alone, rtol=1e-12, atol=1e-300, equal_nan=True)
+        made = Activation(function, (0, 0), (0, 0), kinks=tuple(sorted(kinks)))
+        made.value_and_slope(probe)  # numpy's functions have no derivative
+    except Exception:  # whatever it raises, such as a layer norm of another width
+        elementwise = False
+    if not elementwise:
+        raise ValueError(f"activation must act on each element alone and always alike; {name} does not")
+    small = torch.tensor([-1e-100, 1e-100], dtype=torch.float64)
+    far = torch.tensor([-1e100, 1e100], dtype=torch.float64)
+    _, near_zero = made.value_and_slope(small)
+    below, above = near_zero.tolist()
+    # A ratio, since the slope of a wave is none; what grows less than |z| has slope 0.
+    far_below, far_above = (function(far) / far).round(decimals=12).tolist()
+    return replace(made, slopes_at_zero=(below, above), slopes_at_infinity=(far_below, far_above))
+
+
+def _tanh_slope(z: Tensor) -> Tensor:
+    # autograd's 1 - tanh² is exactly 0 from z = 19.1 on; this is right up to z = 370.
+    return torch.cosh(z).reciprocal().square()
+
+
+def _sigmoid_slope(z: Tensor) -> Tensor:
+    return torch.sigmoid(z) * torch.sigmoid(-z)
+
+
+def _softsign_slope(z: Tensor) -> Tensor:
+    return (1 + z.abs()).reciprocal().square()
+
+
+def _gelu_slope(z: Tensor) -> Tensor:
+    # autograd's Φ(z) is 1 + erf, which has no digit left below z = -8.3.
+    return 0.5 * torch.erfc(-z / math.sqrt(2)) + z * torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+
+
+_SELU_SCALE = 1.0507009873554805
+_SELU_ALPHA = 1.6732632423543772
+_ERF_SLOPE = 2 / math.sqrt(math.pi)
+
+# name: φ, slopes at 0- and 0+, slopes at -inf and +inf, φ' where autograd's loses digits
+ACTIVATIONS: dict[str, Activation] = {
+    "linear": Activation(lambda z: z, (1, 1), (1, 1), torch.ones_like),
+    "tanh": Activation(torch.tanh, (1, 1), (0, 0), _tanh_slope),
+    "relu": Activation(torch.relu, (0, 1), (0, 1), kinks=(0,)),
+    "sigmoid": Activation(torch.sigmoid, (0.25, 0.25), (0, 0), _sigmoid_slope),
+    "leaky_relu": Activation(F.leaky_relu, (0.01, 1), (0.01, 1), kinks=(0,)),
+    "hard_tanh": Activation(F.hardtanh, (1, 1), (0, 0), kinks=(-1, 1)),
+    "erf": Activation(torch.erf, (_ERF_SLOPE, _ERF_SLOPE), (0, 0)),
+    "elu": Activation(F.elu, (1, 1), (0, 1), kinks=(0,)),
+    "selu": Activation(F.selu, (_SELU_SCALE * _SELU_ALPHA, _SELU_SCALE), (0, _SELU_SCALE), kinks=(0,)),
+    "gelu": Activation(F.gelu, (0.5, 0.5), (0, 1), _gelu_slope),
+    "silu": Activation(F.silu, (0.5, 0.5), (0, 1)),
+    "softplus": Activation(lambda z: F.softplus(z, threshold=40), (0.5, 0.5), (0, 1)),
+    "softsign": Activation(F.softsign, (1, 1), (0, 0), _softsign_slope, kinks=(0,)),
+}

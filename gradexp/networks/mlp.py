@@ -1,0 +1,243 @@
+"""Activations and the MLP: one network, or a stack of independent ones computed together."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gradexp.choices import NORMALIZATIONS, RESIDUALS, check_choice
+from gradexp.networks.activations import Activation, as_activation
+from gradexp.networks.normalization import normalize
+
+
+def check_cures(normalization: str, residual: str, widths: Sequence[int]) -> None:
+    """Refuse an unknown normaliser or residual, and skip connections between layers of different widths.
+
+    Raises:
+        ValueError: If one is unknown, or widths n_1 to n_(L-1) differ in a residual network.
+    """
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    check_choice("residual", residual, RESIDUALS)
+    hidden = list(widths[1:-1])
+    if residual != "none" and len(set(hidden)) > 1:
+        raise ValueError(f"residual={residual!r} needs hidden layers of equal width, got {hidden}")
+
+
+class StackedLinear(nn.Module):
+    """The same linear layer of many independent networks: ``x_e W_eᵀ + b_e``, alone or added to a skip connection.
+
+    Args:
+        networks: Number of networks E.
+        fan_in: Inputs of each.
+        fan_out: Outputs of each.
+        bias: Whether to add a bias.
+        device: As in ``nn.Linear``.
+        dtype: As in ``nn.Linear``.
+        draw: Whether to draw weights; False leaves whatever the memory holds, for weights that are filled in next.
+        branch: Factor of the layer where it is added to a skip connection; None: a learnable one per network,
+            which starts at 0.
+
+    Attributes:
+        weight: Shape ``(networks, fan_out, fan_in)``.
+        bias: Shape ``(networks, fan_out)``, or None.
+        branch: A number, or a parameter of shape ``(networks,)``.
+    """
+
+    def __init__(
+        self,
+        networks: int,
+        fan_in: int,
+        fan_out: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        draw: bool = True,
+        branch: float | None = 1.0,
+    ) -> None:
+        super().__init__()
+        self.networks = networks
+        self.weight = nn.Parameter(torch.empty(networks, fan_out, fan_in, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(networks, fan_out, device=device, dtype=dtype)) if bias else None
+        self.branch: float | nn.Parameter = (
+            nn.Parameter(torch.zeros(networks, device=device, dtype=dtype)) if branch is None else branch
+        )
+        if draw:
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weights and biases from U(-1/√fan_in, 1/√fan_in), as ``nn.Linear`` does; a learnable branch is 0."""
+        bound = 1 / math.sqrt(self.weight.shape[-1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+        if isinstance(self.branch, Tensor):
+            nn.init.zeros_(self.branch)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map ``(networks, batch, fan_in)`` to ``(networks, batch, fan_out)``.
+
+        Args:
+            x: The inputs.
+            skip: Like the outputs. If given, the result is ``skip + branch · (x Wᵀ + b)``, so that what hooks see
+                of the layer is the sum.
+        """
+        if self.bias is None:
+            z = torch.bmm(x, self.weight.mT)
+        else:
+            z = torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
+        if skip is None:
+            return z
+        if isinstance(self.branch, Tensor):
+            return skip + self.branch[:, None, None] * z
+        return torch.add(skip, z, alpha=self.branch)
+
+    def extra_repr(self) -> str:
+        """Return the layer's sizes for ``repr``."""
+        networks, fan_out, fan_in = self.weight.shape
+        return f"networks={networks}, fan_in={fan_in}, fan_out={fan_out}, bias={self.bias is not None}"
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron, or a stack of independent ones of the same shape.
+
+    For layers l = 1..L, with a⁰ = x and depth L = ``len(widths) - 1``:
+
+        zˡ = Wˡ aˡ⁻¹ + bˡ,   aˡ = φ(zˡ) for l < L,   output y = zᴸ (no activation)
+
+    Two cures change what lies between hidden layers. With ``normalization``, aˡ = φ(N(zˡ)), where N has no
+    parameters (see ``gradexp.normalization.normalize``). With ``residual``, the layers 2 ≤ l < L are branches that
+    are added to a stream of signals which nothing else touches:
+
+        zˡ = zˡ⁻¹ + a_l (Wˡ aˡ⁻¹ + bˡ)
+
+    ``plain``: a_l = 1. ``depth``: a_l = 1/√L. ``zero``: a learnable number per layer that starts at 0, so that the
+    network starts as a shallow one (ReZero: Bachlechner et al., 2020, arXiv:2003.04887; SkipInit: De & Smith,
+    2020, arXiv:2002.10444). The last layer is never residual.
+
+    One network and a stack run through the same code, and a network computes the same alone as in a stack.
+
+    Args:
+        widths: n_0, n_1, ..., n_L: input width, hidden widths, output width.
+        activation: Name of a built-in activation, an ``Activation``, or an elementwise function.
+        bias: Whether layers have a bias.
+        networks: Number of networks E.
+        negative_slope: For ``leaky_relu``.
+        device: Where the parameters live.
+        dtype: Number format of the parameters.
+        draw: Whether to draw weights, as ``nn.Linear`` does; False leaves them to be filled in next.
+        normalization: ``"none"``, ``"batch"`` (over the samples, for each unit) or ``"layer"`` (over the units of
+            each sample).
+        residual: ``"none"``, ``"plain"``, ``"depth"`` or ``"zero"``.
+
+    Raises:
+        ValueError: If fewer than two widths are given, a width or ``networks`` is below 1, the activation or a
+            cure is unknown, or a residual network has hidden layers of different widths.
+
+    Example:
+        >>> MLP([64, 128, 10])(torch.ones(5, 64)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        activation: str | Activation | Callable[[Tensor], Tensor] = "relu",
+        bias: bool = True,
+        networks: int = 1,
+        negative_slope: float = 0.01,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        draw: bool = True,
+        normalization: str = "none",
+        residual: str = "none",
+    ) -> None:
+        super().__init__()
+        if len(widths) < 2 or min(widths) < 1:
+            raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
+        if networks < 1:
+            raise ValueError(f"networks must be at least 1, got {networks}")
+        check_cures(normalization, residual, widths)
+        self.widths = tuple(widths)
+        self.networks = networks
+        self.activation = as_activation(activation, negative_slope)
+        self.normalization = normalization
+        self.residual = residual
+        branches = {"none": 1.0, "plain": 1.0, "depth": 1 / math.sqrt(self.depth), "zero": None}
+        self.layers = nn.ModuleList(
+            StackedLinear(
+                networks,
+                fan_in,
+                fan_out,
+                bias,
+                device,
+                dtype,
+                draw,
+                branch=branches[residual] if self.has_skip(index) else 1.0,
+            )
+            for index, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False))
+        )
+
+    @property
+    def depth(self) -> int:
+        """Number of weight matrices L."""
+        return len(self.widths) - 1
+
+    def has_skip(self, index: int) -> bool:
+        """Say whether ``layers[index]`` is a branch beside a skip connection."""
+        return self.residual != "none" and 0 < index < self.depth - 1
+
+    def network(self, index: int) -> "MLP":
+        """Return one network of a stack as an MLP of its own, with copies of the parameters.
+
+        Raises:
+            IndexError: If the stack has no such network.
+        """
+        if not -self.networks <= index < self.networks:
+            raise IndexError(f"the stack has {self.networks} networks, got index {index}")
+        return self._of([parameter[index].unsqueeze(0) for parameter in self.parameters()])
+
+    @staticmethod
+    def join(stacks: Sequence["MLP"]) -> "MLP":
+        """Return the networks of some stacks of the same shape as one stack, with copies of the parameters."""
+        return stacks[0]._of([torch.cat(own) for own in zip(*(stack.parameters() for stack in stacks), strict=True)])
+
+    def _of(self, parameters: Sequence[Tensor]) -> "MLP":
+        """Return an MLP like this one with other networks' parameters."""
+        first = cast("StackedLinear", self.layers[0])
+        other = MLP(
+            self.widths,
+            self.activation,
+            first.bias is not None,
+            networks=len(parameters[0]),
+            device=first.weight.device,
+            dtype=first.weight.dtype,
+            draw=False,
+            normalization=self.normalization,
+            residual=self.residual,
+        )
+        with torch.no_grad():
+            for own, given in zip(other.parameters(), parameters, strict=True):
+                own.copy_(given)
+        return other
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return y = zᴸ.
+
+        Args:
+            x: Shape ``(batch, n_0)``, the same inputs for every network, or ``(networks, batch, n_0)``.
+
+        Returns:
+            Shape ``(networks, batch, n_L)``; for one network given ``(batch, n_0)``: ``(batch, n_L)``.
+        """
+        z = x.expand(self.networks, *x.shape) if x.dim() == 2 else x
+        for index, layer in enumerate(self.layers):
+            a = self.activation(normalize(z, self.normalization)) if index else z
+            z = layer(a, z) if self.has_skip(index) else layer(a)
+        return z.squeeze(0) if x.dim() == 2 and self.networks == 1 else z
+
+    def extra_repr(self) -> str:
+        """Return the cures for ``repr``."""
+        cures = {"normalization": self.normalization, "residual": self.residual}
+        return ", ".join(f"{key}={value}" for key, value in cures.items() if value != "none")

@@ -1,0 +1,1 @@
+"""Numbers that stay right: norms, number formats, random generators."""

@@ -1,0 +1,1 @@
+"""The command ``python -m gradexp.phase``: the phase diagram of an activation."""

@@ -1,0 +1,268 @@
+"""Where in the plane of weight and bias variances a deep network can be trained: theory, and networks to check it.
+
+``python -m gradexp.phase`` draws what is computed here.
+"""
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from gradexp import theory
+from gradexp.exact.profile import exact_profile
+from gradexp.history.step import Array
+from gradexp.networks.activations import activation
+from gradexp.networks.initialize import initialize
+from gradexp.networks.mlp import MLP
+from gradexp.theory.critical import attracts, critical_line
+from gradexp.theory.mean_field import Moments, is_piecewise_linear
+from gradexp.theory.prediction import first_over_last
+
+QUANTITIES = ("q_star", "chi_1", "xi_q", "xi_c", "xi_grad", "c_star")
+
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Mean field on a grid.
+
+    Args:
+        activation: Name of the activation.
+        sigma_w2: Weight variances fan_in · Var(W), shape ``(column,)``.
+        sigma_b2: Bias variances, shape ``(row,)``.
+        values: Each of ``QUANTITIES``, shape ``(row, column)``; a length or depth scale may be infinite.
+        edge: Points (sigma_w2, sigma_b2) where chi_1 = 1, shape ``(point, 2)``; nan where the line is broken.
+    """
+
+    activation: str
+    sigma_w2: Array
+    sigma_b2: Array
+    values: dict[str, Array]
+    edge: Array
+
+    @property
+    def rate(self) -> Array:
+        """1 / xi_c, negative in the chaotic phase: it passes 0 smoothly at the edge, where xi_c is infinite."""
+        return np.where(self.values["chi_1"] > 1, -1, 1) / np.maximum(self.values["xi_c"], 1e-9)
+
+
+class Dot(NamedTuple):
+    """Networks measured at one point of the plane."""
+
+    activation: str
+    sigma_w2: float
+    sigma_b2: float
+    width: int
+    depth: int
+    networks: int
+    log_chi: float | None
+    log_chi_se: float | None
+    log_chi_theory: float | None
+
+
+class Scale(NamedTuple):
+    """One weight scale lambda, and log10 of ‖δ¹‖ / ‖δᴸ‖ there; ``measured`` is None where nothing was measured."""
+
+    activation: str
+    weights: str
+    weight_scale: float
+    width: int
+    depth: int
+    predicted: float | None
+    measured: float | None
+    measured_se: float | None
+
+
+def phase_plane(
+    name: str,
+    sigma_w2: Sequence[float] | Array,
+    sigma_b2: Sequence[float] | Array,
+    negative_slope: float = 0.01,
+    progress: Progress | None = None,
+) -> Plane:
+    """Compute mean field on a grid.
+
+    Args:
+        name: Activation.
+        sigma_w2: Columns of the grid.
+        sigma_b2: Rows of the grid.
+        negative_slope: Of ``leaky_relu``.
+        progress: Called with (points done, points in all).
+
+    Example:
+        >>> plane = phase_plane("relu", [1.0, 2.0], [0.0])
+        >>> plane.values["chi_1"].tolist()
+        [[0.5, 1.0]]
+    """
+    phi = activation(name, negative_slope)
+    points = [(w2, b2) for b2 in sigma_b2 for w2 in sigma_w2]
+    found = []
+    for done, (w2, b2) in enumerate(points, 1):
+        point = theory.MeanField(phi, float(w2), float(b2))
+        found.append([getattr(point, quantity) for quantity in QUANTITIES])
+        if progress is not None:
+            progress(done, len(points))
+    table = np.array(found).reshape(len(sigma_b2), len(sigma_w2), -1)
+    return Plane(
+        name,
+        np.asarray(sigma_w2, dtype=np.float64),
+        np.asarray(sigma_b2, dtype=np.float64),
+        {quantity: table[..., index] for index, quantity in enumerate(QUANTITIES)},
+        _edge(name, negative_slope, max(sigma_b2)),
+    )
+
+
+def _edge(name: str, negative_slope: float, highest: float) -> Array:
+    phi = activation(name, negative_slope)
+    if is_piecewise_linear(phi):  # chi does not depend on lengths
+        critical = theory.critical_sigma_w2(phi)
+        return np.array([[critical, 0.0], [critical, highest]])
+    q = torch.logspace(-8, 4, 800, dtype=torch.float64)
+    w2, b2 = critical_line(phi, q)
+    there = (b2 > -1e-12) & attracts(w2, Moments.at(phi, q))
+    return np.asarray(torch.stack([w2, b2.clamp(min=0)], dim=1).where(there.unsqueeze(1), torch.nan).numpy())
+
+
+def measure_dots(
+    name: str,
+    points: Iterable[tuple[float, float]],
+    width: int,
+    depth: int,
+    seeds: Sequence[int],
+    negative_slope: float = 0.01,
+    progress: Progress | None = None,
+) -> list[Dot]:
+    """Measure real networks at some points (sigma_w2, sigma_b2).
+
+    Args:
+        name: Activation.
+        points: Where.
+        width: Units of every layer.
+        depth: Number of weight matrices L.
+        seeds: Neighbouring seeds, one of each network.
+        negative_slope: Of ``leaky_relu``.
+        progress: Called with (points done, points in all).
+    """
+    points = list(points)
+    dots = []
+    for done, (w2, b2) in enumerate(points, 1):
+        options = {"sigma_w2": w2, "sigma_b2": b2}
+        log_chi, error, _ = _measure(name, "mean_field", width, depth, seeds, negative_slope, options)
+        predicted = theory.predict(name, w2, b2, width, depth, negative_slope=negative_slope).log_chi
+        dots.append(Dot(name, w2, b2, width, depth, len(seeds), log_chi, error, predicted))
+        if progress is not None:
+            progress(done, len(points))
+    return dots
+
+
+def weight_scales(
+    names: Sequence[str],
+    scales: Sequence[float] | Array,
+    dots: Sequence[float] | Array,
+    width: int,
+    depth: int,
+    seeds: Sequence[int],
+    negative_slope: float = 0.01,
+    progress: Progress | None = None,
+) -> list[Scale]:
+    """Predict and measure how far the gradient shrinks or grows over a network, against the scale of its weights.
+
+    Weights are lambda times the identity, or Gaussian of standard deviation lambda / √width; there are no biases, and
+    the input is (1, ..., 1).
+
+    Args:
+        names: Activations.
+        scales: Where theory predicts.
+        dots: Where networks are measured.
+        width: Units of every layer.
+        depth: Number of weight matrices L.
+        seeds: Neighbouring seeds, one of each Gaussian network; an identity is the same for every seed.
+        negative_slope: Of ``leaky_relu``.
+        progress: Called with (points done, points in all).
+
+    Returns:
+        For each activation and kind of weights, first the predictions and then the measurements.
+
+    Example:
+        >>> found = weight_scales(["linear"], [1.5], [1.5], width=2, depth=150, seeds=[0])
+        >>> round(found[1].predicted, 4), round(found[1].measured, 4)  # 149 log10(1.5)
+        (26.2376, 26.2376)
+    """
+    kinds = [(name, weights) for name in names for weights in ("identity", "gaussian")]
+    total, found = len(kinds) * (len(scales) + len(dots)), list[Scale]()
+    for name, weights in kinds:
+        for scale in map(float, [*scales, *dots]):
+            is_dot = len(found) % (len(scales) + len(dots)) >= len(scales)
+            measured = error = None
+            if is_dot:
+                init, options = _INITS[weights](scale)
+                networks = seeds[:1] if weights == "identity" else seeds
+                _, error, measured = _measure(name, init, width, depth, networks, negative_slope, options)
+                error = None if error is None else error * (depth - 1) / (2 * math.log(10))
+            predicted = _predict_scale(name, weights, scale, width, depth, negative_slope)
+            found.append(Scale(name, weights, scale, width, depth, predicted, measured, error))
+            if progress is not None:
+                progress(len(found), total)
+    return found
+
+
+_INITS: dict[str, Callable[[float], tuple[str, dict[str, Any]]]] = {
+    "identity": lambda scale: ("identity", {"gain": scale}),
+    "gaussian": lambda scale: ("mean_field", {"sigma_w2": scale**2}),
+}
+
+
+def _predict_scale(
+    name: str, weights: str, scale: float, width: int, depth: int, negative_slope: float
+) -> float | None:
+    law = theory.WeightLaw(scale**2, diagonal=scale if weights == "identity" else None)
+    x = torch.ones(1, width, dtype=torch.float64)
+    phi = activation(name, negative_slope)
+    prediction = theory.predict_layers(phi, [law] * depth, [width] * (depth + 1), x)
+    return first_over_last(prediction) if prediction.valid else None
+
+
+def _measure(
+    name: str, init: str, width: int, depth: int, seeds: Sequence[int], negative_slope: float, options: dict[str, Any]
+) -> tuple[float | None, float | None, float | None]:
+    """Return log_chi, its standard error, and log10 of the ratio of first and last output gradient."""
+    widths = [width] * (depth + 1)
+    stack = MLP(widths, name, networks=len(seeds), negative_slope=negative_slope, dtype=torch.float64, draw=False)
+    initialize(stack, init, seed=seeds[0], **options)
+    history = exact_profile(stack, torch.ones(1, width, dtype=torch.float64), seeds=seeds)
+    return history.log_chi(), history.log_chi_se(), history.first_over_last("output_grad")
+
+
+def write_plane(path: Path, plane: Plane) -> None:
+    """Write one row per point; empty where a quantity is infinite."""
+    columns = ("activation", "sigma_w2", "sigma_b2", *QUANTITIES)
+    rows = [
+        (plane.activation, w2, b2, *(plane.values[quantity][row, column] for quantity in QUANTITIES))
+        for row, b2 in enumerate(plane.sigma_b2)
+        for column, w2 in enumerate(plane.sigma_w2)
+    ]
+    _write(path, columns, rows)
+
+
+def write_rows(path: Path, rows: Sequence[Dot] | Sequence[Scale]) -> None:
+    """Write dots or scales, one per row."""
+    _write(path, rows[0]._fields, rows)
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return repr(float(value)) if isinstance(value, float) else value

@@ -1,0 +1,47 @@
+"""Pictures of measurements, drawn with matplotlib, which is loaded only when a figure is asked for."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradexp.atomic_write import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+# Okabe & Ito's colours, which colour-blind readers tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LABELS = {
+    "output": "rms of the output z",
+    "output_grad": "norm of the output gradient ∂L/∂z",
+    "weight_grad": "norm of the weight gradient ∂L/∂W",
+    "weight": "norm of the weight W",
+    "update": "norm of the update of W",
+}
+
+
+def save(figure: "Figure", path: Path, dpi: int) -> Path:
+    """Write a figure as PNG and as SVG, whose endings are added to the path, and return the PNG file."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # all parts have found their places, once for both files
+    for ending in ("svg", "png"):
+        file = path.with_name(f"{path.name}.{ending}")
+        with replacing(file) as part:
+            figure.savefig(part, dpi=dpi, format=ending)
+    return file
+
+
+def powers_of_ten(axes: "Axes") -> None:
+    """Label an axis of logarithms, since float64 does not hold the sizes themselves."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    # At least a decade: below, all labels would be the same, and rounding noise would look like a course.
+    low, high = axes.dataLim.intervaly
+    if math.isfinite(low) and high - low < 1:
+        x, bottom = axes.dataLim.x0, math.floor(low)
+        axes.update_datalim([(x, bottom), (x, max(math.ceil(high), bottom + 1))])
+        axes.autoscale_view(scalex=False)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{value:.0f}}}$"))

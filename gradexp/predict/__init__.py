@@ -1,0 +1,1 @@
+"""The command ``python -m gradexp.predict``: what a run would find, before it is made."""

@@ -1,0 +1,43 @@
+"""``python -m gradexp.predict``: say what a network will do at initialisation, without building it."""
+
+from pathlib import Path
+
+from gradexp.cli.about import Command
+from gradexp.cli.command import command
+from gradexp.cli.interruptions import Interruptions
+from gradexp.config import Config
+
+ABOUT = Command(
+    "predict",
+    summary="Say what one very deep network will do at initialisation, and what to change, without building it.",
+    example="init=he activation=tanh depth=150 width=128",
+    sweep="init=he,xavier activation=relu,tanh",
+    unused=(
+        *("optimizer", "record", "seed", "seeds", "steps", "loss", "device", "dtype", "threads", "quiet"),
+        "save_weights",
+    ),
+    keeps_files=False,
+)
+
+
+def job(config: Config, _folder: Path, _overrides: list[str], _interruptions: Interruptions) -> None:
+    """Print a forecast."""
+    import torch
+
+    torch.set_num_threads(1)  # tensors are small
+    from rich.console import Console
+
+    from gradexp._version import __version__
+    from gradexp.predict.forecast import forecast
+    from gradexp.predict.text import describe
+
+    text = describe(forecast(config))
+    console = Console(highlight=False)
+    console.print(f"[bold]gradexp {__version__}[/bold]")
+    console.print(text, markup=False, soft_wrap=True)
+
+
+main = command(job, ABOUT)
+
+if __name__ == "__main__":
+    main()

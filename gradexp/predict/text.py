@@ -1,0 +1,166 @@
+"""A forecast as text."""
+
+import math
+import textwrap
+from collections.abc import Iterator
+
+from gradexp import theory
+from gradexp.predict.forecast import Forecast
+from gradexp.runs.verdict import ALIGNED
+from gradexp.theory import Prediction
+from gradexp.theory.prediction import first_over_last
+
+Rows = Iterator[tuple[str, str, str]]
+
+
+def _network(found: Forecast) -> Rows:
+    config, widths = found.config, found.prediction.widths
+    hidden = widths[1:-1]
+    layers = f"{config.depth} {config.activation} layer{'s' if config.depth > 1 else ''}"
+    ends = [f"{widths[0]} inputs", f"{widths[-1]} outputs"]
+    options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
+    yield "network", ", ".join([f"{layers} of {config.units} units" if hidden else layers, *config.cures, *ends]), ""
+    yield "init", f"{config.init.name} ({options})", ""
+    yield "inputs", found.inputs, ""
+
+
+def _infinite_width(found: Forecast) -> Rows:
+    prediction, point = found.prediction, found.point
+    differ = len({(law.sigma_w2, law.sigma_b2) for law in prediction.laws}) > 1
+    middle = f" of layer {len(prediction.laws) // 2 + 1}; layers differ" if differ else ""
+    yield "sigma_w2", _number(prediction.sigma_w2), f"fan_in Var(W){middle}"
+    yield "sigma_b2", _number(prediction.sigma_b2), f"Var(b){middle}"
+    cures = found.config.cures
+    missing = f"not defined with {' and '.join(cures)}" if cures else "a scaled identity is no random matrix"
+    yield "q*", *(("none", missing) if point is None else (_number(point.q_star), _length(point)))
+    chi_1 = prediction.chi_1
+    if chi_1 is None:
+        yield "chi_1", "none", "there is one layer only" if prediction.valid else "no formula holds"
+    else:
+        where = _phase(chi_1) if point is not None else "half-way down"
+        yield "chi_1", _number(chi_1), f"squared gradient per layer, {where}"
+    if point is None:
+        yield "xi_q", "none", missing
+        yield "xi_c", "none", missing
+    else:
+        settle = "settle" if point.q_star else "shrink by e"
+        yield "xi_q", _number(point.xi_q), _pace(point.xi_q, "lengths", settle, "grow by e")
+        yield "xi_c", _number(point.xi_c), _pace(point.xi_c, "correlations", f"settle at {point.c_star:.3g}")
+    if chi_1:
+        log_chi = math.log(chi_1)
+        xi_grad = math.inf if abs(log_chi) < 1e-12 else -1 / log_chi
+        yield "xi_grad", _number(xi_grad), _pace(xi_grad, "squared gradients", "shrink by e", "grow by e")
+    share = found.depth_over_reach
+    if share is not None:
+        bound = "trainable below about 1, as Schoenholz et al. (2017) found in experiments"
+        yield "L/6xi_c", _number(share), f"depth over 6 xi_c: {bound if share else 'no bound, as xi_c is infinite'}"
+    cosine = found.cosine
+    if cosine is not None:
+        yield "cosine", f"{cosine:.4f}", "of what two unrelated inputs have become at the output"
+
+
+def _finite_width(found: Forecast) -> Rows:
+    config, prediction = found.config, found.prediction
+    slope, sd = prediction.log_chi, prediction.log_chi_sd
+    if slope is None or sd is None:
+        yield "log_chi", "none", "no formula holds at this width" if config.depth > 1 else "there is one layer only"
+    else:
+        yield "log_chi", f"{slope:+.4g} ± {sd:.2g}", "log of the factor per layer ± sd of one network"
+    wide = prediction.log_chi_mean_field
+    if wide is not None and math.isfinite(wide):
+        yield "infinite", f"{wide:+.4g}", "log_chi of infinitely wide layers, these inputs"
+    ratio = first_over_last(prediction)
+    if ratio is None:
+        yield "ratio", "none", "of output gradients, first over last layer"
+    else:
+        wide_only = "" if prediction.valid else ", infinitely wide"
+        yield "ratio", _power(prediction), f"output gradient, layer 1 over layer {config.depth}{wide_only}"
+    spread = float(prediction.sd_output_grad[0])
+    if ratio is not None and spread > 0:
+        decades = config.verdict.decades
+        vanish, explode = (math.erfc((decades + sign * ratio) / spread / math.sqrt(2)) / 2 for sign in (1, -1))
+        yield (
+            "odds",
+            f"{vanish:.0%} of such networks vanish, {explode:.0%} explode (by {decades:g} powers of ten)",
+            "",
+        )
+    aspect = sum(1 / n for n in prediction.widths[1:-1])
+    yield "L/n", f"{aspect:.3g}", "sum of 1 / width; from about 1 on seeds differ much"
+    if prediction.valid and prediction.dead_probability:
+        yield "dead", f"{prediction.dead_probability:.3g}", "probability that an input is exactly 0 in some layer"
+    for dtype in ("float32", "float16", "bfloat16") if prediction.valid else ():
+        yield dtype, _range(prediction, dtype), ""
+    yield "formula", prediction.reason if prediction.valid else f"none: {prediction.reason}", ""
+
+
+def _outcome(found: Forecast) -> Rows:
+    yield "verdict", found.verdict.text, ""
+    share, chi_1 = found.depth_over_reach, found.prediction.chi_1
+    if share is not None and share > 1 and chi_1:
+        fate = "all inputs look alike" if chi_1 < 1 else "near inputs look unrelated"
+        yield "", f"{share:.3g} times deeper than 6 xi_c: hard to train, as {fate} at the output", ""
+    elif found.cosine is not None and found.cosine > ALIGNED:
+        yield "", f"all inputs look alike at the output (cosine {found.cosine:.4f}): hard to train", ""
+    name = "or" if found.verdict.gradient == "stable" else "change"
+    for change in found.changes:
+        yield name, f"{change.options}", ""
+        yield "", f"{_power(change.prediction)}; {change.reason}", ""
+        name = "or"
+
+
+_SECTIONS = {"": _network, "In infinite width": _infinite_width, "At this width": _finite_width, "Outcome": _outcome}
+
+
+def describe(found: Forecast) -> str:
+    """Return a forecast as the command prints it: network, infinite width, this width, outcome."""
+    sections = [
+        "\n".join([title] * bool(title) + [_row(*row) for row in rows(found)]) for title, rows in _SECTIONS.items()
+    ]
+    return "\n\n".join(sections)
+
+
+def _row(name: str, value: str, remark: str) -> str:
+    """Put name, value and remark into columns of 80, wrapping the last of them."""
+    head, text = (f"{name:<10}{value:<17} ", remark) if remark else (f"{name:<10}", value)
+    return textwrap.fill(text, 80, initial_indent=head, subsequent_indent=" " * (28 if remark else 10))
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _power(prediction: Prediction) -> str:
+    """Show the ratio of first and last gradient with its standard deviation."""
+    ratio, sd = first_over_last(prediction), float(prediction.sd_output_grad[0])
+    if ratio is None:
+        return "no number is known"
+    shown = round(ratio, 1) + 0.0  # no -0.0
+    return f"10^{shown:+.1f} ± {sd:.1f}" if prediction.valid else f"10^{shown:+.1f}"
+
+
+def _length(point: theory.MeanField) -> str:
+    if point.q_star == 0:
+        return "lengths shrink to nothing"
+    if point.q_star == math.inf:
+        return "lengths grow for ever"
+    return "every length is kept" if point.is_homogeneous else "mean square of a unit, deep inside"
+
+
+def _phase(chi_1: float) -> str:
+    if math.isclose(chi_1, 1, abs_tol=1e-9):
+        return "1 is critical"
+    return "above 1 is chaos" if chi_1 > 1 else "below 1 is order"
+
+
+def _pace(xi: float, what: str, shrinks: str, grows: str = "") -> str:
+    if xi == math.inf:
+        return f"{what} stay, or change by no exponential"
+    return f"layers for {what} to {grows if xi < 0 else shrinks}"
+
+
+def _range(prediction: Prediction, dtype: str) -> str:
+    for overflow, word in ((False, "underflow to 0"), (True, "overflow to inf")):
+        layer = prediction.failing_layer(dtype, overflow)
+        if layer is not None:
+            return f"output gradients {word} from layer {layer} down"
+    return "output gradients stay in range"

@@ -1,0 +1,1 @@
+"""Hooks on anybody's model: ``GradientProbe`` records a training, ``measure`` one pass."""

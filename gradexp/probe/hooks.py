@@ -1,0 +1,141 @@
+"""The hooks of a probe: on a model's modules while a step is recorded, and on nothing in between."""
+
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradexp.probe.torch_internals import in_transform
+from gradexp.probe.trace import Plan, Window
+
+# The mode in which make_fx and export trace.
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+
+
+class Recorder:
+    """Hooks on some modules of a model, and the window they write to.
+
+    Args:
+        model: Each call of it begins a new pass. Held weakly, as are the modules.
+        modules: What is measured, by name.
+        plan: What to measure.
+
+    Attributes:
+        window: What was seen since the last collect; None while nothing is recorded.
+        only: If set, no other recorder sees anything.
+    """
+
+    only: "Recorder | None" = None
+
+    def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], plan: Plan) -> None:
+        self.window: Window | None = None
+        self._model = weakref.ref(model)
+        self._modules = {name: weakref.ref(module) for name, module in modules.items()}
+        self._plan = plan
+        self._handles: list[Any] = []
+        self._eager = False
+        self._out_of_reach: set[str] = set()
+
+    def open(self, with_hooks: bool = True) -> None:
+        """Begin a new window, with hooks attached unless only weights are to be recorded."""
+        self.window = Window(self._plan)
+        if with_hooks and not self._handles:
+            self._attach()
+        measuring = self._plan.outputs or self._plan.gradients
+        if measuring and not self._eager and "torch._dynamo" in sys.modules:
+            self._eager = True
+            _Eager.enter()
+        self.window.eager = self._eager
+        self.window.transformed |= self._out_of_reach
+
+    def close(self) -> None:
+        """End the window: what arrives later belongs to none."""
+        if self.window is not None:
+            self.window.close()
+            self.window = None
+
+    def detach(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._eager:
+            self._eager = False
+            _Eager.leave()
+
+    def _attach(self) -> None:
+        model = self._model()
+        if model is None:
+            raise RuntimeError("the model that the probe watches is gone")
+        if not isinstance(model, torch.jit.ScriptModule):
+            self._handles.append(model.register_forward_pre_hook(_Hook(self, Window.begin_pass)))
+        for name, reference in self._modules.items():
+            module = reference()
+            if isinstance(module, torch.jit.ScriptModule):  # whose hooks would have to be compiled too
+                self._out_of_reach.add(name)
+            elif module is not None:
+                self._handles.append(module.register_forward_hook(_Hook(self, Window.see_output, name)))
+        if not isinstance(model, torch.jit.ScriptModule):
+            self._handles.append(model.register_forward_hook(_Hook(self, Window.end_pass), always_call=True))
+
+
+class _Hook:
+    """A module hook that calls a method of the recorder's window of that moment.
+
+    A copied or pickled model gets a hook that does nothing in its place.
+    """
+
+    __torch_unserializable__ = True
+    is_ours = True
+
+    def __init__(self, recorder: Recorder, method: Callable[..., None], *args: str) -> None:
+        self.recorder = recorder
+        self.method = method
+        self.args = args
+
+    def __call__(self, *args: Any) -> None:
+        # While dynamo, export or jit trace the model there is nothing to measure, nor inside vmap and the like.
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return
+        if torch._C._len_torch_dispatch_stack() and torch._C._get_dispatch_mode(_PROXY) is not None:
+            return
+        window = self.recorder.window
+        if window is None or Recorder.only not in (None, self.recorder):
+            return
+        if in_transform():
+            window.transformed.update(self.args)
+            return
+        graph = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # as torch.no_grad(), which would take as long as a norm
+        try:
+            self.method(window, graph, *self.args, *args)
+        finally:
+            torch._C._set_grad_enabled(graph)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A callable of the standard library that ignores three arguments, so that loading needs no gradexp.
+        return getattr, (nullcontext(), "__exit__")
+
+
+class _Eager:
+    """Let compiled code run eagerly while any probe records: dynamo ignores hooks that come after compilation."""
+
+    users = 0
+    stance: Any = None
+
+    @classmethod
+    def enter(cls) -> None:
+        if cls.users == 0:
+            cls.stance = torch.compiler.set_stance("force_eager")
+        cls.users += 1
+
+    @classmethod
+    def leave(cls) -> None:
+        cls.users -= 1
+        if cls.users == 0:
+            cls.stance.__exit__(None, None, None)
+            cls.stance = None

@@ -1,0 +1,119 @@
+"""measure: one forward and backward pass of anybody's model, as a table and a verdict, leaving no trace."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
+
+from gradexp.history.history import History
+from gradexp.probe.probe import GradientProbe
+from gradexp.probe.trace import tensors_in
+
+
+def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **options: Any) -> History:
+    """Run one forward and one backward pass and return what happens in each layer.
+
+    ``print(measure(model, loss_fn, (x, y)))`` shows a table and a verdict. The model is left as it was found:
+    parameters, ``.grad``, buffers (such as the statistics of batch norm), training mode, and the random number
+    generators of torch, numpy and Python. Only a lazy module is initialised by it, and what a module keeps in
+    plain Python attributes is its own affair.
+
+    Args:
+        model: Any module, measured in the mode (training or evaluation) it is in.
+        loss_fn: Returns a scalar.
+        batch: ``(inputs, target)``: the loss is ``loss_fn(model(inputs), target)``. A tensor alone, or a
+            mapping: ``loss_fn(model(inputs))``. Inputs that are a mapping go in as keyword arguments, a tuple
+            as positional ones.
+        **options: For ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``.
+
+    Returns:
+        A History of one step.
+
+    Raises:
+        TypeError: If the batch is none of these, ``loss_fn`` is not callable, or the loss is no tensor.
+        ValueError: If the loss is not one number, does not depend on any parameter, the model's weights change in
+            the backward pass itself, or the model is on the meta device.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+        >>> history = measure(model, nn.functional.mse_loss, (torch.ones(2, 3), torch.zeros(2, 1)))
+        >>> history.verdict().gradient
+        'stable'
+    """
+    inputs, targets = _split(batch)
+    if not callable(loss_fn) or isinstance(loss_fn, type):
+        got = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
+        raise TypeError(f"loss_fn must be a function or module that returns a loss, got {got}")
+    if isinstance(model, nn.Module) and any(p._post_accumulate_grad_hooks for p in model.parameters()):
+        raise ValueError(
+            "a hook steps an optimizer in the backward pass, so that measuring would change the weights; "
+            "use GradientProbe in the training loop instead"
+        )
+    probe = GradientProbe(model, **options)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the model is on the meta device, where there are no numbers to measure")
+    modules = [model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
+    with _as_found(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe, probe.alone():
+        loss = loss_fn(_run(model, inputs), *targets)
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
+        if loss.numel() != 1:
+            raise ValueError(f"loss_fn must return one number, got a tensor of shape {tuple(loss.shape)}")
+        if not loss.requires_grad:
+            raise ValueError("the loss does not depend on any parameter that requires a gradient")
+        loss.backward()
+        probe.collect(0)
+    return probe.history
+
+
+def _split(batch: Any) -> tuple[Any, tuple[Any, ...]]:
+    if isinstance(batch, (Tensor, Mapping)):
+        return batch, ()
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], (batch[1],)
+    got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise TypeError(f"batch must be (inputs, target), a tensor or a mapping, got {got}")
+
+
+def _run(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+@contextmanager
+def _as_found(modules: list[nn.Module], batch: Any) -> Iterator[None]:
+    """Put back gradients, buffers and random number generators."""
+    leaves: list[Tensor] = [p for module in modules for p in module.parameters()]
+    leaves += [tensor for tensor in tensors_in(batch) if tensor.requires_grad and tensor.is_leaf]
+    gradients = [leaf.grad for leaf in leaves]
+    buffers = [
+        (own, name, buffer, None if isinstance(buffer, UninitializedBuffer) else buffer.detach().clone())
+        for module in modules
+        for own in module.modules()
+        for name, buffer in own._buffers.items()
+        if buffer is not None
+    ]
+    devices = sorted({tensor.device.index or 0 for tensor in [*leaves, *tensors_in(batch)] if tensor.is_cuda})
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        for leaf in leaves:
+            leaf.grad = None
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+        with torch.no_grad():
+            for own, name, buffer, value in buffers:
+                if value is not None:
+                    own._buffers[name] = buffer
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)

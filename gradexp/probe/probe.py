@@ -1,0 +1,378 @@
+"""GradientProbe: record per-layer sizes and gradients of any model while it trains."""
+
+import operator
+import sys
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from gradexp.history.history import History
+from gradexp.history.step import QUANTITIES, STATUSES, Array
+from gradexp.probe.hooks import Recorder
+from gradexp.probe.readings import Reading, Sheet
+from gradexp.probe.selection import Select, module_kind, selected_modules, unwrap
+from gradexp.probe.trace import Plan, Statistic, Window
+from gradexp.probe.updates import Updates
+from gradexp.probe.weights import Weights, is_unscaled, scale_of_loss
+
+_Row = tuple[str, int]  # name of a module, and which of its calls in a pass
+
+_OF_WEIGHTS = ("weight_grad", "weight", "update")
+
+
+class GradientProbe:
+    """Record what autograd produces in each layer: outputs, their gradients, and the weights' gradients.
+
+    Observing changes nothing: in eager mode the probe adds no graph node, draws no random number, keeps no tensor
+    of the model alive and replaces no gradient. A compiled model runs eagerly while a step is recorded, since
+    compiled code calls no hooks; it is the same up to rounding, but dropout draws other masks there.
+
+    Recorded per row, which is one call of one module in a forward pass, and per step are log10 of the rms of
+    ``output`` (all floating tensors that a module returned) and of the L2 norms of ``output_grad`` (the gradient
+    of those tensors), ``weight_grad`` (what ``.grad`` holds at ``collect``), ``weight`` and ``update`` (the
+    optimizer's change). A module's weights are its own parameters of two or more dimensions, taken as one;
+    biases are left out. Several forward and backward passes before one ``collect`` count as one batch,
+    concatenated. Passes under ``torch.no_grad()``, and those that no backward pass went through while others
+    had one, are not recorded. Under DistributedDataParallel ``output_grad`` is that of this process.
+
+    Args:
+        model: Any module.
+        select: Which modules to record: a function of name and module, or patterns of names such as
+            ``"blocks.*.mlp"``. None: those that directly own a parameter of two or more dimensions. Modules whose
+            weight is parametrized own none; their ``parametrizations.weight`` does.
+        quantities: Which of ``output``, ``output_grad``, ``weight_grad``, ``weight``, ``update``. None: the first
+            three, and the others too if an optimizer is given.
+        stats: Name -> function from a tensor to a 0-d tensor, taken of outputs, output gradients and weight
+            gradients, where those are recorded; averaged over the tensors that make up a cell.
+        every: Record the collects number 0, every, 2·every, ... At other steps no hook is attached.
+        optimizer: Its steps are watched for ``update``, which is complete at the next collect.
+        scaler: The ``torch.amp.GradScaler`` in use; gradients are recorded as if there were none.
+        per_sample: Also record each sample's norm of output gradients (samples along the first dimension of
+            the output; for modules with one output tensor). A mean loss makes each 1/batch as large.
+        networks: Independent networks along the first dimension of outputs and weights (a stacked MLP).
+        seeds: Their seeds, for the History; None: 0, 1, ...
+
+    Raises:
+        ValueError: If nothing is selected, a quantity is unknown, ``update`` is asked for without an optimizer,
+            the optimizer has none of the model's parameters, or ``every`` is below 1.
+        TypeError: If an argument is of the wrong kind.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Linear(5, 1))
+        >>> with GradientProbe(model) as probe:
+        ...     model(torch.ones(2, 3)).sum().backward()
+        ...     probe.collect(0)
+        >>> probe.history.names
+        ['0', '2']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        select: Select | None = None,
+        every: int = 1,
+        optimizer: torch.optim.Optimizer | None = None,
+        networks: int = 1,
+        seeds: list[int] | None = None,
+        *,
+        quantities: Iterable[str] | None = None,
+        stats: Mapping[str, Statistic] | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        per_sample: bool = False,
+    ) -> None:
+        _check_kinds(model, optimizer, stats)
+        for option, value in (("every", every), ("networks", networks)):
+            if _whole(option, value) < 1:
+                raise ValueError(f"{option} must be at least 1, got {value}")
+        self._quantities = _quantities(quantities, optimizer, per_sample)
+        if stats and scaler is not None and scaler.is_enabled():
+            raise ValueError("stats would be of scaled gradients; give either stats= or an enabled scaler=")
+        model = unwrap(model)
+        if optimizer is not None:
+            stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            if not any(id(parameter) in stepped for parameter in model.parameters()):
+                raise ValueError("the optimizer has none of this model's parameters")
+        modules = selected_modules(model, select)
+        self._model = weakref.ref(model)
+        self._by_default = select is None
+        self._every = every
+        self._optimizer = optimizer
+        self._scaler = scaler
+        self._networks = networks
+        self._seeds = list(range(networks)) if seeds is None else list(seeds)
+        self._plan = Plan(
+            "output" in self._quantities, "output_grad" in self._quantities, per_sample, dict(stats or {}), networks
+        )
+        self._recorder = Recorder(model, modules, self._plan)
+        self._weights = Weights(modules, self._plan)
+        self._updates: Updates | None = None
+        self._names = list(modules)
+        self._rows: dict[_Row, int] = {}
+        self._called: dict[_Row, None] = {}  # in the order of their first calls
+        self._steps: list[int] = []
+        self._readings: list[Reading] = []
+        self._collects = 0
+        self._attached = False
+
+    def __enter__(self) -> Self:
+        """Attach the hooks."""
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        """Remove every hook."""
+        self.remove()
+
+    def __del__(self) -> None:
+        """Remove every hook of a probe that nobody holds, as after running a notebook's cell again."""
+        if getattr(self, "_attached", False):
+            self.remove()
+
+    def __reduce__(self) -> Any:
+        """Refuse to be copied or pickled: hooks belong to one probe."""
+        raise TypeError("a probe cannot be copied or pickled; its history can")
+
+    def __repr__(self) -> str:
+        state = "attached" if self._attached else "not attached"
+        return f"GradientProbe({len(self._names)} modules, {len(self._steps)} steps recorded, {state})"
+
+    def attach(self) -> Self:
+        """Start recording; returns the probe.
+
+        Raises:
+            RuntimeError: If it is attached already, or the model is gone.
+        """
+        if self._attached:
+            raise RuntimeError("the probe is attached already")
+        self._open()
+        if self._optimizer is not None and "update" in self._quantities:
+            self._updates = Updates(self._optimizer, self._weights, self._networks, self._recorder)
+        self._attached = True
+        return self
+
+    def remove(self) -> None:
+        """Stop recording and remove every hook; the history stays."""
+        self._attached = False
+        self._close()
+        self._recorder.detach()
+        if self._updates is not None:
+            self._updates.remove()
+            self._fetch_updates()
+            self._updates = None
+
+    def collect(self, step: int | None = None) -> None:
+        """Record what the hooks saw since the last collect, and the weights' gradients.
+
+        Call it after ``backward()`` and before the optimizer's step; before gradients are clipped to record them
+        as they came.
+
+        Args:
+            step: A label for the recorded step; None: the number of this collect, counted from 0.
+
+        Raises:
+            RuntimeError: If the probe is not attached, no backward pass has been run, or the optimizer that the
+                probe knows has already made its step.
+            TypeError: If ``step`` is no whole number.
+        """
+        if not self._attached:
+            raise RuntimeError("the probe is not attached; use it in a with statement or call attach()")
+        label = self._collects if step is None else _whole("step", step)
+        if self._recorder.window is not None:
+            self._record(label, self._recorder.window)
+        self._collects += 1
+        self._close()
+        if self._collects % self._every or not self._needs_hooks():
+            self._recorder.detach()
+        self._open()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other probes of the model from seeing anything."""
+        before, Recorder.only = Recorder.only, self._recorder
+        try:
+            yield
+        finally:
+            Recorder.only = before
+
+    def discard(self) -> None:
+        """Forget what was seen since the last collect, such as a pass whose gradients were set to zero again."""
+        if self._attached and self._recorder.window is not None:
+            self._close()
+            self._open()
+
+    @property
+    def history(self) -> History:
+        """What was recorded so far."""
+        self._fetch_updates()
+        # A lazy module shows only when it is first called whether it has a weight of two dimensions.
+        all_rows = [(n, 0) for n in self._names if not self._steps or (n, 0) in self._rows]
+        rows = [*self._called, *(row for row in all_rows if row not in self._called)]
+        columns = [self._rows.get(row, -1) for row in rows]
+        # A module's weights are the same in all its calls.
+        of_weights = [self._rows.get((name, 0), -1) for name, _ in rows]
+        log10, status = {}, {}
+        for quantity in self._quantities:
+            own = of_weights if quantity in _OF_WEIGHTS else columns
+            log10[quantity] = self._stacked([r.log10.get(quantity) for r in self._readings], own, np.nan)
+            codes = self._stacked([r.status.get(quantity) for r in self._readings], own, STATUSES.index("not_called"))
+            status[quantity] = codes.astype(np.int8)
+        history = History("train", [name for name, _ in rows], list(self._steps), list(self._seeds), log10, status)
+        history.calls = [call for _, call in rows]
+        for reading in self._readings:
+            history.dtypes = reading.dtypes | history.dtypes
+        for name in {name: None for reading in self._readings for name in reading.stats}:
+            own = of_weights if name.startswith("weight_grad.") else columns
+            history.stats[name] = self._stacked([r.stats.get(name) for r in self._readings], own, np.nan)
+        if self._plan.per_sample:
+            history.samples = self._stacked_samples(columns)
+        return history
+
+    def _open(self) -> None:
+        if self._collects % self._every == 0:
+            self._recorder.open(self._needs_hooks())
+            self._weights.watch()
+
+    def _close(self) -> None:
+        self._recorder.close()
+        self._weights.unwatch()
+
+    def _needs_hooks(self) -> bool:
+        # Where only weights are recorded, the first step shows the order of the modules.
+        return self._plan.outputs or self._plan.gradients or not self._steps
+
+    def _row_of(self, name: str, call: int = 0) -> int:
+        return self._rows.setdefault((name, call), len(self._rows))
+
+    def _row_of_call(self, name: str, call: int) -> int:
+        self._called[name, call] = None
+        return self._row_of(name, call)
+
+    def _record(self, label: int, window: Window) -> None:
+        self._check_backward(window)
+        weights = {name: own for name, own in self._weights.items() if own or not self._by_default}
+        sheet = Sheet(self._networks)
+        window.add(sheet, self._row_of_call, weights)
+        for name in window.hidden(weights):
+            for quantity in ("output", "output_grad"):
+                sheet.mark(quantity, self._row_of(name), "hook_missed")
+        rows = {name: self._row_of(name) for name in weights}
+        if "weight_grad" in self._quantities:
+            self._weights.add_gradients(sheet, weights, rows)
+        if "weight" in self._quantities:
+            self._weights.add_norms(sheet, weights, rows)
+        self._undo_scale(sheet)
+        reading = self._read(sheet)
+        self._steps.append(label)
+        self._readings.append(reading)
+        if self._updates is not None:
+            self._updates.expect()
+
+    def _read(self, sheet: Sheet) -> Reading:
+        """Read a sheet, together with updates that were measured since the last one and belong to that."""
+        if self._updates is not None:
+            self._updates.add(sheet, self._row_of)
+        reading = sheet.read(len(self._rows))
+        if "update" in reading.log10:
+            earlier = self._readings[-1]
+            earlier.log10["update"] = reading.log10.pop("update")
+            earlier.status["update"] = reading.status.pop("update")
+        return reading
+
+    def _fetch_updates(self) -> None:
+        if self._updates is not None and self._updates.measured:
+            self._read(Sheet(self._networks))
+
+    def _check_backward(self, window: Window) -> None:
+        """Refuse a collect before any backward pass, which would record nothing but unused weights."""
+        model = self._model()
+        if model is None:
+            raise RuntimeError("the model that the probe watches is gone")
+        wanted = {"output_grad", "weight_grad"} & set(self._quantities)
+        seen = (
+            window.count_backwards() > 0
+            or self._weights.have_passed()
+            or any(p.grad is not None for p in model.parameters())
+        )
+        if wanted and not seen:
+            raise RuntimeError("no gradient was seen: call collect after loss.backward() and before zero_grad()")
+        if self._updates is not None and self._updates.is_late(window):
+            raise RuntimeError("collect was called after optimizer.step(); call it before, or update is a step late")
+        if not window.eager and not window.calls and "torch._dynamo" in sys.modules and self._needs_hooks():
+            warnings.warn(
+                "no module was called: if the model was compiled after the probe was attached, outputs and their "
+                "gradients are recorded from the next collect on",
+                stacklevel=4,
+            )
+
+    def _undo_scale(self, sheet: Sheet) -> None:
+        """Record gradients as if a GradScaler had not multiplied the loss."""
+        scaler, model = self._scaler, self._model()
+        if scaler is not None and scaler.is_enabled() and model is not None:
+            scaled = ["output_grad", *([] if is_unscaled(scaler, self._optimizer) else ["weight_grad"])]
+            sheet.divide(scaled, scale_of_loss(scaler, next(model.parameters())))
+
+    def _stacked(self, steps: Sequence[NDArray[Any] | None], columns: list[int], otherwise: float) -> Array:
+        """Return ``(step, network, column)``."""
+        stacked = np.full((len(steps), self._networks, len(columns)), otherwise, dtype=float)
+        begin = 0
+        for width, alike in groupby(steps, lambda step: 0 if step is None else step.shape[1]):
+            own = list(alike)
+            known = [index for index, column in enumerate(columns) if 0 <= column < width]
+            if known:
+                whole = np.stack([step for step in own if step is not None])
+                stacked[begin : begin + len(own), :, known] = whole[:, :, [columns[index] for index in known]]
+            begin += len(own)
+        return stacked
+
+    def _stacked_samples(self, columns: list[int]) -> Array:
+        """Return ``(step, network, column, sample)``, nan beyond the samples of a cell."""
+        most = max((own.shape[1] for reading in self._readings for own in reading.samples.values()), default=0)
+        stacked = np.full((len(self._readings), self._networks, len(columns), most), np.nan)
+        for step, reading in enumerate(self._readings):
+            for index, column in enumerate(columns):
+                if column in reading.samples:
+                    own = reading.samples[column]
+                    stacked[step, :, index, : own.shape[1]] = own
+        return stacked
+
+
+def _quantities(
+    wanted: Iterable[str] | None, optimizer: torch.optim.Optimizer | None, per_sample: bool
+) -> tuple[str, ...]:
+    if wanted is None:
+        return QUANTITIES if optimizer is not None else QUANTITIES[:3]
+    given = [wanted] if isinstance(wanted, str) else list(wanted)
+    unknown = [quantity for quantity in given if quantity not in QUANTITIES]
+    if unknown or not given:
+        what = f"unknown quantity '{unknown[0]}'" if unknown else "quantities is empty"
+        raise ValueError(f"{what}; choose from {', '.join(QUANTITIES)}")
+    if "update" in given and optimizer is None:
+        raise ValueError("the quantity 'update' needs optimizer=, whose steps are watched")
+    if per_sample and "output_grad" not in given:
+        raise ValueError("per_sample=True needs the quantity 'output_grad'")
+    return tuple(quantity for quantity in QUANTITIES if quantity in given)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+
+
+def _check_kinds(model: Any, optimizer: Any, stats: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {module_kind(model)}")
+    if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "register_step_pre_hook")):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {module_kind(optimizer)}")
+    if stats is not None and not isinstance(stats, Mapping):
+        raise TypeError(f"stats must map names to functions, got {module_kind(stats)}")

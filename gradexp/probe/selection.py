@@ -1,0 +1,73 @@
+"""Which modules are recorded."""
+
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from gradexp.probe.weights import least_dimensions
+
+Select = Callable[[str, nn.Module], bool] | Iterable[str] | str
+
+
+def module_kind(value: Any) -> str:
+    """Return what a value is, in the words of an error message."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def selected_modules(model: nn.Module, select: Select | None) -> dict[str, nn.Module]:
+    """Return the modules to watch by their names; without a selection, those that own a weight.
+
+    Raises:
+        TypeError: If ``select`` is no name, pattern, class or function.
+        ValueError: If it matches nothing.
+    """
+    # A compiled module wraps one of the same name; the inner one comes later and is the one that is called.
+    modules = {re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name).lstrip("."): m for name, m in model.named_modules()}
+    if select is None:
+        chosen = {name: module for name, module in modules.items() if _may_own_weight(module)}
+    elif callable(select) and not isinstance(select, (nn.Module, type)):
+        chosen = {name: module for name, module in modules.items() if select(name, module)}
+    else:
+        one = isinstance(select, (str, type)) or not isinstance(select, Iterable)
+        given: Any = select
+        patterns: list[Any] = [given] if one else list(given)
+        wrong = [pattern for pattern in patterns if not isinstance(pattern, str)]
+        if wrong:
+            got = module_kind(wrong[0])
+            raise TypeError(f"select must be patterns of names or a function of name and module, got {got}")
+        matches = {pattern: [name for name in modules if fnmatchcase(name, pattern)] for pattern in patterns}
+        chosen = {name: m for name, m in modules.items() if any(name in found for found in matches.values())}
+        idle = [pattern for pattern, found in matches.items() if not found]
+        if idle and chosen:
+            raise ValueError(f"select: '{idle[0]}' matches none of the {len(modules)} modules")
+    if not chosen:
+        if select is None:
+            raise ValueError("nothing to record: no module owns a parameter of two or more dimensions; use select=")
+        some = ", ".join([*(f"'{name}'" for name in list(modules)[:6]), *(["..."] if len(modules) > 6 else [])])
+        raise ValueError(f"nothing to record: select matches none of the {len(modules)} modules ({some})")
+    return chosen
+
+
+def _may_own_weight(module: nn.Module) -> bool:
+    least = least_dimensions(module)
+    return any(p is not None and (is_lazy(p) or p.dim() >= least) for p in module._parameters.values())
+
+
+def unwrap(model: Any) -> nn.Module:
+    """Return the module inside DistributedDataParallel and compiled modules, so that names stay as they were.
+
+    Raises:
+        ValueError: If it is a DataParallel, whose copies on other devices the hooks would not tell apart.
+    """
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise ValueError("DataParallel over several devices is not supported; use DistributedDataParallel")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrap(model.module)
+    inner = getattr(model, "_orig_mod", None)
+    is_wrapper = type(model).__name__ == "OptimizedModule" and isinstance(inner, nn.Module)
+    unwrapped: nn.Module = unwrap(inner) if is_wrapper else model
+    return unwrapped

@@ -1,0 +1,163 @@
+"""What the watched modules' own weights tell: their gradients at the collect, and what the optimizer does to them."""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gradexp.numerics.norms import has_values
+from gradexp.probe.readings import Part, Sheet, measure, measure_all
+from gradexp.probe.trace import Plan, statistics
+
+_ByName = Mapping[str, list[nn.Parameter]]
+
+
+class Weights:
+    """The parameters of two or more dimensions that modules directly own, as one weight per module.
+
+    Args:
+        modules: By name, held weakly.
+        plan: The number of networks, and further statistics of gradients.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], plan: Plan) -> None:
+        self._modules = [
+            (name, weakref.ref(module), least_dimensions(module), hasattr(module, "has_uninitialized_params"))
+            for name, module in modules.items()
+        ]
+        self._plan = plan
+        self._passing: dict[int, list[Part]] = {}  # id of a weight -> its gradient in each backward pass
+        self._handles: list[Any] = []
+        self._used_up = True  # some weights may need to be watched
+
+    def items(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
+        """Yield the name and the weights, as they are now, of each module that is still there."""
+        for name, reference, least, was_lazy in self._modules:
+            module = reference()
+            if module is None:
+                continue
+            own = [p for p in module._parameters.values() if p is not None and not (was_lazy and is_lazy(p))]
+            yield name, [parameter for parameter in own if parameter.dim() >= least]
+
+    def watch(self) -> None:
+        """See the gradients of weights that an optimizer inside the backward pass uses up before the collect."""
+        if not self._used_up:
+            return
+        self._used_up = False
+        for _, weights in self.items():
+            for weight in weights:
+                if weight.requires_grad and weight._post_accumulate_grad_hooks and id(weight) not in self._passing:
+                    self._used_up = True
+                    parts = self._passing[id(weight)] = []
+                    self._handles.append(weight.register_hook(_WeightHook(parts, self._plan.networks)))
+
+    def unwatch(self) -> None:
+        """Remove the hooks and forget what they saw."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._passing.clear()
+
+    def have_passed(self) -> bool:
+        """Say whether a watched weight has received a gradient."""
+        return any(self._passing.values())
+
+    def add_gradients(self, sheet: Sheet, weights: _ByName, rows: Mapping[str, int]) -> None:
+        """Add what ``.grad`` of each module's weights holds, or has held, or why there is nothing."""
+        there: list[tuple[int, Tensor]] = []
+        for name, own in weights.items():
+            row = rows[name]
+            gradients = [g for weight in own if weight.requires_grad and (g := weight.grad) is not None]
+            if len(gradients) < max(1, len(own)):  # a module without weights has nothing to train
+                self._mark_missing(sheet, row, [weight for weight in own if weight.requires_grad], bool(gradients))
+            for gradient in gradients:
+                if has_values(gradient):
+                    there.append((row, gradient))
+                else:
+                    sheet.mark("weight_grad", row, "hook_missed")
+        for (row, gradient), part in zip(there, measure_all([g for _, g in there], self._plan.networks), strict=True):
+            sheet.add("weight_grad", row, part)
+            if self._plan.stats:
+                for name, value in statistics("weight_grad", gradient, self._plan):
+                    sheet.add_statistic(name, row, value)
+
+    def _mark_missing(self, sheet: Sheet, row: int, trained: list[nn.Parameter], some: bool) -> None:
+        """Say why some weights of a module have no gradient, or add the one that an optimizer has used up."""
+        if not trained:
+            sheet.mark("weight_grad", row, "frozen")
+            return
+        for weight in trained:
+            if weight.grad is None and weight._post_accumulate_grad_hooks:
+                self._used_up = True
+                parts = self._passing.get(id(weight))
+                some |= parts != []
+                if parts is None or len(parts) > 1:
+                    # After unseen or several backward passes there is no one gradient to speak of.
+                    sheet.mark("weight_grad", row, "hook_missed")
+                else:
+                    for part in parts:
+                        sheet.add("weight_grad", row, part)
+        if not some:
+            sheet.mark("weight_grad", row, "unused")
+
+    def add_norms(self, sheet: Sheet, weights: _ByName, rows: Mapping[str, int]) -> None:
+        """Add the weights themselves."""
+        for name, own in weights.items():
+            if not own:
+                sheet.mark("weight", rows[name], "frozen")
+            for weight in own:
+                if has_values(weight):
+                    sheet.add("weight", rows[name], measure(weight, self._plan.networks))
+                else:
+                    sheet.mark("weight", rows[name], "hook_missed")
+
+
+def least_dimensions(module: nn.Module) -> int:
+    """Return how many dimensions a parameter needs to be a weight.
+
+    In a stacked layer the networks' dimension comes first, and a bias has two.
+    """
+    networks = module.__dict__.get("networks")
+    own = [p for p in module._parameters.values() if p is not None and not is_lazy(p)]
+    return 3 if any(parameter.dim() == 3 and parameter.shape[0] == networks for parameter in own) else 2
+
+
+def scale_of_loss(scaler: torch.amp.GradScaler, like: Tensor) -> Tensor:
+    """Return the factor by which a GradScaler multiplies the loss, without waiting for the device."""
+    scale: Tensor = scaler.scale(torch.ones((), device=like.device))
+    return scale
+
+
+def is_unscaled(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer | None) -> bool:
+    """Say whether the scaler has divided the weights' gradients by its scale already.
+
+    Raises:
+        RuntimeError: If it cannot be known, or the scaler has made its step.
+    """
+    states = scaler._per_optimizer_states
+    if optimizer is not None:
+        states = {id(optimizer): states[id(optimizer)]} if id(optimizer) in states else {}
+    stages = {state["stage"].name for state in states.values()}
+    if len(stages) > 1:
+        raise RuntimeError(
+            "the gradients of some optimizers are unscaled and of others not; give the probe its optimizer"
+        )
+    if stages == {"STEPPED"}:
+        raise RuntimeError("collect must be called before scaler.step(optimizer)")
+    return stages == {"UNSCALED"}
+
+
+class _WeightHook:
+    """Measure the gradient that a backward pass brings to a weight."""
+
+    __torch_unserializable__ = True
+
+    def __init__(self, parts: list[Part], networks: int) -> None:
+        self.parts = parts
+        self.networks = networks
+
+    def __call__(self, gradient: Tensor) -> None:
+        self.parts.append(measure(gradient, self.networks))

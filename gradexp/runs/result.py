@@ -1,0 +1,100 @@
+"""Everything known about one run, from its start to its end; ``summary`` is what summary.json holds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from gradexp.config import Config
+from gradexp.history.history import History
+from gradexp.history.step import Array
+from gradexp.history.verdict import Verdict
+
+if TYPE_CHECKING:  # importing them would load torch, and a run's first files are written before that
+    from gradexp.runs.training import Training
+    from gradexp.theory import Comparison, Prediction
+
+
+class Distribution(NamedTuple):
+    """How often which numbers occur, those left out that are not finite.
+
+    Args:
+        counts: Shape ``(bins,)``.
+        edges: From the smallest to the largest number, shape ``(bins + 1,)``.
+        total: Sum of the numbers.
+        squares: Sum of their squares.
+    """
+
+    counts: Array
+    edges: Array
+    total: float
+    squares: float
+
+
+@dataclass
+class Result:
+    """One run. Fields that are not known yet, or do not apply, are None.
+
+    Args:
+        config: The resolved options.
+        overrides: What was given on the command line.
+        status: ``running``, ``complete``, ``interrupted`` or ``failed``; divergence is complete.
+        error: One line, if failed.
+        device: Where it runs, for example ``"cuda:0"``.
+        device_name: The device's own name.
+        threads: CPU threads.
+        building: What is built, in one line.
+        initial: The profile at initialisation, of all networks, with theory's beside it.
+        prediction: What theory says of the network.
+        comparison: How far the measurement is from that.
+        training: Losses and accuracies.
+        gradients: What the probe has recorded in training; brought up to date now and then while it goes on.
+        outputs: (training steps so far, layer -> how its outputs z of one batch are distributed), for histograms.
+        verdict: The outcome.
+        weights: The final parameters, if they are to be saved.
+        progress: (activity, done, total) of what is going on.
+        seconds: Wall time of the whole run.
+        seconds_by_part: Wall time of each part.
+    """
+
+    config: Config
+    overrides: list[str] = field(default_factory=list)
+    status: str = "running"
+    error: str | None = None
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    device: str | None = None
+    device_name: str | None = None
+    threads: int | None = None
+    building: str | None = None
+    initial: History | None = None
+    prediction: "Prediction | None" = None
+    comparison: "Comparison | None" = None
+    training: "Training | None" = None
+    gradients: History | None = None
+    outputs: "list[tuple[int, dict[int, Distribution]]]" = field(default_factory=list)
+    verdict: Verdict | None = None
+    weights: dict[str, Any] | None = None
+    progress: tuple[str, int, int] = ("", 0, 0)
+    seconds: float | None = None
+    seconds_by_part: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the networks measured at initialisation; training is of the first."""
+        return [self.config.seed + index for index in range(self.config.seeds)]
+
+
+class Sink(Protocol):
+    """Where results go: ``write`` is called again and again as a run becomes known."""
+
+    def write(self, stage: str, result: Result) -> None:
+        """Take in what is known at a stage: start, built, initial, step, end, or progress in between."""
+
+    def close(self) -> None:
+        """Release files and terminal."""
+
+
+def tell(sinks: Sequence[Sink], stage: str, result: Result) -> None:
+    """Hand a result to every sink at one stage."""
+    for sink in sinks:
+        sink.write(stage, result)

@@ -1,0 +1,266 @@
+"""Build, measure, predict, train, judge; torch at the top."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+
+from gradexp.choices import ConfigError
+from gradexp.config import Config
+from gradexp.exact.profile import exact_profile
+from gradexp.history.history import join
+from gradexp.networks.initialize import initialize
+from gradexp.networks.mlp import MLP
+from gradexp.numerics.seeds import generator
+from gradexp.probe.probe import GradientProbe
+from gradexp.runs.clock import Clock
+from gradexp.runs.data import Dataset, batches, chance_loss, check_batch, load, resolve_loss, targets
+from gradexp.runs.device import device_name, find_device
+from gradexp.runs.prediction import predict_run
+from gradexp.runs.recording import Recording, sample_outputs
+from gradexp.runs.result import Result, Sink, tell
+from gradexp.runs.stacks import count_weights, split
+from gradexp.runs.training import Part, Training, build_optimizer, train
+from gradexp.runs.verdict import run_verdict
+from gradexp.theory import Prediction, compare
+
+# Bytes of parameters that are held at a time.
+_STACK = 512 << 20
+
+
+_Network = tuple[Result, int]  # whose network it is, and its seed
+
+
+def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock) -> None:
+    """Take runs that share a stack through all stages: data, weights, profile, theory, training, verdict."""
+    config = results[0].config  # what it shares with the others is taken from it
+    device = find_device(config.device)
+    name = device_name(device)
+    for result in results:
+        result.device = str(device)
+        result.device_name = name
+        result.threads = config.threads or 1
+
+    def progress(activity: str, done: int, total: int) -> None:
+        results[0].progress = (activity, done, total)
+        tell(sinks, "progress", results[0])
+
+    with clock.part("data"):
+        data = load(config.data, config.width)
+        loss = resolve_loss(config.loss, data, config.data.name)
+        check_batch(config.batch_size, data, config.data.name)
+    for result in results:
+        result.building = _describe(result, data, loss)
+    tell(sinks, "built", results[0])
+
+    model = _measure(results, data, device, clock, progress)
+    _judge(results, data, clock)
+    if config.record.histograms:
+        sample_outputs(results, model, data.x_train[: config.batch_size], 0)
+    tell(sinks, "initial", results[0])
+
+    if config.steps:
+        for result in results:
+            result.training = Training()
+
+        def on_step(step: int) -> None:
+            tell(sinks, "step", results[0])
+            progress("training", step + 1, config.steps)
+
+        with clock.part("training"):
+            _train(results, model, data, loss, on_step)
+    for index, result in enumerate(results):
+        if result.config.save_weights:
+            alone = model if model.networks == 1 else model.network(index)
+            result.weights = {name: value.cpu() for name, value in alone.state_dict().items()}
+        assert result.initial is not None
+        training = result.training or Training()
+        result.verdict = run_verdict(
+            result.config,
+            result.initial,
+            training.losses,
+            training.diverged_at,
+            chance_loss(data, loss),
+            result.gradients,
+            result.comparison,
+        )
+
+
+def _measure(
+    results: Sequence[Result],
+    data: Dataset,
+    device: torch.device,
+    clock: Clock,
+    progress: Callable[[str, int, int], None],
+) -> MLP:
+    """Measure all networks of all runs at initialisation, and return those with the runs' own seeds.
+
+    They are worked through in stacks that fit into memory.
+    """
+    x = data.x_train[: results[0].config.batch_size]
+    networks = [(result, seed) for result in results for seed in result.seeds]
+    parts, histories = _parts(networks, data), []
+    kept: list[MLP] = []
+    for index, part in enumerate(parts):
+
+        def share(activity: str, done: int, total: int, before: int = index) -> None:
+            progress(activity, before * total + done, len(parts) * total)
+
+        with clock.part("weights"):
+            stack = _build(part, data, device, partial(share, "drawing weights"))
+        own = [place for place, (result, seed) in enumerate(part) if seed == result.config.seed]
+        kept += [stack] if len(own) == stack.networks else [stack.network(place) for place in own]
+        with clock.part("profile"):
+            report = partial(share, "profile at initialisation")
+            histories.append(exact_profile(stack, x, seeds=[seed for _, seed in part], progress=report))
+        del stack  # before the next one is built
+    measured = join(histories)
+    start = 0
+    for result in results:
+        end = start + len(result.seeds)
+        result.initial = measured.of_networks(slice(start, end))
+        start = end
+    return kept[0] if len(kept) == 1 else MLP.join(kept)
+
+
+def _judge(results: Sequence[Result], data: Dataset, clock: Clock) -> None:
+    """Set theory beside what was measured at initialisation. Networks that differ in their seed share it."""
+    known: dict[str, Prediction] = {}
+    for result in results:
+        assert result.initial is not None
+        with clock.part("theory"):
+            law = repr((result.config.init, result.config.sigma_b2))
+            if law not in known:
+                x = data.x_train[: result.config.batch_size]
+                known[law] = predict_run(result.config, x, data.output_width)
+            result.prediction = known[law]
+            result.initial.theory = result.prediction.arrays
+            result.comparison = compare(result.prediction, result.initial)
+        result.verdict = run_verdict(result.config, result.initial, theory=result.comparison)
+
+
+def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_step: Callable[[int], None]) -> None:
+    """Train one network of each run with the probe on, and keep what it saw even if training is interrupted."""
+    config = results[0].config
+    logs = [result.training for result in results if result.training is not None]
+    optimizer = build_optimizer(config.optimizer, list(model.parameters()))
+    seeds = [result.config.seed for result in results]
+    probe = GradientProbe(model, every=config.record.every, optimizer=optimizer, networks=model.networks, seeds=seeds)
+    recording = Recording(results, model, probe, data.x_train[: config.batch_size])
+
+    def after_step(step: int) -> None:
+        recording.after(step)
+        on_step(step)
+
+    try:
+        train(
+            model,
+            _part(data.x_train, data.y_train, data, loss, model),
+            _part(data.x_test, data.y_test, data, loss, model),
+            [batches(len(data.x_train), config.batch_size, generator(seed, "batches")) for seed in seeds],
+            loss,
+            optimizer,
+            config.steps,
+            probe,
+            logs,
+            config.optimizer.clip_norm,
+            after_step,
+        )
+    finally:
+        recording.read()
+
+
+def _widths(config: Config, data: Dataset) -> list[int]:
+    return [data.input_width, *config.hidden_widths, data.output_width]
+
+
+def _parts(networks: Sequence[_Network], data: Dataset) -> list[Sequence[_Network]]:
+    """Split the networks into stacks of about equal size that fit into memory."""
+    config = networks[0][0].config
+    size = count_weights(_widths(config, data)) * (8 if config.dtype == "float64" else 4)
+    parts = min(len(networks), math.ceil(len(networks) * size / _STACK))
+    return split(networks, parts)
+
+
+def _build(
+    networks: Sequence[_Network], data: Dataset, device: torch.device, progress: Callable[[int, int], None]
+) -> MLP:
+    """Draw some networks, those of one run with neighbouring seeds, as one stack."""
+    seeds_of = {id(result): (result.config, list[int]()) for result, _ in networks}
+    for result, seed in networks:
+        seeds_of[id(result)][1].append(seed)
+    runs = list(seeds_of.values())
+
+    def share(done: int, total: int) -> None:
+        progress(len(stacks) * total + done, len(runs) * total)
+
+    stacks: list[MLP] = []
+    for config, seeds in runs:
+        stacks.append(_draw(config, seeds, data, device, share))
+    return stacks[0] if len(stacks) == 1 else MLP.join(stacks)
+
+
+def _draw(
+    config: Config, seeds: list[int], data: Dataset, device: torch.device, progress: Callable[[int, int], None]
+) -> MLP:
+    """Return the networks of some neighbouring seeds as one stack."""
+    stack = MLP(
+        _widths(config, data),
+        config.activation,
+        bias=config.bias,
+        networks=len(seeds),
+        negative_slope=config.negative_slope,
+        device=device,
+        dtype=getattr(torch, config.dtype),
+        draw=False,  # they would be overwritten at once
+        normalization=config.normalization,
+        residual=config.residual,
+    )
+    try:
+        initialize(
+            stack,
+            config.init.name,
+            seed=seeds[0],
+            sigma_b2=config.sigma_b2,
+            activation=config.activation,
+            negative_slope=config.negative_slope,
+            inputs=data.x_train[: config.batch_size],
+            progress=progress,
+            **config.init.options,
+        )
+    except ValueError as error:  # of lsuv, which depends on the data
+        raise ConfigError(str(error)) from error
+    return stack
+
+
+def _part(x: "torch.Tensor", y: "torch.Tensor", data: Dataset, loss: str, model: MLP) -> Part:
+    """Move a part of the data to the model's device and number format."""
+    weight = next(model.parameters())
+    target = targets(y, loss, data.classes).to(weight.device)
+    return Part(
+        x.to(weight.device, weight.dtype),
+        target.to(weight.dtype) if target.is_floating_point() else target,
+        y.to(weight.device) if y.dtype == torch.int64 else None,
+    )
+
+
+def _describe(result: Result, data: Dataset, loss: str) -> str:
+    """Say in four lines what is built."""
+    config = result.config
+    hidden, widths = config.hidden_widths, _widths(result.config, data)
+    parameters = sum((fan_in + config.bias) * fan_out for fan_in, fan_out in pairwise(widths))
+    parameters += max(0, config.depth - 2) if config.residual == "zero" else 0
+    options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
+    cures = "".join(f"{cure}, " for cure in config.cures)
+    seeds = f"seed {config.seed}" + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
+    update = f"{config.steps} steps of {config.optimizer.name} lr={config.optimizer.lr:g}, {loss}, "
+    threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
+    return (
+        f"network   {config.depth} {config.activation} layers{f' of {config.units} units' if hidden else ''}, {cures}"
+        f"{widths[0]} inputs, {widths[-1]} outputs, {parameters:,} weights\n"
+        f"init      {config.init.name} ({options}), {seeds}\n"
+        f"data      {config.data.name}, {len(data.x_train)} training samples, batches of {config.batch_size}\n"
+        f"training  {update if config.steps else 'none; '}{config.dtype} on {result.device}{threads}"
+    )

@@ -1,0 +1,173 @@
+"""What summary.json and sweep.csv hold."""
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from gradexp._version import __version__
+from gradexp.config import Config, as_dict
+from gradexp.history.history import History
+from gradexp.history.step import QUANTILES, mean, standard_error
+from gradexp.history.verdict import Verdict
+from gradexp.runs.result import Result
+
+if TYPE_CHECKING:  # importing them would load torch, and a run's first files are written before that
+    from gradexp.runs.training import Training
+    from gradexp.theory import Comparison, Prediction
+
+
+SCHEMA = 1
+UNHASHED = ("device", "threads", "quiet", "record")  # they do not change what is computed
+
+
+def config_hash(config: Config) -> str:
+    """Return sha256 of the options that determine the numbers, and of the gradexp version."""
+    return hash_of(as_dict(config))
+
+
+def hash_of(options: Mapping[str, Any]) -> str:
+    """Return the ``config_hash`` of options as a dict."""
+    hashed = {key: value for key, value in options.items() if key not in UNHASHED}
+    text = json.dumps([hashed, __version__], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def unstarted(options: dict[str, Any], overrides: list[str], error: str, status: str = "failed") -> dict[str, Any]:
+    """Return the content of summary.json of a job of which only its options are known, and why it did not run."""
+    content = summary(Result(Config(), overrides, status, error))
+    return {**content, "config": options, "config_hash": hash_of(options), "seeds": []}
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """Return the content of summary.json: always the same keys, null where not applicable, no nan or inf."""
+    content = {
+        "schema": SCHEMA,
+        "gradexp": __version__,
+        "torch": _version("torch"),
+        "python": platform.python_version(),
+        "hydra": _version("hydra-core"),
+        "device": result.device,
+        "device_name": result.device_name,
+        "threads": result.threads,
+        "status": result.status,
+        "error": result.error,
+        "started": result.started.isoformat(),
+        "seconds": result.seconds,
+        "seconds_training": result.seconds_by_part.get("training"),
+        "config": as_dict(result.config),
+        "config_hash": config_hash(result.config),
+        "overrides": result.overrides,
+        "seeds": result.seeds,
+        "initial": _initial(result.initial),
+        "theory": _theory(result.prediction, result.comparison),
+        "training": _training(result.training),
+        "verdict": _verdict(result.verdict),
+    }
+    finite: dict[str, Any] = _finite(content)
+    return finite
+
+
+def outcome(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run came to: one flat row from the content of its summary.json, None where not applicable."""
+    initial, theory, training, verdict = (content[key] for key in ("initial", "theory", "training", "verdict"))
+    return {
+        **{key: verdict[key] for key in ("gradient", "training", "theory")},
+        "log_chi": initial["log_chi"],
+        "log_chi_theory": theory["log_chi"],
+        "z": theory["z"],
+        "log10_first_over_last": initial["log10_first_over_last"]["output_grad"],
+        "depth_scale": initial["depth_scale"],
+        **{key: training[key] for key in _OUTCOME_OF_TRAINING},
+        "seconds": content["seconds"],
+    }
+
+
+_OUTCOME_OF_TRAINING = ("loss_first", "loss_last", "train_accuracy", "test_accuracy", "diverged_at")
+_THEORY_KEYS = (
+    "valid",
+    "reason",
+    "sigma_w2",
+    "sigma_b2",
+    "q_star",
+    "chi_1",
+    "log_chi",
+    "log_chi_sd",
+    "z",
+    "deviates_from_layer",
+)
+_FORMATS = ("float32", "float16", "bfloat16")
+
+
+def _initial(initial: History | None) -> dict[str, Any]:
+    ratios: dict[str, float | None] = dict.fromkeys(("output", "output_grad", "weight_grad"))
+    fails: dict[bool, dict[str, int | None]] = {over: dict.fromkeys(_FORMATS) for over in (False, True)}
+    quantiles: dict[float, float] = {}
+    log_chi = error = scale = dead = None
+    if initial is not None:
+        slopes = initial.log_chi_per_network()
+        log_chi, error, scale = mean(slopes), standard_error(slopes), initial.depth_scale()
+        ratios = {quantity: initial.first_over_last(quantity) for quantity in ratios}
+        dead = mean(initial.dead_fraction) if initial.dead_fraction is not None else None
+        for over, layers in fails.items():
+            layers.update({name: initial.failing_layer("output_grad", name, over) for name in _FORMATS})
+        quantiles = initial.log_chi_quantiles()
+    return {
+        "log_chi": log_chi,
+        "log_chi_se": error,
+        "depth_scale": scale,
+        "log10_first_over_last": ratios,
+        "dead_fraction": dead,
+        "underflow_layer": fails[False],
+        "overflow_layer": fails[True],
+        "quantiles": {str(q): quantiles.get(q) for q in QUANTILES},
+    }
+
+
+def _theory(prediction: "Prediction | None", comparison: "Comparison | None") -> dict[str, Any]:
+    content: dict[str, Any] = {key: getattr(prediction, key, None) for key in _THEORY_KEYS}
+    for key in ("z", "deviates_from_layer"):
+        content[key] = getattr(comparison, key, None)
+    return content
+
+
+def _training(training: "Training | None") -> dict[str, Any]:
+    keys = ("loss_first", "loss_last", "train_accuracy", "test_loss", "test_accuracy", "diverged_at")
+    content: dict[str, Any] = {"steps": None, **dict.fromkeys(keys)}
+    if training is not None:
+        losses, tests = training.losses, training.tests
+        content.update(
+            steps=len(losses),
+            loss_first=losses[0] if losses else None,
+            loss_last=losses[-1] if losses else None,
+            train_accuracy=training.train_accuracy,
+            # After a divergence the last test is of weights that are gone.
+            test_loss=tests[-1][1] if tests and training.diverged_at is None else None,
+            test_accuracy=tests[-1][2] if tests and training.diverged_at is None else None,
+            diverged_at=training.diverged_at,
+        )
+    return content
+
+
+def _verdict(verdict: Verdict | None) -> dict[str, Any]:
+    keys = ("gradient", "training", "theory", "text")
+    return {key: getattr(verdict, key, None) for key in keys}
+
+
+def _finite(value: Any) -> Any:
+    """Replace every number that JSON cannot hold by None."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

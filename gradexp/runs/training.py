@@ -1,0 +1,216 @@
+"""The training loop."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradexp.config import OptimizerConfig
+from gradexp.numerics.norms import joint_log10_norm, log10_norm
+from gradexp.probe.probe import GradientProbe
+
+
+class Part(NamedTuple):
+    """The training or the test part of the data, on the model's device.
+
+    Args:
+        x: Inputs, shape ``(samples, n_0)``.
+        y: Targets as the loss takes them.
+        labels: Classes, shape ``(samples,)``; None for regression.
+    """
+
+    x: Tensor
+    y: Tensor
+    labels: Tensor | None
+
+
+@dataclass
+class Training:
+    """The course of a training, filled in step by step so that an interruption loses nothing.
+
+    Args:
+        losses: Training loss of each step's batch, before the step's update.
+        accuracies: Share of each batch classified right; empty for regression.
+        tests: (step, test loss, test accuracy or None), measured before that step's update.
+        diverged_at: First step whose loss is not finite or whose update left a weight that is not.
+        train_accuracy: Over the whole training part, at the end.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    tests: list[tuple[int, float, float | None]] = field(default_factory=list)
+    diverged_at: int | None = None
+    train_accuracy: float | None = None
+
+
+def train(
+    model: nn.Module,
+    train_part: Part,
+    test_part: Part,
+    batches: Sequence[Iterator[Tensor]],
+    loss: str,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    probe: GradientProbe,
+    logs: Sequence[Training],
+    clip_norm: float | None = None,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Train independent networks until ``steps``; a loss or weight that is not finite is a result and no error.
+
+    The networks share every operation and nothing else: the gradient of the sum of their losses is that of each loss
+    for its own network. One that has diverged keeps the weights it then had, and the others go on.
+
+    Args:
+        model: A network, or a stack of them whose parameters have a leading network dimension. Maps
+            ``(networks, batch, n_0)`` to ``(networks, batch, n_L)``.
+        train_part: What the batches are taken from.
+        test_part: Evaluated ten times on the way.
+        batches: For each network, index batches into the training part.
+        loss: ``"cross_entropy"`` or ``"mse"``.
+        optimizer: Updates the model, each element by itself.
+        steps: Number of updates.
+        probe: Collected after every backward pass, before clipping.
+        logs: One per network, filled in as training goes on.
+        clip_norm: Largest allowed norm of the whole gradient of a network, ``g ← g min(1, clip_norm / ‖g‖)``
+            (Pascanu et al., 2013); None: no clipping.
+        on_step: Called after each step with its number.
+    """
+    parameters = list(model.parameters())
+    networks = len(logs)
+    between_tests = max(1, steps // 10)
+    kept: list[tuple[int, list[Tensor]]] = []  # weights of networks that have diverged
+    with probe:
+        for step in range(steps):
+            if step % between_tests == 0:
+                _test(model, test_part, loss, step, logs)
+            rows = torch.stack([next(own) for own in batches]).to(train_part.x.device)
+            output = model(train_part.x[rows])
+            losses = batch_losses(output, train_part.y[rows], loss)
+            losses.sum().backward()
+            probe.collect(step)
+            shares = None if train_part.labels is None else shares_correct(output, train_part.labels[rows])
+            if clip_norm is not None:
+                clip(parameters, clip_norm, networks)
+            optimizer.step()
+            optimizer.zero_grad()
+            finite = losses.isfinite() & all_finite(parameters, networks)
+            _log(step, logs, losses, shares, finite)
+            for network, log in enumerate(logs):
+                if log.diverged_at == step and networks > 1:
+                    kept.append((network, [parameter[network].detach().clone() for parameter in parameters]))
+            on_step(step)
+            if all(log.diverged_at is not None for log in logs):
+                break
+    with torch.no_grad():
+        for network, weights in kept:
+            for parameter, own in zip(parameters, weights, strict=True):
+                parameter[network].copy_(own)
+    if any(log.diverged_at is None for log in logs):
+        _test(model, test_part, loss, steps, logs)
+        _, accuracies = evaluate(model, train_part, loss, networks)
+        for log, accuracy in zip(logs, accuracies, strict=True):
+            if log.diverged_at is None:
+                log.train_accuracy = accuracy
+
+
+def _test(model: nn.Module, part: Part, loss: str, step: int, logs: Sequence[Training]) -> None:
+    """Add an evaluation to the log of each network that has not diverged."""
+    for log, value, accuracy in zip(logs, *evaluate(model, part, loss, len(logs)), strict=True):
+        if log.diverged_at is None:
+            log.tests.append((step, value, accuracy))
+
+
+def _log(step: int, logs: Sequence[Training], losses: Tensor, shares: Tensor | None, finite: Tensor) -> None:
+    """Add a step to the log of each network that has not diverged before it."""
+    values, fine = losses.tolist(), finite.tolist()
+    accuracies = [None] * len(logs) if shares is None else shares.tolist()
+    for log, value, accuracy, is_fine in zip(logs, values, accuracies, fine, strict=True):
+        if log.diverged_at is None:
+            log.losses.append(value)
+            if accuracy is not None:
+                log.accuracies.append(accuracy)
+            if not is_fine:
+                log.diverged_at = step
+
+
+def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the torch optimizer that the options describe."""
+    return OPTIMIZERS[config.name](parameters, config)
+
+
+def batch_losses(output: Tensor, y: Tensor, loss: str) -> Tensor:
+    """Return each network's mean loss over its batch (for mse also over outputs), shape ``(networks,)``.
+
+    Args:
+        output: Shape ``(networks, batch, n_L)``.
+        y: Classes, shape ``(networks, batch)``, or values like ``output``.
+        loss: ``"cross_entropy"`` or ``"mse"``.
+    """
+    if loss == "cross_entropy":
+        return F.cross_entropy(output.flatten(0, 1), y.flatten(), reduction="none").view(y.shape).mean(1)
+    return F.mse_loss(output, y, reduction="none").flatten(1).mean(1)
+
+
+def shares_correct(output: Tensor, labels: Tensor) -> Tensor:
+    """Return for each network the share of rows whose largest output is the right class, shape ``(networks,)``."""
+    return (output.argmax(-1) == labels).double().mean(1)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, part: Part, loss: str, networks: int = 1
+) -> tuple[list[float], list[float] | list[None]]:
+    """Return each network's loss and accuracy (None for regression) over a whole part of the data."""
+    output = torch.cat([model(rows.expand(networks, *rows.shape)) for rows in part.x.split(_ROWS)], dim=1)
+    losses: list[float] = batch_losses(output, part.y.expand(networks, *part.y.shape), loss).tolist()
+    accuracies = [None] * networks if part.labels is None else shares_correct(output, part.labels).tolist()
+    return losses, accuracies
+
+
+@torch.no_grad()
+def clip(parameters: list[nn.Parameter], largest: float, networks: int = 1) -> None:
+    """Scale all gradients of a network together so that their joint L2 norm is at most ``largest``.
+
+    Unlike ``torch.nn.utils.clip_grad_norm_`` the norm neither under- nor overflows, and each network of a stack is
+    scaled by its own.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    logs = torch.stack([log10_norm(gradient, networks) for gradient in gradients])
+    scales = 10 ** (math.log10(largest) - joint_log10_norm(logs))
+    scales = scales.where(scales < 1, 1)
+    if (scales < 1).any():
+        for gradient in gradients:
+            gradient.mul_(scales.to(gradient.dtype).view(networks, *[1] * (gradient.dim() - 1)))
+
+
+def all_finite(parameters: list[nn.Parameter], networks: int = 1) -> Tensor:
+    """Say of each network whether every element of every parameter is finite, shape ``(networks,)``."""
+    # aminmax passes nan on, and is much faster than isfinite.
+    ends = [end for p in parameters for end in torch.aminmax(p.detach().reshape(networks, -1), dim=1)]
+    return torch.stack(ends).isfinite().all(0)
+
+
+# Samples evaluated at a time.
+_ROWS = 1024
+
+# name: torch optimizer from parameters and options
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], OptimizerConfig], torch.optim.Optimizer]] = {
+    "sgd": lambda p, c: torch.optim.SGD(p, lr=_lr(c), weight_decay=_decay(c)),
+    "momentum": lambda p, c: torch.optim.SGD(p, lr=_lr(c), weight_decay=_decay(c), momentum=c.momentum or 0.0),
+    "adam": lambda p, c: torch.optim.Adam(p, lr=_lr(c), weight_decay=_decay(c)),
+    "rmsprop": lambda p, c: torch.optim.RMSprop(p, lr=_lr(c), weight_decay=_decay(c)),
+}
+
+
+def _lr(config: OptimizerConfig) -> float:
+    assert config.lr is not None
+    return config.lr
+
+
+def _decay(config: OptimizerConfig) -> float:
+    return config.weight_decay or 0.0

@@ -1,0 +1,137 @@
+"""What a run amounts to: its gradient, its training and theory in one line, with a remedy."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradexp.config import Config
+from gradexp.history.history import History
+from gradexp.history.step import STATUSES, mean
+from gradexp.history.verdict import Verdict, gradient_verdict
+
+if TYPE_CHECKING:
+    from gradexp.theory import Comparison
+
+
+# Mean cosine between the outputs of two samples from which on a network counts as blind to its input.
+ALIGNED = 0.98
+# Fewer steps than this tell nothing about what a network can learn.
+_ENOUGH_STEPS = 100
+# A step that changes the weights by less than this share of their size changes nothing that matters.
+_IDLE = -5
+# Stuck: the last losses are above this share of the loss of a network that ignores its input.
+_STUCK = 0.9
+_LAST = 10
+
+
+def training_verdict(losses: Sequence[float], diverged_at: int | None, chance: float) -> str:
+    """Return ``none``, ``trained``, ``stuck`` or ``diverged``.
+
+    Stuck means that the mean of the last 10 losses is not below 0.9 of the loss of a network that ignores its
+    input, ``chance``; where that is 0 (all targets alike), not below 0.9 of the first loss.
+    """
+    if diverged_at is not None:
+        return "diverged"
+    if not losses:
+        return "none"
+    recent = losses[-_LAST:]
+    return "stuck" if sum(recent) / len(recent) >= _STUCK * (chance or losses[0]) else "trained"
+
+
+def run_verdict(
+    config: Config,
+    initial: History,
+    losses: Sequence[float] = (),
+    diverged_at: int | None = None,
+    chance: float = 0.0,
+    gradients: History | None = None,
+    theory: "Comparison | None" = None,
+) -> Verdict:
+    """Judge a whole run: the gradient at initialisation, theory, the training, and what to do about it.
+
+    Args:
+        config: The run's options.
+        initial: The profile at initialisation.
+        losses: Of each training step.
+        diverged_at: First step whose loss or weight is not finite.
+        chance: Loss of a network that ignores its input.
+        gradients: What the probe recorded in training.
+        theory: How far the profile at initialisation is from its prediction.
+    """
+    gradient = gradient_verdict(initial, config.verdict.decades)
+    training = training_verdict(losses, diverged_at, chance)
+    text = gradient.text
+    if theory is not None and theory.verdict == "deviates":
+        text += f"; theory {theory.text}"
+    if training == "diverged":
+        text += f"; the loss or a weight is not finite from step {diverged_at} on"
+    elif training == "stuck":
+        but = "but" if gradient.gradient == "stable" else "and"
+        text += f", {but} {_why_stuck(config, initial, gradient.gradient, losses, chance, gradients)}"
+    elif training == "trained":
+        text += f"; the loss goes from {losses[0]:.3g} to {losses[-1]:.3g}, that of guessing is {chance:.3g}"
+    if training in ("stuck", "diverged") or (training == "none" and gradient.gradient != "stable"):
+        text += f"; try {_cure(config, initial, gradient.gradient, losses, diverged_at)}"
+    return Verdict(gradient.gradient, training, theory.verdict if theory else "unavailable", text)
+
+
+def _why_stuck(
+    config: Config,
+    initial: History,
+    gradient: str,
+    losses: Sequence[float],
+    chance: float,
+    gradients: History | None,
+) -> str:
+    if gradient == "dead":
+        return "nothing can be learned through it"
+    share = _share_changed(gradients)
+    if share == -math.inf:
+        return "a step leaves the weights of most layers exactly as they were"
+    if share is not None and share < _IDLE:
+        return f"a step changes the weights by a share of 10^{share:.0f} only"
+    if _is_blind(initial, losses):
+        layers = f"{config.depth} {config.activation} layers"
+        return f"after {layers} all inputs point the same way (mean cosine of two outputs {_cosine(initial):.3f})"
+    return f"after {len(losses)} steps the loss is {losses[-1]:.3g}, that of guessing is {chance:.3g}"
+
+
+def _share_changed(gradients: History | None) -> float | None:
+    """Return log10 of ‖update‖ / ‖weight‖ in the last recorded step, -inf for no change, None if unknown."""
+    if gradients is None or "update" not in gradients.log10:
+        return None
+    share = gradients.log10["update"] - gradients.log10["weight"]
+    unchanged = gradients.status["update"] == STATUSES.index("zero")
+    known = np.where(unchanged, -np.inf, share)[-1:]
+    known = known[~np.isnan(known)]
+    return float(np.median(known)) if known.size else None
+
+
+def _is_blind(initial: History, losses: Sequence[float]) -> bool:
+    """Say whether a network got its chance to learn, and cannot tell its inputs apart."""
+    return len(losses) >= _ENOUGH_STEPS and _cosine(initial) > ALIGNED
+
+
+def _cosine(initial: History) -> float:
+    """Return the mean cosine between the outputs of two samples; 0 if there is none."""
+    return 0.0 if initial.output_cosine is None else mean(initial.output_cosine) or 0.0
+
+
+def _cure(config: Config, initial: History, gradient: str, losses: Sequence[float], diverged_at: int | None) -> str:
+    """Name the usual remedy for this activation and depth."""
+    rectifier = config.activation in ("relu", "leaky_relu", "elu", "gelu", "silu")
+    if gradient == "stable" and diverged_at is not None:
+        if not math.isfinite(losses[0]):  # no update was made yet
+            return "smaller inputs or dtype=float64"
+        return f"a smaller optimizer.lr than {config.optimizer.lr:g}"
+    if gradient == "stable" and not _is_blind(initial, losses):
+        return f"more steps, or another optimizer.lr than {config.optimizer.lr:g}"
+    gain = "" if config.init.gain == 1 else " init.gain=1"
+    if config.activation == "linear":
+        return f"init=orthogonal{gain}"
+    # Even with a flat gradient, tens of rectifier layers turn all inputs into one direction.
+    if rectifier and config.depth <= 50 and config.init.name != "he":
+        return f"init=he{gain}"
+    return f"init=orthogonal activation=tanh{gain}"

@@ -1,0 +1,1 @@
+"""Where a result goes: files, terminal and TensorBoard."""

@@ -1,0 +1,93 @@
+"""What a run leaves in TensorBoard's tabs beside the curves: charts side by side, words, pictures and histograms."""
+
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from gradexp.runs.result import Result
+from gradexp.sinks.hparams import options
+from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
+from gradexp.sinks.pictures import encoded
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    from gradexp.runs.result import Distribution
+
+# Title of a chart -> tags of its scalars, as regular expressions. Theory has the tags of the profile in runs of its
+# own, so that it is drawn into the same charts.
+CHARTS = {
+    "output gradient over layers, at initialisation (log10)": ["profile/log10_output_grad$"],
+    "output rms over layers, at initialisation (log10)": ["profile/log10_output$"],
+    "gradient at layer 1 over the last, in training (log10)": ["gradient/log10_first_over_last$"],
+    "layers whose gradient is 0, in training": ["gradient/zero_layers$"],
+    "layers whose gradient is not finite, in training": ["gradient/nonfinite_layers$"],
+    "loss in training": ["train/loss$"],
+    "loss in test": ["test/loss$"],
+    "accuracy in training": ["train/accuracy$"],
+    "accuracy in test": ["test/accuracy$"],
+}
+
+
+def layout() -> "Summary":
+    """Return the layout of the Custom Scalars tab; those of several runs are merged into one."""
+    from torch.utils.tensorboard.summary import custom_scalars
+
+    found: Summary = custom_scalars({"gradexp": {title: ["Multiline", tags] for title, tags in CHARTS.items()}})
+    return found
+
+
+def texts(result: Result) -> "list[Summary]":
+    """Return what the Text tab says of a run: its verdict, where its number format fails, its command and options.
+
+    Args:
+        result: A run at its end.
+    """
+    from torch.utils.tensorboard.summary import text
+
+    given = {key: value for key, value in options(result.config).items() if value is not None}
+    table = ["| option | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in given.items())]
+    command = shlex.join(["python", "-m", "gradexp.run", *result.overrides])
+    verdict = result.verdict
+    said = "none: the run was not completed"
+    if verdict is not None:
+        found: list[str] = []
+        if (initial := result.initial) is not None:
+            found = slope_lines(initial) + theory_lines(result) + range_lines(initial, result.config.dtype)
+        said = "\n\n".join([f"**{verdict.words}**", verdict.text, *found])
+    # TensorBoard orders them by name.
+    parts = {"run/1 verdict": said, "run/2 command": f"    {command}", "run/3 options": "\n".join(table)}
+    return [text(tag, content) for tag, content in parts.items()]
+
+
+def picture(tag: str, figure: "Figure") -> "Summary":
+    """Return a figure as a picture of the Images tab."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    content, width, height = encoded(figure)
+    image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=content)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+
+def histograms(outputs: "Mapping[int, Distribution]") -> "list[Summary]":
+    """Return what the Histograms and Distributions tabs show of some layers.
+
+    Args:
+        outputs: Layer -> how its outputs z are distributed over samples and units.
+    """
+    from torch.utils.tensorboard.summary import histogram_raw
+
+    return [
+        histogram_raw(
+            f"outputs/layer_{layer:03}",
+            min=float(own.edges[0]),
+            max=float(own.edges[-1]),
+            num=int(own.counts.sum()),
+            sum=own.total,
+            sum_squares=own.squares,
+            bucket_limits=own.edges.tolist(),
+            bucket_counts=[0, *own.counts.tolist()],  # the first reaches up to the smallest number
+        )
+        for layer, own in outputs.items()
+    ]

@@ -1,0 +1,249 @@
+"""What is printed: of a run a screen, of a job of a sweep a line."""
+
+import multiprocessing
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from gradexp._version import __version__
+from gradexp.history.history import History
+from gradexp.history.step import STATUSES, Array
+from gradexp.history.table import power_of_ten
+from gradexp.runs.result import Result
+from gradexp.runs.summary import outcome, summary
+from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
+from gradexp.sinks.progress import Progress
+
+
+class Console:
+    """Tell a person: what is built, the profile at a glance, the training, the verdict.
+
+    Args:
+        folder: The run's own folder.
+        quiet: Print the verdict only.
+        console: Where to print; None: standard output.
+    """
+
+    def __init__(self, folder: Path, quiet: bool = False, console: RichConsole | None = None) -> None:
+        self.folder = folder
+        self.quiet = quiet
+        self.console = console or RichConsole(highlight=False, emoji=False)
+        self._progress = Progress(quiet=quiet, console=self.console)
+
+    def write(self, stage: str, result: Result) -> None:
+        """Print what is new."""
+        self._progress.write(stage, result)
+        if stage == "end":
+            self._progress.close()
+            self._end(result)
+        elif stage == "built" and not self.quiet:
+            self._progress.close()
+            self.console.print(f"[bold]gradexp {__version__}[/bold]")
+            self.console.print(result.building or "", markup=False)
+        elif stage == "initial" and not self.quiet and result.initial is not None:
+            self._progress.close()
+            self._initial(result)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.close()
+
+    def _initial(self, result: Result) -> None:
+        history = result.initial
+        assert history is not None
+        networks = f"{len(history.seeds)} networks" if len(history.seeds) > 1 else "1 network"
+        self.console.print(
+            f"\n[bold]At initialisation[/bold] ({result.config.batch_size} samples, {networks}, exact)"
+        )
+        profiles = _Profiles(history.depth, self.console)
+        for quantity, label in _LABELS.items():
+            profile, predicted = history.profile(quantity), history.theory.get(f"log10_{quantity}")
+            profiles.add(label, profile, history.status[quantity][0, 0], beside=predicted)
+            if predicted is not None:
+                profiles.add("  theory", predicted, style="dim", beside=profile)
+        self.console.print(profiles.table)
+        for line in (*slope_lines(history), *theory_lines(result)):
+            self.console.print(line)
+        dead = float(np.mean(history.dead_fraction)) if history.dead_fraction is not None else 0.0
+        if dead:
+            self.console.print(f"{dead:.1%} of the samples are exactly 0 at some layer and left out")
+        for line in range_lines(history, result.config.dtype):
+            self.console.print(line)
+
+    def _end(self, result: Result) -> None:
+        training, verdict = result.training, result.verdict
+        if result.status != "complete":  # the command says in one line what happened
+            return
+        if training is not None and training.losses and not self.quiet:
+            self.console.print(f"\n[bold]Training[/bold]\n{_course(training)}")
+            self._gradient(result.gradients)
+        if verdict is not None:
+            if not self.quiet:
+                self.console.print()
+            self.console.print(f"[bold]{verdict.words}[/bold]")
+            self.console.print(verdict.text, markup=False, soft_wrap=self.quiet)
+        if not self.quiet:
+            parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())
+            shown = _short(self.folder)
+            self.console.print(f"\nfiles     {shown}", markup=False, soft_wrap=True)
+            self.console.print(
+                f"look      python -m gradexp.board {shlex.quote(shown)}", markup=False, soft_wrap=True
+            )
+            self.console.print(f"seconds   {result.seconds:.1f} ({parts})", markup=False)
+
+    def _gradient(self, history: History | None) -> None:
+        """Show the real gradient that the probe saw last."""
+        if history is not None and history.steps:
+            profiles = _Profiles(history.depth, self.console, "output gradient")
+            status = history.status["output_grad"][-1, 0]
+            profiles.add(f"  step {history.steps[-1]}", history.profile("output_grad"), status)
+            self.console.print(profiles.table)
+
+
+class _Profiles:
+    """A table of profiles: first, middle and last layer, and all at a glance.
+
+    Args:
+        depth: Number of layers.
+        console: Where it is printed.
+        title: Of the first column.
+    """
+
+    def __init__(self, depth: int, console: RichConsole, title: str = "") -> None:
+        self.layers = sorted({1, (depth + 1) // 2, depth})
+        self.blocks = _BLOCKS if console.encoding.startswith("utf") else _ASCII_BLOCKS
+        self.table = Table(box=None, pad_edge=False, header_style="dim")
+        self.table.add_column(title, min_width=_LABEL)
+        for layer in self.layers:
+            self.table.add_column(f"layer {layer}", justify="right", no_wrap=True)
+        self.table.add_column(f"1 to {depth}, log scale", no_wrap=True)
+
+    def add(
+        self,
+        label: str,
+        log10: Array,
+        status: NDArray[np.int8] | None = None,
+        style: str = "",
+        beside: Array | None = None,
+    ) -> None:
+        """Add a row, drawn on the scale of what stands beside it. Without a status every layer has a number."""
+        words = ["none"] * log10.size if status is None else [STATUSES[code] for code in status]
+        sizes = [power_of_ten(log10[layer - 1], words[layer - 1]) for layer in self.layers]
+        self.table.add_row(label, *sizes, sparkline(log10, status, blocks=self.blocks, beside=beside), style=style)
+
+
+class Line:
+    """Tell what became of one job of a sweep, in one line.
+
+    Args:
+        folder: The job's own folder.
+        quiet: Print nothing.
+        console: Where to print; None: standard output.
+    """
+
+    def __init__(self, folder: Path, quiet: bool = False, console: RichConsole | None = None) -> None:
+        self.folder = folder
+        self.quiet = quiet
+        self.console = console or RichConsole(highlight=False, emoji=False)
+        # Bars of several worker processes would overwrite each other.
+        alone = multiprocessing.current_process().name == "MainProcess"
+        self._progress = Progress(f"{folder.name}: ", quiet or not alone, self.console)
+
+    def write(self, stage: str, result: Result) -> None:
+        """Print the line at the end."""
+        self._progress.write(stage, result)
+        if stage != "end":
+            return
+        self._progress.close()
+        if not self.quiet and result.status == "complete":  # what went wrong is said in a line by the command
+            self.console.print(job_line(self.folder.name, summary(result)), markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.close()
+
+
+def job_line(name: str, content: Mapping[str, Any]) -> str:
+    """Return what became of a complete job, from its folder's name and what its summary.json holds."""
+    found = outcome(content)
+    slope, loss = found["log_chi"], found["loss_last"]
+    facts = [
+        f"{found['gradient']:<9}",
+        f"{found['training']:<8}",
+        f"{found['theory']:<11}",
+        f"log_chi {'' if slope is None else format(slope, '+.4f'):>7}",
+        f"loss {'-' if loss is None else format(loss, '.4g'):>6}",
+        f"{found['seconds'] or 0.0:5.1f} s",
+    ]
+    return "  ".join([*facts, name])
+
+
+_LABELS = {"output": "output rms", "output_grad": "output gradient", "weight_grad": "weight gradient"}
+_LABEL = max(map(len, _LABELS.values()))
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_ASCII_BLOCKS = "_.-~=+*#"
+# Layers without a number: exactly 0, inf or nan, or unseen.
+_MARKS = {"nonfinite": "x", "zero": "0"}
+_UNSEEN = "?"
+
+
+def sparkline(
+    log10: Array,
+    status: NDArray[np.int8] | None = None,
+    width: int = 24,
+    blocks: str = _BLOCKS,
+    beside: Array | None = None,
+) -> str:
+    """Draw values over layers on a log scale, at least one decade high, and mark layers without a number.
+
+    Args:
+        log10: Shape ``(layer,)``, nan where there is no number.
+        status: Index into ``STATUSES`` of each layer. ``0`` marks zero, ``x`` inf or nan, ``?`` what is unknown.
+        width: Characters at most; a mark stands if one of the layers that share a character has none.
+        blocks: Eight characters, from low to high.
+        beside: Values that share the scale.
+
+    Example:
+        >>> sparkline(np.array([0.0, -1.0, -2.0, np.nan]))
+        '█▅▁?'
+    """
+    if not log10.size:
+        return ""
+    both = log10 if beside is None else np.concatenate([log10, beside])
+    there = both[np.isfinite(both)]
+    low, high = (there.min(), there.max()) if there.size else (0.0, 0.0)
+    if high - low < 1:
+        low = (low + high - 1) / 2 + 0.01  # off the middle, where rounding noise would flicker
+        high = low + 1
+    bars = []
+    for part in np.array_split(np.arange(log10.size), min(width, log10.size)):
+        numbers = log10[part]
+        missing = part[~np.isfinite(numbers)]
+        if missing.size:
+            words = {STATUSES[code] for code in status[missing]} if status is not None else set()
+            bars.append(next((mark for word, mark in _MARKS.items() if word in words), _UNSEEN))
+        else:
+            bars.append(blocks[min(7, int((numbers.mean() - low) / (high - low) * 7 + 0.5))])
+    return "".join(bars)
+
+
+def _course(training: Any) -> str:
+    losses, tests = training.losses, training.tests
+    line = f"loss {losses[0]:.4g} to {losses[-1]:.4g} in {len(losses)} steps"
+    if training.diverged_at is not None:
+        return f"{line}, not finite from step {training.diverged_at} on"
+    if training.train_accuracy is not None:
+        line += f"; accuracy {training.train_accuracy:.1%} in training, {tests[-1][2]:.1%} in test"
+    return line
+
+
+def _short(folder: Path) -> str:
+    """Show a folder relative to the current directory, if it is inside."""
+    here = Path.cwd()
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)

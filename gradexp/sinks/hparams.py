@@ -1,0 +1,121 @@
+"""A run as one line of TensorBoard's HParams tab: its options, its verdict and its numbers."""
+
+import dataclasses
+import typing
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from gradexp.config import Config
+from gradexp.history.scalars import LARGEST_SCALAR
+from gradexp.history.verdict import CODES
+from gradexp.runs.result import Result
+from gradexp.runs.summary import UNHASHED, outcome, summary
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams.api_pb2 import HParamInfo, MetricInfo
+
+METRICS = "summary/"
+"""Under this prefix a run's numbers are scalars, since a metric of the HParams tab is the name of a scalar."""
+
+# TensorBoard shows five parameters and five metrics unless told otherwise. Parameters that are said to differ come
+# first, by name: these, and those of the command line, among which are all that a sweep varies.
+_DIFFER = ("init", "init.std", "depth", "verdict.gradient", "verdict.training", "verdict.theory")
+_FIRST_METRICS = ("log_chi", "log10_first_over_last", "verdict_code", "loss_last", "test_accuracy")
+_VERDICTS = ("gradient", "training", "theory")
+
+
+def hparams(result: Result) -> "list[Summary]":
+    """Return the summaries that make a run known to the HParams tab: the columns, the options, the numbers, the end.
+
+    Every run has the same columns, whatever its scheme: an option that does not apply, or is null, is left empty.
+    What the run came to in words, its verdicts, cannot be metrics, which are numbers; they stand beside the options,
+    so that one can filter by them. The metric ``verdict_code``, one of ``CODES``, is there to colour lines by.
+
+    Args:
+        result: A run at its end.
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata
+    from tensorboard.plugins.hparams.api_pb2 import Experiment, Status
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+
+    numbers = outcome(summary(result))
+    words = {f"verdict.{key}": numbers.pop(key) for key in _VERDICTS}
+    numbers["verdict_code"] = CODES.get(words["verdict.gradient"])
+    given = {_short(override.partition("=")[0].lstrip("+~")) for override in result.overrides}
+    start = SessionStartInfo(start_time_secs=result.started.timestamp())
+    for key, value in (options(result.config) | words).items():
+        if isinstance(value, bool):
+            start.hparams[key].bool_value = value
+        elif isinstance(value, int | float):
+            start.hparams[key].number_value = value
+        elif value is not None:
+            start.hparams[key].string_value = str(value)
+    status = "STATUS_SUCCESS" if result.status == "complete" else "STATUS_FAILURE"
+    end_time = result.started.timestamp() + (result.seconds or 0)
+
+    def said(tag: str, **content: Any) -> Summary.Value:
+        own = metadata.create_summary_metadata(HParamsPluginData(**content))
+        return Summary.Value(tag=tag, metadata=own, tensor=metadata.NULL_TENSOR)
+
+    experiment = Experiment(hparam_infos=_columns(given), metric_infos=_metrics(numbers))
+    end = SessionEndInfo(status=Status.Value(status), end_time_secs=end_time)
+    there = {key: value for key, value in numbers.items() if value is not None and abs(value) < LARGEST_SCALAR}
+    return [
+        Summary(value=[said(metadata.EXPERIMENT_TAG, experiment=experiment)]),
+        Summary(value=[said(metadata.SESSION_START_INFO_TAG, session_start_info=start)]),
+        Summary(value=[Summary.Value(tag=METRICS + key, simple_value=value) for key, value in there.items()]),
+        Summary(value=[said(metadata.SESSION_END_INFO_TAG, session_end_info=end)]),
+    ]
+
+
+def options(config: Config) -> dict[str, Any]:
+    """Return every option that determines the numbers, as on a command line: the same keys in every run.
+
+    Example:
+        >>> given = options(Config())
+        >>> given["init"], given["init.gain"], given["init.std"]
+        ('he', 1.0, None)
+    """
+    return {key: getattr(owner, name) for key, owner, name, _ in _entries(config)}
+
+
+def _entries(config: Any, prefix: str = "") -> list[tuple[str, Any, str, Any]]:
+    """List each option as (key, object that holds it, its name there, its type)."""
+    found: list[tuple[str, Any, str, Any]] = []
+    types = typing.get_type_hints(type(config))
+    for entry in dataclasses.fields(config):
+        value, key = getattr(config, entry.name), _short(prefix + entry.name)
+        if dataclasses.is_dataclass(value):
+            found += _entries(value, f"{key}.") if key not in UNHASHED else []
+        elif key not in UNHASHED:
+            found.append((key, config, entry.name, types[entry.name]))
+    return found
+
+
+def _short(key: str) -> str:
+    """A group's choice is typed by the group's name alone: ``init=he`` sets ``init.name``."""
+    return key.removesuffix(".name")
+
+
+def _columns(given: set[str]) -> "list[HParamInfo]":
+    """Describe the parameters, of which those named on the command line count as differing."""
+    from tensorboard.plugins.hparams.api_pb2 import DataType, HParamInfo
+
+    types = {key: kind for key, _, _, kind in _entries(Config())}
+    types |= {f"verdict.{key}": str for key in _VERDICTS}
+    infos = []
+    for key, kind in types.items():
+        plain = {*typing.get_args(kind), kind} & {bool, int, float}
+        name = "BOOL" if bool in plain else "FLOAT64" if plain else "STRING"
+        differs = key in _DIFFER or key in given
+        infos.append(HParamInfo(name=key, type=DataType.Value(f"DATA_TYPE_{name}"), differs=differs))
+    return infos
+
+
+def _metrics(names: Iterable[str]) -> "list[MetricInfo]":
+    from tensorboard.plugins.hparams.api_pb2 import MetricInfo, MetricName
+
+    ordered = dict.fromkeys((*_FIRST_METRICS, *names))
+    return [MetricInfo(name=MetricName(tag=METRICS + name), display_name=name) for name in ordered]

@@ -1,0 +1,175 @@
+"""The pictures of one run, small enough for a card of TensorBoard: the gradient over layers, and over training."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradexp.choices import INIT_OPTIONS
+from gradexp.history.history import History
+from gradexp.history.plot import draw_profile
+from gradexp.history.step import STATUSES
+from gradexp.plotting import COLOURS, powers_of_ten, save
+from gradexp.runs.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PROFILE, COURSE = "layers/output_gradient_at_initialisation", "layers/output_gradient_in_training"
+"""Their tags in TensorBoard."""
+
+SCALE = 45
+"""Powers of ten from white, which is 1, to the darkest colours, in all runs alike; float32 holds nothing smaller."""
+
+# Inches and dots per inch. In a card 340 dots wide, type of 10 points is then 11 dots high.
+_SIZE, _DPI = (4.2, 2.7), 180
+_DOTS = 1000
+# Status of a cell without a number: its colour, which everybody tells from those of the scale, and what it means.
+_SPECIAL = {"zero": ("black", "exactly 0"), "nonfinite": (COLOURS[4], "inf or nan")}
+_OTHERS = ("#888888", "not seen")
+
+
+def profile_picture(result: Result) -> "Figure":
+    """Draw the output gradient over layers at initialisation, theory, and where the run's number format fails.
+
+    Where it fails for outputs, the real gradient below may be lost too, whatever its own size.
+
+    Args:
+        result: A run whose profile is measured.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    history = result.initial
+    assert history is not None
+    figure, axes = _card()
+    label = f"measured, mean of {len(history.seeds)}" if len(history.seeds) > 1 else "measured"
+    draw_profile(axes, history, "output_grad", -1, COLOURS[0], label, theory_label="theory ± 2 sd")
+    powers_of_ten(axes)
+    for first, last, colour, said in _failures(history, result.config.dtype):
+        axes.axvspan(first - 0.5, last + 0.5, color=colour, alpha=0.3, linewidth=0, label=said)
+    verdict = result.verdict
+    axes.set_title(_title(result, verdict.gradient if verdict is not None else "at initialisation"), fontsize=10)
+    axes.set_xlabel("layer (1 = input side)")
+    axes.set_ylabel("norm of ∂L/∂z")
+    axes.set_xlim(0.5, history.depth + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def course_picture(result: Result) -> "Figure":
+    """Draw log10 of the real output gradient, layer by training step, on a scale that is the same in all runs.
+
+    A cell that is exactly 0 or not finite has a colour of its own. Of very many steps or layers a thousand are drawn,
+    evenly spread.
+
+    Args:
+        result: A run of which the probe has recorded a step.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import FuncNorm, to_rgb
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+    history = result.gradients
+    assert history is not None
+    figure, axes = _card()
+    # A square root, so that the few powers of ten that matter near 1 can be seen, and no size is off the scale.
+    root, back = (lambda x: np.sign(x) * np.sqrt(np.abs(x))), (lambda x: np.sign(x) * np.square(x))
+    scale = ScalarMappable(FuncNorm((root, back), -SCALE, SCALE), cmap="RdBu_r")
+    shown = np.ix_(_some(history.depth), _some(len(history.steps)))
+    codes = history.status["output_grad"][:, 0].T[shown]  # layer by step
+    cells = scale.to_rgba(np.nan_to_num(history.log10["output_grad"][:, 0].T[shown]))[..., :3]
+    legend = []
+    for code, status in enumerate(STATUSES):
+        colour, said = _SPECIAL.get(status, _OTHERS)
+        where = codes == code
+        if status not in ("ok", "subnormal") and where.any():
+            cells[where] = to_rgb(colour)
+            legend.append((colour, said))
+    first, last = history.steps[0], history.steps[-1]
+    half = max(1, last - first) / max(1, len(history.steps) - 1) / 2
+    axes.imshow(
+        cells,
+        aspect="auto",
+        origin="lower",
+        interpolation="nearest",
+        extent=(first - half, last + half, 0.5, history.depth + 0.5),
+    )
+    bar = figure.colorbar(scale, ax=axes, extend="both", pad=0.02)  # float64 holds sizes beyond the ends
+    bar.ax.yaxis.set_major_locator(FixedLocator([-40, -20, -6, 0, 6, 20, 40]))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{value:.0f}}}$"))
+    bar.set_label("norm of ∂L/∂z")
+    handles = [Patch(color=colour, label=said) for colour, said in dict.fromkeys(legend)]
+    if handles:
+        axes.legend(handles=handles, fontsize=8, loc="upper left", framealpha=0.9)
+    axes.set_title(_title(result, "in training"), fontsize=10)
+    axes.set_xlabel("training step")
+    axes.set_ylabel("layer (1 = input side)")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True) if last > first else FixedLocator([first]))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    return figure
+
+
+def _failures(history: History, dtype: str) -> Iterator[tuple[int, int, str, str]]:
+    """Yield layers without a usable number as (first, last, colour, what is the matter)."""
+    dead = 1 + np.flatnonzero((history.status["output_grad"][0] == STATUSES.index("zero")).all(axis=0))
+    if dead.size:
+        yield int(dead[0]), int(dead[-1]), "black", "exactly 0"
+    for overflow, number in ((False, "0"), (True, "inf")):
+        if layer := history.failing_layer("output_grad", dtype, overflow):
+            yield 1, layer, "#888888", f"{number} in {dtype}\nfrom layer {layer} down"
+        if layer := history.failing_layer("output", dtype, overflow):
+            yield layer, history.depth, COLOURS[4], f"outputs {number} in {dtype}\nfrom layer {layer} up"
+
+
+def pictures(result: Result) -> "dict[str, Figure]":
+    """Return what there is to draw of a run, by tag."""
+    found = {}
+    if result.initial is not None:
+        found[PROFILE] = profile_picture(result)
+    if result.gradients is not None and result.gradients.steps:
+        found[COURSE] = course_picture(result)
+    return found
+
+
+def write_pictures(folder: Path, result: Result) -> None:
+    """Write what there is to draw of a run as PNG and SVG files, named as the last part of their tags."""
+    for tag, figure in pictures(result).items():
+        save(figure, folder / tag.rpartition("/")[2], _DPI)
+
+
+def encoded(figure: "Figure") -> tuple[bytes, int, int]:
+    """Return a figure as PNG, with its width and height in dots."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=_DPI, format="png")
+    width, height = (round(inches * _DPI) for inches in _SIZE)
+    return buffer.getvalue(), width, height
+
+
+def _some(count: int) -> NDArray[np.int64]:
+    """Return indices from first to last, at most as many as there are dots to draw."""
+    return np.unique(np.linspace(0, count - 1, min(count, _DOTS)).round().astype(np.int64))
+
+
+def _card() -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _title(result: Result, said: str) -> str:
+    config = result.config
+    init, usual = config.init, INIT_OPTIONS[config.init.name]
+    special = "".join(f" {key}={value}" for key, value in init.options.items() if value != usual[key])
+    layers = "layers" if config.depth > 1 else "layer"
+    return f"{init.name}{special}, {config.depth} {config.activation} {layers}: {said}"

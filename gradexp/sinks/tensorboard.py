@@ -1,0 +1,160 @@
+"""Where results go: files and TensorBoard. A sink is a class with ``write`` and ``close``, as in ``console.py``."""
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradexp.history.history import course_points, profile_points
+from gradexp.history.scalars import Points, Values, layer_points, points
+from gradexp.history.step import Array
+from gradexp.runs.result import Result
+from gradexp.sinks.cards import histograms, layout, picture, texts
+from gradexp.sinks.hparams import hparams
+from gradexp.sinks.pictures import COURSE, PROFILE, course_picture, profile_picture
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import FileWriter
+
+
+class TensorBoard:
+    """Write event files: profiles with step = layer, training scalars with step = training step, words and pictures.
+
+    A cell without a number is left out, never replaced by a floor. Theory goes to event files of its own in the
+    folders ``theory``, ``theory/lower`` and ``theory/upper``, and the profile of training step 99, if asked for, to
+    ``step_000099``: TensorBoard draws runs with the same tag into one card. All is written as soon as it is known, so
+    that the dashboard follows a training. Training never waits for the disk: threads of their own write the files,
+    at least every five seconds.
+
+    Args:
+        folder: The run's own folder; its name is the run's name in TensorBoard.
+        subruns: Whether to write theory.
+        figures: Whether to draw pictures.
+    """
+
+    def __init__(self, folder: Path, subruns: bool = True, figures: bool = False) -> None:
+        self.folder = folder
+        self.subruns = subruns
+        self.figures = figures
+        self._writer: FileWriter | None = None
+        self._steps_written = self._tests_written = self._gradients_written = self._outputs_written = 0
+        self._steps_drawn = 0
+        self._due = -math.inf
+        self._opened = time.monotonic()
+        self._picture_due = self._opened + _BETWEEN_PICTURES
+
+    @property
+    def writer(self) -> "FileWriter":
+        """The event file's writer, opened on first use since it loads torch."""
+        if self._writer is None:
+            self._writer = _open_event_file(self.folder)
+        return self._writer
+
+    def write(self, stage: str, result: Result) -> None:
+        """Add what is new."""
+        if stage == "initial" and result.initial is not None:
+            self.writer.add_summary(layout())
+            write_points(self.writer, profile_points(result.initial))
+            if self.subruns and result.initial.theory:
+                self._theory(result.initial.theory)
+            self._outputs(result)
+            if self.figures:
+                self.writer.add_summary(picture(PROFILE, profile_picture(result)), 0)
+        elif stage == "step" and time.monotonic() >= self._due:
+            self._step(result)
+            self._due = time.monotonic() + _BETWEEN
+        elif stage == "end":
+            self._step(result)
+            self._course_picture(result)
+            if result.device is not None:  # else it stopped before torch was loaded, and this is no time to load it
+                for summary in [*hparams(result), *texts(result)]:
+                    self.writer.add_summary(summary)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _theory(self, theory: dict[str, Array]) -> None:
+        """Write the predicted profile, and the band of two standard deviations of one sample of one network."""
+        gradient, sd = theory["log10_output_grad"], theory["sd_output_grad"]
+        lines = {
+            "theory": {key: values for key, values in theory.items() if key.startswith("log10")},
+            "theory/lower": {"log10_output_grad": gradient - 2 * sd},
+            "theory/upper": {"log10_output_grad": gradient + 2 * sd},
+        }
+        for name, profiles in lines.items():
+            self._subrun(name, layer_points(profiles))
+
+    def _subrun(self, name: str, values: Points) -> None:
+        writer = _open_event_file(self.folder / name)
+        write_points(writer, values)
+        writer.close()
+
+    def _step(self, result: Result) -> None:
+        training = result.training
+        if training is None:
+            return
+        tests = training.tests[self._tests_written :]
+        at, losses, accuracies = zip(*tests, strict=True) if tests else ((), (), ())
+        write_points(self.writer, points(at, {"test/loss": losses, "test/accuracy": accuracies}))
+        self._tests_written = len(training.tests)
+        new = slice(self._steps_written, None)
+        series: dict[str, Values] = {"train/loss": training.losses[new], "train/accuracy": training.accuracies[new]}
+        write_points(self.writer, points(range(self._steps_written, len(training.losses)), series))
+        self._steps_written = len(training.losses)
+        self._gradients(result)
+        self._outputs(result)
+
+    def _gradients(self, result: Result) -> None:
+        """Write what the probe has recorded since the last time."""
+        history = result.gradients
+        if history is None or len(history.steps) == self._gradients_written:
+            return
+        begin, self._gradients_written = self._gradients_written, len(history.steps)
+        write_points(self.writer, course_points(history, begin))
+        drawn = set(result.config.record.profile_steps)
+        for index, step in enumerate(history.steps[begin:], start=begin):
+            if step in drawn:
+                self._subrun(f"step_{step:06}", profile_points(history, index))
+        now = time.monotonic()
+        if now >= self._picture_due:
+            self._course_picture(result)
+            # A long training is not watched as closely as a short one, and its pictures would fill the disk.
+            self._picture_due = now + max(_BETWEEN_PICTURES, (now - self._opened) / 20)
+
+    def _course_picture(self, result: Result) -> None:
+        history = result.gradients
+        if self.figures and history is not None and history.steps[self._steps_drawn :]:
+            self.writer.add_summary(picture(COURSE, course_picture(result)), history.steps[-1])
+            self._steps_drawn = len(history.steps)
+
+    def _outputs(self, result: Result) -> None:
+        """Write histograms of the outputs that were kept since the last time."""
+        for step, outputs in result.outputs[self._outputs_written :]:
+            for histogram in histograms(outputs):
+                self.writer.add_summary(histogram, step)
+        self._outputs_written = len(result.outputs)
+
+
+# Seconds. Steps are handed over to the writing thread a few at a time, since waking it costs more than they do.
+_BETWEEN = 0.1
+_BETWEEN_PICTURES = 30.0
+
+
+def _open_event_file(folder: Path) -> "FileWriter":
+    """Begin a folder's event file. A run that is made again replaces the old one, as it does its other files."""
+    from torch.utils.tensorboard import FileWriter
+
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    return FileWriter(folder, max_queue=0, flush_secs=5)  # 0: no limit, at which adding would wait for the disk
+
+
+def write_points(writer: "FileWriter", steps: Points) -> None:
+    """Write all values of a step as one event, which is several times smaller and faster than one for each."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    for step, values in steps:
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        writer.add_summary(summary, step)

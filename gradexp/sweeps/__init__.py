@@ -1,0 +1,1 @@
+"""Many runs: their folder, comparison, figures and page."""

@@ -1,0 +1,137 @@
+"""Many runs, one comparison: a table in the console, sweep.csv, figures and one page that holds them all."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradexp.choices import ConfigError
+from gradexp.runs.summary import UNHASHED, outcome
+from gradexp.sweeps.folder import Job, read_jobs
+
+GROUPS = ("init", "data", "optimizer")
+"""Options whose value is a choice with options of its own; the choice is called ``name`` in a run's config."""
+
+_CHOICES = {f"{group}.name": group for group in GROUPS}  # both may be typed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job.
+
+    Args:
+        job: Its folder and summary.
+        swept: Swept key -> value; None where it does not apply.
+        numbers: What it came to (``gradexp.result.outcome``).
+    """
+
+    job: Job
+    swept: dict[str, Any]
+    numbers: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All jobs of a sweep.
+
+    Args:
+        folder: Of the sweep.
+        keys: Swept keys, as they first appear on a command line.
+        rows: Sorted by the swept keys, numbers by size.
+    """
+
+    folder: Path
+    keys: list[str]
+    rows: list[Row]
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """How many jobs there are of each status."""
+        return dict(Counter(row.job.status for row in self.rows))
+
+
+def compare(folder: Path) -> Comparison:
+    """Read the jobs of a sweep.
+
+    Raises:
+        ConfigError: If there are none, or they were written by another version.
+    """
+    if (folder / "summary.json").exists():
+        raise ConfigError(f"{folder} is the folder of a single run; give the one that holds the runs to compare")
+    jobs = _read_jobs(folder)
+    if not jobs:
+        raise ConfigError(f"{folder} holds no runs (sub-folders with a summary.json)")
+    keys = swept_keys(jobs)
+    rows = [Row(job, {key: value_of(job, key) for key in keys}, outcome(job.summary)) for job in jobs]
+    rows.sort(key=lambda row: [_rank(row.swept[key]) for key in keys])
+    return Comparison(folder, keys, rows)
+
+
+def _read_jobs(folder: Path, attempts: int = 5) -> list[Job]:
+    """Read the jobs; one that begins again removes its old summary, which may be between its listing and its reading.
+
+    Raises:
+        FileNotFoundError: If that goes on.
+    """
+    for _ in range(attempts - 1):
+        with suppress(FileNotFoundError):
+            return read_jobs(folder)
+    return read_jobs(folder)
+
+
+def swept_keys(jobs: Sequence[Job]) -> list[str]:
+    """Return the options that were given for some jobs and differ between them, in the order of the command line.
+
+    Options that change no number, such as ``threads``, count only where nothing else differs.
+    """
+    given = [key for job in jobs for key in _given(job)]
+    differ = [key for key in dict.fromkeys(given) if len({json.dumps(value_of(job, key)) for job in jobs}) > 1]
+    return [key for key in differ if key.partition(".")[0] not in UNHASHED] or differ
+
+
+def _given(job: Job) -> dict[str, str]:
+    """Return a job's overrides as key -> text."""
+    pairs = (text.lstrip("+~").partition("=") for text in job.summary["overrides"])
+    return {_CHOICES.get(key, key): value for key, _, value in pairs}
+
+
+def value_of(job: Job, key: str) -> Any:
+    """Return an option of a job, None where it has none; of a preset, which is no option, what was typed."""
+    if key == "experiment":
+        return _given(job).get(key)
+    value = job.summary["config"]
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value.get("name") if key in GROUPS and isinstance(value, dict) else value
+
+
+def _rank(value: Any) -> tuple[int, float, str, list[Any]]:
+    """Sort numbers by size, then texts, then lists, then what is missing."""
+    if value is None:
+        return 3, 0.0, "", []
+    if isinstance(value, int | float):
+        return 0, float(value), "", []
+    if isinstance(value, list):
+        return 2, 0.0, "", [_rank(entry) for entry in value]
+    return 1, 0.0, str(value), []
+
+
+def seed_groups(comparison: Comparison) -> list[tuple[dict[str, Any], list[Row]]]:
+    """Return the jobs that differ in their seed only, with what they share, in the order of the rows."""
+    groups: dict[str, tuple[dict[str, Any], list[Row]]] = {}
+    for row in comparison.rows:
+        shared = {key: value for key, value in row.swept.items() if key != "seed"}
+        groups.setdefault(json.dumps(shared), (shared, []))[1].append(row)
+    return list(groups.values())
+
+
+def average(rows: Sequence[Row], key: str) -> float | None:
+    """Return the mean of a number over the jobs that have it, or None."""
+    numbers = [row.numbers[key] for row in rows if row.numbers[key] is not None]
+    return float(np.mean(numbers)) if numbers and all(map(math.isfinite, numbers)) else None

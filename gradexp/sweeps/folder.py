@@ -1,0 +1,243 @@
+"""The folder of a sweep: one sub-folder per job, each with its summary.json."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gradexp._version import __version__
+from gradexp.choices import ConfigError
+from gradexp.runs.summary import SCHEMA
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep, as its folder tells.
+
+    Args:
+        folder: The job's own folder; its name begins with the job's number.
+        summary: What its summary.json holds.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name, which is the run's name in TensorBoard."""
+        return self.folder.name
+
+    @property
+    def number(self) -> int | None:
+        """The number at the beginning of the folder's name; None for a folder that was named by hand."""
+        return number_of(self.name)
+
+    @property
+    def config_hash(self) -> str:
+        """What the job is known by."""
+        return str(self.summary["config_hash"])
+
+    @property
+    def status(self) -> str:
+        """``running``, ``complete``, ``interrupted`` or ``failed``."""
+        return str(self.summary["status"])
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """Return the jobs of a sweep that have begun, by their numbers.
+
+    Raises:
+        ConfigError: If the folder is none, or a summary was written by another version or is damaged.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder")
+    jobs = [job for path in folder.glob("*/summary.json") if (job := read_job(path.parent))]
+    return sorted(jobs, key=lambda job: (job.number is None, job.number or 0, job.name))
+
+
+def read_job(folder: Path) -> Job | None:
+    """Return the job of a folder, or None if it has not begun.
+
+    Raises:
+        ConfigError: If its summary was written by another version or is damaged.
+    """
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}); delete its folder to run that job again") from error
+    found = (summary.get("schema"), summary.get("gradexp")) if isinstance(summary, dict) else (None, None)
+    if found != (SCHEMA, __version__):
+        raise ConfigError(
+            f"{path} was written by gradexp {found[1]} (schema {found[0]}), this is {__version__} (schema {SCHEMA}); "
+            "choose another folder"
+        )
+    damaged = [key for key, kind in _KINDS.items() if not isinstance(summary.get(key), kind)]
+    if damaged:
+        raise ConfigError(f"{path} is damaged (no {damaged[0]}); delete its folder to run that job again")
+    return Job(folder, dict(summary))
+
+
+# What others rely on.
+_KINDS = {
+    **dict.fromkeys(("config_hash", "status", "python"), str),
+    **dict.fromkeys(("config", "initial", "theory", "training", "verdict"), dict),
+    "overrides": list,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep does with the jobs it is asked for.
+
+    Args:
+        complete: How many are complete, and are not run.
+        again: How many have begun before, and are run again in their folders.
+        folders: Index of each job that is to run -> name of its folder.
+    """
+
+    complete: int
+    again: int
+    folders: dict[int, str]
+
+    @property
+    def new(self) -> int:
+        """How many are run for the first time."""
+        return len(self.folders) - self.again
+
+
+def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -> Plan:
+    """Compare the jobs of a sweep with what its folder holds.
+
+    A job is known by its ``config_hash``, whatever its folder is called. A complete one stays as it is; one that
+    failed, was interrupted or killed runs again in its folder; new ones take the next free numbers. Of jobs with
+    the same options one is run.
+
+    Args:
+        folder: Of the sweep; it need not exist.
+        hashes: Of each job.
+        name: Gives the folder of a job by its index and number.
+
+    Raises:
+        ConfigError: If the folder is that of a run or holds results of another version, or two jobs would share one.
+    """
+    if (folder / "summary.json").exists():
+        raise ConfigError(f"{folder} is the folder of a single run; choose another one with hydra.sweep.dir=FOLDER")
+    jobs = read_jobs(folder) if folder.exists() else []
+    # Of a job that was copied by hand the complete folder counts.
+    found = {job.config_hash: job for job in sorted(jobs, key=lambda job: job.status == "complete")}
+    # A job that was killed before its first file has a folder all the same.
+    there = {path.name: (path / "summary.json").exists() for path in folder.glob("*/")}
+    empty = {number_of(name): name for name, has_summary in there.items() if not has_summary}
+    taken = {number_of(name) for name in there}
+    complete, again, folders = 0, 0, dict[int, str]()
+    for index, own in enumerate(hashes):
+        if own in hashes[:index]:
+            continue
+        if own in found:
+            if found[own].status == "complete":
+                complete += 1
+            else:
+                again += 1
+                folders[index] = found[own].name
+            continue
+        number = next(n for n in count() if n not in taken or (n in empty and name(index, n) == empty[n]))
+        taken.add(number)
+        empty.pop(number, None)
+        folders[index] = name(index, number)
+    names = list(folders.values())
+    for twice in (own for own in names if names.count(own) > 1):
+        raise ConfigError(f"hydra.sweep.subdir gives two jobs the folder {twice}; put ${{hydra.job.num}} into it")
+    return Plan(complete, again, folders)
+
+
+def number_of(name: str) -> int | None:
+    """Return the number at the beginning of a folder's name, or None."""
+    digits = name.partition("_")[0]
+    return int(digits) if digits.isdecimal() else None
+
+
+def folder_name(text: str) -> str:
+    """Return a text as the name of one folder: without slashes, and of at most 120 bytes.
+
+    Raises:
+        ConfigError: If that is no folder of its own.
+    """
+    name = text.replace("/", "-").replace(os.sep, "-").encode()[:120].decode(errors="ignore")
+    if name.strip() in ("", ".", ".."):
+        raise ConfigError(f"hydra.sweep.subdir must name a folder of each job's own, got '{text}'")
+    return name
+
+
+_FILES = ("summary.json", "layers.csv", "weights.pt")
+_PICTURES = ("output_gradient_*.png", "output_gradient_*.svg")
+_SUBRUNS = ("", "theory/", "theory/lower/", "theory/upper/", "step_*/")
+
+
+@contextmanager
+def alone_in(folder: Path, who: str, remedy: str, wait: float = 0) -> Iterator[None]:
+    """Keep others out of a folder; the lock is gone when this process is, however it ends.
+
+    Args:
+        folder: Made if it does not exist.
+        who: What is to be there only once.
+        remedy: What to do about another one.
+        wait: Seconds that another one has to come to its end.
+
+    Raises:
+        ConfigError: If another one is there.
+        OSError: If the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=wait):
+            yield
+    except Timeout:
+        raise ConfigError(f"another {who} is at work in {folder}; {remedy}") from None
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier attempt at a run left in its folder, and nothing else."""
+    if not (folder / "summary.json").exists():
+        return
+    # No deeper: runs of their own may lie below this one.
+    events = (f"{subrun}events.out.tfevents.*" for subrun in _SUBRUNS)
+    for pattern in (*events, *_FILES, *_PICTURES, *(f"{name}.*.part" for name in (*_FILES, *_PICTURES))):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def mark_interrupted(folder: Path) -> None:
+    """Correct the summaries of jobs that were ended from outside, such as joblib's when a sweep is interrupted.
+
+    Args:
+        folder: Of the sweep.
+    """
+    for job in read_jobs(folder):
+        if job.status == "running":
+            interrupt(job)
+
+
+def interrupt(job: Job, reason: str | None = None) -> dict[str, Any]:
+    """Correct the summary of a job that was ended from outside, and return it.
+
+    Where that cannot be written it stays as it is; the job runs again all the same.
+
+    Args:
+        job: As it was read.
+        reason: Why it ended, for the summary's ``error``.
+    """
+    from gradexp.sinks.files import write_summary
+
+    content = {**job.summary, "status": "interrupted", "error": reason}
+    with suppress(ConfigError, OSError), alone_in(job.folder / ".hydra", "run", "", wait=5):
+        write_summary(job.folder, content)
+    return content

@@ -1,0 +1,66 @@
+"""Table, csv, figures and page of a sweep."""
+
+import csv
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from gradexp.atomic_write import replacing
+from gradexp.plotting import save
+from gradexp.sweeps.compare import Comparison, compare
+from gradexp.sweeps.outcome_figure import ACCURACY, LOG_CHI, outcome_figure
+from gradexp.sweeps.profile_figure import profiles_figure
+from gradexp.sweeps.table import print_table
+
+
+def report(folder: Path, console: Console | None = None) -> None:
+    """Compare the runs of a sweep: print a table, and write sweep.csv, figures and report.html into its folder.
+
+    It may be called while the sweep runs.
+
+    Raises:
+        ConfigError: If there are no runs of this version.
+        OSError: If the folder cannot be written to.
+    """
+    from gradexp.sweeps.page import write_page
+
+    console = console or Console(highlight=False, emoji=False)
+    comparison = compare(folder)
+    print_table(comparison, console)
+    write_csv(comparison)
+    page = write_page(comparison, write_figures(comparison))
+    for label, text in (
+        ("table", str(folder / "sweep.csv")),
+        ("report", str(page)),
+        ("look", f"python -m gradexp.board {shlex.quote(str(folder))}"),
+    ):
+        console.print(f"{label:<9} {text}", markup=False, soft_wrap=True)
+
+
+def write_csv(comparison: Comparison) -> None:
+    """Write sweep.csv: a line per job, numbers with all their digits, an empty field for none."""
+    with replacing(comparison.folder / "sweep.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["job", "folder", "config_hash", "status", *comparison.keys, *comparison.rows[0].numbers])
+        for row in comparison.rows:
+            job = row.job
+            own = [job.number, job.name, job.config_hash, job.status]
+            writer.writerow([*own, *row.swept.values(), *row.numbers.values()])
+
+
+_DPI = 110
+
+
+def write_figures(comparison: Comparison) -> dict[str, Path]:
+    """Draw what there is to draw of a sweep into its folder, as PNG and SVG, and return title -> PNG file."""
+    figures = {
+        "Output gradient over layers, at initialisation": ("profiles", profiles_figure(comparison)),
+        "log_chi over the swept options": ("log_chi", outcome_figure(comparison, LOG_CHI)),
+        "Accuracy over the swept options": ("accuracy", outcome_figure(comparison, ACCURACY)),
+    }
+    written = {}
+    for title, (name, figure) in figures.items():
+        if figure is not None:
+            written[title] = save(figure, comparison.folder / name, _DPI)
+    return written

@@ -1,0 +1,117 @@
+"""The comparison of a sweep as a table in the terminal."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+
+from gradexp.sweeps.compare import Comparison, Row, average, seed_groups
+
+_LINES = 40  # of the table in the console
+_ERRORS = 10  # named below it
+
+
+def print_table(comparison: Comparison, console: Console) -> None:
+    """Print a line for complete jobs that differ in their seed only, what all lines share, and what went wrong.
+
+    The loss of a job that is not complete is that of an earlier step, and would spoil a mean.
+    """
+    groups = []
+    for shared, rows in seed_groups(comparison):
+        if complete := [row for row in rows if row.job.status == "complete"]:
+            groups.append((shared, complete))
+    if groups:
+        _print_groups(groups, console)
+    others = {status: number for status, number in comparison.statuses.items() if status != "complete"}
+    if others:
+        said = ", ".join(f"{number} {status}" for status, number in others.items())
+        console.print(f"not complete: {said}", markup=False)
+    failed = [row.job for row in comparison.rows if row.job.status == "failed"]
+    for job in failed[:_ERRORS]:
+        console.print(f"  {job.name}: {job.summary['error']}", markup=False, soft_wrap=True)
+    if len(failed) > _ERRORS:
+        console.print(f"  ... and {len(failed) - _ERRORS} more in report.html", markup=False)
+
+
+def _print_groups(groups: Sequence[tuple[dict[str, Any], list[Row]]], console: Console) -> None:
+    columns: dict[str, list[str]] = {key: [_text(shared[key]) for shared, _ in groups] for key in groups[0][0]}
+    columns |= {name: [column(rows) for _, rows in groups] for name, column in _COLUMNS.items()}
+    if all(len(rows) == 1 for _, rows in groups):
+        del columns["seeds"], columns["± sd"]
+    same = {name: texts[0] for name, texts in columns.items() if len(set(texts)) == 1 and len(groups) > 1}
+    # A mean and its spread stand side by side, unless there is none at all.
+    alike = {name: text for name, text in same.items() if name not in ("log_chi", "± sd") or text == "-"}
+    shown = {name: texts[:_LINES] for name, texts in columns.items() if name not in alike}
+    left_out = []
+    for name in _LEAST:
+        if name in shown and _width(shown) > console.width:
+            del shown[name]
+            left_out.append(name)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    high = any("." in name for name in shown)
+    for name in shown:
+        head = _head(name) if "." in name else "\n" * high + name
+        table.add_column(head, justify="left" if name in _VERDICTS else "right", no_wrap=True)
+    for line in zip(*shown.values(), strict=True):
+        table.add_row(*line)
+    console.print(table)
+    if len(groups) > _LINES:
+        console.print(f"... and {len(groups) - _LINES} lines more in sweep.csv", markup=False)
+    if said := ", ".join(f"{name} {text}" for name, text in alike.items() if text != "-"):
+        console.print(f"all       {said}", markup=False)
+    if left_out:
+        console.print(f"no room   {', '.join(left_out)} (in sweep.csv)", markup=False)
+
+
+def _head(name: str) -> str:
+    """A dotted key takes two lines."""
+    return name.replace(".", ".\n", 1)
+
+
+def _width(columns: Mapping[str, Sequence[str]]) -> int:
+    """Return how wide a table is, whose columns are two spaces apart."""
+    return sum(max(map(cell_len, [*_head(name).split("\n"), *texts])) + 2 for name, texts in columns.items()) - 2
+
+
+def _words(rows: Sequence[Row], key: str) -> str:
+    """Return the verdict of most jobs, with their share if it is not that of all."""
+    words = [row.numbers[key] for row in rows if row.numbers[key] is not None]
+    if not words:
+        return "-"
+    word, number = Counter(words).most_common(1)[0]
+    return word if number == len(words) else f"{word} {number}/{len(words)}"
+
+
+def _average(rows: Sequence[Row], key: str, form: str, prefix: str = "") -> str:
+    mean = average(rows, key)
+    return "-" if mean is None else f"{prefix}{mean:{form}}"
+
+
+def _spread(rows: Sequence[Row], key: str) -> str:
+    """Return the sample standard deviation over the seeds."""
+    numbers = [row.numbers[key] for row in rows if row.numbers[key] is not None]
+    return f"{np.std(numbers, ddof=1):.3f}" if len(numbers) > 1 else "-"
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_LEAST = ("loss", "theory", "first/last", "training", "test", "± sd", "seeds", "gradient")
+_VERDICTS = ("gradient", "training", "theory")
+# name: text for the jobs of a line
+_COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
+    "seeds": lambda rows: str(len(rows)),
+    "gradient": lambda rows: _words(rows, "gradient"),
+    "training": lambda rows: _words(rows, "training"),
+    "theory": lambda rows: _words(rows, "theory"),
+    "log_chi": lambda rows: _average(rows, "log_chi", "+.3f"),
+    "± sd": lambda rows: _spread(rows, "log_chi"),
+    "first/last": lambda rows: _average(rows, "log10_first_over_last", "+.1f", "10^"),
+    "loss": lambda rows: _average(rows, "loss_last", ".3g"),
+    "test": lambda rows: _average(rows, "test_accuracy", ".0%"),
+}
