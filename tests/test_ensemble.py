@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -97,31 +98,39 @@ def test_a_stable_network_stays_the_same_for_fifty_steps() -> None:
         assert stacked.verdict == alone.verdict
 
 
-def test_a_deep_network_drifts_by_no_more_than_the_last_bit_of_one_weight_makes_it(
+def test_where_rounding_grows_a_stack_drifts_no_further_than_rounded_weights_make_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    configs = [replace(config, init=InitConfig("he")) for config in jobs(depth=150, steps=8)[:2]]
+    # In the chaotic phase of tanh networks every difference grows from layer to layer, also that of another order of
+    # sums. How much is measured in float64, where it does not depend on the processor's own roundings.
+    base = Config(depth=20, width=16, batch_size=32, steps=8, activation="tanh", init=InitConfig("normal", std=0.45))
+    configs = [replace(base, seed=seed) for seed in (0, 3)]
     stacked = [losses(result) for result in run_stack(configs)]
     alone = [losses(run(config)) for config in configs]
+    in_float64 = [replace(config, dtype="float64") for config in configs]
+    exact = [losses(run(config)) for config in in_float64]
 
-    from gradexp.networks import inits
+    from gradexp.runs import stages
 
-    initialize = inits.initialize
+    initialize = stages.initialize
 
-    def nudged(model: Any, *arguments: Any, **options: Any) -> Any:
+    def rounded(model: Any, *arguments: Any, **options: Any) -> Any:
         initialize(model, *arguments, **options)
         with torch.no_grad():
-            for weights in model.layers[75].weight.flatten(1):
-                largest = weights.abs().argmax()
-                weights[largest] = torch.nextafter(weights[largest], torch.tensor(0.0))
+            for parameter in model.parameters():
+                parameter.copy_(parameter.float())
         return model
 
-    monkeypatch.setattr(inits, "initialize", nudged)
-    nudged_losses = [losses(run(config)) for config in configs]
-    drift = max(np.abs(a / b - 1).max() for a, b in zip(stacked, alone, strict=True))
-    effect = max(np.abs(a / b - 1).max() for a, b in zip(nudged_losses, alone, strict=True))
-    assert effect > 0
-    assert drift <= 10 * effect
+    monkeypatch.setattr(stages, "initialize", rounded)
+    effect = largest_difference([losses(run(config)) for config in in_float64], exact)
+    assert effect > 10 * torch.finfo(torch.float32).eps  # the rounding itself is half of that eps at most
+    # Of that order (measured 0.4 to 0.8 of it), whatever a processor rounds on its way through layers and steps.
+    assert largest_difference(alone, exact) < 10 * effect
+    assert largest_difference(stacked, alone) < 10 * effect
+
+
+def largest_difference(ours: Sequence[np.ndarray[Any, Any]], theirs: Sequence[np.ndarray[Any, Any]]) -> float:
+    return float(max(np.abs(one / other - 1).max() for one, other in zip(ours, theirs, strict=True)))
 
 
 def test_a_diverged_member_is_frozen_at_its_step_and_touches_no_other() -> None:
