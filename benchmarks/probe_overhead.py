@@ -2,13 +2,13 @@
 
 ``python benchmarks/probe_overhead.py [--device cuda] [--threads 1] [--models mlp64,cnn] [ROUNDS]``
 
-Part 1 times one training step (forward, backward, SGD with learning rate 0, zero_grad) under each monitor, a few
+Split 1 times one training step (forward, backward, SGD with learning rate 0, zero_grad) under each monitor, a few
 steps of one after a few of the other, in an order that rotates. One pass over all monitors is a lap; a model gets at
 least ROUNDS laps, and more until ROUNDS times 4 seconds are over. Printed are the median over laps of the time
 and of its ratio to the bare steps of the same lap, which a slow spell of the machine changes less than either time,
 with the ratio's quartiles.
 
-Part 2 counts in how many layers of a vanishing network the reported norms are right.
+Split 2 counts in how many layers of a vanishing network the reported norms are right.
 """
 
 import argparse
@@ -196,7 +196,7 @@ MONITORS = [
 ]
 
 
-# Part 1: time
+# Split 1: time
 
 
 class Task:
@@ -267,7 +267,7 @@ def compare(name: str, rounds: int, device: str) -> None:
         print(f"full backward hooks on batch norms and activations too: raises\n  {error[:77]}")
 
 
-# Part 2: right numbers
+# Split 2: right numbers
 
 
 def exact_norm(x: Tensor) -> float:

@@ -2,10 +2,10 @@
 
 ``python benchmarks/stack.py [--device cuda] [--threads 2] [ROUNDS]``
 
-Part 1 measures 32 small networks (width 16, depth 150, batch 16) at initialisation, as one stack and one at a time,
+Split 1 measures 32 small networks (width 16, depth 150, batch 16) at initialisation, as one stack and one at a time,
 in turn. Printed are the medians over ROUNDS of the time per network and of the ratio, with its quartiles.
 
-Part 2 draws and measures 1,000 networks as ``python -m gradexp.run seeds=1000 depth=60 width=100 activation=tanh
+Split 2 draws and measures 1,000 networks as ``python -m gradexp.run seeds=1000 depth=60 width=100 activation=tanh
 init=mean_field dtype=float64 steps=0`` does, once between the rounds of part 1, so that both see the same machine.
 """
 

@@ -71,13 +71,13 @@ def _shape_of(config: Config) -> Shape:
 
 def _log_activation_squares(result: Result) -> Array:
     """Return log ‖aˡ‖² for l from 1 to depth - 1, shape ``(network, layer)``, as ‖dl/dWˡ‖ = ‖δˡ‖ ‖aˡ⁻¹‖."""
-    there = initial(result)
-    return _squared(there.living("weight_grad") - there.living("output_grad"))[:, 1:]
+    step = initial(result).at()
+    return _squared(step.without_dead("weight_grad") - step.without_dead("output_grad"))[:, 1:]
 
 
 def _log_gradient_square(result: Result) -> Array:
     """Return log ‖δ¹‖², shape ``(network,)``; ‖δ‖ is 1 at the output."""
-    return _squared(initial(result).living("output_grad"))[:, 0]
+    return _squared(initial(result).at().without_dead("output_grad"))[:, 0]
 
 
 def _squared(log10: Array) -> Array:

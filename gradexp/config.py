@@ -220,7 +220,7 @@ class Config:
         return str(hidden[0]) if len(set(hidden)) == 1 else "-".join(map(str, hidden))
 
     @property
-    def cures(self) -> list[str]:
+    def additions(self) -> list[str]:
         """The normaliser and the skip connections, if there are any, as typed on a command line."""
         given = {"normalization": self.normalization, "residual": self.residual}
         return [f"{key}={value}" for key, value in given.items() if value != "none"]

@@ -12,7 +12,7 @@ from gradexp.config import Config
 
 def job(config: Config, folder: Path, overrides: list[str], interruptions: Interruptions) -> None:
     """Run one experiment and leave its files in a folder."""
-    from gradexp.runs import stacks as ensemble
+    from gradexp.runs import stacks
     from gradexp.runs.experiment import deliver, run
     from gradexp.runs.result import Sink
     from gradexp.sinks.console import Console, Line
@@ -29,7 +29,7 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
     sinks: list[Sink] = [TensorBoard(folder, subruns, figures), Files(folder, figures), shown]
     with alone_in(folder / ".hydra", "run", "wait for its end, or choose another folder with hydra.run.dir=FOLDER"):
         clear(folder)
-        if (result := ensemble.take(config)) is not None:
+        if (result := stacks.take(config)) is not None:
             deliver(result, sinks, overrides)
         else:
             run(config, [interruptions, *sinks], overrides)

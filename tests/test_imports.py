@@ -20,18 +20,28 @@ def loaded_after(*steps: str) -> list[set[str]]:
     [
         [("import gradexp", ("torch", "hydra", "numpy", "tensorboard"))],
         [("import gradexp.config", ("torch", "hydra", "numpy"))],
-        [("import gradexp.cli", ("torch", "numpy", "sklearn", "matplotlib"))],
+        [("import gradexp.cli.command", ("torch", "numpy", "sklearn", "matplotlib"))],
         [("import gradexp.run", ("torch", "numpy", "rich"))],
-        [("import gradexp.predict, gradexp.phase", ("torch", "numpy", "rich", "scipy", "matplotlib"))],
-        [("import gradexp.experiment, gradexp.sinks", ("torch", "hydra", "sklearn", "matplotlib", "tensorboard"))],
         [
-            ("import gradexp.data", ("sklearn", "mlxtend")),
+            (
+                "import gradexp.predict.__main__, gradexp.phase.__main__",
+                ("torch", "numpy", "rich", "scipy", "matplotlib"),
+            )
+        ],
+        [
+            (
+                "import gradexp.runs.experiment, gradexp.sinks.tensorboard, gradexp.sinks.files",
+                ("torch", "hydra", "sklearn", "matplotlib", "tensorboard"),
+            )
+        ],
+        [
+            ("import gradexp.runs.data", ("sklearn", "mlxtend")),
             (
                 "from gradexp import MLP, GradientProbe, History, exact_profile, initialize, Config",
                 ("hydra", "sklearn", "matplotlib", "tensorboard", "scipy"),
             ),
             (
-                "from gradexp.experiment import run; from gradexp import Config\n"
+                "from gradexp.runs import run; from gradexp import Config\n"
                 "from gradexp.config import DataConfig\n"
                 "run(Config(depth=3, width=4, steps=1, data=DataConfig('gaussian', samples=100)))",
                 ("sklearn", "matplotlib", "tensorboard", "hydra"),
@@ -39,12 +49,13 @@ def loaded_after(*steps: str) -> list[set[str]]:
         ],
         [
             (
-                "from gradexp.predict.forecast import forecast; from gradexp import Config\nforecast(Config(depth=3))",
+                "from gradexp import Config; from gradexp.predict.forecast import forecast\n"
+                "forecast(Config(depth=3))",
                 ("hydra", "sklearn", "matplotlib", "tensorboard", "gradexp.exact.profile", "gradexp.probe.probe"),
             ),
-            ("import gradexp.plane", ("hydra", "sklearn", "matplotlib", "tensorboard")),
+            ("import gradexp.phase.plane", ("hydra", "sklearn", "matplotlib", "tensorboard")),
             (
-                "sys.argv = ['gradexp', 'depth=3']\nfrom gradexp.predict import main\nmain()",
+                "sys.argv = ['gradexp', 'depth=3']\nfrom gradexp.predict.__main__ import main\nmain()",
                 ("sklearn", "matplotlib", "tensorboard", "mlxtend", "gradexp.runs.stages"),
             ),
         ],
@@ -58,11 +69,11 @@ def test_import_stays_light(steps: list[tuple[str, tuple[str, ...]]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "option"), [("run", "init=xavier"), ("predict", "init=xavier"), ("phase", "rows=29")]
+    ("module", "option"), [("run", "init=xavier"), ("predict.__main__", "init=xavier"), ("phase.__main__", "rows=29")]
 )
-def test_help_does_not_load_torch(command: str, option: str) -> None:
+def test_help_does_not_load_torch(module: str, option: str) -> None:
     code = "import sys; sys.argv = ['gradexp', '--help']\n"
-    code += f"from gradexp.{command} import main\ntry: main()\nexcept SystemExit: pass"
+    code += f"from gradexp.{module} import main\ntry: main()\nexcept SystemExit: pass"
     (shown,) = loaded_after(code)
     assert not shown & {"torch", "numpy"}
     assert option in shown  # the help itself was printed

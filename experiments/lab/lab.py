@@ -7,7 +7,7 @@ from gradexp.cli.composing import compose
 from gradexp.config import Config
 from gradexp.runs.experiment import run_stack
 from gradexp.runs.result import Result, Sink
-from gradexp.runs.stacks import chunks, stacks
+from gradexp.runs.stacks import chunks, stackable_groups
 from gradexp.sinks.progress import Progress
 
 
@@ -70,7 +70,7 @@ class Lab:
         """
         configs = self.configs(*overrides)
         found: dict[int, Result] = {}
-        for stack in stacks(configs):
+        for stack in stackable_groups(configs):
             for part in chunks(stack, configs[stack[0]]):
                 self.progress.label = f"{self.done} networks done, {len(part)} at work: "
                 found.update(zip(part, run_stack([configs[index] for index in part], self.sinks), strict=True))

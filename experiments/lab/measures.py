@@ -50,7 +50,7 @@ def mean_log_chi(results: Sequence[Result], first: int | None = None, last: int 
         first: First layer of the window; None: the first one.
         last: Last layer; None: the last one.
     """
-    return mean(np.concatenate([initial(result).log_chi_per_network(first, last) for result in results]))
+    return mean(np.concatenate([initial(result).at().log_chi_per_network(first, last) for result in results]))
 
 
 def mean_profile(results: Sequence[Result], quantity: str) -> Array:

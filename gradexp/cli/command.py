@@ -95,11 +95,12 @@ def _checked(composed: DictConfig, about: Command, folder: Path | None, override
         return to_config(composed, about.schema)
     except (ConfigError, OmegaConfBaseException) as error:
         if folder is not None:
-            from gradexp.runs.summary import unstarted
+            from gradexp.runs.summary import unstarted_summary
             from gradexp.sinks.files import write_summary
 
             write_summary(
-                folder, unstarted(without_hydra(composed), overrides, error_line(error, about).partition("\n")[0])
+                folder,
+                unstarted_summary(without_hydra(composed), overrides, error_line(error, about).partition("\n")[0]),
             )
         raise
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,25 +12,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradexp.history.scalars import Points, layer_points, or_none, points
+from gradexp.history.plot import profile_figure
+from gradexp.history.scalars import Points, or_none, points, profile_points
 from gradexp.history.step import (
-    QUANTILES,
-    QUANTITIES,
     SEEN,
     STATUSES,
     Array,
-    mean,
+    Step,
     mean_over_networks,
-    standard_error,
 )
-from gradexp.numerics.formats import limits
+from gradexp.history.table import table
+from gradexp.history.verdict import Verdict, gradient_verdict
 
 if TYPE_CHECKING:
     import matplotlib.figure
     import pandas as pd
     from torch.utils.tensorboard import SummaryWriter
-
-    from gradexp.history.verdict import Verdict
 
 
 COLUMNS = (
@@ -109,83 +105,53 @@ class History:
         """Number of layers."""
         return len(self.names)
 
-    def profile(self, quantity: str, step: int = -1) -> Array:
-        """Return log10 of a quantity per layer: the mean over networks of the log, nan where there is none.
-
-        What is exactly 0 has no logarithm: ``status`` tells it from what is unknown.
+    def at(self, step: int = -1) -> Step:
+        """Return one recorded step.
 
         Args:
-            quantity: One of ``QUANTITIES`` that was recorded.
             step: Index (not label) of the recorded step.
 
         Raises:
-            ValueError: If that quantity or step was not recorded.
+            ValueError: If nothing is recorded, or not that step.
         """
-        return mean_over_networks(self._get(quantity, step))
+        recorded = len(self.steps)
+        if not recorded:
+            raise ValueError("nothing is recorded yet")
+        if not -recorded <= step < recorded:
+            raise ValueError(f"step is an index from 0 to {recorded - 1}, or -1 for the last, got {step}")
+        return Step(
+            self.phase,
+            self.names,
+            {quantity: values[step] for quantity, values in self.log10.items()},
+            {quantity: codes[step] for quantity, codes in self.status.items()},
+            {quantity: values[step] for quantity, values in self.largest_log10.items()},
+            self.dead_fraction,
+            self.calls,
+            self.dtypes,
+            self.theory,
+        )
 
-    def ends(self, quantity: str, step: int = -1) -> tuple[int, int] | None:
-        """Return the first and the last layer, counted from 1, at which a quantity was seen, or None.
-
-        A layer counts as seen if it has a number or is exactly 0 or not finite, unlike one that was not called,
-        is frozen or unused, or whose gradient was missed.
-        """
-        self._get(quantity, step)
-        layers = 1 + np.flatnonzero(np.isin(self.status[quantity][step], SEEN).any(axis=0))
-        return (int(layers[0]), int(layers[-1])) if layers.size else None
-
-    def log_chi_per_network(self, first: int | None = None, last: int | None = None, step: int = -1) -> Array:
-        """Return ``log_chi`` of each network, shape ``(network,)``; nan where an end has no number.
-
-        The mean over layers l of log‖δˡ‖² - log‖δˡ⁺¹‖² telescopes to the two ends of the window.
-
-        Args:
-            first: First layer of the window, counted from 1; None: the first that was seen.
-            last: Last layer; None: the last that was seen.
-            step: Index of the recorded step.
-
-        Raises:
-            ValueError: If the window is not inside 1..depth, or output gradients were not recorded.
-        """
-        seen = self.ends("output_grad", step) or (1, self.depth)
-        first = seen[0] if first is None else first
-        last = seen[1] if last is None else last
-        if not 1 <= first <= last <= self.depth:
-            raise ValueError(f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}")
-        if first == last:
-            return np.full(len(self.seeds), np.nan)
-        log10 = self.living("output_grad", step)
-        return np.asarray(2 * math.log(10) * (log10[:, first - 1] - log10[:, last - 1]) / (last - first))
+    def profile(self, quantity: str, step: int = -1) -> Array:
+        """Return ``Step.profile``: log10 of a quantity per layer, averaged over networks."""
+        return self.at(step).profile(quantity)
 
     def log_chi(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
-        """Return the slope of log‖output_grad‖² per layer towards the input (natural log), or None.
-
-        Positive: the gradient explodes on its way to the input; negative: it vanishes. Arguments as in
-        ``log_chi_per_network``; the mean is over networks.
-        """
-        return mean(self.log_chi_per_network(first, last, step))
-
-    def log_chi_se(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
-        """Return the standard error of ``log_chi`` over networks; None for fewer than two."""
-        return standard_error(self.log_chi_per_network(first, last, step))
-
-    def log_chi_quantiles(self) -> dict[float, float]:
-        """Return the quantiles 0.05, 0.5 and 0.95 of ``log_chi`` over networks; empty for fewer than two."""
-        slopes = self.log_chi_per_network()
-        slopes = slopes[np.isfinite(slopes)]
-        return {q: float(np.quantile(slopes, q)) for q in QUANTILES} if slopes.size > 1 else {}
+        """Return ``Step.log_chi``: the slope of log‖output_grad‖² per layer towards the input."""
+        return self.at(step).log_chi(first, last)
 
     def depth_scale(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
-        """Return 1 / |log_chi|, the layers over which ‖output_grad‖² changes by a factor e, or None."""
-        log_chi = self.log_chi(first, last, step)
-        return 1 / abs(log_chi) if log_chi else None
+        """Return ``Step.depth_scale``: 1 / |log_chi|, in layers."""
+        return self.at(step).depth_scale(first, last)
 
     def first_over_last(self, quantity: str, step: int = -1) -> float | None:
-        """Return log10 of the first seen layer's size over the last one's, averaged over networks, or None."""
-        first, last = self.ends(quantity, step) or (1, self.depth)
-        log10 = self.living(quantity, step)
-        return mean(log10[:, first - 1] - log10[:, last - 1])
+        """Return ``Step.first_over_last``: log10 of the first layer's size over the last one's."""
+        return self.at(step).first_over_last(quantity)
 
-    def course(self, quantity: str, begin: int = 0) -> Array:
+    def failing_layer(self, quantity: str, dtype: str, overflow: bool) -> int | None:
+        """Return ``Step.failing_layer``: the layer from which on a quantity would leave a number format."""
+        return self.at().failing_layer(quantity, dtype, overflow)
+
+    def ratio_over_steps(self, quantity: str, begin: int = 0) -> Array:
         """Return ``first_over_last`` of every recorded step, shape ``(step,)``, with nan for None.
 
         Args:
@@ -197,7 +163,7 @@ class History:
         """
         if not self.steps[begin:]:
             return np.empty(0)
-        self._get(quantity, -1)
+        self.at().profile(quantity)  # raises if it was not recorded
         seen = np.asarray(np.isin(self.status[quantity][begin:], SEEN).any(axis=1))
         seen[~seen.any(axis=1)] = True  # then the ends of the network
         steps, first, last = np.arange(len(seen)), seen.argmax(axis=1), self.depth - 1 - seen[:, ::-1].argmax(axis=1)
@@ -206,31 +172,9 @@ class History:
             log10 = np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
         return mean_over_networks((log10[steps, :, first] - log10[steps, :, last]).T)
 
-    def failing_layer(self, quantity: str, dtype: str, overflow: bool) -> int | None:
-        """Return the layer from which on a quantity would leave a number format, or None.
-
-        Outputs are followed from layer 1 up, output gradients from the last layer down. Underflow: the
-        largest element over all samples rounds to 0. Overflow: it rounds to inf.
-
-        Args:
-            quantity: ``"output"`` or ``"output_grad"``.
-            dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``.
-            overflow: Which end of the range.
-        """
-        smallest, greatest = limits(dtype)
-        largest = self.largest_log10[quantity][0]
-        # The slack absorbs log10's own rounding. What is exactly 0 in any format has died, not underflowed.
-        fails = largest >= greatest - 1e-12 if overflow else (largest > -math.inf) & (largest <= smallest + 1e-12)
-        layers = 1 + np.flatnonzero(fails.any(axis=0))
-        if not layers.size:
-            return None
-        return int(layers.max() if quantity == "output_grad" else layers.min())
-
-    def verdict(self, decades: float = 3.0, step: int = -1) -> "Verdict":
-        """Say whether the gradient is stable, vanishing, exploding or dead, and why, in one line."""
-        from gradexp.history.verdict import gradient_verdict
-
-        return gradient_verdict(self, decades, step)
+    def verdict(self, decades: float = 3.0, step: int = -1) -> Verdict:
+        """Judge whether the gradient is stable, vanishing, exploding or dead, and why, in one line."""
+        return gradient_verdict(self.at(step), decades)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one dict per step, network and layer, with the keys ``COLUMNS``; None where there is none."""
@@ -251,9 +195,7 @@ class History:
 
     def plot(self, quantity: str = "output_grad", step: int = -1) -> "matplotlib.figure.Figure":
         """Return a figure of one profile: log10 size over layers."""
-        from gradexp.history.plot import profile_figure
-
-        return profile_figure({"": self}, quantity, step)
+        return profile_figure({"": self.at(step)}, quantity)
 
     def __repr__(self) -> str:
         quantities = ", ".join(self.log10)
@@ -261,9 +203,7 @@ class History:
 
     def __str__(self) -> str:
         """Return a table of the last step, layer by layer, and the verdict."""
-        from gradexp.history.table import table
-
-        return table(self)
+        return table(self.at()) if self.steps else f"nothing is recorded yet of {self.depth} layers"
 
     def to_tensorboard(self, writer: "SummaryWriter", step: int = -1) -> None:
         """Write a profile and the course of the gradient to TensorBoard.
@@ -283,7 +223,7 @@ class History:
             raise TypeError(f"writer must be a torch.utils.tensorboard.SummaryWriter, got a {type(writer).__name__}")
         if not self.steps:
             return
-        for series in (profile_points(self, step), course_points(self)):
+        for series in (profile_points(self.at(step)), training_points(self)):
             for at, values in series:
                 for tag, value in values.items():
                     writer.add_scalar(tag, value, at)
@@ -322,11 +262,6 @@ class History:
             fields.update({key: file[key] for key in _OPTIONAL if key in file})
         return cls(**fields)
 
-    def living(self, quantity: str, step: int = -1) -> Array:
-        """Return log10 of shape ``(network, layer)``, with nan for networks in which every sample is dead."""
-        log10 = self._get(quantity, step)
-        return log10 if self.dead_fraction is None else np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
-
     def of_networks(self, which: slice, last_step: int | None = None) -> "History":
         """Return some networks alone, with the steps up to ``last_step``; the inverse of ``join``."""
         steps = [step for step in self.steps if last_step is None or step <= last_step]
@@ -362,17 +297,6 @@ class History:
                 if f"status_{quantity}" in columns:
                     columns[f"status_{quantity}"] = words[self.status[quantity][index].ravel()].tolist()
             yield from zip(*columns.values(), strict=False)  # the constant ones have no end
-
-    def _get(self, quantity: str, step: int) -> Array:
-        if quantity not in self.log10:
-            raise ValueError(f"'{quantity}' was not recorded; choose one of {', '.join(self.log10)}")
-        recorded = len(self.log10[quantity])
-        if not recorded:
-            raise ValueError("nothing is recorded yet")
-        if not -recorded <= step < recorded:
-            raise ValueError(f"step is an index from 0 to {recorded - 1}, or -1 for the last, got {step}")
-        values: Array = self.log10[quantity][step]
-        return values
 
 
 _PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes")
@@ -413,17 +337,11 @@ def join(histories: Sequence[History]) -> History:
     return replace(first, seeds=[seed for history in histories for seed in history.seeds], **changes)
 
 
-def profile_points(history: History, step: int = -1) -> Points:
-    """Yield the scalars ``profile/log10_…`` of one recorded step, with step = layer."""
-    there = [quantity for quantity in QUANTITIES[:3] if quantity in history.log10]
-    return layer_points({f"log10_{quantity}": history.profile(quantity, step) for quantity in there})
-
-
-def course_points(history: History, begin: int = 0) -> Points:
+def training_points(history: History, begin: int = 0) -> Points:
     """Yield the scalars ``gradient/…`` of recorded steps from an index on; none without output gradients."""
     if "output_grad" not in history.log10:
         return iter(())
-    series = {"gradient/log10_first_over_last": history.course("output_grad", begin)}
+    series = {"gradient/log10_first_over_last": history.ratio_over_steps("output_grad", begin)}
     for name in ("nonfinite", "zero"):
         counts = (history.status["output_grad"][begin:] == STATUSES.index(name)).sum(axis=(1, 2))
         series[f"gradient/{name}_layers"] = counts.astype(float)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradexp.history.history import History
+from gradexp.history.step import Step
 from gradexp.plotting import COLOURS, LABELS, powers_of_ten
 
 if TYPE_CHECKING:
@@ -13,21 +13,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def profile_figure(histories: Mapping[str, History], quantity: str = "output_grad", step: int = -1) -> "Figure":
+def profile_figure(steps: Mapping[str, Step], quantity: str = "output_grad") -> "Figure":
     """Draw one quantity over layers, on an axis of powers of ten.
 
-    Theory, where a history holds it, is dashed, with a band of two standard deviations of one sample of one network.
+    Theory, where a step holds it, is dashed, with a band of two standard deviations of one sample of one network.
 
     Args:
-        histories: Label -> measurement; an empty label has no entry in the legend.
+        steps: Label -> measurement; an empty label has no entry in the legend.
         quantity: What to draw.
-        step: Index of the recorded step.
 
     Returns:
         A figure that belongs to no window and needs no closing.
 
     Raises:
-        ValueError: If a history does not hold the quantity.
+        ValueError: If a step does not hold the quantity.
     """
     # Without pyplot a figure is freed like any other object, also after hundreds of runs.
     from matplotlib.figure import Figure
@@ -35,10 +34,10 @@ def profile_figure(histories: Mapping[str, History], quantity: str = "output_gra
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for index, (label, history) in enumerate(histories.items()):
+    for index, (label, step) in enumerate(steps.items()):
         colour = COLOURS[index % len(COLOURS)]
-        draw_profile(axes, history, quantity, step, colour, label or f"_{index}", colour if label else "black")
-    if any(f"log10_{quantity}" in history.theory for history in histories.values()):
+        draw_profile(axes, step, quantity, colour, label or f"_{index}", colour if label else "black")
+    if any(f"log10_{quantity}" in step.theory for step in steps.values()):
         axes.plot([], [], linestyle="--", color="black", linewidth=1.5, label="theory, ±2 sd of one network")
     axes.set_xlabel("layer (1 = input side)")
     axes.set_ylabel(LABELS.get(quantity, quantity))
@@ -53,9 +52,8 @@ def profile_figure(histories: Mapping[str, History], quantity: str = "output_gra
 
 def draw_profile(
     axes: "Axes",
-    history: History,
+    step: Step,
     quantity: str,
-    step: int,
     colour: str,
     label: str,
     theory_colour: str = "black",
@@ -67,18 +65,17 @@ def draw_profile(
 
     Args:
         axes: Of layers and powers of ten.
-        history: What was measured.
+        step: What was measured.
         quantity: What to draw.
-        step: Index of the recorded step.
         colour: Of the measurement and of the band.
         label: Of the measurement.
         theory_colour: Of the dashed line.
         theory_label: Of the dashed line; None: no entry in the legend.
     """
-    layers, profile = np.arange(1, history.depth + 1), history.profile(quantity, step)
+    layers, profile = np.arange(1, step.depth + 1), step.profile(quantity)
     marker = "o" if np.isfinite(profile).sum() == 1 else ""
     axes.plot(layers, profile, marker=marker, color=colour, linewidth=2, label=label)
-    line, spread = history.theory.get(f"log10_{quantity}"), history.theory.get(f"sd_{quantity}")
+    line, spread = step.theory.get(f"log10_{quantity}"), step.theory.get(f"sd_{quantity}")
     if line is not None:
         axes.plot(layers, line, linestyle="--", color=theory_colour, linewidth=1.5, label=theory_label)
         if spread is not None:

@@ -5,7 +5,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from gradexp.history.step import Array
+from gradexp.history.step import QUANTITIES, Array, Step
 
 Values = Sequence[float | None] | Sequence[float] | Array
 
@@ -27,6 +27,12 @@ def points(steps: Iterable[int], series: Mapping[str, Values]) -> Points:
         }
         if there:
             yield step, there
+
+
+def profile_points(step: Step) -> Points:
+    """Yield the scalars ``profile/log10_…`` of one recorded step, with step = layer."""
+    there = [quantity for quantity in QUANTITIES[:3] if quantity in step.log10]
+    return layer_points({f"log10_{quantity}": step.profile(quantity) for quantity in there})
 
 
 def layer_points(profiles: Mapping[str, Array]) -> Points:

@@ -1,9 +1,12 @@
 """One recorded step: numbers, statuses, slopes."""
 
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gradexp.numerics.formats import limits
 
 Array = NDArray[np.float64]
 
@@ -22,6 +25,157 @@ SEEN = [STATUSES.index(name) for name in ("ok", "zero", "subnormal", "nonfinite"
 
 
 QUANTILES = (0.05, 0.5, 0.95)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recorded step of some networks: a number and a status per quantity, network and layer.
+
+    Sizes are log10: of an rms over units for ``output``, of L2 norms for all others.
+
+    Args:
+        phase: ``"init"`` (``exact_profile``) or ``"train"`` (``GradientProbe``).
+        names: Module name of each layer.
+        log10: Quantity -> array of shape ``(network, layer)``, float64, nan where there is no number.
+        status: Quantity -> int8 array of the same shape, an index into ``STATUSES``.
+        largest_log10: Quantity -> log10 of the largest element's magnitude over all samples, same shape
+            (initial profile only).
+        dead_fraction: Share of each network's samples that are exactly 0 at some layer, shape ``(network,)``
+            (initial profile only).
+        calls: Index of each layer's call of its module in a forward pass, from 0.
+        dtypes: Quantity -> number format of its tensors, such as ``"float32"`` (probe only).
+        theory: Predicted log10 and standard deviation per layer, as in ``History``.
+
+    Example:
+        >>> ok = np.zeros((1, 3), dtype=np.int8)
+        >>> step = Step("init", ["a", "b", "c"], {"output_grad": np.array([[-2.0, -1.0, 0.0]])}, {"output_grad": ok})
+        >>> step.first_over_last("output_grad")
+        -2.0
+    """
+
+    phase: str
+    names: list[str]
+    log10: dict[str, Array]
+    status: dict[str, NDArray[np.int8]]
+    largest_log10: dict[str, Array] = field(default_factory=dict)
+    dead_fraction: Array | None = None
+    calls: list[int] = field(default_factory=list)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    theory: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.names)
+
+    @property
+    def networks(self) -> int:
+        """Number of networks."""
+        return len(next(iter(self.log10.values())))
+
+    def profile(self, quantity: str) -> Array:
+        """Return log10 of a quantity per layer: the mean over networks of the log, nan where there is none.
+
+        What is exactly 0 has no logarithm: ``status`` tells it from what is unknown.
+
+        Args:
+            quantity: One of ``QUANTITIES`` that was recorded.
+
+        Raises:
+            ValueError: If that quantity was not recorded.
+        """
+        return mean_over_networks(self._numbers(quantity))
+
+    def ends(self, quantity: str) -> tuple[int, int] | None:
+        """Return the first and the last layer, counted from 1, at which a quantity was seen, or None.
+
+        A layer counts as seen if it has a number or is exactly 0 or not finite, unlike one that was not called,
+        is frozen or unused, or whose gradient was missed.
+        """
+        self._numbers(quantity)
+        layers = 1 + np.flatnonzero(np.isin(self.status[quantity], SEEN).any(axis=0))
+        return (int(layers[0]), int(layers[-1])) if layers.size else None
+
+    def log_chi_per_network(self, first: int | None = None, last: int | None = None) -> Array:
+        """Return ``log_chi`` of each network, shape ``(network,)``; nan where an end has no number.
+
+        The mean over layers l of log‖δˡ‖² - log‖δˡ⁺¹‖² telescopes to the two ends of the window.
+
+        Args:
+            first: First layer of the window, counted from 1; None: the first that was seen.
+            last: Last layer; None: the last that was seen.
+
+        Raises:
+            ValueError: If the window is not inside 1..depth, or output gradients were not recorded.
+        """
+        seen = self.ends("output_grad") or (1, self.depth)
+        first = seen[0] if first is None else first
+        last = seen[1] if last is None else last
+        if not 1 <= first <= last <= self.depth:
+            raise ValueError(f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}")
+        if first == last:
+            return np.full(self.networks, np.nan)
+        log10 = self.without_dead("output_grad")
+        return np.asarray(2 * math.log(10) * (log10[:, first - 1] - log10[:, last - 1]) / (last - first))
+
+    def log_chi(self, first: int | None = None, last: int | None = None) -> float | None:
+        """Return the slope of log‖output_grad‖² per layer towards the input (natural log), or None.
+
+        Positive: the gradient explodes on its way to the input; negative: it vanishes. Arguments as in
+        ``log_chi_per_network``; the mean is over networks.
+        """
+        return mean(self.log_chi_per_network(first, last))
+
+    def log_chi_se(self, first: int | None = None, last: int | None = None) -> float | None:
+        """Return the standard error of ``log_chi`` over networks; None for fewer than two."""
+        return standard_error(self.log_chi_per_network(first, last))
+
+    def log_chi_quantiles(self) -> dict[float, float]:
+        """Return the quantiles 0.05, 0.5 and 0.95 of ``log_chi`` over networks; empty for fewer than two."""
+        slopes = self.log_chi_per_network()
+        slopes = slopes[np.isfinite(slopes)]
+        return {q: float(np.quantile(slopes, q)) for q in QUANTILES} if slopes.size > 1 else {}
+
+    def depth_scale(self, first: int | None = None, last: int | None = None) -> float | None:
+        """Return 1 / |log_chi|, the layers over which ‖output_grad‖² changes by a factor e, or None."""
+        log_chi = self.log_chi(first, last)
+        return 1 / abs(log_chi) if log_chi else None
+
+    def first_over_last(self, quantity: str) -> float | None:
+        """Return log10 of the first seen layer's size over the last one's, averaged over networks, or None."""
+        first, last = self.ends(quantity) or (1, self.depth)
+        log10 = self.without_dead(quantity)
+        return mean(log10[:, first - 1] - log10[:, last - 1])
+
+    def failing_layer(self, quantity: str, dtype: str, overflow: bool) -> int | None:
+        """Return the layer from which on a quantity would leave a number format, or None.
+
+        Outputs are followed from layer 1 up, output gradients from the last layer down. Underflow: the
+        largest element over all samples rounds to 0. Overflow: it rounds to inf.
+
+        Args:
+            quantity: ``"output"`` or ``"output_grad"``.
+            dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``.
+            overflow: Which end of the range.
+        """
+        smallest, greatest = limits(dtype)
+        largest = self.largest_log10[quantity]
+        # The slack absorbs log10's own rounding. What is exactly 0 in any format has died, not underflowed.
+        fails = largest >= greatest - 1e-12 if overflow else (largest > -math.inf) & (largest <= smallest + 1e-12)
+        layers = 1 + np.flatnonzero(fails.any(axis=0))
+        if not layers.size:
+            return None
+        return int(layers.max() if quantity == "output_grad" else layers.min())
+
+    def without_dead(self, quantity: str) -> Array:
+        """Return log10 of shape ``(network, layer)``, with nan for networks in which every sample is dead."""
+        log10 = self._numbers(quantity)
+        return log10 if self.dead_fraction is None else np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
+
+    def _numbers(self, quantity: str) -> Array:
+        if quantity not in self.log10:
+            raise ValueError(f"'{quantity}' was not recorded; choose one of {', '.join(self.log10)}")
+        return self.log10[quantity]
 
 
 def mean(values: Array) -> float | None:

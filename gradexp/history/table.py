@@ -5,8 +5,8 @@ import textwrap
 
 import numpy as np
 
-from gradexp.history.history import History
-from gradexp.history.step import STATUSES, Array
+from gradexp.history.step import STATUSES, Array, Step
+from gradexp.history.verdict import gradient_verdict
 
 _COLUMNS = {"output": "output rms", "output_grad": "output grad", "weight_grad": "weight grad"}
 _BAR = 8
@@ -14,30 +14,25 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MOST = 200  # lines; of deeper networks the middle is left out
 
 
-def table(history: History, step: int = -1, decades: float = 3.0) -> str:
+def table(step: Step, decades: float = 3.0) -> str:
     """Return layer, name, sizes, status and a bar of each layer, then the verdict with its thresholds.
 
     The bar is the output gradient on a log scale. A size that is missing shows its status in its place; the last
     columns name what is unusual.
 
     Args:
-        history: What was measured.
-        step: Index of the recorded step.
+        step: What was measured.
         decades: Beyond 10^-decades over all layers the gradient vanishes, beyond 10^decades it explodes.
     """
-    if not history.steps:
-        return f"nothing is recorded yet of {history.depth} layers"
-    quantities = [quantity for quantity in _COLUMNS if quantity in history.log10]
-    profiles = {quantity: history.profile(quantity, step) for quantity in quantities}
-    names = [
-        name + (f" #{call + 1}" if call else "") for name, call in zip(history.names, history.calls, strict=True)
-    ]
+    quantities = [quantity for quantity in _COLUMNS if quantity in step.log10]
+    profiles = {quantity: step.profile(quantity) for quantity in quantities}
+    names = [name + (f" #{call + 1}" if call else "") for name, call in zip(step.names, step.calls, strict=True)]
     width = min(18, max(7, *(len(name) for name in names)))
-    bars = _bars(profiles.get("output_grad", np.full(history.depth, np.nan)))
+    bars = _bars(profiles.get("output_grad", np.full(step.depth, np.nan)))
     heads = "".join(f"{_COLUMNS[quantity]:>12}" for quantity in quantities)
     lines = [f"layer  {'name':<{width}}{heads}  {'status':<11}{'gradient' if 'output_grad' in profiles else ''}"]
     for layer, name in enumerate(names):
-        codes = {quantity: STATUSES[history.status[quantity][step, 0, layer]] for quantity in quantities}
+        codes = {quantity: STATUSES[step.status[quantity][0, layer]] for quantity in quantities}
         sizes = "".join(f"{power_of_ten(profiles[q][layer], codes[q]):>12}" for q in quantities)
         lines.append(
             f"{layer + 1:>5}  {_short(name, width):<{width}}{sizes}  {_worst(codes):<11}{bars[layer]}".rstrip()
@@ -45,9 +40,9 @@ def table(history: History, step: int = -1, decades: float = 3.0) -> str:
     if len(lines) > _MOST:
         left_out = len(lines) - _MOST
         lines[_MOST // 2 : -_MOST // 2] = [f"  ...  {left_out} layers more"]
-    if "output_grad" in history.log10:
+    if "output_grad" in step.log10:
         limits = f"vanishing: below 10^-{decades:g} in all, exploding: above 10^+{decades:g}"
-        lines += ["", *textwrap.wrap(history.verdict(decades, step).text, 80), f"({limits})"]
+        lines += ["", *textwrap.wrap(gradient_verdict(step, decades).text, 80), f"({limits})"]
     return "\n".join(lines)
 
 

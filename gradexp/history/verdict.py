@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradexp.history.history import History
-from gradexp.history.step import STATUSES
+from gradexp.history.step import STATUSES, Step
 
 CODES = {"dead": -2, "vanishing": -1, "stable": 0, "exploding": 1}
 """The verdict on a gradient as a number, for tables and plots that take nothing else."""
@@ -34,13 +33,12 @@ class Verdict:
         return f"gradient: {self.gradient}, training: {self.training}, theory: {self.theory}"
 
 
-def gradient_verdict(history: History, decades: float = 3.0, step: int = -1) -> Verdict:
+def gradient_verdict(step: Step, decades: float = 3.0) -> Verdict:
     """Judge a profile by log10 of ‖output_grad‖ at the first layer over the last.
 
     Args:
-        history: Output gradients, at initialisation or in training.
+        step: Output gradients, at initialisation or in training.
         decades: Beyond -decades the gradient vanishes, beyond +decades it explodes.
-        step: Index of the recorded step.
 
     Returns:
         A verdict on the gradient, with the reason as its text.
@@ -50,20 +48,20 @@ def gradient_verdict(history: History, decades: float = 3.0, step: int = -1) -> 
     """
     if not decades > 0:
         raise ValueError(f"decades must be above 0, got {decades}")
-    ends = history.ends("output_grad", step)
-    ratio = history.first_over_last("output_grad", step)
+    ends = step.ends("output_grad")
+    ratio = step.first_over_last("output_grad")
     if ratio is None or ends is None:
-        arrived = _shrunk_to_zero(history, step)
+        arrived = _shrunk_to_zero(step)
         if arrived is None:
-            return _no_number(history, step)
+            return _no_number(step)
         ends, ratio = arrived
         if ratio >= -decades:
-            return _no_number(history, step)
+            return _no_number(step)
     if ends[0] == ends[1]:
-        only = "there is one layer only" if history.depth == 1 else f"only layer {ends[0]} has an output gradient"
-        return Verdict("stable", text=f"stable: {only}{_unusual(history, step, decades)}")
+        only = "there is one layer only" if step.depth == 1 else f"only layer {ends[0]} has an output gradient"
+        return Verdict("stable", text=f"stable: {only}{_unusual(step, decades)}")
     outcome = "vanishing" if ratio < -decades else "exploding" if ratio > decades else "stable"
-    return Verdict(outcome, text=f"{outcome}: {_slope(ratio, *ends)}{_unusual(history, step, decades)}")
+    return Verdict(outcome, text=f"{outcome}: {_slope(ratio, *ends)}{_unusual(step, decades)}")
 
 
 def _slope(ratio: float, first: int, last: int) -> str:
@@ -79,37 +77,37 @@ def _factor(log10: float) -> str:
     return f"{10**log10:.3g}" if abs(log10) < 4 else f"10^{log10:.1f}"
 
 
-def _shrunk_to_zero(history: History, step: int) -> tuple[tuple[int, int], float] | None:
+def _shrunk_to_zero(step: Step) -> tuple[tuple[int, int], float] | None:
     """Return ends and ratio of the layers whose gradient has a number, if below them it has become 0.
 
     A number format has a smallest number; the profile at initialisation has none, so that its 0 is a true one.
     """
-    profile = history.profile("output_grad", step)
+    profile = step.profile("output_grad")
     layers = 1 + np.flatnonzero(np.isfinite(profile))
-    if history.phase == "init" or len(layers) < 2:
+    if step.phase == "init" or len(layers) < 2:
         return None
-    below = history.status["output_grad"][step][:, : layers[0] - 1]
+    below = step.status["output_grad"][:, : layers[0] - 1]
     if not (below == STATUSES.index("zero")).any():
         return None
     first, last = int(layers[0]), int(layers[-1])
     return (first, last), float(profile[first - 1] - profile[last - 1])
 
 
-def _unusual(history: History, step: int, decades: float) -> str:
+def _unusual(step: Step, decades: float) -> str:
     """Say in which layers the sizes that a probe saw are at the end of their number format, or beyond."""
-    if history.phase == "init":
+    if step.phase == "init":
         return ""
     parts = []
     for quantity, name in _NAMES.items():
-        if quantity not in history.status:
+        if quantity not in step.status:
             continue
         for status, what in (("subnormal", "below {dtype}'s smallest normal number"), *_EXTREMES):
-            layers = 1 + np.flatnonzero((history.status[quantity][step] == STATUSES.index(status)).all(axis=0))
+            layers = 1 + np.flatnonzero((step.status[quantity] == STATUSES.index(status)).all(axis=0))
             if layers.size:
-                said = what.format(dtype=history.dtypes.get(quantity, "float32"))
+                said = what.format(dtype=step.dtypes.get(quantity, "float32"))
                 verb = "is" if name.startswith("it") else "are"
                 parts.append(f"{name} {verb} {said} in {_spans(layers.tolist())}")
-    profile = history.profile("output_grad", step)
+    profile = step.profile("output_grad")
     there = profile[np.isfinite(profile)]
     if there.size:
         layers = 1 + np.flatnonzero(profile < min(there[0], there[-1]) - decades)
@@ -134,12 +132,12 @@ def _spans(layers: Sequence[int]) -> str:
     return f"layer{'s' if len(layers) > 1 else ''} {', '.join(shown)}"
 
 
-def _no_number(history: History, step: int) -> Verdict:
+def _no_number(step: Step) -> Verdict:
     """Judge a profile whose ends have no number: dead, or not finite."""
     for quantity, what in (("output", "outputs"), ("output_grad", "receives a gradient of")):
-        if quantity not in history.status:
+        if quantity not in step.status:
             continue
-        status = history.status[quantity][step]
+        status = step.status[quantity]
         for name, size, gradient in (("nonfinite", "inf or nan", "exploding"), ("zero", "exactly 0", "dead")):
             layers = 1 + np.flatnonzero((status == STATUSES.index(name)).all(axis=0))
             if layers.size:
@@ -147,11 +145,11 @@ def _no_number(history: History, step: int) -> Verdict:
                 layer = layers.min() if quantity == "output" else layers.max()
                 shown = "0" if quantity == "output" and name == "zero" else size
                 # A probe sees whole batches, in which one sample is enough for inf or nan.
-                every = "" if history.phase == "train" and name == "nonfinite" else " for every sample"
+                every = "" if step.phase == "train" and name == "nonfinite" else " for every sample"
                 look = "; look at the inputs" if layer == 1 and quantity == "output" and not every else ""
                 return Verdict(gradient, text=f"{gradient}: layer {layer} {what} {shown}{every}{look}")
-    for layer in (1, history.depth):
-        missing = STATUSES[history.status["output_grad"][step, 0, layer - 1]]
+    for layer in (1, step.depth):
+        missing = STATUSES[step.status["output_grad"][0, layer - 1]]
         if missing in ("unused", "frozen", "not_called", "hook_missed"):
             return Verdict("dead", text=f"dead: no output gradient is seen at layer {layer} ({missing})")
     return Verdict("dead", text="dead: no sample has a gradient at both the first and the last layer")

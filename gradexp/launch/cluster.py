@@ -24,8 +24,8 @@ from gradexp.cli.composing import without_hydra
 from gradexp.cli.interruptions import Interruptions
 from gradexp.config import Config, as_dict
 from gradexp.launch.stacks import alike, checked, compose, run_jobs
-from gradexp.runs import stacks as ensemble
-from gradexp.runs.summary import unstarted
+from gradexp.runs import stacks
+from gradexp.runs.summary import unstarted_summary
 from gradexp.sinks.console import job_line
 from gradexp.sinks.files import write_summary
 from gradexp.sinks.progress import Progress
@@ -103,7 +103,7 @@ def launch(launcher: Any, engine: Engine, job_overrides: Sequence[Sequence[str]]
         with open_dict(job):
             job.hydra.sweep.dir = str(folder)  # whatever the directory of the process that runs it
     configs = [checked(job) for job in jobs]
-    groups = ensemble.tasks(configs, launcher.jobs_per_task, alike(jobs))
+    groups = stacks.cluster_tasks(configs, launcher.jobs_per_task, alike(jobs))
     tasks = [
         Task(launcher.hydra_context.callbacks, launcher.task_function, [jobs[index] for index in group], Path.cwd())
         for group in groups
@@ -159,7 +159,7 @@ def _settle(job: DictConfig, config: Config | None, reason: str | None, console:
         reason = _STOPPED if stopped else nothing
     if found is None:
         options = without_hydra(job) if config is None else as_dict(config)
-        content = unstarted(options, list(job.hydra.overrides.task), reason, "interrupted")
+        content = unstarted_summary(options, list(job.hydra.overrides.task), reason, "interrupted")
         folder.mkdir(parents=True, exist_ok=True)
         write_summary(folder, content)
     else:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 from gradexp.choices import ConfigError
 from gradexp.cli.composing import ahead_of_its_job, to_config
 from gradexp.config import Config
-from gradexp.runs import stacks as ensemble
+from gradexp.runs import stacks
 from gradexp.runs.experiment import run_stack
 from gradexp.runs.result import Result
 from gradexp.sinks.progress import Progress
@@ -70,7 +70,7 @@ def run_jobs(
                     ready.update(zip(chunk, raised.args[0] if raised.args else [], strict=False))
         if interruption and index not in ready:
             continue
-        with ensemble.handing_over(ready.pop(index, None)):
+        with stacks.handing_over(ready.pop(index, None)):
             end = run_job(
                 hydra_context=context,
                 task_function=task,
@@ -108,13 +108,13 @@ def _environment(job: DictConfig) -> dict[str, str]:
 def _plan(configs: Sequence[Config | None], shared: Sequence[str], most: int | None) -> dict[int, list[int]]:
     """Return the chunk of each job."""
     plan: dict[int, list[int]] = {}
-    for stack in ensemble.stacks(configs, shared):
+    for stack in stacks.stackable_groups(configs, shared):
         config = configs[stack[0]]
         parts = [[index] for index in stack]
         if config is not None and len(stack) > 1:
             # Without the data or the device each job says so itself.
             with suppress(ConfigError, RuntimeError, AssertionError):
-                parts = ensemble.chunks(stack, config, most)
+                parts = stacks.chunks(stack, config, most)
         plan.update({index: part for part in parts for index in part})
     return plan
 

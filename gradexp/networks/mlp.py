@@ -106,7 +106,7 @@ class MLP(nn.Module):
 
         zˡ = Wˡ aˡ⁻¹ + bˡ,   aˡ = φ(zˡ) for l < L,   output y = zᴸ (no activation)
 
-    Two cures change what lies between hidden layers. With ``normalization``, aˡ = φ(N(zˡ)), where N has no
+    Two options change what lies between hidden layers. With ``normalization``, aˡ = φ(N(zˡ)), where N has no
     parameters (see ``gradexp.normalization.normalize``). With ``residual``, the layers 2 ≤ l < L are branches that
     are added to a stream of signals which nothing else touches:
 
@@ -238,6 +238,6 @@ class MLP(nn.Module):
         return z.squeeze(0) if x.dim() == 2 and self.networks == 1 else z
 
     def extra_repr(self) -> str:
-        """Return the cures for ``repr``."""
-        cures = {"normalization": self.normalization, "residual": self.residual}
-        return ", ".join(f"{key}={value}" for key, value in cures.items() if value != "none")
+        """Return normalisation and residual for ``repr``."""
+        choices = {"normalization": self.normalization, "residual": self.residual}
+        return ", ".join(f"{key}={value}" for key, value in choices.items() if value != "none")

@@ -24,11 +24,11 @@ _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 _NO_VALUES = "a tensor of type {kind} on device {device} holds no values"
 _ORDINARY = (Tensor, nn.Parameter)
 
-Size = tuple[float | Tensor, float | Tensor]
+ScaledNorm = tuple[float | Tensor, float | Tensor]
 """A norm m·2^e as (m, e): numbers for one network on the CPU, else tensors of shape ``(networks,)``."""
 
 
-def scaled_norm(x: Tensor, networks: int = 1) -> Size:
+def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
     """Return the L2 norm of each network's part of ``x`` as a number and a power of two: ‖x‖ = m·2^e.
 
     Squares are accumulated in float64. Elements of narrower formats can neither under- nor overflow there, so
@@ -73,9 +73,9 @@ def scaled_norm(x: Tensor, networks: int = 1) -> Size:
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64), 0.0
 
 
-def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[Size]:
+def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[ScaledNorm]:
     """Return ``scaled_norm`` of each tensor, which is faster for all at once than for one after the other."""
-    sizes: list[Size | None] = [None] * len(tensors)
+    sizes: list[ScaledNorm | None] = [None] * len(tensors)
     alike: dict[torch.Size | torch.device, list[int]] = {}
     for index, x in enumerate(tensors):
         if networks == 1 and type(x) in _ORDINARY and x.dtype in _NARROW and x.layout is torch.strided:
@@ -182,7 +182,7 @@ def times_power_of_two(x: Tensor, exponents: Tensor) -> Tensor:
     return x * torch.exp2(half) * torch.exp2(exponents - half)
 
 
-def _norm_on_cpu(x: Tensor) -> Size:
+def _norm_on_cpu(x: Tensor) -> ScaledNorm:
     if x.dtype == torch.float64:
         norm = torch.linalg.vector_norm(x).item()
         if x.numel() and not _SAFE[0] < norm < _SAFE[1]:

@@ -12,7 +12,7 @@ from gradexp.plotting import COLOURS, powers_of_ten
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from gradexp.phase.plane import Dot, Plane, Scale
+    from gradexp.phase.plane import MeasuredPoint, PhaseDiagram, WeightScalePoint
 
 
 # Depths whose limit of trainability is drawn in a phase diagram.
@@ -21,7 +21,7 @@ DEPTHS = (10, 30, 100, 300)
 _SMALLEST_FLOAT32, _LARGEST_FLOAT32 = limits("float32")
 
 
-def phase_figure(plane: "Plane", dots: Sequence["Dot"] = ()) -> "Figure":
+def phase_figure(plane: "PhaseDiagram", dots: Sequence["MeasuredPoint"] = ()) -> "Figure":
     """Draw chi_1 over the plane of variances, the edge of chaos, and how deep inputs can still be told apart.
 
     Args:
@@ -76,7 +76,7 @@ def phase_figure(plane: "Plane", dots: Sequence["Dot"] = ()) -> "Figure":
     return figure
 
 
-def _where_crossed(plane: "Plane", levels: Iterable[float]) -> list[tuple[float, float]]:
+def _where_crossed(plane: "PhaseDiagram", levels: Iterable[float]) -> list[tuple[float, float]]:
     """Return a place for the number of each line, at three quarters of the height, where there is room for it."""
     row = int(np.searchsorted(plane.sigma_b2, plane.sigma_b2[0] + 0.75 * np.ptp(plane.sigma_b2)))
     rate, w2 = plane.rate[row], plane.sigma_w2
@@ -91,7 +91,7 @@ def _where_crossed(plane: "Plane", levels: Iterable[float]) -> list[tuple[float,
     return [(x, float(plane.sigma_b2[row])) for x in taken[edge:]]
 
 
-def weight_scale_figure(scales: Sequence["Scale"], decades: float = 3.0) -> "Figure":
+def weight_scale_figure(scales: Sequence["WeightScalePoint"], decades: float = 3.0) -> "Figure":
     """Draw how far the gradient shrinks or grows over a whole network, against the scale of its weights.
 
     Args:

@@ -29,7 +29,7 @@ Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True, eq=False)
-class Plane:
+class PhaseDiagram:
     """Mean field on a grid.
 
     Args:
@@ -52,7 +52,7 @@ class Plane:
         return np.where(self.values["chi_1"] > 1, -1, 1) / np.maximum(self.values["xi_c"], 1e-9)
 
 
-class Dot(NamedTuple):
+class MeasuredPoint(NamedTuple):
     """Networks measured at one point of the plane."""
 
     activation: str
@@ -66,7 +66,7 @@ class Dot(NamedTuple):
     log_chi_theory: float | None
 
 
-class Scale(NamedTuple):
+class WeightScalePoint(NamedTuple):
     """One weight scale lambda, and log10 of ‖δ¹‖ / ‖δᴸ‖ there; ``measured`` is None where nothing was measured."""
 
     activation: str
@@ -85,7 +85,7 @@ def phase_plane(
     sigma_b2: Sequence[float] | Array,
     negative_slope: float = 0.01,
     progress: Progress | None = None,
-) -> Plane:
+) -> PhaseDiagram:
     """Compute mean field on a grid.
 
     Args:
@@ -109,7 +109,7 @@ def phase_plane(
         if progress is not None:
             progress(done, len(points))
     table = np.array(found).reshape(len(sigma_b2), len(sigma_w2), -1)
-    return Plane(
+    return PhaseDiagram(
         name,
         np.asarray(sigma_w2, dtype=np.float64),
         np.asarray(sigma_b2, dtype=np.float64),
@@ -137,7 +137,7 @@ def measure_dots(
     seeds: Sequence[int],
     negative_slope: float = 0.01,
     progress: Progress | None = None,
-) -> list[Dot]:
+) -> list[MeasuredPoint]:
     """Measure real networks at some points (sigma_w2, sigma_b2).
 
     Args:
@@ -155,7 +155,7 @@ def measure_dots(
         options = {"sigma_w2": w2, "sigma_b2": b2}
         log_chi, error, _ = _measure(name, "mean_field", width, depth, seeds, negative_slope, options)
         predicted = theory.predict(name, w2, b2, width, depth, negative_slope=negative_slope).log_chi
-        dots.append(Dot(name, w2, b2, width, depth, len(seeds), log_chi, error, predicted))
+        dots.append(MeasuredPoint(name, w2, b2, width, depth, len(seeds), log_chi, error, predicted))
         if progress is not None:
             progress(done, len(points))
     return dots
@@ -170,7 +170,7 @@ def weight_scales(
     seeds: Sequence[int],
     negative_slope: float = 0.01,
     progress: Progress | None = None,
-) -> list[Scale]:
+) -> list[WeightScalePoint]:
     """Predict and measure how far the gradient shrinks or grows over a network, against the scale of its weights.
 
     Weights are lambda times the identity, or Gaussian of standard deviation lambda / √width; there are no biases, and
@@ -195,7 +195,7 @@ def weight_scales(
         (26.2376, 26.2376)
     """
     kinds = [(name, weights) for name in names for weights in ("identity", "gaussian")]
-    total, found = len(kinds) * (len(scales) + len(dots)), list[Scale]()
+    total, found = len(kinds) * (len(scales) + len(dots)), list[WeightScalePoint]()
     for name, weights in kinds:
         for scale in map(float, [*scales, *dots]):
             is_dot = len(found) % (len(scales) + len(dots)) >= len(scales)
@@ -206,7 +206,7 @@ def weight_scales(
                 _, error, measured = _measure(name, init, width, depth, networks, negative_slope, options)
                 error = None if error is None else error * (depth - 1) / (2 * math.log(10))
             predicted = _predict_scale(name, weights, scale, width, depth, negative_slope)
-            found.append(Scale(name, weights, scale, width, depth, predicted, measured, error))
+            found.append(WeightScalePoint(name, weights, scale, width, depth, predicted, measured, error))
             if progress is not None:
                 progress(len(found), total)
     return found
@@ -235,11 +235,11 @@ def _measure(
     widths = [width] * (depth + 1)
     stack = MLP(widths, name, networks=len(seeds), negative_slope=negative_slope, dtype=torch.float64, draw=False)
     initialize(stack, init, seed=seeds[0], **options)
-    history = exact_profile(stack, torch.ones(1, width, dtype=torch.float64), seeds=seeds)
-    return history.log_chi(), history.log_chi_se(), history.first_over_last("output_grad")
+    initial = exact_profile(stack, torch.ones(1, width, dtype=torch.float64), seeds=seeds).at()
+    return initial.log_chi(), initial.log_chi_se(), initial.first_over_last("output_grad")
 
 
-def write_plane(path: Path, plane: Plane) -> None:
+def write_plane(path: Path, plane: PhaseDiagram) -> None:
     """Write one row per point; empty where a quantity is infinite."""
     columns = ("activation", "sigma_w2", "sigma_b2", *QUANTITIES)
     rows = [
@@ -250,7 +250,7 @@ def write_plane(path: Path, plane: Plane) -> None:
     _write(path, columns, rows)
 
 
-def write_rows(path: Path, rows: Sequence[Dot] | Sequence[Scale]) -> None:
+def write_rows(path: Path, rows: Sequence[MeasuredPoint] | Sequence[WeightScalePoint]) -> None:
     """Write dots or scales, one per row."""
     _write(path, rows[0]._fields, rows)
 

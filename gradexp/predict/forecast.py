@@ -16,8 +16,7 @@ from torch import Tensor
 from gradexp import theory
 from gradexp.choices import LYAPUNOV_ACTIVATIONS
 from gradexp.config import Config, InitConfig
-from gradexp.history.history import History
-from gradexp.history.step import STATUSES
+from gradexp.history.step import STATUSES, Step
 from gradexp.history.verdict import Verdict, gradient_verdict
 from gradexp.networks.inits import zero_drift_sigma_w2
 from gradexp.runs import data
@@ -78,8 +77,8 @@ class Forecast:
 
     @property
     def point(self) -> theory.MeanField | None:
-        """The point of the phase diagram; None for cured networks and scaled identities, which have none."""
-        return None if self.config.cures else self.prediction.point
+        """Point of the phase diagram; None with normalisers, skip connections and scaled identities."""
+        return None if self.config.additions else self.prediction.point
 
     @functools.cached_property
     def cosine(self) -> float | None:
@@ -167,16 +166,16 @@ def _judge(config: Config, prediction: Prediction) -> Verdict:
         return Verdict("dead", text=f"dead: in {share} of such networks an input is exactly 0 in some layer")
     depth = prediction.depth
     profile = prediction.log10_output_grad if prediction.valid else np.linspace(ratio, 0, depth)
-    ok = np.full((1, 1, depth), STATUSES.index("ok"), dtype=np.int8)
+    ok = np.full((1, depth), STATUSES.index("ok"), dtype=np.int8)
     names = [f"layers.{index}" for index in range(depth)]
-    history = History("init", names, [0], [0], {"output_grad": profile[None, None]}, {"output_grad": ok})
-    verdict = gradient_verdict(history, config.verdict.decades)
+    predicted = Step("init", names, {"output_grad": profile[None]}, {"output_grad": ok})
+    verdict = gradient_verdict(predicted, config.verdict.decades)
     return verdict if prediction.valid else replace(verdict, text=f"{verdict.text}, were the layers infinitely wide")
 
 
 def _candidates(config: Config, prediction: Prediction) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the options of nearby settings that keep gradients, and why they do."""
-    if config.depth == 1 or config.cures:
+    if config.depth == 1 or config.additions:
         return
     name, sigma_b2 = config.activation, prediction.sigma_b2
     if prediction.dead_probability > _DEAD:

@@ -19,7 +19,8 @@ def _network(found: Forecast) -> Rows:
     layers = f"{config.depth} {config.activation} layer{'s' if config.depth > 1 else ''}"
     ends = [f"{widths[0]} inputs", f"{widths[-1]} outputs"]
     options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
-    yield "network", ", ".join([f"{layers} of {config.units} units" if hidden else layers, *config.cures, *ends]), ""
+    first = f"{layers} of {config.units} units" if hidden else layers
+    yield "network", ", ".join([first, *config.additions, *ends]), ""
     yield "init", f"{config.init.name} ({options})", ""
     yield "inputs", found.inputs, ""
 
@@ -30,8 +31,8 @@ def _infinite_width(found: Forecast) -> Rows:
     middle = f" of layer {len(prediction.laws) // 2 + 1}; layers differ" if differ else ""
     yield "sigma_w2", _number(prediction.sigma_w2), f"fan_in Var(W){middle}"
     yield "sigma_b2", _number(prediction.sigma_b2), f"Var(b){middle}"
-    cures = found.config.cures
-    missing = f"not defined with {' and '.join(cures)}" if cures else "a scaled identity is no random matrix"
+    additions = found.config.additions
+    missing = f"not defined with {' and '.join(additions)}" if additions else "a scaled identity is no random matrix"
     yield "q*", *(("none", missing) if point is None else (_number(point.q_star), _length(point)))
     chi_1 = prediction.chi_1
     if chi_1 is None:

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from gradexp.probe.torch_internals import in_transform
-from gradexp.probe.trace import Plan, Window
+from gradexp.probe.trace import ProbeSpec, Trace
 
 # The mode in which make_fx and export trace.
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
-class Recorder:
-    """Hooks on some modules of a model, and the window they write to.
+class Hooks:
+    """Hooks on some modules of a model, and the trace they write to.
 
     Args:
         model: Each call of it begins a new pass. Held weakly, as are the modules.
@@ -25,14 +25,14 @@ class Recorder:
         plan: What to measure.
 
     Attributes:
-        window: What was seen since the last collect; None while nothing is recorded.
+        trace: What was seen since the last collect; None while nothing is recorded.
         only: If set, no other recorder sees anything.
     """
 
-    only: "Recorder | None" = None
+    only: "Hooks | None" = None
 
-    def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], plan: Plan) -> None:
-        self.window: Window | None = None
+    def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], plan: ProbeSpec) -> None:
+        self.trace: Trace | None = None
         self._model = weakref.ref(model)
         self._modules = {name: weakref.ref(module) for name, module in modules.items()}
         self._plan = plan
@@ -41,22 +41,22 @@ class Recorder:
         self._out_of_reach: set[str] = set()
 
     def open(self, with_hooks: bool = True) -> None:
-        """Begin a new window, with hooks attached unless only weights are to be recorded."""
-        self.window = Window(self._plan)
+        """Begin a new trace, with hooks attached unless only weights are to be recorded."""
+        self.trace = Trace(self._plan)
         if with_hooks and not self._handles:
             self._attach()
         measuring = self._plan.outputs or self._plan.gradients
         if measuring and not self._eager and "torch._dynamo" in sys.modules:
             self._eager = True
             _Eager.enter()
-        self.window.eager = self._eager
-        self.window.transformed |= self._out_of_reach
+        self.trace.eager = self._eager
+        self.trace.transformed |= self._out_of_reach
 
     def close(self) -> None:
-        """End the window: what arrives later belongs to none."""
-        if self.window is not None:
-            self.window.close()
-            self.window = None
+        """End the trace: what arrives later belongs to none."""
+        if self.trace is not None:
+            self.trace.close()
+            self.trace = None
 
     def detach(self) -> None:
         """Remove every hook."""
@@ -72,15 +72,15 @@ class Recorder:
         if model is None:
             raise RuntimeError("the model that the probe watches is gone")
         if not isinstance(model, torch.jit.ScriptModule):
-            self._handles.append(model.register_forward_pre_hook(_Hook(self, Window.begin_pass)))
+            self._handles.append(model.register_forward_pre_hook(_Hook(self, Trace.begin_pass)))
         for name, reference in self._modules.items():
             module = reference()
             if isinstance(module, torch.jit.ScriptModule):  # whose hooks would have to be compiled too
                 self._out_of_reach.add(name)
             elif module is not None:
-                self._handles.append(module.register_forward_hook(_Hook(self, Window.see_output, name)))
+                self._handles.append(module.register_forward_hook(_Hook(self, Trace.see_output, name)))
         if not isinstance(model, torch.jit.ScriptModule):
-            self._handles.append(model.register_forward_hook(_Hook(self, Window.end_pass), always_call=True))
+            self._handles.append(model.register_forward_hook(_Hook(self, Trace.end_pass), always_call=True))
 
 
 class _Hook:
@@ -92,7 +92,7 @@ class _Hook:
     __torch_unserializable__ = True
     is_ours = True
 
-    def __init__(self, recorder: Recorder, method: Callable[..., None], *args: str) -> None:
+    def __init__(self, recorder: Hooks, method: Callable[..., None], *args: str) -> None:
         self.recorder = recorder
         self.method = method
         self.args = args
@@ -103,16 +103,16 @@ class _Hook:
             return
         if torch._C._len_torch_dispatch_stack() and torch._C._get_dispatch_mode(_PROXY) is not None:
             return
-        window = self.recorder.window
-        if window is None or Recorder.only not in (None, self.recorder):
+        trace = self.recorder.trace
+        if trace is None or Hooks.only not in (None, self.recorder):
             return
         if in_transform():
-            window.transformed.update(self.args)
+            trace.transformed.update(self.args)
             return
         graph = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)  # as torch.no_grad(), which would take as long as a norm
         try:
-            self.method(window, graph, *self.args, *args)
+            self.method(trace, graph, *self.args, *args)
         finally:
             torch._C._set_grad_enabled(graph)
 

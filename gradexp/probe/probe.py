@@ -16,10 +16,10 @@ from torch import nn
 
 from gradexp.history.history import History
 from gradexp.history.step import QUANTITIES, STATUSES, Array
-from gradexp.probe.hooks import Recorder
-from gradexp.probe.readings import Reading, Sheet
+from gradexp.probe.hooks import Hooks
+from gradexp.probe.readings import PendingStep, ProbeStep
 from gradexp.probe.selection import Select, module_kind, selected_modules, unwrap
-from gradexp.probe.trace import Plan, Statistic, Window
+from gradexp.probe.trace import ProbeSpec, Statistic, Trace
 from gradexp.probe.updates import Updates
 from gradexp.probe.weights import Weights, is_unscaled, scale_of_loss
 
@@ -108,17 +108,17 @@ class GradientProbe:
         self._scaler = scaler
         self._networks = networks
         self._seeds = list(range(networks)) if seeds is None else list(seeds)
-        self._plan = Plan(
+        self._plan = ProbeSpec(
             "output" in self._quantities, "output_grad" in self._quantities, per_sample, dict(stats or {}), networks
         )
-        self._recorder = Recorder(model, modules, self._plan)
+        self._recorder = Hooks(model, modules, self._plan)
         self._weights = Weights(modules, self._plan)
         self._updates: Updates | None = None
         self._names = list(modules)
         self._rows: dict[_Row, int] = {}
         self._called: dict[_Row, None] = {}  # in the order of their first calls
         self._steps: list[int] = []
-        self._readings: list[Reading] = []
+        self._readings: list[ProbeStep] = []
         self._collects = 0
         self._attached = False
 
@@ -184,8 +184,8 @@ class GradientProbe:
         if not self._attached:
             raise RuntimeError("the probe is not attached; use it in a with statement or call attach()")
         label = self._collects if step is None else _whole("step", step)
-        if self._recorder.window is not None:
-            self._record(label, self._recorder.window)
+        if self._recorder.trace is not None:
+            self._record(label, self._recorder.trace)
         self._collects += 1
         self._close()
         if self._collects % self._every or not self._needs_hooks():
@@ -195,15 +195,15 @@ class GradientProbe:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other probes of the model from seeing anything."""
-        before, Recorder.only = Recorder.only, self._recorder
+        before, Hooks.only = Hooks.only, self._recorder
         try:
             yield
         finally:
-            Recorder.only = before
+            Hooks.only = before
 
     def discard(self) -> None:
         """Forget what was seen since the last collect, such as a pass whose gradients were set to zero again."""
-        if self._attached and self._recorder.window is not None:
+        if self._attached and self._recorder.trace is not None:
             self._close()
             self._open()
 
@@ -254,31 +254,31 @@ class GradientProbe:
         self._called[name, call] = None
         return self._row_of(name, call)
 
-    def _record(self, label: int, window: Window) -> None:
-        self._check_backward(window)
+    def _record(self, label: int, trace: Trace) -> None:
+        self._check_backward(trace)
         weights = {name: own for name, own in self._weights.items() if own or not self._by_default}
-        sheet = Sheet(self._networks)
-        window.add(sheet, self._row_of_call, weights)
-        for name in window.hidden(weights):
+        pending = PendingStep(self._networks)
+        trace.add(pending, self._row_of_call, weights)
+        for name in trace.hidden(weights):
             for quantity in ("output", "output_grad"):
-                sheet.mark(quantity, self._row_of(name), "hook_missed")
+                pending.mark(quantity, self._row_of(name), "hook_missed")
         rows = {name: self._row_of(name) for name in weights}
         if "weight_grad" in self._quantities:
-            self._weights.add_gradients(sheet, weights, rows)
+            self._weights.add_gradients(pending, weights, rows)
         if "weight" in self._quantities:
-            self._weights.add_norms(sheet, weights, rows)
-        self._undo_scale(sheet)
-        reading = self._read(sheet)
+            self._weights.add_norms(pending, weights, rows)
+        self._undo_scale(pending)
+        reading = self._read(pending)
         self._steps.append(label)
         self._readings.append(reading)
         if self._updates is not None:
             self._updates.expect()
 
-    def _read(self, sheet: Sheet) -> Reading:
-        """Read a sheet, together with updates that were measured since the last one and belong to that."""
+    def _read(self, pending: PendingStep) -> ProbeStep:
+        """Read a pending step, together with updates that were measured since the last one and belong to that."""
         if self._updates is not None:
-            self._updates.add(sheet, self._row_of)
-        reading = sheet.read(len(self._rows))
+            self._updates.add(pending, self._row_of)
+        reading = pending.read(len(self._rows))
         if "update" in reading.log10:
             earlier = self._readings[-1]
             earlier.log10["update"] = reading.log10.pop("update")
@@ -287,36 +287,36 @@ class GradientProbe:
 
     def _fetch_updates(self) -> None:
         if self._updates is not None and self._updates.measured:
-            self._read(Sheet(self._networks))
+            self._read(PendingStep(self._networks))
 
-    def _check_backward(self, window: Window) -> None:
+    def _check_backward(self, trace: Trace) -> None:
         """Refuse a collect before any backward pass, which would record nothing but unused weights."""
         model = self._model()
         if model is None:
             raise RuntimeError("the model that the probe watches is gone")
         wanted = {"output_grad", "weight_grad"} & set(self._quantities)
         seen = (
-            window.count_backwards() > 0
+            trace.count_backwards() > 0
             or self._weights.have_passed()
             or any(p.grad is not None for p in model.parameters())
         )
         if wanted and not seen:
             raise RuntimeError("no gradient was seen: call collect after loss.backward() and before zero_grad()")
-        if self._updates is not None and self._updates.is_late(window):
+        if self._updates is not None and self._updates.is_late(trace):
             raise RuntimeError("collect was called after optimizer.step(); call it before, or update is a step late")
-        if not window.eager and not window.calls and "torch._dynamo" in sys.modules and self._needs_hooks():
+        if not trace.eager and not trace.calls and "torch._dynamo" in sys.modules and self._needs_hooks():
             warnings.warn(
                 "no module was called: if the model was compiled after the probe was attached, outputs and their "
                 "gradients are recorded from the next collect on",
                 stacklevel=4,
             )
 
-    def _undo_scale(self, sheet: Sheet) -> None:
+    def _undo_scale(self, pending: PendingStep) -> None:
         """Record gradients as if a GradScaler had not multiplied the loss."""
         scaler, model = self._scaler, self._model()
         if scaler is not None and scaler.is_enabled() and model is not None:
             scaled = ["output_grad", *([] if is_unscaled(scaler, self._optimizer) else ["weight_grad"])]
-            sheet.divide(scaled, scale_of_loss(scaler, next(model.parameters())))
+            pending.divide(scaled, scale_of_loss(scaler, next(model.parameters())))
 
     def _stacked(self, steps: Sequence[NDArray[Any] | None], columns: list[int], otherwise: float) -> Array:
         """Return ``(step, network, column)``."""

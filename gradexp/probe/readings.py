@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradexp.history.step import STATUSES, Array
-from gradexp.numerics.norms import LOG10_2, Size, scaled_norm, scaled_norms
+from gradexp.numerics.norms import LOG10_2, ScaledNorm, scaled_norm, scaled_norms
 
-Part = tuple[float | Tensor, float | Tensor, int, torch.dtype]
+TensorSize = tuple[float | Tensor, float | Tensor, int, torch.dtype]
 """One measured tensor: its norm as m and e (see ``scaled_norm``), its elements per network, and its format."""
 
 Value = float | Tensor
@@ -22,19 +22,19 @@ _CODES = {name: code for code, name in enumerate(STATUSES)}
 _NEPER = 2 * np.log(10)  # times log10 of a norm: natural log of its square
 
 
-def measure(tensor: Tensor, networks: int) -> Part:
+def tensor_size(tensor: Tensor, networks: int) -> TensorSize:
     """Take the size of a tensor, in each network."""
     return *scaled_norm(tensor, networks), tensor.numel() // networks, tensor.dtype
 
 
-def measure_all(tensors: Sequence[Tensor], networks: int) -> list[Part]:
+def measure_all(tensors: Sequence[Tensor], networks: int) -> list[TensorSize]:
     """Take the size of each tensor, in one call where that can be."""
     sizes = scaled_norms(tensors, networks)
     return [(*size, x.numel() // networks, x.dtype) for x, size in zip(tensors, sizes, strict=True)]
 
 
 @dataclass
-class Reading:
+class ProbeStep:
     """One recorded step. Arrays have shape ``(network, row)``; a row is one call of one module.
 
     Args:
@@ -62,7 +62,7 @@ class Reading:
             self.status[quantity] = np.full((self.networks, self.rows), _CODES["not_called"], np.int8)
 
 
-class Sheet:
+class PendingStep:
     """Measured tensors by quantity and row, on their way to the host. Those of one cell count as one tensor."""
 
     def __init__(self, networks: int) -> None:
@@ -70,13 +70,13 @@ class Sheet:
         # As three lists, whose order is the same: one pass over all cells is much faster than one for each.
         self._quantities: list[str] = []
         self._rows: list[int] = []
-        self._parts: list[Part] = []
+        self._parts: list[TensorSize] = []
         self._absent: list[tuple[str, int, str]] = []
         self._stats: dict[str, list[tuple[int, Value]]] = {}
-        self._samples: list[tuple[int, Size]] = []
+        self._samples: list[tuple[int, ScaledNorm]] = []
         self._scale: tuple[Sequence[str], Value] | None = None
 
-    def add(self, quantity: str, row: int, part: Part) -> None:
+    def add(self, quantity: str, row: int, part: TensorSize) -> None:
         """Add a tensor to a cell."""
         self._quantities.append(quantity)
         self._rows.append(row)
@@ -90,7 +90,7 @@ class Sheet:
         """Add a statistic of one tensor of a cell."""
         self._stats.setdefault(name, []).append((row, value))
 
-    def add_samples(self, row: int, sizes: Size) -> None:
+    def add_samples(self, row: int, sizes: ScaledNorm) -> None:
         """Add the norms of some samples of a row."""
         self._samples.append((row, sizes))
 
@@ -98,7 +98,7 @@ class Sheet:
         """Divide some quantities by a factor that multiplied the loss. Their status stays that of the tensors."""
         self._scale = (quantities, scale)
 
-    def read(self, rows: int) -> Reading:
+    def read(self, rows: int) -> ProbeStep:
         """Copy everything to the host, in one transfer from each device, and judge each cell."""
         norms, exponents, counts, dtypes = zip(*self._parts, strict=True) if self._parts else ((), (), (), ())
         values = [*norms, *exponents]
@@ -107,7 +107,7 @@ class Sheet:
         values += [self._scale[1]] if self._scale else []
         arrived = _Arrived(values)
         log10 = _log10(*(arrived.table(len(self._parts), self._networks) for _ in range(2)))
-        reading = Reading(rows, self._networks)
+        reading = ProbeStep(rows, self._networks)
         self._judge(reading, log10, np.array(counts), dtypes)
         for name, pairs in self._stats.items():
             by_row: dict[int, list[Array]] = {}
@@ -128,7 +128,7 @@ class Sheet:
         return reading
 
     def _judge(
-        self, reading: Reading, log10: Array, counts: NDArray[np.int64], dtypes: Sequence[torch.dtype]
+        self, reading: ProbeStep, log10: Array, counts: NDArray[np.int64], dtypes: Sequence[torch.dtype]
     ) -> None:
         """Join the parts of each cell, turn outputs into rms, say what each cell is, and fill them in."""
         first_cell = {
@@ -158,7 +158,7 @@ class Sheet:
         for quantity, name in sorted((quantity, str(dtype).removeprefix("torch.")) for quantity, dtype in formats):
             reading.dtypes[quantity] = "/".join(filter(None, (reading.dtypes.get(quantity), name)))
 
-    def _undo_scale(self, reading: Reading, scale: float) -> None:
+    def _undo_scale(self, reading: ProbeStep, scale: float) -> None:
         assert self._scale is not None
         for quantity in self._scale[0]:
             if quantity in reading.log10:

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils._python_dispatch import _disable_current_modes
 
-from gradexp.numerics.norms import Size, has_values, scaled_norm
-from gradexp.probe.readings import Part, Sheet, measure
+from gradexp.numerics.norms import ScaledNorm, has_values, scaled_norm
+from gradexp.probe.readings import PendingStep, TensorSize, tensor_size
 from gradexp.probe.torch_internals import is_recomputing, is_transformed
 
 Statistic = Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ProbeSpec:
     """What is measured of each call of a module.
 
     Args:
@@ -44,13 +44,13 @@ class Plan:
     networks: int = 1
 
 
-class Pass:
+class ForwardPass:
     """One forward pass of the model."""
 
     def __init__(self, with_graph: bool) -> None:
         self.with_graph = with_graph
         self.calls: dict[str, int] = {}  # of each module
-        self.backwards: set[Backward] = set()  # that came back through it
+        self.backwards: set[BackwardPass] = set()  # that came back through it
 
     @property
     def is_finished(self) -> bool:
@@ -58,7 +58,7 @@ class Pass:
         return any(backward.is_finished for backward in self.backwards)
 
 
-class Backward:
+class BackwardPass:
     """One backward pass. What it brought counts only if it runs to its end.
 
     Args:
@@ -75,7 +75,7 @@ class Backward:
         self.is_finished = True
 
 
-class Call:
+class ModuleCall:
     """One call of one module: sizes of its output tensors, and of the gradients that came back to them."""
 
     expected = False  # an output tensor takes part in autograd
@@ -83,26 +83,26 @@ class Call:
     uncertain = False  # a gradient could pass by unseen
     missed: tuple[str, ...] = ()  # quantities of which something is unseen
 
-    def __init__(self, window: "Window", name: str, run: Pass) -> None:
-        self.window = window
+    def __init__(self, trace: "Trace", name: str, run: ForwardPass) -> None:
+        self.trace = trace
         self.name = name
         self.run = run
         self.index = run.calls.get(name, 0)
         run.calls[name] = self.index + 1
-        self.outputs: list[Part] = []
-        self.gradients: list[tuple[Backward, Part]] = []
-        self.stats: list[tuple[Backward | None, str, Tensor]] = []  # one value per network
-        self.samples: list[tuple[Backward, Size]] = []
+        self.outputs: list[TensorSize] = []
+        self.gradients: list[tuple[BackwardPass, TensorSize]] = []
+        self.stats: list[tuple[BackwardPass | None, str, Tensor]] = []  # one value per network
+        self.samples: list[tuple[BackwardPass, ScaledNorm]] = []
 
     def see_gradient(self, gradient: Tensor) -> None:
         """Measure the gradient of an output tensor (a hook on that tensor)."""
-        if self.window.open and gradient is not None:
-            backward = self.window.backward(gradient)
+        if self.trace.open and gradient is not None:
+            backward = self.trace.backward(gradient)
             self.run.backwards.add(backward)
             if backward.is_batched or not has_values(gradient):
                 self.missed += ("output_grad",)
                 return
-            plan = self.window.plan
+            plan = self.trace.plan
             self.gradients.append((backward, _measured(gradient, plan.networks)))
             if plan.stats:
                 self.stats += [(backward, *named) for named in statistics("output_grad", gradient, plan)]
@@ -112,7 +112,7 @@ class Call:
         seen = len(self.gradients)
         self.see_gradient(gradient)
         if len(self.gradients) > seen:
-            networks = self.window.plan.networks
+            networks = self.trace.plan.networks
             shape = gradient.shape[networks > 1 :]
             sizes = scaled_norm(gradient, max(1, networks * (shape[0] if shape else 1)))
             self.samples.append((self.gradients[-1][0], sizes))
@@ -125,7 +125,7 @@ class _View:
     base's hook. So the view's gradient is right only if the base's is the same, or if it is a part of the base.
     """
 
-    def __init__(self, call: Call, see: Callable[[Tensor], None], tensor: Tensor) -> None:
+    def __init__(self, call: ModuleCall, see: Callable[[Tensor], None], tensor: Tensor) -> None:
         base = tensor._base
         assert base is not None
         self.call = call
@@ -133,7 +133,7 @@ class _View:
         self.is_whole = base.numel() == tensor.numel()
         self.version = tensor._version
         self.relatives = weakref.ref(tensor), weakref.ref(base)  # with the same version
-        self.arrived: Part | None = None
+        self.arrived: TensorSize | None = None
 
     def see_gradient(self, gradient: Tensor) -> None:
         seen = len(self.call.gradients)
@@ -144,7 +144,7 @@ class _View:
     def see_base_gradient(self, gradient: Tensor) -> None:
         # The base's turn comes later in each backward pass.
         arrived, self.arrived = self.arrived, None
-        if not self.call.window.open or "output_grad" in self.call.missed:
+        if not self.call.trace.open or "output_grad" in self.call.missed:
             return
         versions = {tensor._version for reference in self.relatives if (tensor := reference()) is not None}
         if versions == {self.version}:  # nobody has worked in place on it; without a gradient it is unused
@@ -157,26 +157,26 @@ class _View:
                 self.call.missed += ("output_grad",)
 
 
-class Window:
+class Trace:
     """What the hooks see between two collects."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ProbeSpec) -> None:
         self.plan = plan
         self.open = True
         self.eager = False  # compiled code runs eagerly, so that hooks are called
-        self.calls: list[Call] = []
+        self.calls: list[ModuleCall] = []
         self.transformed: set[str] = set()  # modules that are compiled for good, or ran inside vmap and the like
-        self._pass: Pass | None = None
+        self._pass: ForwardPass | None = None
         self._inside = 0  # how many calls of the model's own forward are running
-        self._backwards: dict[int, Backward] = {}
+        self._backwards: dict[int, BackwardPass] = {}
         self._task = -1  # autograd's number of the backward pass that is running
-        self._to_be_rerun: dict[str, Call | None] = {}  # calls without a graph that a checkpoint may run again
+        self._to_be_rerun: dict[str, ModuleCall | None] = {}  # calls without a graph that a checkpoint may run again
         self._handles: list[Any] = []
 
     def close(self) -> None:
-        """Stop looking: gradients that arrive later belong to no window."""
+        """Stop looking: gradients that arrive later belong to no trace."""
         self.open = False
-        self.calls = []  # which know the window: a cycle
+        self.calls = []  # which know the trace: a cycle
         for handle in self._handles:
             handle.remove()
 
@@ -184,7 +184,7 @@ class Window:
         """Begin a new pass (a hook before the model's forward)."""
         if not is_recomputing():
             if not self._inside:  # or it calls itself
-                self._pass = Pass(graph)
+                self._pass = ForwardPass(graph)
             self._inside += 1
 
     def end_pass(self, *_: Any) -> None:
@@ -192,13 +192,13 @@ class Window:
         if not is_recomputing():
             self._inside -= 1
 
-    def backward(self, gradient: Tensor) -> Backward:
+    def backward(self, gradient: Tensor) -> BackwardPass:
         """Return the backward pass that is running."""
         task = torch._C._current_graph_task_id()
         if task != self._task:
             self._task = task
             if task not in self._backwards:
-                self._backwards[task] = Backward(is_transformed(gradient))
+                self._backwards[task] = BackwardPass(is_transformed(gradient))
         return self._backwards[task]
 
     def see_output(self, graph: bool, name: str, module: nn.Module, args: Any, output: Any) -> None:
@@ -244,44 +244,44 @@ class Window:
             return [name for name in names if name in self.transformed]
         return list(names)
 
-    def kept_calls(self) -> list[Call]:
+    def kept_calls(self) -> list[ModuleCall]:
         """Return the calls of passes that count: if a backward pass went through some, then only those."""
         return [call for call in self.calls if call.run.is_finished] or self.calls
 
-    def add(self, sheet: Sheet, row_of: Callable[[str, int], int], names: Container[str]) -> None:
-        """Add all that was seen of some modules to a sheet, in the order of first calls."""
+    def add(self, pending: PendingStep, row_of: Callable[[str, int], int], names: Container[str]) -> None:
+        """Add all that was seen of some modules to a pending step, in the order of first calls."""
         arrived: set[int] = set()
-        silent: list[tuple[int, Call]] = []
+        silent: list[tuple[int, ModuleCall]] = []
         for call in self.kept_calls():
             if call.name not in names:
                 continue
             row = row_of(call.name, call.index)
             for part in call.outputs:
-                sheet.add("output", row, part)
+                pending.add("output", row, part)
             gradients = [part for backward, part in call.gradients if backward.is_finished]
             for part in gradients:
-                sheet.add("output_grad", row, part)
+                pending.add("output_grad", row, part)
             if gradients:
                 arrived.add(row)
             elif call.gradients:  # of a backward pass that failed
-                sheet.mark("output_grad", row, "hook_missed")
+                pending.mark("output_grad", row, "hook_missed")
             else:
                 silent.append((row, call))
             for quantity in call.missed:
-                sheet.mark(quantity, row, "hook_missed")
+                pending.mark(quantity, row, "hook_missed")
             for backward, name, value in call.stats:
                 if backward is None or backward.is_finished:
-                    sheet.add_statistic(name, row, value)
+                    pending.add_statistic(name, row, value)
             for backward, sizes in call.samples:
                 if backward.is_finished:
-                    sheet.add_samples(row, sizes)
+                    pending.add_samples(row, sizes)
         for row, call in silent:
             if call.uncertain:
-                sheet.mark("output_grad", row, "hook_missed")
+                pending.mark("output_grad", row, "hook_missed")
             elif row not in arrived and "output_grad" not in call.missed:
-                sheet.mark("output_grad", row, "unused" if call.expected else "frozen")
+                pending.mark("output_grad", row, "unused" if call.expected else "frozen")
 
-    def _call_of(self, name: str, graph: bool) -> Call | None:
+    def _call_of(self, name: str, graph: bool) -> ModuleCall | None:
         """Return the call that a forward hook belongs to, or None if it is not to be looked at."""
         if is_recomputing():
             return self._rerun_call(name)
@@ -297,14 +297,14 @@ class Window:
                 self._to_be_rerun[name] = None
         return call
 
-    def _new_call(self, name: str) -> Call:
+    def _new_call(self, name: str) -> ModuleCall:
         if self._pass is None or (self._pass.backwards and not self._inside):
-            self._pass = Pass(with_graph=True)
-        call = Call(self, name, self._pass)
+            self._pass = ForwardPass(with_graph=True)
+        call = ModuleCall(self, name, self._pass)
         self.calls.append(call)
         return call
 
-    def _rerun_call(self, name: str) -> Call | None:
+    def _rerun_call(self, name: str) -> ModuleCall | None:
         """Return the call that a checkpoint runs again, if its gradients are not hooked yet.
 
         A non-reentrant checkpoint keeps the hooks of the first run, so there is nothing to do. A reentrant one
@@ -334,7 +334,7 @@ class Window:
             self._handles.append(handle)
 
     def _hook_view(
-        self, tensor: Tensor, call: Call, see: Callable[[Tensor], None], module: nn.Module, args: Any
+        self, tensor: Tensor, call: ModuleCall, see: Callable[[Tensor], None], module: nn.Module, args: Any
     ) -> None:
         base = tensor._base
         # Brings the graph of a view up to date whose base was changed in place: torch crashes on a hook without.
@@ -379,15 +379,15 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             todo.extend(getattr(item, field.name, None) for field in dataclasses.fields(item))
 
 
-def _measured(tensor: Tensor, networks: int) -> Part:
+def _measured(tensor: Tensor, networks: int) -> TensorSize:
     """Take the size of a tensor, unseen by modes that count or replace what is computed, such as tracers."""
     if not torch._C._len_torch_dispatch_stack():
-        return measure(tensor, networks)
+        return tensor_size(tensor, networks)
     with _disable_current_modes():
-        return measure(tensor, networks)
+        return tensor_size(tensor, networks)
 
 
-def statistics(quantity: str, tensor: Tensor, plan: Plan) -> list[tuple[str, Tensor]]:
+def statistics(quantity: str, tensor: Tensor, plan: ProbeSpec) -> list[tuple[str, Tensor]]:
     """Return each of the plan's statistics of a tensor under ``quantity.name``, one value per network.
 
     Raises:

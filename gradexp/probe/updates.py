@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gradexp.numerics.norms import has_values
-from gradexp.probe.hooks import Recorder
-from gradexp.probe.readings import Part, Sheet, measure
-from gradexp.probe.trace import Window
+from gradexp.probe.hooks import Hooks
+from gradexp.probe.readings import PendingStep, TensorSize, tensor_size
+from gradexp.probe.trace import Trace
 from gradexp.probe.weights import Weights
 
 
@@ -24,13 +24,13 @@ class Updates:
         recorder: Tells which backward passes come before a step.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, weights: Weights, networks: int, recorder: Recorder) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, weights: Weights, networks: int, recorder: Hooks) -> None:
         self._due = False
         self._in_step = False
         self._recorder = recorder
-        self._window_at_step: Window | None = None
+        self._window_at_step: Trace | None = None
         self._backwards_at_step = 0
-        self.measured: list[tuple[str, Part]] = []
+        self.measured: list[tuple[str, TensorSize]] = []
         self._weights = weights
         self._networks = networks
         self._before: dict[str, list[Tensor]] = {}
@@ -45,9 +45,9 @@ class Updates:
         if self._in_step and not self._before:
             self._see_before()
 
-    def is_late(self, window: Window) -> bool:
+    def is_late(self, trace: Trace) -> bool:
         """Say whether the optimizer has used up the gradients that a collect is to record."""
-        return window is self._window_at_step and 0 < window.count_backwards() == self._backwards_at_step
+        return trace is self._window_at_step and 0 < trace.count_backwards() == self._backwards_at_step
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -56,10 +56,10 @@ class Updates:
         for handle in self._handles:
             handle.remove()
 
-    def add(self, sheet: Sheet, row_of: Callable[[str], int]) -> None:
+    def add(self, pending: PendingStep, row_of: Callable[[str], int]) -> None:
         """Add what was measured since the last time."""
         for name, part in self.measured:
-            sheet.add("update", row_of(name), part)
+            pending.add("update", row_of(name), part)
         self.measured = []
 
     def _see_before(self) -> None:
@@ -72,7 +72,7 @@ class Updates:
 
     def _see_after(self) -> None:
         self._in_step = False
-        self._window_at_step = self._recorder.window
+        self._window_at_step = self._recorder.trace
         self._backwards_at_step = self._window_at_step.count_backwards() if self._window_at_step else 0
         if self._due:
             self._due = False
@@ -80,7 +80,7 @@ class Updates:
                 old = self._before.get(name, [])
                 for weight, before in zip([w for w in weights if has_values(w)], old, strict=True):
                     change = _wide(weight.detach()) - before
-                    self.measured.append((name, measure(change, self._networks)))
+                    self.measured.append((name, tensor_size(change, self._networks)))
             self._before = {}
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradexp.numerics.norms import has_values
-from gradexp.probe.readings import Part, Sheet, measure, measure_all
-from gradexp.probe.trace import Plan, statistics
+from gradexp.probe.readings import PendingStep, TensorSize, measure_all, tensor_size
+from gradexp.probe.trace import ProbeSpec, statistics
 
 _ByName = Mapping[str, list[nn.Parameter]]
 
@@ -23,13 +23,13 @@ class Weights:
         plan: The number of networks, and further statistics of gradients.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], plan: Plan) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], plan: ProbeSpec) -> None:
         self._modules = [
             (name, weakref.ref(module), least_dimensions(module), hasattr(module, "has_uninitialized_params"))
             for name, module in modules.items()
         ]
         self._plan = plan
-        self._passing: dict[int, list[Part]] = {}  # id of a weight -> its gradient in each backward pass
+        self._passing: dict[int, list[TensorSize]] = {}  # id of a weight -> its gradient in each backward pass
         self._handles: list[Any] = []
         self._used_up = True  # some weights may need to be watched
 
@@ -65,29 +65,29 @@ class Weights:
         """Say whether a watched weight has received a gradient."""
         return any(self._passing.values())
 
-    def add_gradients(self, sheet: Sheet, weights: _ByName, rows: Mapping[str, int]) -> None:
+    def add_gradients(self, pending: PendingStep, weights: _ByName, rows: Mapping[str, int]) -> None:
         """Add what ``.grad`` of each module's weights holds, or has held, or why there is nothing."""
         there: list[tuple[int, Tensor]] = []
         for name, own in weights.items():
             row = rows[name]
             gradients = [g for weight in own if weight.requires_grad and (g := weight.grad) is not None]
             if len(gradients) < max(1, len(own)):  # a module without weights has nothing to train
-                self._mark_missing(sheet, row, [weight for weight in own if weight.requires_grad], bool(gradients))
+                self._mark_missing(pending, row, [weight for weight in own if weight.requires_grad], bool(gradients))
             for gradient in gradients:
                 if has_values(gradient):
                     there.append((row, gradient))
                 else:
-                    sheet.mark("weight_grad", row, "hook_missed")
+                    pending.mark("weight_grad", row, "hook_missed")
         for (row, gradient), part in zip(there, measure_all([g for _, g in there], self._plan.networks), strict=True):
-            sheet.add("weight_grad", row, part)
+            pending.add("weight_grad", row, part)
             if self._plan.stats:
                 for name, value in statistics("weight_grad", gradient, self._plan):
-                    sheet.add_statistic(name, row, value)
+                    pending.add_statistic(name, row, value)
 
-    def _mark_missing(self, sheet: Sheet, row: int, trained: list[nn.Parameter], some: bool) -> None:
+    def _mark_missing(self, pending: PendingStep, row: int, trained: list[nn.Parameter], some: bool) -> None:
         """Say why some weights of a module have no gradient, or add the one that an optimizer has used up."""
         if not trained:
-            sheet.mark("weight_grad", row, "frozen")
+            pending.mark("weight_grad", row, "frozen")
             return
         for weight in trained:
             if weight.grad is None and weight._post_accumulate_grad_hooks:
@@ -96,23 +96,23 @@ class Weights:
                 some |= parts != []
                 if parts is None or len(parts) > 1:
                     # After unseen or several backward passes there is no one gradient to speak of.
-                    sheet.mark("weight_grad", row, "hook_missed")
+                    pending.mark("weight_grad", row, "hook_missed")
                 else:
                     for part in parts:
-                        sheet.add("weight_grad", row, part)
+                        pending.add("weight_grad", row, part)
         if not some:
-            sheet.mark("weight_grad", row, "unused")
+            pending.mark("weight_grad", row, "unused")
 
-    def add_norms(self, sheet: Sheet, weights: _ByName, rows: Mapping[str, int]) -> None:
+    def add_norms(self, pending: PendingStep, weights: _ByName, rows: Mapping[str, int]) -> None:
         """Add the weights themselves."""
         for name, own in weights.items():
             if not own:
-                sheet.mark("weight", rows[name], "frozen")
+                pending.mark("weight", rows[name], "frozen")
             for weight in own:
                 if has_values(weight):
-                    sheet.add("weight", rows[name], measure(weight, self._plan.networks))
+                    pending.add("weight", rows[name], tensor_size(weight, self._plan.networks))
                 else:
-                    sheet.mark("weight", rows[name], "hook_missed")
+                    pending.mark("weight", rows[name], "hook_missed")
 
 
 def least_dimensions(module: nn.Module) -> int:
@@ -155,9 +155,9 @@ class _WeightHook:
 
     __torch_unserializable__ = True
 
-    def __init__(self, parts: list[Part], networks: int) -> None:
+    def __init__(self, parts: list[TensorSize], networks: int) -> None:
         self.parts = parts
         self.networks = networks
 
     def __call__(self, gradient: Tensor) -> None:
-        self.parts.append(measure(gradient, self.networks))
+        self.parts.append(tensor_size(gradient, self.networks))

@@ -44,7 +44,7 @@ def run_stack(configs: Sequence[Config], sinks: Sequence[Sink] = ()) -> list[Res
     """Run several experiments as one stack of networks, each with the numbers that ``run`` gives.
 
     Args:
-        configs: Options that differ in ``init``, ``sigma_b2`` and ``seed`` only (see ``gradexp.ensemble``).
+        configs: Options that differ in ``init``, ``sigma_b2`` and ``seed`` only (see ``gradexp.runs.stacks``).
         sinks: Told the first run's stages, for a look at the progress.
 
     Returns:

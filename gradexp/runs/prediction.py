@@ -36,7 +36,7 @@ def predict_run(
             **config.init.options,
         )
         phi = activation(config.activation, config.negative_slope)
-        cures = {"normalization": config.normalization, "residual": config.residual}
-        return theory.predict_layers(phi, laws, widths, x, batch=batch, spread=spread, **cures)
+        architecture = {"normalization": config.normalization, "residual": config.residual}
+        return theory.predict_layers(phi, laws, widths, x, batch=batch, spread=spread, **architecture)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -31,7 +31,7 @@ _RECORDED = 2 * 9
 _QUANTITIES = 5
 
 
-def stacks(configs: Sequence[Config | None], alike: Sequence[str] | None = None) -> list[list[int]]:
+def stackable_groups(configs: Sequence[Config | None], alike: Sequence[str] | None = None) -> list[list[int]]:
     """Group jobs that can run as one stack, in the order of the first of each.
 
     Args:
@@ -51,7 +51,7 @@ def stacks(configs: Sequence[Config | None], alike: Sequence[str] | None = None)
     return list(groups.values())
 
 
-def tasks(configs: Sequence[Config | None], most: int, alike: Sequence[str] | None = None) -> list[list[int]]:
+def cluster_tasks(configs: Sequence[Config | None], most: int, alike: Sequence[str] | None = None) -> list[list[int]]:
     """Group jobs into tasks of a cluster of at most so many jobs each; those of one stack stay together.
 
     Args:
@@ -63,7 +63,7 @@ def tasks(configs: Sequence[Config | None], most: int, alike: Sequence[str] | No
         Indices of the jobs, each once.
     """
     grouped: list[list[int]] = []
-    for stack in stacks(configs, alike):
+    for stack in stackable_groups(configs, alike):
         for part in split(stack, -(-len(stack) // most)):
             if grouped and len(grouped[-1]) + len(part) <= most:
                 grouped[-1] += part
@@ -80,7 +80,7 @@ def chunks(jobs: Sequence[int], config: Config, most: int | None = None) -> list
         config: Of any of them.
         most: The largest size; None: worked out.
     """
-    return [list(part) for part in split(jobs, -(-len(jobs) // max(1, most or members(config))))]
+    return [list(part) for part in split(jobs, -(-len(jobs) // max(1, most or stack_size(config))))]
 
 
 def split(items: Sequence[_Item], parts: int) -> list[Sequence[_Item]]:
@@ -94,7 +94,7 @@ def count_weights(widths: Sequence[int]) -> int:
     return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
 
 
-def members(config: Config) -> int:
+def stack_size(config: Config) -> int:
     """Return how many runs of this shape to train at a time: what fits into half of the free memory.
 
     On a CPU also no more than 65536 / (batch · width), within 8 to 64, from where on a core is busy with arithmetic.

@@ -22,7 +22,7 @@ from gradexp.runs.prediction import predict_run
 from gradexp.runs.recording import Recording, sample_outputs
 from gradexp.runs.result import Result, Sink, tell
 from gradexp.runs.stacks import count_weights, split
-from gradexp.runs.training import Part, Training, build_optimizer, train
+from gradexp.runs.training import Split, Training, build_optimizer, train
 from gradexp.runs.verdict import run_verdict
 from gradexp.theory import Prediction, compare
 
@@ -235,11 +235,11 @@ def _draw(
     return stack
 
 
-def _part(x: "torch.Tensor", y: "torch.Tensor", data: Dataset, loss: str, model: MLP) -> Part:
+def _part(x: "torch.Tensor", y: "torch.Tensor", data: Dataset, loss: str, model: MLP) -> Split:
     """Move a part of the data to the model's device and number format."""
     weight = next(model.parameters())
     target = targets(y, loss, data.classes).to(weight.device)
-    return Part(
+    return Split(
         x.to(weight.device, weight.dtype),
         target.to(weight.dtype) if target.is_floating_point() else target,
         y.to(weight.device) if y.dtype == torch.int64 else None,
@@ -253,12 +253,13 @@ def _describe(result: Result, data: Dataset, loss: str) -> str:
     parameters = sum((fan_in + config.bias) * fan_out for fan_in, fan_out in pairwise(widths))
     parameters += max(0, config.depth - 2) if config.residual == "zero" else 0
     options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
-    cures = "".join(f"{cure}, " for cure in config.cures)
+    additions = "".join(f"{addition}, " for addition in config.additions)
     seeds = f"seed {config.seed}" + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
     update = f"{config.steps} steps of {config.optimizer.name} lr={config.optimizer.lr:g}, {loss}, "
     threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
+    units = f" of {config.units} units" if hidden else ""
     return (
-        f"network   {config.depth} {config.activation} layers{f' of {config.units} units' if hidden else ''}, {cures}"
+        f"network   {config.depth} {config.activation} layers{units}, {additions}"
         f"{widths[0]} inputs, {widths[-1]} outputs, {parameters:,} weights\n"
         f"init      {config.init.name} ({options}), {seeds}\n"
         f"data      {config.data.name}, {len(data.x_train)} training samples, batches of {config.batch_size}\n"

@@ -36,7 +36,9 @@ def hash_of(options: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def unstarted(options: dict[str, Any], overrides: list[str], error: str, status: str = "failed") -> dict[str, Any]:
+def unstarted_summary(
+    options: dict[str, Any], overrides: list[str], error: str, status: str = "failed"
+) -> dict[str, Any]:
     """Return the content of summary.json of a job of which only its options are known, and why it did not run."""
     content = summary(Result(Config(), overrides, status, error))
     return {**content, "config": options, "config_hash": hash_of(options), "seeds": []}
@@ -71,7 +73,7 @@ def summary(result: Result) -> dict[str, Any]:
     return finite
 
 
-def outcome(content: Mapping[str, Any]) -> dict[str, Any]:
+def metrics(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run came to: one flat row from the content of its summary.json, None where not applicable."""
     initial, theory, training, verdict = (content[key] for key in ("initial", "theory", "training", "verdict"))
     return {
@@ -102,12 +104,13 @@ _THEORY_KEYS = (
 _FORMATS = ("float32", "float16", "bfloat16")
 
 
-def _initial(initial: History | None) -> dict[str, Any]:
+def _initial(history: History | None) -> dict[str, Any]:
     ratios: dict[str, float | None] = dict.fromkeys(("output", "output_grad", "weight_grad"))
     fails: dict[bool, dict[str, int | None]] = {over: dict.fromkeys(_FORMATS) for over in (False, True)}
     quantiles: dict[float, float] = {}
     log_chi = error = scale = dead = None
-    if initial is not None:
+    if history is not None:
+        initial = history.at()
         slopes = initial.log_chi_per_network()
         log_chi, error, scale = mean(slopes), standard_error(slopes), initial.depth_scale()
         ratios = {quantity: initial.first_over_last(quantity) for quantity in ratios}

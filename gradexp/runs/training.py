@@ -14,7 +14,7 @@ from gradexp.numerics.norms import joint_log10_norm, log10_norm
 from gradexp.probe.probe import GradientProbe
 
 
-class Part(NamedTuple):
+class Split(NamedTuple):
     """The training or the test part of the data, on the model's device.
 
     Args:
@@ -49,8 +49,8 @@ class Training:
 
 def train(
     model: nn.Module,
-    train_part: Part,
-    test_part: Part,
+    train_part: Split,
+    test_part: Split,
     batches: Sequence[Iterator[Tensor]],
     loss: str,
     optimizer: torch.optim.Optimizer,
@@ -118,7 +118,7 @@ def train(
                 log.train_accuracy = accuracy
 
 
-def _test(model: nn.Module, part: Part, loss: str, step: int, logs: Sequence[Training]) -> None:
+def _test(model: nn.Module, part: Split, loss: str, step: int, logs: Sequence[Training]) -> None:
     """Add an evaluation to the log of each network that has not diverged."""
     for log, value, accuracy in zip(logs, *evaluate(model, part, loss, len(logs)), strict=True):
         if log.diverged_at is None:
@@ -163,7 +163,7 @@ def shares_correct(output: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, part: Part, loss: str, networks: int = 1
+    model: nn.Module, part: Split, loss: str, networks: int = 1
 ) -> tuple[list[float], list[float] | list[None]]:
     """Return each network's loss and accuracy (None for regression) over a whole part of the data."""
     output = torch.cat([model(rows.expand(networks, *rows.shape)) for rows in part.x.split(_ROWS)], dim=1)

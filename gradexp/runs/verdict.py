@@ -60,7 +60,7 @@ def run_verdict(
         gradients: What the probe recorded in training.
         theory: How far the profile at initialisation is from its prediction.
     """
-    gradient = gradient_verdict(initial, config.verdict.decades)
+    gradient = gradient_verdict(initial.at(), config.verdict.decades)
     training = training_verdict(losses, diverged_at, chance)
     text = gradient.text
     if theory is not None and theory.verdict == "deviates":
@@ -73,7 +73,7 @@ def run_verdict(
     elif training == "trained":
         text += f"; the loss goes from {losses[0]:.3g} to {losses[-1]:.3g}, that of guessing is {chance:.3g}"
     if training in ("stuck", "diverged") or (training == "none" and gradient.gradient != "stable"):
-        text += f"; try {_cure(config, initial, gradient.gradient, losses, diverged_at)}"
+        text += f"; try {_remedy(config, initial, gradient.gradient, losses, diverged_at)}"
     return Verdict(gradient.gradient, training, theory.verdict if theory else "unavailable", text)
 
 
@@ -119,7 +119,7 @@ def _cosine(initial: History) -> float:
     return 0.0 if initial.output_cosine is None else mean(initial.output_cosine) or 0.0
 
 
-def _cure(config: Config, initial: History, gradient: str, losses: Sequence[float], diverged_at: int | None) -> str:
+def _remedy(config: Config, initial: History, gradient: str, losses: Sequence[float], diverged_at: int | None) -> str:
     """Name the usual remedy for this activation and depth."""
     rectifier = config.activation in ("relu", "leaky_relu", "elu", "gelu", "silu")
     if gradient == "stable" and diverged_at is not None:

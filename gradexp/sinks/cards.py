@@ -38,7 +38,7 @@ def layout() -> "Summary":
     return found
 
 
-def texts(result: Result) -> "list[Summary]":
+def text_cards(result: Result) -> "list[Summary]":
     """Return what the Text tab says of a run: its verdict, where its number format fails, its command and options.
 
     Args:
@@ -54,7 +54,7 @@ def texts(result: Result) -> "list[Summary]":
     if verdict is not None:
         found: list[str] = []
         if (initial := result.initial) is not None:
-            found = slope_lines(initial) + theory_lines(result) + range_lines(initial, result.config.dtype)
+            found = slope_lines(initial.at()) + theory_lines(result) + range_lines(initial.at(), result.config.dtype)
         said = "\n\n".join([f"**{verdict.words}**", verdict.text, *found])
     # TensorBoard orders them by name.
     parts = {"run/1 verdict": said, "run/2 command": f"    {command}", "run/3 options": "\n".join(table)}

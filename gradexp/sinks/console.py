@@ -16,7 +16,7 @@ from gradexp.history.history import History
 from gradexp.history.step import STATUSES, Array
 from gradexp.history.table import power_of_ten
 from gradexp.runs.result import Result
-from gradexp.runs.summary import outcome, summary
+from gradexp.runs.summary import metrics, summary
 from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
 from gradexp.sinks.progress import Progress
 
@@ -61,19 +61,19 @@ class Console:
         self.console.print(
             f"\n[bold]At initialisation[/bold] ({result.config.batch_size} samples, {networks}, exact)"
         )
-        profiles = _Profiles(history.depth, self.console)
+        profiles = _ProfileTable(history.depth, self.console)
         for quantity, label in _LABELS.items():
             profile, predicted = history.profile(quantity), history.theory.get(f"log10_{quantity}")
             profiles.add(label, profile, history.status[quantity][0, 0], beside=predicted)
             if predicted is not None:
                 profiles.add("  theory", predicted, style="dim", beside=profile)
         self.console.print(profiles.table)
-        for line in (*slope_lines(history), *theory_lines(result)):
+        for line in (*slope_lines(history.at()), *theory_lines(result)):
             self.console.print(line)
         dead = float(np.mean(history.dead_fraction)) if history.dead_fraction is not None else 0.0
         if dead:
             self.console.print(f"{dead:.1%} of the samples are exactly 0 at some layer and left out")
-        for line in range_lines(history, result.config.dtype):
+        for line in range_lines(history.at(), result.config.dtype):
             self.console.print(line)
 
     def _end(self, result: Result) -> None:
@@ -100,13 +100,13 @@ class Console:
     def _gradient(self, history: History | None) -> None:
         """Show the real gradient that the probe saw last."""
         if history is not None and history.steps:
-            profiles = _Profiles(history.depth, self.console, "output gradient")
+            profiles = _ProfileTable(history.depth, self.console, "output gradient")
             status = history.status["output_grad"][-1, 0]
             profiles.add(f"  step {history.steps[-1]}", history.profile("output_grad"), status)
             self.console.print(profiles.table)
 
 
-class _Profiles:
+class _ProfileTable:
     """A table of profiles: first, middle and last layer, and all at a glance.
 
     Args:
@@ -171,7 +171,7 @@ class Line:
 
 def job_line(name: str, content: Mapping[str, Any]) -> str:
     """Return what became of a complete job, from its folder's name and what its summary.json holds."""
-    found = outcome(content)
+    found = metrics(content)
     slope, loss = found["log_chi"], found["loss_last"]
     facts = [
         f"{found['gradient']:<9}",

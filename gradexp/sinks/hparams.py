@@ -9,7 +9,7 @@ from gradexp.config import Config
 from gradexp.history.scalars import LARGEST_SCALAR
 from gradexp.history.verdict import CODES
 from gradexp.runs.result import Result
-from gradexp.runs.summary import UNHASHED, outcome, summary
+from gradexp.runs.summary import UNHASHED, metrics, summary
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -40,7 +40,7 @@ def hparams(result: Result) -> "list[Summary]":
     from tensorboard.plugins.hparams.api_pb2 import Experiment, Status
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 
-    numbers = outcome(summary(result))
+    numbers = metrics(summary(result))
     words = {f"verdict.{key}": numbers.pop(key) for key in _VERDICTS}
     numbers["verdict_code"] = CODES.get(words["verdict.gradient"])
     given = {_short(override.partition("=")[0].lstrip("+~")) for override in result.overrides}

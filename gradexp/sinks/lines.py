@@ -1,19 +1,19 @@
 """What a run found at initialisation, in lines that the terminal and TensorBoard share."""
 
-from gradexp.history.history import History
+from gradexp.history.step import Step
 from gradexp.runs.result import Result
 
 
-def slope_lines(history: History) -> list[str]:
+def slope_lines(initial: Step) -> list[str]:
     """Say how fast the gradient grows or shrinks, and how much the networks differ."""
     lines = []
-    slope, scale = history.log_chi(), history.depth_scale()
+    slope, scale = initial.log_chi(), initial.depth_scale()
     if slope is not None:
         reach = f", depth scale {scale:.3g} layers" if scale is not None else ""
-        error = history.log_chi_se()
+        error = initial.log_chi_se()
         spread = f" ± {error:.2g}" if error is not None else ""
         lines.append(f"log_chi {slope:+.4g}{spread} per layer towards the input{reach}")
-    if quantiles := history.log_chi_quantiles():
+    if quantiles := initial.log_chi_quantiles():
         low, middle, high = quantiles.values()
         lines.append(f"  of the networks 5 % are below {low:+.4g}, half {middle:+.4g}, 95 % {high:+.4g}")
     return lines
@@ -34,12 +34,12 @@ def theory_lines(result: Result) -> list[str]:
     ]
 
 
-def range_lines(history: History, dtype: str) -> list[str]:
+def range_lines(initial: Step, dtype: str) -> list[str]:
     """Say from which layer on a number format would fail, for outputs and for output gradients."""
     lines = []
     for quantity, label, direction in (("output", "outputs", "up"), ("output_grad", "output gradients", "down")):
         for overflow, word in ((False, "underflow to 0"), (True, "overflow to inf")):
-            layer = history.failing_layer(quantity, dtype, overflow)
+            layer = initial.failing_layer(quantity, dtype, overflow)
             if layer is not None:
                 lines.append(f"in {dtype} {label} would {word} from layer {layer} {direction}")
     return lines

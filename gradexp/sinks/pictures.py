@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PROFILE, COURSE = "layers/output_gradient_at_initialisation", "layers/output_gradient_in_training"
+PROFILE, TRAINING = "layers/output_gradient_at_initialisation", "layers/output_gradient_in_training"
 """Their tags in TensorBoard."""
 
 SCALE = 45
@@ -47,7 +47,7 @@ def profile_picture(result: Result) -> "Figure":
     assert history is not None
     figure, axes = _card()
     label = f"measured, mean of {len(history.seeds)}" if len(history.seeds) > 1 else "measured"
-    draw_profile(axes, history, "output_grad", -1, COLOURS[0], label, theory_label="theory ± 2 sd")
+    draw_profile(axes, history.at(), "output_grad", COLOURS[0], label, theory_label="theory ± 2 sd")
     powers_of_ten(axes)
     for first, last, colour, said in _failures(history, result.config.dtype):
         axes.axvspan(first - 0.5, last + 0.5, color=colour, alpha=0.3, linewidth=0, label=said)
@@ -62,7 +62,7 @@ def profile_picture(result: Result) -> "Figure":
     return figure
 
 
-def course_picture(result: Result) -> "Figure":
+def training_picture(result: Result) -> "Figure":
     """Draw log10 of the real output gradient, layer by training step, on a scale that is the same in all runs.
 
     A cell that is exactly 0 or not finite has a colour of its own. Of very many steps or layers a thousand are drawn,
@@ -135,7 +135,7 @@ def pictures(result: Result) -> "dict[str, Figure]":
     if result.initial is not None:
         found[PROFILE] = profile_picture(result)
     if result.gradients is not None and result.gradients.steps:
-        found[COURSE] = course_picture(result)
+        found[TRAINING] = training_picture(result)
     return found
 
 

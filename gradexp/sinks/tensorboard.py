@@ -5,13 +5,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradexp.history.history import course_points, profile_points
-from gradexp.history.scalars import Points, Values, layer_points, points
+from gradexp.history.history import training_points
+from gradexp.history.scalars import Points, Values, layer_points, points, profile_points
 from gradexp.history.step import Array
 from gradexp.runs.result import Result
-from gradexp.sinks.cards import histograms, layout, picture, texts
+from gradexp.sinks.cards import histograms, layout, picture, text_cards
 from gradexp.sinks.hparams import hparams
-from gradexp.sinks.pictures import COURSE, PROFILE, course_picture, profile_picture
+from gradexp.sinks.pictures import PROFILE, TRAINING, profile_picture, training_picture
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import FileWriter
@@ -54,7 +54,7 @@ class TensorBoard:
         """Add what is new."""
         if stage == "initial" and result.initial is not None:
             self.writer.add_summary(layout())
-            write_points(self.writer, profile_points(result.initial))
+            write_points(self.writer, profile_points(result.initial.at()))
             if self.subruns and result.initial.theory:
                 self._theory(result.initial.theory)
             self._outputs(result)
@@ -65,9 +65,9 @@ class TensorBoard:
             self._due = time.monotonic() + _BETWEEN
         elif stage == "end":
             self._step(result)
-            self._course_picture(result)
+            self._training_picture(result)
             if result.device is not None:  # else it stopped before torch was loaded, and this is no time to load it
-                for summary in [*hparams(result), *texts(result)]:
+                for summary in [*hparams(result), *text_cards(result)]:
                     self.writer.add_summary(summary)
 
     def close(self) -> None:
@@ -112,21 +112,21 @@ class TensorBoard:
         if history is None or len(history.steps) == self._gradients_written:
             return
         begin, self._gradients_written = self._gradients_written, len(history.steps)
-        write_points(self.writer, course_points(history, begin))
+        write_points(self.writer, training_points(history, begin))
         drawn = set(result.config.record.profile_steps)
         for index, step in enumerate(history.steps[begin:], start=begin):
             if step in drawn:
-                self._subrun(f"step_{step:06}", profile_points(history, index))
+                self._subrun(f"step_{step:06}", profile_points(history.at(index)))
         now = time.monotonic()
         if now >= self._picture_due:
-            self._course_picture(result)
+            self._training_picture(result)
             # A long training is not watched as closely as a short one, and its pictures would fill the disk.
             self._picture_due = now + max(_BETWEEN_PICTURES, (now - self._opened) / 20)
 
-    def _course_picture(self, result: Result) -> None:
+    def _training_picture(self, result: Result) -> None:
         history = result.gradients
         if self.figures and history is not None and history.steps[self._steps_drawn :]:
-            self.writer.add_summary(picture(COURSE, course_picture(result)), history.steps[-1])
+            self.writer.add_summary(picture(TRAINING, training_picture(result)), history.steps[-1])
             self._steps_drawn = len(history.steps)
 
     def _outputs(self, result: Result) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gradexp.choices import ConfigError
-from gradexp.runs.summary import UNHASHED, outcome
+from gradexp.runs.summary import UNHASHED, metrics
 from gradexp.sweeps.folder import Job, read_jobs
 
 GROUPS = ("init", "data", "optimizer")
@@ -37,7 +37,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SweepResults:
     """All jobs of a sweep.
 
     Args:
@@ -56,7 +56,7 @@ class Comparison:
         return dict(Counter(row.job.status for row in self.rows))
 
 
-def compare(folder: Path) -> Comparison:
+def compare(folder: Path) -> SweepResults:
     """Read the jobs of a sweep.
 
     Raises:
@@ -68,9 +68,9 @@ def compare(folder: Path) -> Comparison:
     if not jobs:
         raise ConfigError(f"{folder} holds no runs (sub-folders with a summary.json)")
     keys = swept_keys(jobs)
-    rows = [Row(job, {key: value_of(job, key) for key in keys}, outcome(job.summary)) for job in jobs]
+    rows = [Row(job, {key: value_of(job, key) for key in keys}, metrics(job.summary)) for job in jobs]
     rows.sort(key=lambda row: [_rank(row.swept[key]) for key in keys])
-    return Comparison(folder, keys, rows)
+    return SweepResults(folder, keys, rows)
 
 
 def _read_jobs(folder: Path, attempts: int = 5) -> list[Job]:
@@ -122,7 +122,7 @@ def _rank(value: Any) -> tuple[int, float, str, list[Any]]:
     return 1, 0.0, str(value), []
 
 
-def seed_groups(comparison: Comparison) -> list[tuple[dict[str, Any], list[Row]]]:
+def seed_groups(comparison: SweepResults) -> list[tuple[dict[str, Any], list[Row]]]:
     """Return the jobs that differ in their seed only, with what they share, in the order of the rows."""
     groups: dict[str, tuple[dict[str, Any], list[Row]]] = {}
     for row in comparison.rows:

@@ -95,7 +95,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What a sweep does with the jobs it is asked for.
 
     Args:
@@ -114,7 +114,7 @@ class Plan:
         return len(self.folders) - self.again
 
 
-def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -> Plan:
+def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -> SweepPlan:
     """Compare the jobs of a sweep with what its folder holds.
 
     A job is known by its ``config_hash``, whatever its folder is called. A complete one stays as it is; one that
@@ -156,7 +156,7 @@ def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -
     names = list(folders.values())
     for twice in (own for own in names if names.count(own) > 1):
         raise ConfigError(f"hydra.sweep.subdir gives two jobs the folder {twice}; put ${{hydra.job.num}} into it")
-    return Plan(complete, again, folders)
+    return SweepPlan(complete, again, folders)
 
 
 def number_of(name: str) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradexp.history.step import Array
 from gradexp.plotting import COLOURS
-from gradexp.sweeps.compare import Comparison, Row, average, seed_groups
+from gradexp.sweeps.compare import Row, SweepResults, average, seed_groups
 from gradexp.sweeps.panels import (
     GREY,
     MOST_TICKS,
@@ -94,7 +94,7 @@ ACCURACY = Quantity(
 )
 
 
-def outcome_figure(comparison: Comparison, quantity: Quantity) -> "Figure | None":
+def outcome_figure(comparison: SweepResults, quantity: Quantity) -> "Figure | None":
     """Draw a number over the swept options: over two of them a heat map, over one a line; seeds are averaged."""
     cells = seed_groups(comparison)
     if not any(quantity.value(rows) is not None for _, rows in cells):
@@ -105,7 +105,7 @@ def outcome_figure(comparison: Comparison, quantity: Quantity) -> "Figure | None
     return _line_figure(cells, x, quantity) if y is None else _heat_map(cells, x, y, quantity)
 
 
-def axes_of(comparison: Comparison) -> tuple[str | None, str | None]:
+def axes_of(comparison: SweepResults) -> tuple[str | None, str | None]:
     """Choose the options of the two axes: those with most values; None where there is none.
 
     Names stand on the second, where they are read as lines of text.

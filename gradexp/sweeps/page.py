@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from gradexp._version import __version__
 from gradexp.atomic_write import replacing
-from gradexp.sweeps.compare import Comparison, Row
+from gradexp.sweeps.compare import Row, SweepResults
 
 DEFINITIONS = {
     "job": "number at the beginning of the job's folder, which is the run's name in TensorBoard",
@@ -50,7 +50,7 @@ _MARKS = {
 }
 
 
-def write_page(comparison: Comparison, figures: Mapping[str, Path]) -> Path:
+def write_page(comparison: SweepResults, figures: Mapping[str, Path]) -> Path:
     """Write the page into the sweep's folder, and return its path.
 
     Args:
@@ -63,7 +63,7 @@ def write_page(comparison: Comparison, figures: Mapping[str, Path]) -> Path:
     return page
 
 
-def _page(comparison: Comparison, figures: Mapping[str, Path]) -> str:
+def _page(comparison: SweepResults, figures: Mapping[str, Path]) -> str:
     rows, name = comparison.rows, _escape(comparison.folder.resolve().name)
     counts = ", ".join(f"{number} {status}" for status, number in comparison.statuses.items())
     swept = ", ".join(comparison.keys) or "nothing"

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradexp.history.step import Array
 from gradexp.plotting import COLOURS, LABELS, powers_of_ten
-from gradexp.sweeps.compare import Comparison, Row, seed_groups
+from gradexp.sweeps.compare import Row, SweepResults, seed_groups
 from gradexp.sweeps.panels import (
     GREY,
     MOST_LINES,
@@ -33,7 +33,7 @@ _MOST_PROFILES = 16  # panels, which may be smaller than those of heat maps
 
 
 @dataclass(frozen=True)
-class Profile:
+class SeedBand:
     """log10 of the output gradient over layers, of the jobs of one cell.
 
     Args:
@@ -49,7 +49,7 @@ class Profile:
     theory: Array
 
 
-def read_profile(rows: Sequence[Row]) -> Profile | None:
+def read_profile(rows: Sequence[Row]) -> SeedBand | None:
     """Read the profiles of jobs that differ in their seed only, or None if no file holds one."""
     measured: dict[tuple[int, int], dict[int, float]] = {}
     theory: dict[int, float] = {}
@@ -65,7 +65,7 @@ def read_profile(rows: Sequence[Row]) -> Profile | None:
     living = table[np.isfinite(table).all(axis=1)]
     shown = living if len(living) else np.full((1, len(layers)), math.nan)
     predictions = np.array([theory.get(layer, math.nan) for layer in layers])
-    return Profile(shown.mean(axis=0), shown.min(axis=0), shown.max(axis=0), predictions)
+    return SeedBand(shown.mean(axis=0), shown.min(axis=0), shown.max(axis=0), predictions)
 
 
 def _initial_rows(path: Path) -> list[tuple[int, int, float, float]]:
@@ -87,7 +87,7 @@ def _initial_rows(path: Path) -> list[tuple[int, int, float, float]]:
     return found
 
 
-def profiles_figure(comparison: Comparison) -> "Figure | None":
+def profiles_figure(comparison: SweepResults) -> "Figure | None":
     """Draw log10 of the output gradient over layers, one line for the jobs that differ in their seed only.
 
     Up to seven lines share a panel and a legend. More are spread over panels, with one option told by colour.
@@ -156,7 +156,7 @@ def _hue(shared: Sequence[Mapping[str, Any]]) -> tuple[str | None, bool]:
     return max(telling or values, key=lambda key: (len(values[key]), are_numbers(values[key]))), True
 
 
-Line = tuple[dict[str, Any], list[Row], Profile]
+Line = tuple[dict[str, Any], list[Row], SeedBand]
 
 
 def _in_panels(cells: Sequence[Line], hue: str | None, spread: bool) -> tuple[int | None, dict[str, list[Line]]]:

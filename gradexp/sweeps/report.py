@@ -8,7 +8,7 @@ from rich.console import Console
 
 from gradexp.atomic_write import replacing
 from gradexp.plotting import save
-from gradexp.sweeps.compare import Comparison, compare
+from gradexp.sweeps.compare import SweepResults, compare
 from gradexp.sweeps.outcome_figure import ACCURACY, LOG_CHI, outcome_figure
 from gradexp.sweeps.profile_figure import profiles_figure
 from gradexp.sweeps.table import print_table
@@ -38,7 +38,7 @@ def report(folder: Path, console: Console | None = None) -> None:
         console.print(f"{label:<9} {text}", markup=False, soft_wrap=True)
 
 
-def write_csv(comparison: Comparison) -> None:
+def write_csv(comparison: SweepResults) -> None:
     """Write sweep.csv: a line per job, numbers with all their digits, an empty field for none."""
     with replacing(comparison.folder / "sweep.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -52,7 +52,7 @@ def write_csv(comparison: Comparison) -> None:
 _DPI = 110
 
 
-def write_figures(comparison: Comparison) -> dict[str, Path]:
+def write_figures(comparison: SweepResults) -> dict[str, Path]:
     """Draw what there is to draw of a sweep into its folder, as PNG and SVG, and return title -> PNG file."""
     figures = {
         "Output gradient over layers, at initialisation": ("profiles", profiles_figure(comparison)),

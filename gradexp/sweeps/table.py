@@ -9,13 +9,13 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from gradexp.sweeps.compare import Comparison, Row, average, seed_groups
+from gradexp.sweeps.compare import Row, SweepResults, average, seed_groups
 
 _LINES = 40  # of the table in the console
 _ERRORS = 10  # named below it
 
 
-def print_table(comparison: Comparison, console: Console) -> None:
+def print_table(comparison: SweepResults, console: Console) -> None:
     """Print a line for complete jobs that differ in their seed only, what all lines share, and what went wrong.
 
     The loss of a job that is not complete is that of an earlier step, and would spoil a mean.

@@ -58,7 +58,7 @@ def compare(prediction: Prediction, measured: History) -> Comparison:
         return Comparison("unavailable", None, None, f"theory unavailable: {prediction.reason}")
     if measured.depth == 1:
         return Comparison("unavailable", None, None, "theory unavailable: one layer has no slope")
-    networks = measured.living("output_grad")
+    networks = measured.at().without_dead("output_grad")
     networks = networks[np.isfinite(networks).all(axis=1)]
     if len(networks) >= ENOUGH_NETWORKS:
         few = ""

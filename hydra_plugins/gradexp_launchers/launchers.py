@@ -42,7 +42,7 @@ class EnsembleLauncherConf:
 
 
 class EnsembleLauncher(_Launcher):
-    """Run all jobs in this process, those that can be stacked together (see ``gradexp.ensemble``)."""
+    """Run all jobs in this process, those that can be stacked together (see ``gradexp.runs.stacks``)."""
 
     def __init__(self, max_members: int | None = None) -> None:
         self.max_members = max_members

@@ -42,7 +42,7 @@ def measured_and_predicted(
 
 def standard_errors(measured: History, predicted: np.ndarray, quantity: str) -> np.ndarray:
     """Return (measured - predicted) of each layer over its standard error, or over rounding where that is 0."""
-    log10 = measured.living(quantity)
+    log10 = measured.at().without_dead(quantity)
     error = log10.std(axis=0, ddof=1) / math.sqrt(len(log10))
     z: np.ndarray = (log10.mean(axis=0) - predicted) / np.maximum(error, 1e-12)
     return z
@@ -86,7 +86,7 @@ def test_the_expansion_describes_every_layer_where_infinite_width_does_not(
     sigma_b2 = options.get("sigma_b2")
     measured, predicted = measured_and_predicted(init, activation, NARROW, **options)
     assert predicted.valid, predicted.reason
-    error = math.hypot(measured.log_chi_se(), predicted.tolerance)
+    error = math.hypot(measured.at().log_chi_se(), predicted.tolerance)
     assert abs(measured.log_chi() - predicted.log_chi) < 3.5 * error
     if init != "orthogonal" or sigma_b2:  # at gain 1 infinite width is right to 1e-4 already
         assert abs(measured.log_chi() - predicted.log_chi_mean_field) > 2 * error
@@ -116,7 +116,7 @@ def test_each_cure_has_its_own_prediction(normalization: str, residual: str, act
         init, activation, HIDDEN, normalization=normalization, residual=residual
     )
     assert predicted.valid, predicted.reason
-    error = math.hypot(measured.log_chi_se(), predicted.tolerance)
+    error = math.hypot(measured.at().log_chi_se(), predicted.tolerance)
     assert abs(measured.log_chi() - predicted.log_chi) < 3.5 * error
     assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.sd_output_grad[0], rel=0.3)
     z = standard_errors(measured, predicted.log10_output, "output")
@@ -380,7 +380,7 @@ def test_what_cures_do_to_the_gradient_deep_inside(
     measured, predicted = measured_and_predicted(init, activation, widths, networks=8, normalization=normalization)
     assert predicted.chi_1 == pytest.approx(expected, rel=1e-4)
     slope = measured.log_chi(first=8, last=30)
-    error = measured.log_chi_se(first=8, last=30)
+    error = measured.at().log_chi_se(first=8, last=30)
     # Of order 1 / width off its infinitely wide value: a few units at most.
     assert slope == pytest.approx(math.log(expected), abs=4 * error + 5 / 200)
 
@@ -404,7 +404,7 @@ def test_sparse_weights_of_a_wide_network_are_known_to_the_tolerance() -> None:
     widths = [50] + [100] * 30 + [10]
     measured, predicted = measured_and_predicted("sparse", "tanh", widths, gain=1.5, sparsity=0.8)
     assert predicted.valid
-    error = math.hypot(measured.log_chi_se(), predicted.tolerance)
+    error = math.hypot(measured.at().log_chi_se(), predicted.tolerance)
     assert abs(measured.log_chi() - predicted.log_chi) < 3 * error
 
 

@@ -18,7 +18,7 @@ from gradexp.history.step import STATUSES
 from gradexp.runs.experiment import run
 from gradexp.runs.result import Result
 from gradexp.sinks.files import Files
-from gradexp.sinks.pictures import COURSE, PROFILE, SCALE, course_picture, pictures, profile_picture
+from gradexp.sinks.pictures import PROFILE, SCALE, TRAINING, pictures, profile_picture, training_picture
 
 
 def small(**options: Any) -> Result:
@@ -48,8 +48,8 @@ def legend(figure: Figure) -> list[str]:
 
 
 def test_colours_are_the_same_in_all_runs_and_reach_over_all_that_float32_holds() -> None:
-    one = cells(course_picture(trained([[0.0, -3.0, -20.0, 20.0]])))[:, 0]
-    other = cells(course_picture(trained([[-20.0, -3.0, 0.0, -44.9]])))[:, 0]
+    one = cells(training_picture(trained([[0.0, -3.0, -20.0, 20.0]])))[:, 0]
+    other = cells(training_picture(trained([[-20.0, -3.0, 0.0, -44.9]])))[:, 0]
     assert np.array_equal(one[[0, 1, 2]], other[[2, 1, 0]])
     assert one[0].min() > 0.95  # white is 1
     red, _, blue = one[3]
@@ -64,19 +64,19 @@ def test_colours_are_the_same_in_all_runs_and_reach_over_all_that_float32_holds(
 
 def test_zero_and_what_is_not_finite_have_colours_of_their_own() -> None:
     words = ["zero", "nonfinite", "hook_missed", "ok", "subnormal"]
-    figure = course_picture(trained([[math.nan, math.nan, math.nan, 0.0, -40.0]], words))
+    figure = training_picture(trained([[math.nan, math.nan, math.nan, 0.0, -40.0]], words))
     drawn = [tuple(cell) for cell in cells(figure)[:, 0]]
     assert drawn[0] == to_rgb("black")
     assert len(set(drawn)) == 5
     assert legend(figure) == ["exactly 0", "inf or nan", "not seen"]
-    scale = course_picture(trained([np.linspace(-SCALE, SCALE, 500)]))
+    scale = training_picture(trained([np.linspace(-SCALE, SCALE, 500)]))
     for special in drawn[:3]:
         assert np.abs(cells(scale)[:, 0] - special).max(axis=1).min() > 0.15
     assert legend(scale) == []
 
 
 def test_layer_1_is_at_the_bottom_and_each_step_at_its_number() -> None:
-    figure = course_picture(trained([[0.0, -9.0], [0.0, -9.0], [0.0, 9.0]], steps=[0, 10, 20]))
+    figure = training_picture(trained([[0.0, -9.0], [0.0, -9.0], [0.0, 9.0]], steps=[0, 10, 20]))
     [image] = figure.axes[0].get_images()
     assert image.get_extent() == [-5, 25, 0.5, 2.5]
     assert image.origin == "lower"
@@ -86,7 +86,7 @@ def test_layer_1_is_at_the_bottom_and_each_step_at_its_number() -> None:
 def test_of_very_many_steps_and_layers_a_thousand_are_drawn() -> None:
     table = np.zeros((3000, 2500))
     table[-1, -1], table[0, 0] = 30.0, -30.0
-    figure = course_picture(trained(table))
+    figure = training_picture(trained(table))
     drawn = cells(figure)
     assert drawn.shape == (1000, 1000, 3)
     assert drawn[0, 0, 2] > drawn[0, 0, 0]  # the first and the last are among them
@@ -138,7 +138,7 @@ def test_no_number_format_is_blamed_where_none_fails() -> None:
 def test_every_run_can_be_drawn(options: dict[str, Any]) -> None:
     result = small(**options)
     found = pictures(result)
-    assert list(found) == [PROFILE, COURSE][: 1 + bool(result.config.steps)]
+    assert list(found) == [PROFILE, TRAINING][: 1 + bool(result.config.steps)]
     for figure in found.values():
         FigureCanvasAgg(figure).draw()
 
@@ -156,7 +156,7 @@ def test_files_are_drawn_if_asked_for(tmp_path: Path) -> None:
         folder.mkdir()
         Files(folder, figures).write("end", result)
         drawn = {path.name for path in folder.iterdir() if path.suffix in (".png", ".svg")}
-        stems = [tag.removeprefix("layers/") for tag in (PROFILE, COURSE)]
+        stems = [tag.removeprefix("layers/") for tag in (PROFILE, TRAINING)]
         assert drawn == {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg") if figures}
     for stem in stems:
         with PIL.Image.open(folder / f"{stem}.png") as picture:

@@ -72,7 +72,7 @@ def test_log_chi_is_the_mean_of_the_differences_of_log_squared_norms():
     history = make([log10])
     log_square = 2 * math.log(10) * np.array(log10)
     expected = (log_square[:, :-1] - log_square[:, 1:]).mean(axis=1)
-    assert history.log_chi_per_network() == pytest.approx(expected)
+    assert history.at().log_chi_per_network() == pytest.approx(expected)
     assert history.log_chi() == pytest.approx(expected.mean())
 
 
@@ -118,7 +118,7 @@ def test_a_window_of_one_layer_has_no_slope():
 
 def test_a_network_without_a_number_at_an_end_is_left_out_of_log_chi():
     history = make([[[math.nan, 1.0, 0.0], [2.0, math.nan, 0.0]]])
-    assert np.isnan(history.log_chi_per_network()).tolist() == [True, False]
+    assert np.isnan(history.at().log_chi_per_network()).tolist() == [True, False]
     assert history.log_chi() == pytest.approx(math.log(100))
 
 
@@ -313,11 +313,11 @@ def test_the_course_is_first_over_last_of_every_step(dead):
     history.log10["output"][0, 0, 0] = np.nan
     for quantity in QUANTITIES:
         each = [history.first_over_last(quantity, step) for step in range(3)]
-        np.testing.assert_array_equal(history.course(quantity), np.array(each, dtype=float))
+        np.testing.assert_array_equal(history.ratio_over_steps(quantity), np.array(each, dtype=float))
 
 
-def test_a_history_without_steps_has_an_empty_course():
-    assert random_history(steps=0).course("output").size == 0
+def test_a_history_without_steps_has_no_ratios_over_steps():
+    assert random_history(steps=0).ratio_over_steps("output").size == 0
 
 
 def test_a_writer_gets_one_scalar_per_number():

@@ -519,7 +519,7 @@ def test_one_dead_network_leaves_the_others_of_a_stack_alone():
     alone = exact_profile(stack.network(0), x)
     assert history.dead_fraction.tolist() == [0, 1]
     assert history.log_chi() == pytest.approx(alone.log_chi(), rel=1e-12)
-    assert math.isnan(history.log_chi_per_network()[1])
+    assert math.isnan(history.at().log_chi_per_network()[1])
     assert statuses(history, "output", 1) == ["ok", "zero", "zero"]
 
 
@@ -548,7 +548,7 @@ def test_weights_that_are_not_finite_are_a_status_and_no_exception(name, value, 
     if name in ("linear", "leaky_relu"):
         assert statuses(history, "output")[2:] == ["nonfinite"] * 2
     assert statuses(history, "output_grad")[0] == "nonfinite"
-    assert math.isnan(history.log_chi_per_network()[0])
+    assert math.isnan(history.at().log_chi_per_network()[0])
     assert statuses(history, "output", 1) == statuses(history, "output_grad", 1) == ["ok"] * 4
     assert history.dead_fraction.tolist() == [0, 0]
     alone = exact_profile(mlp.network(1), x, seeds=[1])

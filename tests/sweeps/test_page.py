@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_folders import grid, leave
-from test_sweep_figures import cube
+from sweep_folders import cube, grid, leave
 
 from gradexp.config import Config, InitConfig
 from gradexp.sweeps.compare import compare

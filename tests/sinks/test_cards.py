@@ -18,7 +18,7 @@ from gradexp.runs.experiment import deliver, run, run_stack
 from gradexp.runs.result import Result
 from gradexp.sinks import tensorboard as sinks
 from gradexp.sinks.cards import CHARTS
-from gradexp.sinks.pictures import COURSE, PROFILE
+from gradexp.sinks.pictures import PROFILE, TRAINING
 from gradexp.sinks.tensorboard import TensorBoard
 
 DIVERGES = OptimizerConfig(lr=1e30)
@@ -99,7 +99,7 @@ def images(folder: Path) -> dict[str, list[Image]]:
 def test_pictures_are_written_if_asked_for_and_fit_a_card(tmp_path: Path) -> None:
     run(small(steps=12), [TensorBoard(tmp_path, figures=True)])
     found = images(tmp_path)
-    assert {tag: [own.step for own in pictures] for tag, pictures in found.items()} == {PROFILE: [0], COURSE: [11]}
+    assert {tag: [own.step for own in pictures] for tag, pictures in found.items()} == {PROFILE: [0], TRAINING: [11]}
     for [picture] in found.values():
         assert (picture.height, picture.width) == picture.pixels.shape[:2]
         assert 600 < picture.width < 800
@@ -124,7 +124,7 @@ def test_a_long_training_is_drawn_again_and_again(tmp_path: Path, monkeypatch: p
     board = TensorBoard(tmp_path, figures=True)
     board._picture_due = board._opened = -math.inf
     run(small(steps=3), [board])
-    assert [own.step for own in images(tmp_path)[COURSE]] == [0, 2]  # the next is due in an infinite time
+    assert [own.step for own in images(tmp_path)[TRAINING]] == [0, 2]  # the next is due in an infinite time
 
 
 def test_histograms_hold_the_outputs_of_five_layers_only_if_asked_for(tmp_path: Path) -> None:

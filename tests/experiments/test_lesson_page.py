@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[1] / "experiments" / "lesson.md"
+PAGE = Path(__file__).parents[2] / "experiments" / "lesson.md"
 ROWS = re.findall(r"^\| (\S+)\^(\d+) \| (\S+) \| (\S+) \| (\w+)", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
 

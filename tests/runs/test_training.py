@@ -12,7 +12,7 @@ from gradexp.choices import OPTIMIZER_OPTIONS
 from gradexp.config import OptimizerConfig
 from gradexp.runs.training import (
     OPTIMIZERS,
-    Part,
+    Split,
     Training,
     all_finite,
     batch_losses,
@@ -31,7 +31,7 @@ def _same_random_numbers_every_time():
 def classes(samples=12, width=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (samples,), generator=generator)
-    return Part(torch.randn(samples, width, generator=generator), labels, labels)
+    return Split(torch.randn(samples, width, generator=generator), labels, labels)
 
 
 def linear(weight):
@@ -42,7 +42,7 @@ def linear(weight):
 
 
 def constant_part(x=1.0, y=0.0):
-    return Part(torch.tensor([[x]]), torch.tensor([[y]]), None)
+    return Split(torch.tensor([[x]]), torch.tensor([[y]]), None)
 
 
 def fit(model, part, steps, loss="cross_entropy", lr=0.1, test_part=None, rows=None, **options):
@@ -151,7 +151,7 @@ def test_evaluation_leaves_no_gradient():
 
 def test_the_probe_sees_the_batch_and_not_the_test_part():
     part, rows = classes(), torch.tensor([0, 5])
-    far = Part(1e4 * part.x, part.y, part.labels)
+    far = Split(1e4 * part.x, part.y, part.labels)
     model = nn.Linear(5, 3)
     with torch.no_grad():
         rms = model(part.x[rows]).double().square().mean().sqrt()

@@ -4,28 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sweep_folders import grid, leave
+from sweep_folders import cube, grid, leave
 
 from gradexp.choices import INIT_OPTIONS
 from gradexp.config import Config, InitConfig, OptimizerConfig
-from gradexp.sweeps.compare import Comparison, Row, compare, seed_groups
+from gradexp.sweeps.compare import Row, SweepResults, compare, seed_groups
 from gradexp.sweeps.folder import Job
 from gradexp.sweeps.outcome_figure import ACCURACY, LOG_CHI, axes_of, outcome_figure
 from gradexp.sweeps.profile_figure import profiles_figure, read_profile
-
-
-def cube(folder: Path, **counts: int) -> Comparison:
-    """Make a sweep over some numbers of depths, inits, widths and seeds."""
-    inits = ["he", "xavier", "lecun", "orthogonal"]
-    number = 0
-    for d in range(counts.get("depth", 1)):
-        for i in range(counts.get("init", 1)):
-            for w in range(counts.get("width", 1)):
-                config = Config(depth=d + 3, init=InitConfig(inits[i]), width=w + 5)
-                given = [f"depth={d + 3}", f"init={inits[i]}", f"width={w + 5}"]
-                leave(folder, f"{number}_x", config, given, -1.0 - d - 10 * i - 100 * w)
-                number += 1
-    return compare(folder)
 
 
 def test_profiles_of_seeds_are_averaged_and_their_spread_is_kept(tmp_path: Path) -> None:
@@ -177,7 +163,7 @@ def test_panels_that_do_not_fit_are_said_to_be_left_out(tmp_path: Path) -> None:
     numbers = {"log_chi": 1.0, "diverged_at": None, "gradient": "exploding"}
     swept = [{"depth": index, "width": index, "init.gain": index % 13} for index in range(14)]
     rows = [Row(Job(tmp_path, {}), own, numbers) for own in swept]
-    figure = outcome_figure(Comparison(tmp_path, list(swept[0]), rows), LOG_CHI)
+    figure = outcome_figure(SweepResults(tmp_path, list(swept[0]), rows), LOG_CHI)
     assert figure is not None
     assert len([axes for axes in figure.axes if axes.get_title()]) == 12
     assert "12 of 13 panels" in figure.get_suptitle()

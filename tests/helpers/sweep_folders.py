@@ -11,6 +11,7 @@ from gradexp.history.history import History, write_csv
 from gradexp.history.verdict import Verdict
 from gradexp.runs.result import Result
 from gradexp.runs.summary import summary
+from gradexp.sweeps.compare import SweepResults, compare
 
 
 def leave(folder: Path, name: str, config: Config, overrides: list[str], slope: float = -1.0, **changes: Any) -> Path:
@@ -39,3 +40,17 @@ def grid(folder: Path) -> Path:
                 leave(folder, f"{number}_depth={depth},init={init},seed={seed}", config, given, -depth / 10 - seed)
                 number += 1
     return folder
+
+
+def cube(folder: Path, **counts: int) -> SweepResults:
+    """Make a sweep over some numbers of depths, inits, widths and seeds."""
+    inits = ["he", "xavier", "lecun", "orthogonal"]
+    number = 0
+    for d in range(counts.get("depth", 1)):
+        for i in range(counts.get("init", 1)):
+            for w in range(counts.get("width", 1)):
+                config = Config(depth=d + 3, init=InitConfig(inits[i]), width=w + 5)
+                given = [f"depth={d + 3}", f"init={inits[i]}", f"width={w + 5}"]
+                leave(folder, f"{number}_x", config, given, -1.0 - d - 10 * i - 100 * w)
+                number += 1
+    return compare(folder)

@@ -17,7 +17,7 @@ from sweep_folders import grid, leave
 from gradexp.choices import ACTIVATIONS
 from gradexp.config import Config, InitConfig, OptimizerConfig, VerdictConfig
 from gradexp.report import main
-from gradexp.runs.summary import unstarted
+from gradexp.runs.summary import unstarted_summary
 from gradexp.sweeps import compare as comparison
 from gradexp.sweeps.compare import compare, seed_groups, swept_keys
 from gradexp.sweeps.folder import Job, read_jobs
@@ -109,7 +109,9 @@ def test_jobs_that_failed_or_never_got_that_far_are_listed(tmp_path: Path) -> No
     leave(tmp_path, "0_a", Config(seed=0), ["seed=0"])
     leave(tmp_path, "1_b", Config(seed=1), ["seed=1"], status="running")
     (tmp_path / "2_c").mkdir()
-    failed = unstarted({"seed": 2, "init": {"name": "he"}, "depth": -1}, ["seed=2", "depth=-1"], "depth must be 1")
+    failed = unstarted_summary(
+        {"seed": 2, "init": {"name": "he"}, "depth": -1}, ["seed=2", "depth=-1"], "depth must be 1"
+    )
     (tmp_path / "2_c" / "summary.json").write_text(json.dumps(failed))
     out = io.StringIO()
     report(tmp_path, Console(file=out, width=80))
@@ -170,7 +172,9 @@ def test_the_table_is_of_complete_jobs_and_names_the_errors_of_others(tmp_path: 
 def test_ten_errors_are_named(tmp_path: Path) -> None:
     for number in range(12):
         (tmp_path / f"{number}_x").mkdir()
-        content = unstarted({"depth": -number}, [f"depth={-number}"], f"depth must be at least 1, got {-number}")
+        content = unstarted_summary(
+            {"depth": -number}, [f"depth={-number}"], f"depth must be at least 1, got {-number}"
+        )
         (tmp_path / f"{number}_x" / "summary.json").write_text(json.dumps(content))
     lines = table(tmp_path)
     assert lines[1] == ["11_x:", "depth", "must", "be", "at", "least", "1,", "got", "-11"]

@@ -435,7 +435,7 @@ def test_the_gradient_of_the_last_step_is_shown_with_zero_and_not_finite_layers_
 
 def test_several_networks_have_a_standard_error():
     run = result(networks=4)
-    slopes = run.initial.log_chi_per_network()
+    slopes = run.initial.at().log_chi_per_network()
     assert f"{slopes.mean():+.4g} ± {slopes.std(ddof=1) / 2:.2g} per layer" in printed(run)
     assert "±" not in printed(result(networks=1))
 
@@ -620,13 +620,13 @@ def test_a_sparkline_of_10000_layers_averages_them():
 
 def test_range_lines_name_the_layer_from_which_on_a_format_fails():
     history = invented([-50.0, -44.0, 0.0, 39.0], output=[0.0, 10.0, 40.0, 50.0])
-    assert range_lines(history, "float32") == [
+    assert range_lines(history.at(), "float32") == [
         "in float32 outputs would overflow to inf from layer 3 up",
         "in float32 output gradients would underflow to 0 from layer 1 down",
         "in float32 output gradients would overflow to inf from layer 4 down",
     ]
-    assert range_lines(history, "float64") == []
-    assert all(line in printed(result(initial=history)) for line in range_lines(history, "float32"))
+    assert range_lines(history.at(), "float64") == []
+    assert all(line in printed(result(initial=history)) for line in range_lines(history.at(), "float32"))
 
 
 def with_theory(networks=1, activation="relu", init="he", widths=(4, 8, 8, 8, 8, 8, 3)):
@@ -710,7 +710,7 @@ def test_the_console_shows_theory_under_each_measured_line():
     text = " ".join(" ".join(lines).split())
     assert f"theory {run.prediction.log_chi:+.4g}, standard deviation {run.prediction.log_chi_sd:.2g}" in text
     assert f"(exact at any width): {run.comparison.text}" in text
-    slopes = run.initial.log_chi_per_network()
+    slopes = run.initial.at().log_chi_per_network()
     assert f"half {np.quantile(slopes, 0.5):+.4g}" in text
 
 

@@ -52,7 +52,7 @@ def judged(config=None, losses=(), diverged_at=None, chance=2.3, gradients=None,
     ],
 )
 def test_the_gradient_is_judged_by_the_first_layer_over_the_last(ratio, outcome, change, shown):
-    found = gradient_verdict(history([5 + ratio, 100.0, 5.0]))
+    found = gradient_verdict(history([5 + ratio, 100.0, 5.0]).at())
     change += " per layer" if "x" in change else ""
     text = f"{outcome}: towards the input the output gradient {change}, {shown} from layer 3 to layer 1"
     assert found == Verdict(outcome, "none", "unavailable", text)
@@ -60,20 +60,20 @@ def test_the_gradient_is_judged_by_the_first_layer_over_the_last(ratio, outcome,
 
 @pytest.mark.parametrize(("decades", "outcome"), [(1.0, "vanishing"), (2.0, "stable"), (2.5, "stable")])
 def test_the_limit_can_be_chosen(decades, outcome):
-    assert gradient_verdict(history([-2.0, 0.0]), decades).gradient == outcome
+    assert gradient_verdict(history([-2.0, 0.0]).at(), decades).gradient == outcome
     config = Config(depth=2, verdict=VerdictConfig(decades))
     assert run_verdict(config, history([-2.0, 0.0], quantities={"weight_grad": 0}), [], None, 1.0).gradient == outcome
 
 
 def test_the_ratio_is_the_mean_over_networks_that_have_one():
     rows = [[-8.0, 0.0], [-2.0, 0.0], [NAN, 0.0]]
-    found = gradient_verdict(history(rows, dead_fraction=np.array([0.0, 0.0, 1.0])))
+    found = gradient_verdict(history(rows, dead_fraction=np.array([0.0, 0.0, 1.0])).at())
     assert found.gradient == "vanishing"
     assert ", 10^-5.0 from layer 2" in found.text
 
 
 def test_a_history_judges_itself():
-    assert history([-4.0, 0.0]).verdict() == gradient_verdict(history([-4.0, 0.0]))
+    assert history([-4.0, 0.0]).verdict() == gradient_verdict(history([-4.0, 0.0]).at())
     assert history([-4.0, 0.0]).verdict(decades=5).gradient == "stable"
 
 
@@ -82,7 +82,7 @@ def test_each_step_can_be_judged():
     both.log10["output_grad"] = np.array([[[0.0, 0.0]], [[-9.0, 0.0]]])
     both.status["output_grad"] = np.zeros((2, 1, 2), np.int8)
     both.steps = [0, 1]
-    assert [gradient_verdict(both, step=step).gradient for step in (0, 1, -1)] == ["stable", "vanishing", "vanishing"]
+    assert [gradient_verdict(both.at(step)).gradient for step in (0, 1, -1)] == ["stable", "vanishing", "vanishing"]
 
 
 @pytest.mark.parametrize(
@@ -115,20 +115,20 @@ def test_each_step_can_be_judged():
 )
 def test_without_a_number_at_both_ends_the_reason_is_named(statuses, outcome, text):
     given = history([NAN, NAN, 0.0], statuses, {"output": [0.0, NAN, NAN]})
-    assert gradient_verdict(given) == Verdict(outcome, text=text)
+    assert gradient_verdict(given.at()) == Verdict(outcome, text=text)
 
 
 def test_a_layer_is_dead_only_if_it_is_in_every_network():
     statuses = {"output": [["zero", "ok", "zero"], ["ok", "ok", "zero"]]}
     given = history([[NAN, 0.0, NAN], [NAN, 0.0, NAN]], statuses, {"output": 0.0})
-    assert gradient_verdict(given).text == "dead: layer 3 outputs 0 for every sample"
+    assert gradient_verdict(given.at()).text == "dead: layer 3 outputs 0 for every sample"
 
 
 def test_networks_whose_samples_all_die_are_dead_whatever_numbers_the_ends_have():
     given = history([0.0, 0.0], dead_fraction=np.array([1.0]))
-    assert gradient_verdict(given).gradient == "dead"
+    assert gradient_verdict(given.at()).gradient == "dead"
     given = history([[0.0, 0.0], [0.0, 0.0]], dead_fraction=np.array([1.0, 0.9]))
-    assert gradient_verdict(given).gradient == "stable"
+    assert gradient_verdict(given.at()).gradient == "stable"
 
 
 @pytest.mark.parametrize(
@@ -235,11 +235,11 @@ def test_divergence_names_its_step_and_a_stable_gradient_gets_a_smaller_learning
 
 
 def test_one_layer_is_not_compared_with_itself():
-    assert gradient_verdict(history([3.0])).text == "stable: there is one layer only"
+    assert gradient_verdict(history([3.0]).at()).text == "stable: there is one layer only"
 
 
 def test_a_ratio_that_rounds_to_0_has_no_minus_sign():
-    assert "keeps its size, 10^+0.0 from layer 2" in gradient_verdict(history([-0.04, 0.0])).text
+    assert "keeps its size, 10^+0.0 from layer 2" in gradient_verdict(history([-0.04, 0.0]).at()).text
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradexp.config import Config, InitConfig, OptimizerConfig, RecordConfig
-from gradexp.runs import stacks as ensemble
+from gradexp.runs import stacks
 from gradexp.runs.experiment import deliver, run, run_stack
 from gradexp.runs.result import Result
 
@@ -203,14 +203,14 @@ def test_only_jobs_that_share_their_operations_share_a_stack() -> None:
         None,
         replace(base, record=RecordConfig(every=7)),
     ]
-    assert ensemble.stacks(configs) == [[0, 2, 5], [1], [3], [4], [6], [7]]
-    assert ensemble.stacks(configs, ["A=1"] * 5 + ["A=2"] * 3) == [[0, 2], [1], [3], [4], [5], [6], [7]]
+    assert stacks.stackable_groups(configs) == [[0, 2, 5], [1], [3], [4], [6], [7]]
+    assert stacks.stackable_groups(configs, ["A=1"] * 5 + ["A=2"] * 3) == [[0, 2], [1], [3], [4], [5], [6], [7]]
 
 
 def test_chunks_are_of_about_equal_size_and_hold_each_job_once() -> None:
     config = Config(depth=5, width=8)
     for most in (1, 3, 7, 64):
-        parts = ensemble.chunks(range(20), config, most)
+        parts = stacks.chunks(range(20), config, most)
         assert list(itertools.chain(*parts)) == list(range(20))
         sizes = [len(part) for part in parts]
         assert max(sizes) <= most
@@ -219,15 +219,15 @@ def test_chunks_are_of_about_equal_size_and_hold_each_job_once() -> None:
 
 def test_members_fit_into_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(depth=150, width=128, batch_size=32, steps=0)
-    monkeypatch.setattr(ensemble, "_free_memory", lambda: 1 << 40)
-    assert ensemble.members(config) == 65536 // (32 * 128)
-    assert ensemble.members(replace(config, width=16)) == 64
-    assert ensemble.members(replace(config, width=1024)) == 8
+    monkeypatch.setattr(stacks, "_free_memory", lambda: 1 << 40)
+    assert stacks.stack_size(config) == 65536 // (32 * 128)
+    assert stacks.stack_size(replace(config, width=16)) == 64
+    assert stacks.stack_size(replace(config, width=1024)) == 8
     weights = 64 * 128 + 148 * 128 * 128 + 128 * 10
-    monkeypatch.setattr(ensemble, "_free_memory", lambda: 4 * 5 * weights * 4)
-    assert 1 <= ensemble.members(config) <= 4
-    monkeypatch.setattr(ensemble, "_free_memory", lambda: 0)
-    assert ensemble.members(config) == 1
+    monkeypatch.setattr(stacks, "_free_memory", lambda: 4 * 5 * weights * 4)
+    assert 1 <= stacks.stack_size(config) <= 4
+    monkeypatch.setattr(stacks, "_free_memory", lambda: 0)
+    assert stacks.stack_size(config) == 1
 
 
 def test_what_a_stack_found_reaches_the_sinks_of_each_run_in_order() -> None:
@@ -249,11 +249,11 @@ def test_what_a_stack_found_reaches_the_sinks_of_each_run_in_order() -> None:
 
 def test_a_result_is_taken_by_the_job_with_its_options_only() -> None:
     result = Result(Config(depth=5))
-    assert ensemble.take(Config(depth=5)) is None
-    with ensemble.handing_over(result):
-        assert ensemble.take(Config(depth=5)) is result
-        assert ensemble.take(Config(depth=6)) is None
-    assert ensemble.take(Config(depth=5)) is None
+    assert stacks.take(Config(depth=5)) is None
+    with stacks.handing_over(result):
+        assert stacks.take(Config(depth=5)) is result
+        assert stacks.take(Config(depth=6)) is None
+    assert stacks.take(Config(depth=5)) is None
 
 
 def test_an_interrupted_stack_passes_on_what_it_has() -> None:
@@ -279,4 +279,4 @@ def test_a_stack_on_cuda_trains_as_on_the_cpu() -> None:
     there = run_stack([replace(config, device="cuda") for config in configs])
     for stacked, alone in zip(there, run_stack(configs), strict=True):
         assert losses(stacked) == pytest.approx(losses(alone), rel=1e-9)
-    assert ensemble.members(replace(configs[0], device="cuda")) > 64
+    assert stacks.stack_size(replace(configs[0], device="cuda")) > 64

@@ -15,7 +15,7 @@ from gradexp.launch import cluster as _cluster
 from gradexp.launch import slurm as _slurm
 from gradexp.launch.cluster import Task
 from gradexp.run import main
-from gradexp.runs.stacks import tasks
+from gradexp.runs.stacks import cluster_tasks
 
 SWEEP = ["seed=0,1", "depth=3,4", "width=4", "steps=2", "batch_size=8", "threads=1"]
 
@@ -198,7 +198,7 @@ def test_a_task_has_as_many_cores_as_threads(engine: Here, tmp_path: Path, monke
 )
 def test_jobs_are_grouped_into_tasks(seeds: int, depths: int, most: int, expected: list[list[int]]) -> None:
     configs = [Config(seed=seed, depth=depth + 2) for seed in range(seeds) for depth in range(depths)]
-    assert tasks(configs, most) == expected
+    assert cluster_tasks(configs, most) == expected
 
 
 @pytest.mark.parametrize("value", ["0", "null", "many", "1.5"])

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gradexp.run import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Of each pair of seeds one stack; a batch larger than the data fails; with this rate he diverges, normal does not.
 SWEEP = ["init=he,normal", "seed=0,1", "batch_size=16,5000", "optimizer.lr=1e4", "depth=4", "width=8", "steps=3"]
 

@@ -12,7 +12,7 @@ import gradexp
 from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, RecordConfig, VerdictConfig, as_dict
 from gradexp.history.history import History
 from gradexp.history.verdict import Verdict
-from gradexp.runs import result as result_module
+from gradexp.runs import summary as summary_module
 from gradexp.runs.result import Result
 from gradexp.runs.summary import config_hash, summary
 from gradexp.runs.training import Training
@@ -242,7 +242,7 @@ def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
     def missing(package):
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr(result_module, "version", missing)
+    monkeypatch.setattr(summary_module, "version", missing)
     assert summary(Result(Config()))["hydra"] is None
 
 
@@ -306,7 +306,7 @@ def test_the_hash_is_of_resolved_options_and_of_the_version(monkeypatch):
     assert config_hash(Config(init=InitConfig("he", gain=1.0))) == config_hash(Config())
     before = config_hash(BASE)
     assert len(before) == 64
-    monkeypatch.setattr(result_module, "__version__", "99.0")
+    monkeypatch.setattr(summary_module, "__version__", "99.0")
     assert config_hash(BASE) != before
 
 

@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams.list_session_groups import Handler
 from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig
 from gradexp.runs.experiment import run
 from gradexp.runs.result import Result
-from gradexp.runs.summary import outcome
+from gradexp.runs.summary import metrics
 from gradexp.runs.training import Training
 from gradexp.sinks.files import Files
 from gradexp.sinks.hparams import options
@@ -54,7 +54,7 @@ def plain(value):
     return getattr(value, value.WhichOneof("kind"))
 
 
-def metrics(group):
+def hparam_metrics(group):
     return {value.name.tag.removeprefix("summary/"): value.value for value in group.metric_values}
 
 
@@ -123,14 +123,14 @@ def test_metrics_are_the_numbers_of_the_summary(runs):
     _, groups = show(folder)
     for name in results:
         content = json.loads((folder / name / "summary.json").read_text())
-        numbers = {key: value for key, value in outcome(content).items() if key in METRICS and value is not None}
+        numbers = {key: value for key, value in metrics(content).items() if key in METRICS and value is not None}
         if results[name].verdict:
             numbers["verdict_code"] = {"vanishing": -1, "stable": 0, "exploding": 1}[results[name].verdict.gradient]
-        assert metrics(groups[name]) == pytest.approx(numbers, rel=1e-6)
-    assert {"log_chi", "loss_last", "train_accuracy"} <= metrics(groups["he"]).keys()
-    assert metrics(groups["diverged"])["diverged_at"] == results["diverged"].training.diverged_at
-    assert "train_accuracy" not in metrics(groups["diverged"])
-    assert metrics(groups["failed"]).keys() == {"seconds"}
+        assert hparam_metrics(groups[name]) == pytest.approx(numbers, rel=1e-6)
+    assert {"log_chi", "loss_last", "train_accuracy"} <= hparam_metrics(groups["he"]).keys()
+    assert hparam_metrics(groups["diverged"])["diverged_at"] == results["diverged"].training.diverged_at
+    assert "train_accuracy" not in hparam_metrics(groups["diverged"])
+    assert hparam_metrics(groups["failed"]).keys() == {"seconds"}
 
 
 def test_a_run_that_failed_is_shown_as_failed(runs):
@@ -138,7 +138,8 @@ def test_a_run_that_failed_is_shown_as_failed(runs):
     for name, group in groups.items():
         session = group.sessions[0]
         assert session.status == (api_pb2.STATUS_FAILURE if name == "failed" else api_pb2.STATUS_SUCCESS)
-        assert session.end_time_secs - session.start_time_secs == pytest.approx(metrics(group)["seconds"], abs=1e-3)
+        seconds = session.end_time_secs - session.start_time_secs
+        assert seconds == pytest.approx(hparam_metrics(group)["seconds"], abs=1e-3)
 
 
 def test_an_interrupted_run_is_shown_as_failed(tmp_path):
@@ -148,7 +149,7 @@ def test_an_interrupted_run_is_shown_as_failed(tmp_path):
     _, groups = show(tmp_path)
     (group,) = groups.values()
     assert group.sessions[0].status == api_pb2.STATUS_FAILURE
-    assert metrics(group) == {"loss_first": 2.5, "loss_last": 2.5}
+    assert hparam_metrics(group) == {"loss_first": 2.5, "loss_last": 2.5}
 
 
 def test_options_of_the_command_line_come_first(tmp_path):
@@ -170,4 +171,4 @@ def test_a_number_that_tensorboard_cannot_hold_is_left_empty(tmp_path):
     sink.write("end", Result(small(), device="cpu", training=Training([1e300, math.inf], diverged_at=1)))
     sink.close()
     _, groups = show(tmp_path)
-    assert metrics(next(iter(groups.values()))) == {"diverged_at": 1}
+    assert hparam_metrics(next(iter(groups.values()))) == {"diverged_at": 1}

@@ -9,7 +9,7 @@ from gradexp.history.history import History
 from gradexp.history.plot import profile_figure
 from gradexp.history.step import STATUSES
 from gradexp.phase.figures import phase_figure, weight_scale_figure
-from gradexp.phase.plane import Dot, Plane, Scale
+from gradexp.phase.plane import MeasuredPoint, PhaseDiagram, WeightScalePoint
 
 
 def history(log10: list[float]) -> History:
@@ -20,14 +20,14 @@ def history(log10: list[float]) -> History:
 
 
 def test_line_goes_through_the_profile_and_leaves_gaps() -> None:
-    (axes,) = profile_figure({"a": history([-400.0, np.nan, 2.0])}).axes
+    (axes,) = profile_figure({"a": history([-400.0, np.nan, 2.0]).at()}).axes
     (line,) = axes.lines
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
     np.testing.assert_array_equal(line.get_ydata(), [-400.0, np.nan, 2.0])
 
 
 def test_axis_is_labelled_in_powers_of_ten() -> None:
-    figure = profile_figure({"a": history([-400.0, 0.0])})
+    figure = profile_figure({"a": history([-400.0, 0.0]).at()})
     figure.canvas.draw()
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert "$10^{-400}$" in labels
@@ -35,7 +35,7 @@ def test_axis_is_labelled_in_powers_of_ten() -> None:
 
 @pytest.mark.parametrize("profile", [[0.0, 0.0, 0.0], [-0.3, -0.2, -0.3], [0.2, 1e-9, 0.0]])
 def test_a_flat_profile_looks_flat_and_no_label_is_there_twice(profile: list[float]) -> None:
-    figure = profile_figure({"a": history(profile)})
+    figure = profile_figure({"a": history(profile).at()})
     figure.canvas.draw()
     low, high = figure.axes[0].get_ylim()
     ticks = [tick for tick in figure.axes[0].get_yticks() if low <= tick <= high]
@@ -45,13 +45,13 @@ def test_a_flat_profile_looks_flat_and_no_label_is_there_twice(profile: list[flo
 
 
 def test_legend_names_the_labelled_histories_only() -> None:
-    (axes,) = profile_figure({"he": history([0.0, 1.0]), "": history([1.0, 2.0])}).axes
+    (axes,) = profile_figure({"he": history([0.0, 1.0]).at(), "": history([1.0, 2.0])}).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["he"]
-    assert profile_figure({"": history([0.0, 1.0])}).axes[0].get_legend() is None
+    assert profile_figure({"": history([0.0, 1.0]).at()}).axes[0].get_legend() is None
 
 
 def test_a_single_layer_is_visible_as_a_point() -> None:
-    (axes,) = profile_figure({"": history([1.0])}).axes
+    (axes,) = profile_figure({"": history([1.0]).at()}).axes
     assert axes.lines[0].get_marker() == "o"
 
 
@@ -61,16 +61,16 @@ def test_history_plots_itself() -> None:
 
 def test_missing_quantity_is_an_error() -> None:
     with pytest.raises(ValueError, match="'update' was not recorded; choose one of output_grad"):
-        profile_figure({"": history([0.0])}, "update")
+        profile_figure({"": history([0.0]).at()}, "update")
 
 
-def plane() -> Plane:
+def plane() -> PhaseDiagram:
     """A made-up plane whose chi_1 is sigma_w2, so that the edge is at 1."""
     w2, b2 = np.linspace(0.2, 3, 15), np.linspace(0, 0.5, 6)
     chi = np.tile(w2, (6, 1))
     with np.errstate(divide="ignore"):
         values = {"chi_1": chi, "xi_c": 1 / np.abs(np.log(chi))}
-    return Plane("made_up", w2, b2, values, np.array([[1.0, 0.0], [1.0, 0.5]]))
+    return PhaseDiagram("made_up", w2, b2, values, np.array([[1.0, 0.0], [1.0, 0.5]]))
 
 
 def test_phase_diagram_shows_chi_1_the_edge_and_depths() -> None:
@@ -104,8 +104,8 @@ def test_a_contour_is_where_6_xi_c_is_its_depth() -> None:
 
 def test_dots_have_the_colours_of_the_plane() -> None:
     dots = [
-        Dot("tanh", 1.5, 0.1, 64, 50, 4, np.log(1.5), 0.01, None),
-        Dot("tanh", 2.5, 0.1, 64, 50, 4, None, None, None),
+        MeasuredPoint("tanh", 1.5, 0.1, 64, 50, 4, np.log(1.5), 0.01, None),
+        MeasuredPoint("tanh", 2.5, 0.1, 64, 50, 4, None, None, None),
     ]
     axes = phase_figure(plane(), dots).axes[0]
     measured = next(one for one in axes.collections if one.get_label().startswith("measured"))
@@ -116,9 +116,11 @@ def test_dots_have_the_colours_of_the_plane() -> None:
     assert len(measured.get_offsets()) == 1
 
 
-def scales() -> list[Scale]:
-    line = [Scale("linear", "identity", x, 8, 101, 100 * np.log10(x), None, None) for x in (0.25, 1.0, 4.0)]
-    return [*line, Scale("linear", "identity", 0.5, 8, 101, None, -30.0, None)]
+def scales() -> list[WeightScalePoint]:
+    line = [
+        WeightScalePoint("linear", "identity", x, 8, 101, 100 * np.log10(x), None, None) for x in (0.25, 1.0, 4.0)
+    ]
+    return [*line, WeightScalePoint("linear", "identity", 0.5, 8, 101, None, -30.0, None)]
 
 
 def test_weight_scales_are_dashed_where_predicted_and_dots_where_measured() -> None:

@@ -45,27 +45,27 @@ def test_each_layer_is_one_line_with_its_sizes_its_status_and_a_bar():
 
 
 def test_bars_grow_with_the_logarithm_of_the_output_gradient():
-    lines = table(probed([-30.0, -20.0, -10.0, 0.0])).split("\n")[1:5]
+    lines = table(probed([-30.0, -20.0, -10.0, 0.0]).at()).split("\n")[1:5]
     lengths = [line.count("█") for line in lines]
     assert lengths == [0, 2, 5, 8]
 
 
 def test_a_cell_without_a_number_shows_why_and_the_status_names_the_worst():
     statuses = ["zero", "nonfinite", "hook_missed", "ok"]
-    lines = table(probed([math.nan, math.nan, math.nan, 0.0], statuses)).split("\n")[1:5]
+    lines = table(probed([math.nan, math.nan, math.nan, 0.0], statuses).at()).split("\n")[1:5]
     assert [line.split()[2] for line in lines] == ["zero", "nonfinite", "hook_missed", "1.00e+00"]
     assert [line.split()[4] for line in lines] == statuses
 
 
 def test_a_table_fits_into_80_columns():
     names = [f"model.encoder.layers.{index}.self_attention.in_projection" for index in range(3)]
-    lines = table(probed([-2.0, -1.0, 0.0], names=names, weight_statuses=["not_called"] * 3)).split("\n")
+    lines = table(probed([-2.0, -1.0, 0.0], names=names, weight_statuses=["not_called"] * 3).at()).split("\n")
     assert max(len(line) for line in lines) <= 80
     assert lines[1].split()[1].endswith("in_projection")
 
 
 def test_very_deep_networks_leave_out_the_middle():
-    lines = table(probed([0.0] * 10_000)).split("\n")
+    lines = table(probed([0.0] * 10_000).at()).split("\n")
     assert len(lines) < 210
     assert lines[100].split() == ["...", "9801", "layers", "more"]
     assert lines[200].split()[0] == "10000"
@@ -99,14 +99,14 @@ def test_a_gradient_that_is_cut_off_without_vanishing_before_is_dead():
 def test_layers_that_were_never_seen_do_not_hide_the_verdict():
     nan = math.nan
     history = probed([nan, -8.0, -4.0, 0.0, nan], ["frozen", "ok", "ok", "ok", "not_called"])
-    assert history.ends("output_grad") == (2, 4)
+    assert history.at().ends("output_grad") == (2, 4)
     assert history.log_chi() == pytest.approx(2 * math.log(10) * -8 / 2)
     assert history.verdict().gradient == "vanishing"
 
 
 def test_a_network_whose_output_gradients_were_never_seen_has_no_ends():
     history = probed([math.nan] * 2, ["hook_missed"] * 2)
-    assert history.ends("output_grad") is None
+    assert history.at().ends("output_grad") is None
     assert history.log_chi() is None
     assert "hook_missed" in history.verdict().text
 
@@ -121,7 +121,7 @@ def test_sizes_beyond_every_number_format_are_shown(log10, shown):
 def test_long_names_keep_what_tells_them_apart():
     names = [f"{part}.layers.{index}.self_attn" for part in ("encoder", "decoder") for index in (0, 11)]
     names += ["layers.0.self_attn.out_proj", "0.parametrizations.weight", "", "a\nb\t\x1b", "x" * 40]
-    lines = table(probed([0.0] * len(names), names=names)).split("\n")[1 : len(names) + 1]
+    lines = table(probed([0.0] * len(names), names=names).at()).split("\n")[1 : len(names) + 1]
     shown = [line.split()[1] for line in lines]
     assert len(set(shown)) == len(shown)
     assert shown[4:8] == ["lay.0.sel.out_proj", "0.par.weight", "(model)", "a?b??"]
