@@ -1,11 +1,16 @@
 """Fixtures that several test files share."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+
+# As the commands do, before torch reads it: a network in a stack has bit for bit the numbers that it has alone.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+import torch  # noqa: E402
 
 # Small tensors gain nothing from more threads, and where another program needs a core these wait for each other.
 torch.set_num_threads(1)

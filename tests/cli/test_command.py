@@ -278,7 +278,11 @@ def test_output_is_plain_text_in_80_columns_when_piped(encoding: str, monkeypatc
 
 @pytest.mark.parametrize(
     ("signum", "exit_code", "moment"),
-    [(signal.SIGINT, 130, "start"), (signal.SIGTERM, 143, "start"), (signal.SIGINT, 130, "training")],
+    [
+        (signal.SIGINT, 130, "start"),
+        (signal.SIGTERM, 143, "start"),
+        pytest.param(signal.SIGINT, 130, "training", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interruption_leaves_complete_files(signum: signal.Signals, exit_code: int, moment: str) -> None:
     trained = None if moment == "start" else Path("training")
@@ -307,15 +311,15 @@ def test_an_interruption_leaves_complete_files(signum: signal.Signals, exit_code
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_ignored_signal_stays_ignored(signum: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradexp.runs import data
+    from gradexp.runs import stages
 
-    load = data.load
+    load = stages.load
 
-    def interrupted(*arguments: Any) -> data.Dataset:
+    def interrupted(*arguments: Any) -> stages.Dataset:
         signal.raise_signal(signum)
         return load(*arguments)
 
-    monkeypatch.setattr(data, "load", interrupted)
+    monkeypatch.setattr(stages, "load", interrupted)
     before = signal.signal(signum, signal.SIG_IGN)
     try:
         assert call(monkeypatch, *SMALL, "steps=0", "data=ones") == 0
@@ -324,22 +328,22 @@ def test_an_ignored_signal_stays_ignored(signum: signal.Signals, monkeypatch: py
 
 
 def test_an_interruption_that_a_library_swallowed_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradexp.runs import data
+    from gradexp.runs import stages
 
-    load = data.load
+    load = stages.load
 
-    def swallowing(*arguments: Any) -> data.Dataset:
+    def swallowing(*arguments: Any) -> stages.Dataset:
         with contextlib.suppress(BaseException):
             signal.raise_signal(signal.SIGTERM)
         return load(*arguments)
 
-    monkeypatch.setattr(data, "load", swallowing)
+    monkeypatch.setattr(stages, "load", swallowing)
     assert call(monkeypatch, *SMALL) == 143
     assert summary(the_run())["status"] == "interrupted"
 
 
 def test_a_second_interruption_does_not_cut_the_files_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradexp.sinks import tensorboard as sinks
+    from gradexp.sinks import files, tensorboard
 
     def impatient(path: Path, histories: Any) -> None:
         if any(history.phase == "train" for history in histories):
@@ -349,8 +353,8 @@ def test_a_second_interruption_does_not_cut_the_files_short(monkeypatch: pytest.
     def interrupt(self: Any, *_: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(sinks, "write_csv", impatient)
-    monkeypatch.setattr(sinks.TensorBoard, "_step", interrupt)
+    monkeypatch.setattr(files, "write_csv", impatient)
+    monkeypatch.setattr(tensorboard.TensorBoard, "_step", interrupt)
     assert call(monkeypatch, *SMALL) == 130
     assert summary(the_run())["status"] == "interrupted"
     assert "train" in (the_run() / "layers.csv").read_text()
