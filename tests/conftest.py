@@ -10,7 +10,7 @@ import pytest
 # As the commands do, before torch reads it: a network in a stack has bit for bit the numbers that it has alone.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
-import torch  # noqa: E402
+import torch
 
 # Small tensors gain nothing from more threads, and where another program needs a core these wait for each other.
 torch.set_num_threads(1)
