@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from gradexp import MLP, Config, exact_profile, initialize
-from gradexp.config import ConfigError, DataConfig
+from gradexp.choices import ConfigError
+from gradexp.config import DataConfig
 from gradexp.data import load
 from gradexp.experiment import run
 from gradexp.history import STATUSES
