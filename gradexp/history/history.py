@@ -277,7 +277,12 @@ class History:
             ValueError: If one is not.
         """
         shape = (len(self.steps), len(self.seeds), len(self.names))
-        arrays = [*self.log10.values(), *self.status.values(), *self.largest_log10.values(), *self.stats.values()]
+        arrays: list[NDArray[Any]] = [
+            *self.log10.values(),
+            *self.status.values(),
+            *self.largest_log10.values(),
+            *self.stats.values(),
+        ]
         if not self.log10 or self.log10.keys() != self.status.keys():
             raise ValueError("quantities are missing")
         if any(values.shape != shape for values in arrays) or len(self.calls) != self.depth:
