@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradexp import GradientProbe, measure
-from gradexp.history import STATUSES
+from gradexp.history.step import STATUSES
 
 
 def status(history, quantity):

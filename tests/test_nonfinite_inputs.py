@@ -7,10 +7,10 @@ import torch
 from gradexp import MLP, Config, exact_profile, initialize
 from gradexp.choices import ConfigError
 from gradexp.config import DataConfig
-from gradexp.data import load
-from gradexp.experiment import run
-from gradexp.history import STATUSES
-from gradexp.seeds import generator
+from gradexp.history.step import STATUSES
+from gradexp.numerics.seeds import generator
+from gradexp.runs.data import load
+from gradexp.runs.experiment import run
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradexp import GradientProbe, measure
-from gradexp.hooks import Recorder
+from gradexp.probe.hooks import Hooks
 
 
 class Meets(nn.Module):
@@ -97,6 +97,6 @@ def test_a_probe_that_outlives_the_interpreter_touches_no_hook(monkeypatch):
     probe = GradientProbe(model).attach()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "is_finalizing", lambda: True)
-        patch.setattr(Recorder, "detach", lambda self: pytest.fail("torch is gone"))
+        patch.setattr(Hooks, "detach", lambda self: pytest.fail("torch is gone"))
         probe.__del__()
     probe.remove()
