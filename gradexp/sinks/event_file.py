@@ -7,7 +7,7 @@ import time
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class EventFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SourceMetadata
+        from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,15 +51,15 @@ class EventFile:
             time=int(time.time()), host=socket.gethostname(), process=os.getpid(), number=next(_numbers)
         )
         self.path = folder / name
-        self._make_event = Event
+        self._make_event = event_pb2.Event
         self._file = self.path.open("wb")
         self._records = RecordWriter(self._file)
-        self._waiting: SimpleQueue[bytes | None] = SimpleQueue()
+        self._waiting: SimpleQueue[bytes | Event | None] = SimpleQueue()
         self._error: OSError | None = None
         self._closed = False
         self._thread = Thread(target=self._work, name="event file", daemon=True)
         self._thread.start()
-        source = SourceMetadata(writer="tensorboard.summary.writer.event_file_writer")
+        source = event_pb2.SourceMetadata(writer="tensorboard.summary.writer.event_file_writer")
         self._add(file_version="brain.Event:2", source_metadata=source)
 
     def add_summary(self, summary: "Summary", step: int | None = None) -> None:
@@ -73,6 +73,17 @@ class EventFile:
             OSError: If an earlier one could not be written.
         """
         self._add(summary=summary, **({} if step is None else {"step": int(step)}))
+
+    def flush(self) -> None:
+        """Wait until all that was added is in the file.
+
+        Raises:
+            OSError: If something could not be written.
+        """
+        done = Event()
+        self._waiting.put(done)
+        done.wait()
+        self._check()
 
     def close(self) -> None:
         """Write what is waiting, and close the file.
@@ -100,8 +111,9 @@ class EventFile:
             self._write_waiting()
         except OSError as error:
             self._error = error
-            while self._waiting.get() is not None:
-                pass
+            while (left := self._waiting.get()) is not None:
+                if isinstance(left, Event):
+                    left.set()
         try:
             self._file.close()
         except OSError as error:
@@ -117,6 +129,10 @@ class EventFile:
                 record = self._waiting.get()
             if record is None:
                 return
+            if isinstance(record, Event):
+                self._file.flush()
+                record.set()
+                continue
             self._records.write(record)
             if time.monotonic() >= due:
                 self._file.flush()
