@@ -1,6 +1,8 @@
 """The names that the library and the command line share; imports nothing."""
 
-from collections.abc import Sequence
+import math
+import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ACTIVATIONS = (
@@ -59,6 +61,9 @@ class ConfigError(ValueError):
     """An option has a value that cannot work; the text says which, what was given and what is allowed."""
 
 
+INIT_LOWEST = {"std": 0, "sigma_w2": 0, "sparsity": 0, "tolerance": 0, "iterations": 1}
+"""Options of a scheme -> the lowest number that it can work with."""
+
 LYAPUNOV_ACTIVATIONS = ("linear", "relu", "leaky_relu")
 
 
@@ -70,3 +75,23 @@ def check_choice(key: str, given: object, choices: Sequence[str]) -> None:
     """
     if given not in choices:
         raise ValueError(f"{key} must be one of {', '.join(choices)}, got {given!r}")
+
+
+def check_init_options(options: Mapping[str, Any]) -> None:
+    """Check that the options of a scheme are numbers that it can work with.
+
+    Args:
+        options: Option -> value; None leaves it to the scheme, and a text is checked by the scheme.
+
+    Raises:
+        ValueError: For the first that cannot work.
+    """
+    for key, value in options.items():
+        if value is None or key in ("mode", "distribution", "corrected"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise ValueError(f"{key} must be a number, got {value!r}")
+        if not math.isfinite(value):
+            raise ValueError(f"{key} must be a finite number, got {value}")
+        if key != "sparsity" and value < INIT_LOWEST.get(key, -math.inf):  # which has an upper end too
+            raise ValueError(f"{key} must be at least {INIT_LOWEST[key]}, got {value}")
