@@ -284,7 +284,7 @@ def test_output_is_plain_text_in_80_columns_when_piped(encoding: str, monkeypatc
 )
 def test_an_interruption_leaves_complete_files(signum: signal.Signals, exit_code: int, moment: str) -> None:
     trained = None if moment == "start" else Path("training")
-    command = [*run_command(trained), "data=gaussian", "steps=10000000", "depth=20", "optimizer.lr=1e-9"]
+    command = [*run_command(trained), "data=gaussian", "steps=100000", "depth=20", "optimizer.lr=1e-9"]
     command += ["record.figures=false", "hydra.run.dir=here"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         try:
