@@ -211,7 +211,7 @@ def spectral_moments(
         ValueError: As ``singular_values``, or if there are too few probes, or not as many seeds as networks.
 
     Example:
-        >>> from gradexp.inits import initialize
+        >>> from gradexp.networks.initialize import initialize
         >>> mlp = initialize(MLP([64] * 101, activation="linear", bias=False), "orthogonal", gain=0.1)
         >>> moments = spectral_moments(mlp, torch.ones(1, 64), first=0)
         >>> round(moments.log10_m1.item(), 4), round(moments.ratio.item(), 4)

@@ -275,7 +275,7 @@ def lsuv_(
 
     ``initialize`` then scales each layer by data, so that its outputs on a batch have variance gain², to a relative
     ``tolerance`` and in at most so many ``iterations`` (Mishkin & Matas, 2015, arXiv:1511.06422): see
-    ``gradexp.lsuv``.
+    ``gradexp.networks.lsuv``.
     """
     return orthogonal_(weight, gain, generator)
 

@@ -107,7 +107,7 @@ class MLP(nn.Module):
         zˡ = Wˡ aˡ⁻¹ + bˡ,   aˡ = φ(zˡ) for l < L,   output y = zᴸ (no activation)
 
     Two options change what lies between hidden layers. With ``normalization``, aˡ = φ(N(zˡ)), where N has no
-    parameters (see ``gradexp.normalization.normalize``). With ``residual``, the layers 2 ≤ l < L are branches that
+    parameters (see ``gradexp.networks.normalization``). With ``residual``, the layers 2 ≤ l < L are branches that
     are added to a stream of signals which nothing else touches:
 
         zˡ = zˡ⁻¹ + a_l (Wˡ aˡ⁻¹ + bˡ)

@@ -28,7 +28,7 @@ class Row:
     Args:
         job: Its folder and summary.
         swept: Swept key -> value; None where it does not apply.
-        numbers: What it came to (``gradexp.result.outcome``).
+        numbers: What it came to (``gradexp.runs.summary.metrics``).
     """
 
     job: Job

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from gradexp.choices import ConfigError
 from gradexp.runs.summary_file import NAME, DamagedSummaryError, read_summary
+from gradexp.sinks.files import write_summary
 
 
 @dataclass(frozen=True)
@@ -252,8 +253,6 @@ def interrupt(job: Job, reason: str | None = None) -> dict[str, Any]:
         job: As it was read.
         reason: Why it ended, for the summary's ``error``.
     """
-    from gradexp.sinks.files import write_summary
-
     content = {**job.summary, "status": "interrupted", "error": reason}
     with suppress(ConfigError, OSError), alone_in(job.folder / ".hydra", "run", "", wait=5):
         write_summary(job.folder, content)

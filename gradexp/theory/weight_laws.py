@@ -54,7 +54,7 @@ def weight_laws(
     negative_slope: float = 0.01,
     **options: Any,
 ) -> list[WeightLaw]:
-    """Return the law of every layer's weights under one of ``gradexp.inits``' schemes.
+    """Return the law of every layer's weights under one of the schemes of ``gradexp.networks.inits``.
 
     Args:
         init: Name of the scheme.
