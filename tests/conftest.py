@@ -50,6 +50,16 @@ def signals_arrive() -> Iterator[None]:
         signal.signal(signum, signal.SIG_IGN)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_wishes_from_outside() -> Iterator[None]:
+    """None of the variables with which a person sets the width, colours, encoding or errors of commands."""
+    wishes = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "JUPYTER_COLUMNS")
+    with pytest.MonkeyPatch.context() as environment:
+        for name in (*wishes, "PYTHONIOENCODING", "HYDRA_FULL_ERROR"):
+            environment.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture
 def on_one_thread() -> Iterator[None]:
     """One CPU thread for torch, and afterwards as many as before."""

@@ -4,13 +4,14 @@ import subprocess
 import sys
 
 import pytest
+from sweep_processes import LIMIT
 
 
 def loaded_after(*steps: str) -> list[set[str]]:
     """Take some steps in one new process, and return what each has printed and which modules are loaded after it."""
     report = "import sys; print(*sys.modules, sep='\\n', end='\\n\\f')"
     code = "".join(f"{step}\n{report}\n" for step in steps)
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LIMIT)
     return [set(part.split()) for part in shown.stdout.split("\f")[:-1]]
 
 

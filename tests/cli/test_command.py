@@ -263,8 +263,6 @@ def test_a_run_is_repeated_from_its_snapshot(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_output_is_plain_text_in_80_columns_when_piped(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE"):
-        monkeypatch.delenv(name, raising=False)
     with monkeypatch.context() as patch, io.TextIOWrapper(io.BytesIO(), encoding) as pipe:
         patch.setattr(sys, "stdout", pipe)
         assert call(patch, *SMALL, "data=gaussian") == 0

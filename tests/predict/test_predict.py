@@ -14,6 +14,7 @@ import command_line
 import numpy as np
 import pytest
 import torch
+from sweep_processes import LIMIT
 
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.choices import ACTIVATIONS, INIT_OPTIONS, ConfigError
@@ -316,7 +317,7 @@ def test_the_command_prints_plain_text_and_leaves_nothing(tmp_path: Path) -> Non
     scratch.mkdir()
     command = [sys.executable, "-m", "gradexp.predict", "init=he", "activation=tanh"]
     environment = {**os.environ, "TMPDIR": str(scratch)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=work, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, cwd=work, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console as RichConsole
+from sweep_processes import LIMIT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -335,7 +336,7 @@ def test_training_does_not_wait_for_a_slow_disk(tmp_path, monkeypatch):
     sink.writer.flush()
 
     def slow(self, data):
-        assert free.wait(timeout=10)
+        assert free.wait(timeout=LIMIT)
         own(self, data)
 
     monkeypatch.setattr(RecordWriter, "write", slow)
