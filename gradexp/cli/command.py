@@ -22,10 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gradexp.choices import ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
-from gradexp.cli.composing import IS_HYDRA_1_3, VERSION_BASE, store_config, to_config, without_hydra
+from gradexp.cli.arguments import check_flags
+from gradexp.cli.composing import IS_HYDRA_1_3, VERSION_BASE, only_our_targets, store_config, to_config, without_hydra
 from gradexp.cli.errors import error_line, print_error
 from gradexp.cli.interruptions import Interrupted, Interruptions, line_of
 from gradexp.config import Config
+from gradexp.runs.device import fix_order_of_sums
 
 
 def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: Command = RUN) -> Callable[[], None]:
@@ -44,7 +46,7 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
 
     def main() -> None:
         interruptions = Interruptions()
-        _fix_order_of_sums()
+        fix_order_of_sums()
         wants_traceback = "HYDRA_FULL_ERROR" in os.environ
 
         def from_hydra(composed: DictConfig) -> None:
@@ -79,12 +81,14 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
             # Hydra always makes a folder. That of a command without files is gone when it ends.
             temporary = nullcontext() if about.keeps_files else tempfile.TemporaryDirectory(prefix="gradexp-")
             with temporary as scratch:
+                check_flags(sys.argv[1:], about)
                 store_config(about, scratch)
                 is_composed = about.schema is Config
                 # Hydra 1.3 warns where version_base is missing, 1.4 where it is there.
                 base = {"version_base": VERSION_BASE} if IS_HYDRA_1_3 else {}
                 path, name = (str(CONFIG_DIR), "config") if is_composed else (None, about.name)
-                hydra.main(config_path=path, config_name=name, **base)(from_hydra)()
+                with only_our_targets():
+                    hydra.main(config_path=path, config_name=name, **base)(from_hydra)()
 
         with interruptions:
             code = _run_safely(run, about, interruptions, wants_traceback)
@@ -110,14 +114,9 @@ def _checked(composed: DictConfig, about: Command, folder: Path | None, override
         raise
 
 
-def _fix_order_of_sums() -> None:
-    """Get bit for bit the same numbers for a network alone and in a stack; MKL reads this when torch is loaded."""
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-
-
 def prepare_worker() -> None:
     """Make a worker process compute, and Hydra in it behave, as in the command."""
-    _fix_order_of_sums()
+    fix_order_of_sums()
     if IS_HYDRA_1_3:
         setbase(VERSION_BASE)
 

@@ -1,8 +1,9 @@
 """What the resumable sweeper does. Hydra does not scan modules named with an underscore."""
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
 
     folder = Path(str(sweeper.config.hydra.sweep.dir))
     console = Console(highlight=False, emoji=False)
-    with alone_in(folder, "sweep", "wait for its end, or choose another one with hydra.sweep.dir=FOLDER"):
+    with (
+        alone_in(folder, "sweep", "wait for its end, or choose another one with hydra.sweep.dir=FOLDER"),
+        _how_to_go_on(folder),
+    ):
         jobs = expand(sweeper.params, arguments, sweeper.hydra_context.config_loader)
         for key, most, or_null in (
             ("hydra.sweeper.max_batch_size", sweeper.max_batch_size, ", or null"),
@@ -82,6 +86,16 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
         )
 
 
+@contextmanager
+def _how_to_go_on(folder: Path) -> Iterator[None]:
+    """Let an interruption say how to go on with the sweep."""
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        interruption.add_note(f"the same command with hydra.sweep.dir={shlex.quote(str(folder))} goes on")
+        raise
+
+
 def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
     """Run the jobs, and return how many have failed."""
     _share_cores(sweeper)
@@ -96,8 +110,6 @@ def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
             failed += sum(one.status is not JobStatus.COMPLETED for one in ends)
     except KeyboardInterrupt:
         mark_interrupted(folder)
-        message = f"interrupted; the same command with hydra.sweep.dir={folder} goes on"
-        Console(stderr=True, highlight=False, emoji=False).print(message, markup=False, soft_wrap=True)
         raise
     return failed
 
