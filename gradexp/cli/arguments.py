@@ -1,13 +1,19 @@
 """Flags of the command lines: mistakes are told in a line, and what would run somebody's code is refused."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 
 from gradexp.choices import ConfigError
 from gradexp.cli.about import Command
 from gradexp.cli.errors import print_error, shortened
+from gradexp.cli.help import GROUPS, choices, list_options
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,3 +55,52 @@ def check_flags(arguments: Sequence[str], about: Command) -> None:
         word.partition("=")[0] for word in flags.overrides
     }:
         raise ConfigError("--shell-completion takes install=SHELL, uninstall=SHELL or query=SHELL")
+    if not flags.shell_completion:
+        _check_overrides(flags.overrides, about)
+
+
+def _check_overrides(overrides: Sequence[str], about: Command) -> None:
+    """Check what Hydra would take in silence, or tell badly.
+
+    Raises:
+        ConfigError: For the first mistake.
+    """
+    flags = [option.key for option in list_options(about.schema) if isinstance(option.default, bool)]
+    for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
+        key, value = override.key_or_group, override.value()
+        if not key:
+            raise ConfigError(f"'{text}' has no name before the =; write key=value")
+        if key == "hydra":
+            raise ConfigError("hydra is no option; set one of Hydra's own with hydra.KEY=VALUE (see --hydra-help)")
+        try:
+            values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [value]
+        except ValueError as error:  # of a range whose step is 0
+            raise ConfigError(f"the values of {text} cannot be listed: {error}") from error
+        for one in values:
+            if key in GROUPS and not override.is_delete() and not _is_choice(one, key):
+                raise ConfigError(
+                    f"{key} must be the name of one choice, got {text.partition('=')[2]}; "
+                    f"choose one of {', '.join(choices(key))}"
+                )
+            if key in flags and not isinstance(one, bool | str | QuotedString):
+                raise ConfigError(f"{key} must be true or false, got {one}")
+        if key in _FOLDERS and not override.is_sweep_override():
+            _check_folder(key, str(value))
+
+
+_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+
+
+def _is_choice(value: Any, group: str) -> bool:
+    if value is None:
+        return group == "experiment"
+    text = value.text if isinstance(value, QuotedString) else value
+    return isinstance(text, str) and ("${" in text or bool(re.fullmatch(r"\w+", text)))
+
+
+def _check_folder(key: str, text: str) -> None:
+    if not text.strip():
+        raise ConfigError(f"{key} must name a folder, got ''")
+    folder = Path(text)
+    if "${" not in text and folder.is_symlink() and not folder.exists():
+        raise ConfigError(f"{key}={text} is a link to a folder that is not there: {folder.readlink()}")

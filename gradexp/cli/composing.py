@@ -32,12 +32,12 @@ def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
     Raises:
         OmegaConfBaseException: For an unknown key, which is no job but a mistake.
     """
-    from gradexp.runs.summary import config_hash, hash_of
+    from gradexp.runs.summary import config_hash, hash_of, recorded
 
     try:
         return config_hash(to_config(composed)), None
     except ConfigError as error:
-        return hash_of(without_hydra(composed)), str(error)
+        return hash_of(recorded(without_hydra(composed))), str(error)
 
 
 @contextmanager
@@ -103,7 +103,10 @@ def expand(params: Mapping[str, Any] | None, overrides: Sequence[str], loader: C
     """
     given = [f"{key}={value}" for key, value in (params or {}).items()] + list(overrides)
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
-    [jobs] = BasicSweeper.split_arguments(parsed, None)
+    try:
+        [jobs] = BasicSweeper.split_arguments(parsed, None)
+    except ValueError as error:  # of a range whose step is 0, for one
+        raise ConfigError(f"the values of the sweep cannot be listed: {error}") from error
     if not jobs:
         raise ConfigError("a sweep over no values: a glob or a range of the command line is empty")
     return [list(own) for own in jobs]

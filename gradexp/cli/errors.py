@@ -58,7 +58,9 @@ def _text_of(error: BaseException, about: Command) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, CompactHydraException | ConfigError):
         return "\n".join(lines[:2])
-    # Not foreseen, for example too little memory.
+    if isinstance(error, MemoryError) or re.search(r"not enough memory|can't allocate|out of memory", str(error)):
+        return "not enough memory; choose a smaller depth, width, batch_size or seeds, or fewer data"
+    # Not foreseen.
     return f"{type(error).__name__}: {lines[0] if lines else ''}\nHYDRA_FULL_ERROR=1 shows where it happened"
 
 

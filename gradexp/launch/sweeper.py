@@ -76,14 +76,18 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
             with suppress(OSError, ConfigError):
                 report(folder, console)
             first_line = error_line(error).partition("\n")[0]
-            again = f"the same command with hydra.sweep.dir={folder} goes on"
+            again = f"the same command with {_option(folder)} goes on"
             raise CompactHydraException(f"{first_line}\n{again}") from error
         report(folder, console)
     if failed:
         raise CompactHydraException(
-            f"{failed} of {total} jobs did not complete; "
-            f"the same command with hydra.sweep.dir={folder} runs them again"
+            f"{failed} of {total} jobs did not complete; the same command with {_option(folder)} runs them again"
         )
+
+
+def _option(folder: Path) -> str:
+    """Return the option that names a sweep's folder, as it is typed in a shell."""
+    return shlex.quote(f"hydra.sweep.dir={folder}")
 
 
 @contextmanager
@@ -92,7 +96,7 @@ def _how_to_go_on(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interruption:
-        interruption.add_note(f"the same command with hydra.sweep.dir={shlex.quote(str(folder))} goes on")
+        interruption.add_note(f"the same command with {_option(folder)} goes on")
         raise
 
 
