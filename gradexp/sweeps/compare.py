@@ -112,7 +112,7 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
     given = [key for job in jobs for key in _given(job)] + [_CONTENT]
     differ = [key for key in dict.fromkeys(given) if len({json.dumps(value_of(job, key)) for job in jobs}) > 1]
     if {"data", "data.path"} & set(differ):  # which say as much
-        differ.remove(_CONTENT)
+        differ = [key for key in differ if key != _CONTENT]
     return [key for key in differ if key.partition(".")[0] not in UNHASHED] or differ
 
 
