@@ -1,6 +1,7 @@
 """Pictures of measurements, drawn with matplotlib, which is loaded only when a figure is asked for."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +25,15 @@ LABELS = {
 
 def save(figure: "Figure", path: Path, dpi: int) -> Path:
     """Write a figure as PNG and as SVG, whose endings are added to the path, and return the PNG file."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # all parts have found their places, once for both files
-    for ending in ("svg", "png"):
-        file = path.with_name(f"{path.name}.{ending}")
-        with replacing(file) as part:
-            figure.savefig(part, dpi=dpi, format=ending)
+    with warnings.catch_warnings():
+        # A name may have letters that the font has not; they are drawn as boxes.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # all parts have found their places, once for both files
+        for ending in ("svg", "png"):
+            file = path.with_name(f"{path.name}.{ending}")
+            with replacing(file) as part:
+                figure.savefig(part, dpi=dpi, format=ending)
     return file
 
 
