@@ -91,6 +91,6 @@ def weight_laws(
     laws = []
     for fan_in, fan_out in pairwise(widths):
         fields = law(fan_in, fan_out, **options)
-        biases = fields.pop("sigma_b2", 0.0) if bias else 0.0
+        biases = fields.pop("sigma_b2", 0.0) * bias
         laws.append(WeightLaw(**fields, sigma_b2=biases if sigma_b2 is None else sigma_b2))
     return laws
