@@ -8,7 +8,9 @@ library needs its sources, which every wheel has.
 
 import ast
 import inspect
-from collections.abc import Callable, Sequence
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +111,30 @@ DTYPES = ("float32", "float64")
 MODES = ("fan_in", "fan_out")
 DISTRIBUTIONS = ("normal", "uniform")
 LYAPUNOV_ACTIVATIONS = ("linear", "relu", "leaky_relu")
+
+INIT_LOWEST = {"std": 0, "sigma_w2": 0, "sparsity": 0, "tolerance": 0, "iterations": 1}
+"""Options of a scheme -> the lowest number that it can work with."""
+
+_NO_NUMBERS = {
+    key for options in INIT_OPTIONS.values() for key, default in options.items() if isinstance(default, str | bool)
+}
+
+
+def check_init_options(options: Mapping[str, Any]) -> None:
+    """Check that the options of a scheme are numbers that it can work with.
+
+    Args:
+        options: Option -> value; None leaves it to the scheme, and a text is checked by the scheme.
+
+    Raises:
+        ValueError: For the first that cannot work.
+    """
+    for key, value in options.items():
+        if value is None or key in _NO_NUMBERS:
+            continue
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise ValueError(f"{key} must be a number, got {value!r}")
+        if not math.isfinite(value):
+            raise ValueError(f"{key} must be a finite number, got {value}")
+        if key != "sparsity" and value < INIT_LOWEST.get(key, -math.inf):  # which has an upper end too
+            raise ValueError(f"{key} must be at least {INIT_LOWEST[key]}, got {value}")

@@ -1,8 +1,8 @@
 """Every option of a run: schema, defaults and range checks in one place.
 
 The dataclasses are the schema that Hydra checks a command line against, and what Python users build
-directly: ``Config(depth=150, init=InitConfig("he"))``. The string under a field is its help text. An option of a
-group that is left at ``None`` takes the default of its choice, from ``gradexp.choices``.
+directly: ``Config(depth=150, init="he")`` or ``init=InitConfig("he")``. The string under a field is its help text.
+An option of a group that is left at ``None`` takes the default of its choice, from ``gradexp.choices``.
 
 This file imports neither torch nor Hydra, so that ``--help`` stays fast.
 """
@@ -18,6 +18,7 @@ from gradexp.choices import (
     DISTRIBUTIONS,
     DTYPES,
     GROUPS,
+    INIT_LOWEST,
     LOSSES,
     LYAPUNOV_ACTIVATIONS,
     MODES,
@@ -25,6 +26,7 @@ from gradexp.choices import (
     RESIDUALS,
     ConfigError,
 )
+from gradexp.kinds import WrongKindError, convert
 
 
 @dataclass
@@ -174,6 +176,10 @@ class Config:
         Raises:
             ConfigError: For the first option whose value cannot work.
         """
+        try:
+            convert(self, choices=tuple(GROUPS))
+        except WrongKindError as error:
+            raise ConfigError(str(error)) from None
         for group in GROUPS:
             _resolve(group, getattr(self, group), GROUPS[group])
         self._resolve_depth()
@@ -181,7 +187,8 @@ class Config:
             _require(math.isfinite(value), key, value, "a finite number")
             fits = abs(value) <= _HIGHEST or not key.startswith(_BOUNDED)
             _require(fits, key, value, f"at most {_HIGHEST:g} in size, the range of float32")
-        _require(self.threads is None or self.threads <= _MOST_THREADS, "threads", self.threads, "at most 1024")
+            most = _MOST.get(key, _MOST_WHOLE)
+            _require(not isinstance(value, int) or value <= most, key, value, f"at most {most}")
         for key, low in _LOWEST.items():
             value = _get(self, key)
             _require(value is None or value >= low, key, value, f"at least {low}")
@@ -201,7 +208,7 @@ class Config:
         self._check_cures()
         sparsity = self.init.sparsity
         _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
-        known_device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
+        known_device = re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.device)
         _require(bool(known_device), "device", self.device, "auto, cpu, cuda or cuda:N")
 
     @property
@@ -240,7 +247,7 @@ class Config:
         if self.widths is None:
             return
         for width in self.widths:
-            _require(width >= 1, "widths", list(self.widths), "a list of numbers of at least 1")
+            _require(1 <= width <= _MOST["width"], "widths", list(self.widths), "a list of numbers of at least 1")
         depth = len(self.widths) + 1
         if self.depth not in (depth, _DEFAULT_DEPTH):
             raise ConfigError(
@@ -262,11 +269,7 @@ _LOWEST = {
     "threads": 1,
     "sigma_b2": 0,
     "record.every": 1,
-    "init.std": 0,
-    "init.sigma_w2": 0,
-    "init.sparsity": 0,
-    "init.tolerance": 0,
-    "init.iterations": 1,
+    **{f"init.{key}": low for key, low in INIT_LOWEST.items()},
     "data.samples": 1,
     "data.features": 1,
     "data.targets": 1,
@@ -278,7 +281,14 @@ _LOWEST = {
 
 _HIGHEST = 3e38
 _BOUNDED = ("optimizer.", "negative_slope", "init.", "sigma_b2")
-_MOST_THREADS = 1024
+_MOST_WHOLE = 2**63 - 1  # what torch and TensorBoard count with
+# Beyond these a run would end for want of memory, or never.
+_MOST = {
+    "threads": 1024,
+    "depth": 10**6,
+    "seeds": 10**6,
+    **dict.fromkeys(("width", "batch_size", "data.samples", "data.features", "data.targets"), 10**8),
+}
 
 _CHOICES = {
     "activation": ACTIVATIONS,

@@ -1,9 +1,15 @@
 """Fixtures that several test files share."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# As the commands do, before torch reads it: a network in a stack has bit for bit the numbers that it has alone.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
 import torch
 
 # Small tensors gain nothing from more threads, and where another program needs a core these wait for each other.
@@ -26,6 +32,22 @@ def device(request: pytest.FixtureRequest) -> str:
     """Each device that a test should hold on."""
     name: str = request.param
     return name
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_arrive() -> Iterator[None]:
+    """Ctrl-C and SIGTERM as in a terminal, also for the processes that tests start.
+
+    A shell lets the jobs that it starts in the background ignore Ctrl-C, as do nohup and many runners of tests, and
+    whatever such a job starts ignores it too.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ignored = [signum for signum in usual if signal.getsignal(signum) is signal.SIG_IGN]
+    for signum in ignored:
+        signal.signal(signum, usual[signum])
+    yield
+    for signum in ignored:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 @pytest.fixture

@@ -8,15 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import parse_qs, quote, urlsplit
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from sweep_processes import LIMIT, until
 from torch.utils.tensorboard import FileWriter
 
 from gradexp import board
@@ -53,7 +54,7 @@ def started(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", list[str
 def test_it_serves_every_layer_on_a_free_port_and_ends_with_ctrl_c(runs: Path) -> None:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a server that has just ended
-        if _is_free(6006):  # else it is taken by somebody else, which will do
+        with suppress(OSError):  # it is taken by somebody else, which will do
             taken.bind(("127.0.0.1", 6006))
             taken.listen()
         with started(str(runs)) as (process, said):
@@ -64,21 +65,17 @@ def test_it_serves_every_layer_on_a_free_port_and_ends_with_ctrl_c(runs: Path) -
             assert address[1] != "6006"
             assert charts == address[0] + "#custom_scalars&_smoothingWeight=0"
             tag = quote("profile/log10_output_grad")
-            url = f"{address[0]}data/plugin/scalars/scalars?run=deep&tag={tag}"
-            assert len(_read_until(url, lambda text: text.count("[") > DEPTH)) == DEPTH
-            with urlopen(start, timeout=10) as reply:
+            curve = f"{address[0]}data/plugin/scalars/scalars?run=deep&tag={tag}"
+            until(lambda: _points(curve) >= DEPTH, process)  # it reads the files in a thread
+            assert _points(curve) == DEPTH
+            with urlopen(start, timeout=LIMIT) as reply:
                 page, policy = reply.read().decode(), reply.headers["Content-Security-Policy"]
             script = re.search(r"<script>(.*)</script>", page)
             assert script is not None
             assert base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() in policy
             assert '"ignoreOutliers": false' in script[1]
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 130
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+            assert process.wait(timeout=LIMIT) == 130
 
 
 SINGLE = ["he", "he/theory", "he/theory/lower", "he/theory/upper", "he/step_000099", "a/xavier", "a/xavier/theory"]
@@ -114,18 +111,13 @@ def test_a_run_has_the_colour_of_its_theory_and_in_a_sweep_that_of_its_init(
     assert json.loads(asked["pinnedCards"][0]) == [{"plugin": "scalars", "tag": "profile/log10_output_grad"}]
 
 
-def _read_until(url: str, complete: Callable[[str], bool]) -> list[object]:
-    end = time.monotonic() + 60
-    while True:
-        try:
-            with urlopen(url, timeout=10) as reply:
-                text = reply.read().decode()
-            if complete(text):
-                return json.loads(text)
-        except OSError:
-            pass
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.2)
+def _points(curve: str) -> int:
+    """Return how many points of a curve are served so far."""
+    try:
+        with urlopen(curve, timeout=LIMIT) as reply:
+            return len(json.load(reply))
+    except HTTPError:  # the run is not known yet
+        return 0
 
 
 @pytest.mark.parametrize(
@@ -152,12 +144,13 @@ def test_a_mistake_is_told_in_one_line(
 
 
 def test_a_taken_port_is_told_in_one_line(runs: Path) -> None:
+    # A process of its own, since TensorBoard leaves its reading server behind.
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "gradexp.board", str(runs), "--port", port]
-        end = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        end = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     assert end.returncode == 1
     assert end.stderr.splitlines()[-1].startswith("cannot start: ")
     assert end.stderr.endswith("; without --port a free one is taken\n")

@@ -24,7 +24,7 @@ from gradexp.choices import ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.composing import IS_HYDRA_1_3, VERSION_BASE, store_config, to_config, without_hydra
 from gradexp.cli.errors import error_line, print_error
-from gradexp.cli.interruptions import Interrupted, Interruptions
+from gradexp.cli.interruptions import Interrupted, Interruptions, line_of
 from gradexp.config import Config
 
 
@@ -59,18 +59,21 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                     overrides,
                     interruptions,
                 )
-            except KeyboardInterrupt:
-                if not of_sweep:
-                    in_folder = f"; what was measured so far is in {folder}" if about.keeps_files else ""
-                    print_error(f"interrupted{in_folder}")
+            except KeyboardInterrupt as interruption:
+                if about.keeps_files and not of_sweep:
+                    interruption.add_note(f"what was measured so far is in {folder}")
                 raise
             except Exception as error:
+                if interruptions.pending is not None:  # the import that it cut short has made another error of it
+                    raise interruptions.pending from None
                 if not of_sweep:
                     raise
                 # The other jobs go on, and what a worker process raises must be of a kind that can be sent.
                 line = error_line(error, about).partition("\n")[0]
                 print_error(f"{folder.name}: {traceback.format_exc() if wants_traceback else line}")
                 raise ConfigError(line) from None
+            finally:
+                interruptions.release()
 
         def run() -> None:
             # Hydra always makes a folder. That of a command without files is gone when it ends.
@@ -84,7 +87,9 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                 hydra.main(config_path=path, config_name=name, **base)(from_hydra)()
 
         with interruptions:
-            _run_safely(run, about, interruptions, wants_traceback)
+            code = _run_safely(run, about, interruptions, wants_traceback)
+        if code:
+            sys.exit(code)
 
     return main
 
@@ -117,23 +122,36 @@ def prepare_worker() -> None:
         setbase(VERSION_BASE)
 
 
-def _run_safely(run: Callable[[], Any], about: Command, interruptions: Interruptions, wants_traceback: bool) -> None:
+def _run_safely(run: Callable[[], Any], about: Command, interruptions: Interruptions, wants_traceback: bool) -> int:
+    """Run a command and return its exit code. From its end on no signal changes that."""
     # Hydra would print errors in its own way and leave; this makes it pass them on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without unicode shows ? instead of failing
 
+    code = 0
     try:
-        run()
-    except KeyboardInterrupt:
+        try:
+            run()
+            interruptions.hold()
+        except Exception as error:
+            interruptions.hold()
+            if interruptions.pending is None:
+                if wants_traceback:
+                    raise
+                print_error(error_line(error, about))
+                code = 1
+        finally:
+            interruptions.hold()
+            if not wants_traceback:
+                del os.environ["HYDRA_FULL_ERROR"]
+        interruptions.release()
+    except KeyboardInterrupt as raised:
         # A library may have put a plain one in its place.
-        sys.exit((interruptions.pending or Interrupted(signal.SIGINT)).exit_code)
-    except Exception as error:
-        if wants_traceback:
-            raise
-        print_error(error_line(error, about))
-        sys.exit(1)
-    finally:
-        if not wants_traceback:
-            del os.environ["HYDRA_FULL_ERROR"]
+        interruption = interruptions.pending or Interrupted(signal.SIGINT)
+        for note in getattr(raised, "__notes__", []):
+            interruption.add_note(note)
+        print_error(line_of(interruption))
+        code = interruption.exit_code
+    return code

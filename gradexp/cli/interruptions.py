@@ -1,7 +1,16 @@
-"""Ctrl-C and SIGTERM: the first ends the work in order, a second one at once."""
+"""Ctrl-C, SIGTERM and the loss of the terminal: the first signal ends the work in order, later ones change nothing.
 
+It imports little, since a command sets itself up for signals before it loads anything else.
+"""
+
+import os
 import signal
-from typing import Any, Self
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, Self
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -16,38 +25,113 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signum
 
 
+def leave_at_once() -> None:
+    """Let a signal end the process in one line, until there is work to end in order (``Interruptions``).
+
+    For the entry of a command, before it imports the libraries that take half a second. Signals that the parent
+    ignores stay ignored, as in a job that outlives its terminal.
+    """
+    for signum in _SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _leave)
+
+
+def _leave(signum: int, _frame: object) -> NoReturn:
+    os.write(2, b"interrupted\n")
+    os._exit(128 + signum)
+
+
+def line_of(interruption: BaseException) -> str:
+    """Return what the command says of an interruption; its first note tells what there is and what to do."""
+    return "; ".join(["interrupted", *getattr(interruption, "__notes__", [])[:1]])
+
+
 class Interruptions:
     """Turn the first SIGINT or SIGTERM into ``Interrupted``, and ignore later ones while files are completed.
 
-    It is a sink as well: an exception raised inside an import or a callback of a library may be swallowed there,
-    and is then raised again at the next sign of life of the run.
+    It is the first sink of a run as well. An exception raised inside an import or a callback of a library may be
+    swallowed there, and is then raised again at the next sign of life of the run; and a signal that comes while the
+    files of a run are completed waits until they are.
     """
 
     def __init__(self) -> None:
         self.pending: Interrupted | None = None
+        self._raised = False
+        self._holding = False
         self._before: dict[int, Any] = {}
+        self._terminals: list[int] = []
+        self._unraisable: Any = None
 
     def __enter__(self) -> Self:
-        """Take over both signals, unless they are ignored, as in a job that outlives its terminal."""
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        """Take over the signals, unless they are ignored, as in a job that outlives its terminal."""
+        for signum in _SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:
-                self._before[signum] = signal.signal(signum, self._raise)
+                self._before[signum] = signal.signal(signum, self._interrupt)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+            self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._go_on)
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._tell_unraisable
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the signals back."""
+        """Give the signals back, or ignore them if nothing but the end of the process is left to do."""
+        sys.unraisablehook = self._unraisable
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_IGN if handler is _leave else handler)
 
-    def write(self, stage: str, _result: object) -> None:
-        """Raise an interruption that was swallowed."""
-        if self.pending is not None and stage != "end":
+    def write(self, stage: str, result: Any) -> None:
+        """Raise an interruption that was swallowed; from the end on hold later ones back."""
+        if stage == "end":
+            self.hold()
+            # It may have come as the error of an import that it cut short.
+            if self.pending is not None and result is not None and result.status == "failed":
+                result.status, result.error = "interrupted", None
+        elif self.pending is not None and not self._holding:
+            self._raised = True
             raise self.pending
 
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _raise(self, signum: int, _frame: object) -> None:
+    def hold(self) -> None:
+        """Let signals wait from now on."""
+        self._holding = True
+
+    def release(self) -> None:
+        """Raise a signal that has waited, and let no other wait.
+
+        Raises:
+            Interrupted: If there was one.
+        """
+        self._holding = False
+        if self.pending is not None and not self._raised:
+            self._raised = True
+            raise self.pending
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let signals wait while files are completed."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def _interrupt(self, signum: int, _frame: object) -> None:
         if self.pending is None:
             self.pending = Interrupted(signum)
-            raise self.pending
+            if not self._holding:
+                self._raised = True
+                raise self.pending
+
+    def _go_on(self, _signum: int, _frame: object) -> None:
+        """Print nowhere: the terminal is gone, and the work is not."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in self._terminals:
+            os.dup2(nowhere, stream)
+        os.close(nowhere)
+
+    def _tell_unraisable(self, unraisable: Any) -> None:
+        """Report what a finaliser has raised, unless that is the interruption, which is pending."""
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            self._unraisable(unraisable)

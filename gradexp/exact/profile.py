@@ -45,7 +45,8 @@ def exact_profile(
     the weight gradient that comes through this row.
 
     Recorded are log10 of rms(zˡ), ‖δˡ‖ and ‖dl_b/dWˡ‖, averaged over samples after taking the log. A sample
-    that is exactly 0 at some layer is left out at every layer and counted in ``dead_fraction``. Of the first sample
+    that is exactly 0 at some layer is left out at every layer and counted in ``dead_fraction``; a layer at which one
+    is not finite, as inputs or weights are not, has no number. Of the first sample
     ‖δˡ‖ is recorded by itself (``samples``): the spread of one sample of one network is what theory predicts.
 
     Args:
@@ -137,7 +138,8 @@ def _unit_cotangents(seed: int, batch: int, width: int) -> Tensor:
 def _measure(mlp: MLP, part: slice, x: Tensor, cotangent: Tensor, advance: Callable[[], None]) -> dict[str, Tensor]:
     """Return log10 sizes of every sample of some networks, each of shape ``(layer, network, sample)``."""
     layers = cast("list[StackedLinear]", list(mlp.layers))
-    outputs, inputs, slopes = [], [], []
+    outputs: list[tuple[Tensor, Tensor]] = []
+    inputs, slopes = [], []
     normals: list[Normalised] = []
     z = a = scaled(x.expand(cotangent.shape[0], *x.shape))
     for index, layer in enumerate(layers):
@@ -147,6 +149,9 @@ def _measure(mlp: MLP, part: slice, x: Tensor, cotangent: Tensor, advance: Calla
                 a, normal = normalise(z, mlp.normalization)
                 normals.append(normal)
             a, slope = activate(mlp.activation, a)
+            lost = ~(outputs[-1][0] < torch.inf)
+            if lost.any():  # relu's slope at nan is 0, and that of tanh at inf: no gradient that is exactly 0
+                slope = slope.where(~lost.unsqueeze(2), torch.nan)
             slopes.append(slope)
         norm, largest = a.log10_sizes()
         branch = linear(layer, part, a)
@@ -215,6 +220,8 @@ def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
         code = torch.full(count.shape, STATUSES.index("ok"), dtype=torch.int8)
         code[count == 0] = STATUSES.index("nonfinite")
         code[((log == -torch.inf) | ~chosen).all(dim=2)] = STATUSES.index("zero")
+        lost = (log.isnan() | (log == torch.inf)).any(dim=2)
+        mean[lost], code[lost] = torch.nan, STATUSES.index("nonfinite")
         log10[quantity] = mean.T.unsqueeze(0).numpy()
         status[quantity] = code.T.unsqueeze(0).numpy()
     return History(

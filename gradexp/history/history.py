@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradexp.atomic_write import replacing
 from gradexp.history.plot import profile_figure
 from gradexp.history.scalars import Points, or_none, points, profile_points
 from gradexp.history.step import (
@@ -230,37 +231,62 @@ class History:
         writer.flush()
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one ``.npz`` file, without pickle; ``History.load`` reads it back."""
+        """Write everything to one ``.npz`` file, without pickle; ``History.load`` reads it back.
+
+        Args:
+            path: The file. An old one is replaced once the new one is whole.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
         meta = {key: getattr(self, key) for key in _PLAIN}
         arrays: dict[str, Any] = {"meta": np.array(json.dumps(meta))}
         for kind in _ARRAY_DICTS:
             arrays.update({f"{kind}/{key}": value for key, value in getattr(self, kind).items()})
         arrays.update({key: getattr(self, key) for key in _OPTIONAL if getattr(self, key) is not None})
-        with Path(path).open("wb") as file:
+        # A file that a full disk has cut short could be read, with quantities missing.
+        with replacing(Path(path)) as whole, whole.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "History":
         """Read what ``save`` wrote.
 
+        Args:
+            path: The file.
+
         Raises:
-            ValueError: If the file is not a saved History.
+            ValueError: If the file is not a saved History, or a damaged one.
+            OSError: If it cannot be read.
         """
-        with Path(path).open("rb") as raw:
-            file = np.load(raw, allow_pickle=False) if zipfile.is_zipfile(raw) else {}
-            if "meta" not in file:
-                raise ValueError(f"{path} is not a saved History")
-            try:
-                fields: dict[str, Any] = dict(json.loads(str(file["meta"])))
-            except (TypeError, ValueError):
-                raise ValueError(f"{path} is not a saved History") from None
-            fields.update({kind: {} for kind in _ARRAY_DICTS})
-            for key in file:
-                kind, _, name = key.partition("/")
-                if kind in _ARRAY_DICTS:
-                    fields[kind][name] = file[key]
-            fields.update({key: file[key] for key in _OPTIONAL if key in file})
-        return cls(**fields)
+        try:
+            with Path(path).open("rb") as raw:
+                fields = _read_fields(raw)
+            history = cls(**fields)
+            history._check_shapes()
+        except OSError:
+            raise
+        except Exception as error:  # numpy, zipfile, zlib and json each raise their own
+            raise ValueError(f"{path} is not a saved History") from error
+        return history
+
+    def _check_shapes(self) -> None:
+        """Check that every quantity is there for all steps, networks and layers.
+
+        Raises:
+            ValueError: If one is not.
+        """
+        shape = (len(self.steps), len(self.seeds), len(self.names))
+        arrays: list[NDArray[Any]] = [
+            *self.log10.values(),
+            *self.status.values(),
+            *self.largest_log10.values(),
+            *self.stats.values(),
+        ]
+        if not self.log10 or self.log10.keys() != self.status.keys():
+            raise ValueError("quantities are missing")
+        if any(values.shape != shape for values in arrays) or len(self.calls) != self.depth:
+            raise ValueError(f"arrays must have shape {shape}")
 
     def of_networks(self, which: slice, last_step: int | None = None) -> "History":
         """Return some networks alone, with the steps up to ``last_step``; the inverse of ``join``."""
@@ -297,6 +323,21 @@ class History:
                 if f"status_{quantity}" in columns:
                     columns[f"status_{quantity}"] = words[self.status[quantity][index].ravel()].tolist()
             yield from zip(*columns.values(), strict=False)  # the constant ones have no end
+
+
+def _read_fields(raw: IO[bytes]) -> dict[str, Any]:
+    """Return the fields of a History from an open file."""
+    if not zipfile.is_zipfile(raw):
+        raise ValueError("no zip file")
+    file = np.load(raw, allow_pickle=False)
+    fields: dict[str, Any] = dict(json.loads(str(file["meta"])))
+    fields.update({kind: {} for kind in _ARRAY_DICTS})
+    for key in file:
+        kind, _, name = key.partition("/")
+        if kind in _ARRAY_DICTS:
+            fields[kind][name] = file[key]
+    fields.update({key: file[key] for key in _OPTIONAL if key in file})
+    return fields
 
 
 _PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes")

@@ -144,8 +144,8 @@ def _no_number(step: Step) -> Verdict:
                 # Gradients travel down from the output, so the uppermost layer is where it happened.
                 layer = layers.min() if quantity == "output" else layers.max()
                 shown = "0" if quantity == "output" and name == "zero" else size
-                # A probe sees whole batches, in which one sample is enough for inf or nan.
-                every = "" if step.phase == "train" and name == "nonfinite" else " for every sample"
+                # One sample is enough for inf or nan.
+                every = "" if name == "nonfinite" else " for every sample"
                 look = "; look at the inputs" if layer == 1 and quantity == "output" and not every else ""
                 return Verdict(gradient, text=f"{gradient}: layer {layer} {what} {shown}{every}{look}")
     for layer in (1, step.depth):

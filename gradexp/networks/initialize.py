@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gradexp.choices import asked_for
+from gradexp.choices import ACTIVATIONS, asked_for, check_choice, check_init_options
 from gradexp.networks.inits import (
     INITS,
     Source,
@@ -80,9 +80,13 @@ def initialize(
         ([[1.5, 0.0], [0.0, 1.5]], [0.0, 0.0])
     """
     scheme = init if not isinstance(init, str) and callable(init) else INITS[scheme_name(init, options)].fill
+    if isinstance(init, str):
+        check_init_options(options)
     options |= asked_for(scheme, activation=activation, negative_slope=negative_slope)
-    if sigma_b2 is not None and not sigma_b2 >= 0:
+    if sigma_b2 is not None and not 0 <= sigma_b2 < math.inf:
         raise ValueError(f"sigma_b2 must be at least 0, got {sigma_b2}")
+    if activation is not None:
+        check_choice("activation", activation, ACTIVATIONS)
     if scheme is lsuv_:
         if inputs is None:
             raise ValueError("lsuv needs data: pass a batch as inputs")

@@ -320,6 +320,8 @@ def fans(weight: Tensor) -> tuple[int, int]:
 def draw(tensor: Tensor, std: float, distribution: str, generator: Source) -> Tensor:
     """Fill ``tensor`` with numbers of mean 0 and the given standard deviation."""
     check_choice("distribution", distribution, DISTRIBUTIONS)
+    if not math.isfinite(std):
+        raise ValueError(f"the standard deviation of the weights must be a finite number, got {std}")
     if distribution == "normal":
         return tensor.normal_(generator=generator).mul_(std)
     return tensor.uniform_(-1, 1, generator=generator).mul_(math.sqrt(3) * std)

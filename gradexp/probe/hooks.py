@@ -1,6 +1,7 @@
 """The hooks of a probe: on a model's modules while a step is recorded, and on nothing in between."""
 
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -16,6 +17,12 @@ from gradexp.probe.trace import ProbeSpec, Trace
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
+class _Alone(threading.local):
+    """The recorder, if any, beside which no other sees what this thread runs."""
+
+    recorder: "Hooks | None" = None
+
+
 class Hooks:
     """Hooks on some modules of a model, and the trace they write to.
 
@@ -26,10 +33,10 @@ class Hooks:
 
     Attributes:
         trace: What was seen since the last collect; None while nothing is recorded.
-        only: If set, no other recorder sees anything.
+        alone: Its ``recorder``, if set, keeps all others from seeing anything in the same thread.
     """
 
-    only: "Hooks | None" = None
+    alone = _Alone()
 
     def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], plan: ProbeSpec) -> None:
         self.trace: Trace | None = None
@@ -104,7 +111,7 @@ class _Hook:
         if torch._C._len_torch_dispatch_stack() and torch._C._get_dispatch_mode(_PROXY) is not None:
             return
         trace = self.recorder.trace
-        if trace is None or Hooks.only not in (None, self.recorder):
+        if trace is None or Hooks.alone.recorder not in (None, self.recorder):
             return
         if in_transform():
             trace.transformed.update(self.args)
@@ -126,16 +133,19 @@ class _Eager:
 
     users = 0
     stance: Any = None
+    lock = threading.RLock()  # a probe may be collected as garbage, and leave, while its thread enters
 
     @classmethod
     def enter(cls) -> None:
-        if cls.users == 0:
-            cls.stance = torch.compiler.set_stance("force_eager")
-        cls.users += 1
+        with cls.lock:
+            if cls.users == 0:
+                cls.stance = torch.compiler.set_stance("force_eager")
+            cls.users += 1
 
     @classmethod
     def leave(cls) -> None:
-        cls.users -= 1
-        if cls.users == 0:
-            cls.stance.__exit__(None, None, None)
-            cls.stance = None
+        with cls.lock:
+            cls.users -= 1
+            if cls.users == 0:
+                cls.stance.__exit__(None, None, None)
+                cls.stance = None

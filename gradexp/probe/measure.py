@@ -21,7 +21,8 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
     ``print(measure(model, loss_fn, (x, y)))`` shows a table and a verdict. The model is left as it was found:
     parameters, ``.grad``, buffers (such as the statistics of batch norm), training mode, and the random number
     generators of torch, numpy and Python. Only a lazy module is initialised by it, and what a module keeps in
-    plain Python attributes is its own affair.
+    plain Python attributes is its own affair. Several threads may measure models of their own at a time, apart from
+    what they draw at random: torch has one generator for all of them.
 
     Args:
         model: Any module, measured in the mode (training or evaluation) it is in.
@@ -36,8 +37,8 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
 
     Raises:
         TypeError: If the batch is none of these, ``loss_fn`` is not callable, or the loss is no tensor.
-        ValueError: If the loss is not one number, does not depend on any parameter, the model's weights change in
-            the backward pass itself, or the model is on the meta device.
+        ValueError: If the inputs are empty, the loss is not one number or does not depend on any parameter, the
+            model's weights change in the backward pass itself, or the model is on the meta device.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
@@ -46,6 +47,9 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
         'stable'
     """
     inputs, targets = _split(batch)
+    shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
+    if shapes and all(0 in shape for shape in shapes):
+        raise ValueError(f"the batch holds no sample: its inputs have shape {', '.join(map(str, shapes))}")
     if not callable(loss_fn) or isinstance(loss_fn, type):
         got = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
         raise TypeError(f"loss_fn must be a function or module that returns a loss, got {got}")

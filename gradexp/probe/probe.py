@@ -132,7 +132,8 @@ class GradientProbe:
 
     def __del__(self) -> None:
         """Remove every hook of a probe that nobody holds, as after running a notebook's cell again."""
-        if getattr(self, "_attached", False):
+        # At the interpreter's end torch is half gone, and the hooks are going with it.
+        if getattr(self, "_attached", False) and not sys.is_finalizing():
             self.remove()
 
     def __reduce__(self) -> Any:
@@ -194,12 +195,12 @@ class GradientProbe:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other probes of the model from seeing anything."""
-        before, Hooks.only = Hooks.only, self._recorder
+        """Keep other probes from seeing anything that this thread runs."""
+        before, Hooks.alone.recorder = Hooks.alone.recorder, self._recorder
         try:
             yield
         finally:
-            Hooks.only = before
+            Hooks.alone.recorder = before
 
     def discard(self) -> None:
         """Forget what was seen since the last collect, such as a pass whose gradients were set to zero again."""

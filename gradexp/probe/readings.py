@@ -77,7 +77,9 @@ class PendingStep:
         self._scale: tuple[Sequence[str], Value] | None = None
 
     def add(self, quantity: str, row: int, part: TensorSize) -> None:
-        """Add a tensor to a cell."""
+        """Add a tensor to a cell. One without elements, such as the gradient of no sample, is left out."""
+        if not part[2]:
+            return
         self._quantities.append(quantity)
         self._rows.append(row)
         self._parts.append(part)

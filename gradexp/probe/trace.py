@@ -81,6 +81,7 @@ class ModuleCall:
     expected = False  # an output tensor takes part in autograd
     is_rerun = False  # by a checkpoint, so that its outputs are measured already
     uncertain = False  # a gradient could pass by unseen
+    is_empty = False  # it returned tensors without a single element, of which there is nothing to measure
     missed: tuple[str, ...] = ()  # quantities of which something is unseen
 
     def __init__(self, trace: "Trace", name: str, run: ForwardPass) -> None:
@@ -167,7 +168,7 @@ class Trace:
         self.calls: list[ModuleCall] = []
         self.transformed: set[str] = set()  # modules that are compiled for good, or ran inside vmap and the like
         self._pass: ForwardPass | None = None
-        self._inside = 0  # how many calls of the model's own forward are running
+        self._inside: list[int] = []  # how deep in the stack each running call of the model's own forward is
         self._backwards: dict[int, BackwardPass] = {}
         self._task = -1  # autograd's number of the backward pass that is running
         self._to_be_rerun: dict[str, ModuleCall | None] = {}  # calls without a graph that a checkpoint may run again
@@ -183,14 +184,18 @@ class Trace:
     def begin_pass(self, graph: bool, *_: Any) -> None:
         """Begin a new pass (a hook before the model's forward)."""
         if not is_recomputing():
+            depth = _stack_depth()
+            # torch runs no hook after a call that Ctrl-C has ended; what begins no deeper is not inside of it.
+            while self._inside and depth <= self._inside[-1]:
+                self._inside.pop()
             if not self._inside:  # or it calls itself
                 self._pass = ForwardPass(graph)
-            self._inside += 1
+            self._inside.append(depth)
 
     def end_pass(self, *_: Any) -> None:
         """Note that the model's own forward is over (a hook after it, also after an exception)."""
-        if not is_recomputing():
-            self._inside -= 1
+        if not is_recomputing() and self._inside:
+            self._inside.pop()
 
     def backward(self, gradient: Tensor) -> BackwardPass:
         """Return the backward pass that is running."""
@@ -209,11 +214,15 @@ class Trace:
         plan = self.plan
         tensors = (output,) if type(output) is Tensor else tensors_in(output)
         found = False
+        is_empty = True
         taking_part = []
         for tensor in tensors:
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
             found = True
+            if not tensor.numel():
+                continue
+            is_empty = False
             if plan.outputs and not call.is_rerun:
                 if has_values(tensor):
                     call.outputs.append(_measured(tensor, plan.networks))
@@ -223,6 +232,7 @@ class Trace:
                     call.missed += ("output",)
             if tensor.requires_grad:
                 taking_part.append(tensor)
+        call.is_empty = found and is_empty
         if not found:
             call.missed = ("output", "output_grad")
         if plan.gradients and taking_part:
@@ -256,6 +266,8 @@ class Trace:
             if call.name not in names:
                 continue
             row = row_of(call.name, call.index)
+            if call.is_empty:
+                continue
             for part in call.outputs:
                 pending.add("output", row, part)
             gradients = [part for backward, part in call.gradients if backward.is_finished]
@@ -403,3 +415,11 @@ def statistics(quantity: str, tensor: Tensor, plan: ProbeSpec) -> list[tuple[str
                 raise ValueError(f"stats['{name}'] must return one number, got a tensor of shape {shape}")
             found.append((f"{quantity}.{name}", torch.stack([value.reshape(()) for value in values])))
     return found
+
+
+def _stack_depth() -> int:
+    """Return how many calls of Python functions are running in this thread."""
+    frame, depth = sys._getframe(), 0
+    while frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+    return depth

@@ -207,7 +207,16 @@ def _split(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], standardize: bool =
     x_train, x_test = inputs[train], inputs[test]
     if standardize:
         x_train, x_test = _standardized(x_train, x_test)
+        if not (x_train.isfinite().all() and x_test.isfinite().all()):
+            raise ConfigError(
+                "standardised inputs are not finite: a feature of the test part is out of all proportion to the "
+                "training part; use data.standardize=false"
+            )
     return Dataset(x_train, outputs[train], x_test, outputs[test], classes)
+
+
+# Of two numbers up to this size.
+_DIFFERENCES_FIT = 2.0**1022
 
 
 def _standardized(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,8 +224,12 @@ def _standardized(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 
     A feature that is constant in training is shifted only: it becomes 0 there. Both parts are first shifted
     by the first training row and divided by the spread, so that a constant is seen as one whatever its mean
-    rounds to, and neither a large offset nor the unit of a feature costs digits.
+    rounds to, and neither a large offset nor the unit of a feature costs digits. What is near the end of the range of
+    float64 is made smaller before, since the difference of two such numbers has no place in it.
     """
+    largest = torch.maximum(train.abs().amax(0), test.abs().amax(0))
+    shrink = torch.where(largest > _DIFFERENCES_FIT, 0.25, 1.0)  # exact, and undone by dividing by the spread
+    train, test = train * shrink, test * shrink
     origin = train[0].clone()
     train, test = train - origin, test - origin
     spread = train.abs().amax(0)

@@ -68,10 +68,13 @@ def run_stack(configs: Sequence[Config], sinks: Sequence[Sink] = ()) -> list[Res
 def deliver(result: Result, sinks: Sequence[Sink], overrides: Sequence[str] = ()) -> None:
     """Tell the sinks of a run what ``run_stack`` has found."""
     result.overrides = list(overrides)
+    status, result.status = result.status, "running"  # until the last file is there
     try:
+        tell(sinks, "start", result)
         if result.initial is not None:
             tell(sinks, "built", result)
             tell(sinks, "initial", result)
+        result.status = status
     except Exception as mistake:
         _fail(result, mistake)
         raise

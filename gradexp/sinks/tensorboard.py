@@ -3,18 +3,15 @@
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gradexp.history.history import training_points
 from gradexp.history.scalars import Points, Values, layer_points, points, profile_points
 from gradexp.history.step import Array
 from gradexp.runs.result import Result, Stage
 from gradexp.sinks.cards import histograms, layout, picture, text_cards
+from gradexp.sinks.event_file import EventFile
 from gradexp.sinks.hparams import hparams
 from gradexp.sinks.pictures import PROFILE, TRAINING, profile_picture, training_picture
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import FileWriter
 
 
 class TensorBoard:
@@ -36,7 +33,7 @@ class TensorBoard:
         self.folder = folder
         self.subruns = subruns
         self.figures = figures
-        self._writer: FileWriter | None = None
+        self._writer: EventFile | None = None
         self._steps_written = self._tests_written = self._gradients_written = self._outputs_written = 0
         self._steps_drawn = 0
         self._due = -math.inf
@@ -44,10 +41,10 @@ class TensorBoard:
         self._picture_due = self._opened + _BETWEEN_PICTURES
 
     @property
-    def writer(self) -> "FileWriter":
-        """The event file's writer, opened on first use since it loads torch."""
+    def writer(self) -> EventFile:
+        """The event file, opened on first use."""
         if self._writer is None:
-            self._writer = _open_event_file(self.folder)
+            self._writer = EventFile(self.folder)
         return self._writer
 
     def write(self, stage: Stage, result: Result) -> None:
@@ -87,7 +84,7 @@ class TensorBoard:
             self._subrun(name, layer_points(profiles))
 
     def _subrun(self, name: str, values: Points) -> None:
-        writer = _open_event_file(self.folder / name)
+        writer = EventFile(self.folder / name)
         write_points(writer, values)
         writer.close()
 
@@ -142,16 +139,7 @@ _BETWEEN = 0.1
 _BETWEEN_PICTURES = 30.0
 
 
-def _open_event_file(folder: Path) -> "FileWriter":
-    """Begin a folder's event file. A run that is made again replaces the old one, as it does its other files."""
-    from torch.utils.tensorboard import FileWriter
-
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    return FileWriter(folder, max_queue=0, flush_secs=5)  # 0: no limit, at which adding would wait for the disk
-
-
-def write_points(writer: "FileWriter", steps: Points) -> None:
+def write_points(writer: EventFile, steps: Points) -> None:
     """Write all values of a step as one event, which is several times smaller and faster than one for each."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from gradexp.choices import ConfigError
 from gradexp.runs.summary import UNHASHED, metrics
-from gradexp.sweeps.folder import Job, read_jobs
+from gradexp.sweeps.folder import Job, is_at_work, read_jobs
 
 GROUPS = ("init", "data", "optimizer")
 """Options whose value is a choice with options of its own; the choice is called ``name`` in a run's config."""
@@ -44,11 +44,13 @@ class SweepResults:
         folder: Of the sweep.
         keys: Swept keys, as they first appear on a command line.
         rows: Sorted by the swept keys, numbers by size.
+        damaged: What is wrong with the summaries of jobs that are left out.
     """
 
     folder: Path
     keys: list[str]
     rows: list[Row]
+    damaged: list[str] = field(default_factory=list)
 
     @property
     def statuses(self) -> dict[str, int]:
@@ -64,25 +66,37 @@ def compare(folder: Path) -> SweepResults:
     """
     if (folder / "summary.json").exists():
         raise ConfigError(f"{folder} is the folder of a single run; give the one that holds the runs to compare")
-    jobs = _read_jobs(folder)
+    jobs, damaged = _read_jobs(folder)
     if not jobs:
-        raise ConfigError(f"{folder} holds no runs (sub-folders with a summary.json)")
+        why = damaged[0] if damaged else "sub-folders with a summary.json"
+        raise ConfigError(f"{folder} holds no runs ({why})")
     keys = swept_keys(jobs)
     rows = [Row(job, {key: value_of(job, key) for key in keys}, metrics(job.summary)) for job in jobs]
     rows.sort(key=lambda row: [_rank(row.swept[key]) for key in keys])
-    return SweepResults(folder, keys, rows)
+    return SweepResults(folder, keys, rows, damaged)
 
 
-def _read_jobs(folder: Path, attempts: int = 5) -> list[Job]:
-    """Read the jobs; one that begins again removes its old summary, which may be between its listing and its reading.
+def _read_jobs(folder: Path, attempts: int = 5) -> tuple[list[Job], list[str]]:
+    """Read the jobs, and what is wrong with those that are damaged.
+
+    A job that begins again removes its old summary, which may be between its listing and its reading.
 
     Raises:
         FileNotFoundError: If that goes on.
     """
     for _ in range(attempts - 1):
+        damaged: list[str] = []
         with suppress(FileNotFoundError):
-            return read_jobs(folder)
-    return read_jobs(folder)
+            return [_as_it_is(job) for job in read_jobs(folder, damaged)], damaged
+    damaged = []
+    return [_as_it_is(job) for job in read_jobs(folder, damaged)], damaged
+
+
+def _as_it_is(job: Job) -> Job:
+    """Return a job, as interrupted if it says that it runs and does not."""
+    if job.status != "running" or is_at_work(job.folder):
+        return job
+    return replace(job, summary={**job.summary, "status": "interrupted"})
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:

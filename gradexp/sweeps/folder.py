@@ -1,6 +1,5 @@
 """The folder of a sweep: one sub-folder per job, each with its summary.json."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,9 +10,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gradexp._version import __version__
 from gradexp.choices import ConfigError
-from gradexp.runs.summary import SCHEMA
+from gradexp.runs.summary_file import NAME, DamagedSummaryError, read_summary
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,29 @@ class Job:
         return str(self.summary["status"])
 
 
-def read_jobs(folder: Path) -> list[Job]:
+def read_jobs(folder: Path, damaged: list[str] | None = None) -> list[Job]:
     """Return the jobs of a sweep that have begun, by their numbers.
 
+    Args:
+        folder: The sweep's folder.
+        damaged: What is wrong with each summary that is damaged, filled in here; such jobs are then left out.
+
     Raises:
-        ConfigError: If the folder is none, or a summary was written by another version or is damaged.
+        ConfigError: If the folder is none, or a summary was written by another version, or, unless there is a list
+            for it, is damaged.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
-    jobs = [job for path in folder.glob("*/summary.json") if (job := read_job(path.parent))]
+    jobs = []
+    for path in sorted(folder.glob(f"*/{NAME}")):
+        try:
+            job = read_job(path.parent)
+        except DamagedSummaryError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
+        else:
+            jobs += [job] if job else []
     return sorted(jobs, key=lambda job: (job.number is None, job.number or 0, job.name))
 
 
@@ -65,33 +77,11 @@ def read_job(folder: Path) -> Job | None:
     """Return the job of a folder, or None if it has not begun.
 
     Raises:
-        ConfigError: If its summary was written by another version or is damaged.
+        DamagedSummaryError: If its summary is damaged.
+        ConfigError: If it was written by another version.
     """
-    path = folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}); delete its folder to run that job again") from error
-    found = (summary.get("schema"), summary.get("gradexp")) if isinstance(summary, dict) else (None, None)
-    if found != (SCHEMA, __version__):
-        raise ConfigError(
-            f"{path} was written by gradexp {found[1]} (schema {found[0]}), this is {__version__} (schema {SCHEMA}); "
-            "choose another folder"
-        )
-    damaged = [key for key, kind in _KINDS.items() if not isinstance(summary.get(key), kind)]
-    if damaged:
-        raise ConfigError(f"{path} is damaged (no {damaged[0]}); delete its folder to run that job again")
-    return Job(folder, dict(summary))
-
-
-# What others rely on.
-_KINDS = {
-    **dict.fromkeys(("config_hash", "status", "python"), str),
-    **dict.fromkeys(("config", "initial", "theory", "training", "verdict"), dict),
-    "overrides": list,
-}
+    summary = read_summary(folder)
+    return None if summary is None else Job(folder, summary)
 
 
 @dataclass(frozen=True)
@@ -131,7 +121,7 @@ def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -
     """
     if (folder / "summary.json").exists():
         raise ConfigError(f"{folder} is the folder of a single run; choose another one with hydra.sweep.dir=FOLDER")
-    jobs = read_jobs(folder) if folder.exists() else []
+    jobs = read_jobs(folder, damaged=[]) if folder.exists() else []
     # Of a job that was copied by hand the complete folder counts.
     found = {job.config_hash: job for job in sorted(jobs, key=lambda job: job.status == "complete")}
     # A job that was killed before its first file has a folder all the same.
@@ -162,7 +152,7 @@ def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -
 def number_of(name: str) -> int | None:
     """Return the number at the beginning of a folder's name, or None."""
     digits = name.partition("_")[0]
-    return int(digits) if digits.isdecimal() else None
+    return int(digits) if digits.isdecimal() and len(digits) < 19 else None
 
 
 def folder_name(text: str) -> str:
@@ -215,13 +205,40 @@ def clear(folder: Path) -> None:
             path.unlink()
 
 
+def is_at_work(folder: Path) -> bool:
+    """Return whether the process that runs a job holds its lock, or may do so where that cannot be seen here.
+
+    The locks of other computers need not be seen here, and a script that calls ``run`` holds none.
+
+    Args:
+        folder: The job's folder, which says that it runs.
+    """
+    path = folder / ".hydra" / ".lock"
+    if not path.exists() or _is_of_a_cluster(folder.parent):
+        return True
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except (OSError, Timeout):
+        return True
+
+
+def _is_of_a_cluster(folder: Path) -> bool:
+    """Return whether a sweep's jobs may be at work on another computer."""
+    try:
+        text = (folder / "multirun.yaml").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "SlurmLauncher" in text or "RayLauncher" in text
+
+
 def mark_interrupted(folder: Path) -> None:
     """Correct the summaries of jobs that were ended from outside, such as joblib's when a sweep is interrupted.
 
     Args:
         folder: Of the sweep.
     """
-    for job in read_jobs(folder):
+    for job in read_jobs(folder, damaged=[]):
         if job.status == "running":
             interrupt(job)
 

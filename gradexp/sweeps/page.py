@@ -74,6 +74,7 @@ def _page(comparison: SweepResults, figures: Mapping[str, Path]) -> str:
         for row in rows
         if row.job.status == "failed"
     )
+    damaged = "".join(f"<li>{_escape(line)}</li>" for line in comparison.damaged)
     command = command_of(rows)
     columns = ["job", "status", *comparison.keys, *metrics]
     head = "".join(_head(key, rows) for key in columns)
@@ -87,6 +88,7 @@ def _page(comparison: SweepResults, figures: Mapping[str, Path]) -> str:
 <p>{len(rows)} jobs ({_escape(counts)}), swept over {_escape(swept)}.<br>{_escape(_versions(rows))}</p>
 {f"<p>The same jobs again: <code>{_escape(command)}</code></p>" if command else ""}
 {f'<h2>Failed</h2><ul class="failed">{failed}</ul>' if failed else ""}
+{f'<h2>Left out</h2><ul class="failed">{damaged}</ul>' if damaged else ""}
 <div class="pictures">{"".join(_picture(title, path) for title, path in figures.items())}</div>
 <h2>All jobs</h2>
 <p class="tools" hidden>

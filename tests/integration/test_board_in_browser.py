@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from sweep_processes import LIMIT, until
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -47,7 +48,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         options = [*init, "depth=150", "width=64", "steps=10", f"hydra.run.dir={folder / name}"]
         if name == "xavier":
             options += ["record.profile_steps=[9]", "record.histograms=true"]
-        subprocess.run([sys.executable, "-m", "gradexp.run", *options], check=True, capture_output=True, timeout=120)
+        subprocess.run(
+            [sys.executable, "-m", "gradexp.run", *options], check=True, capture_output=True, timeout=LIMIT
+        )
     with board(folder) as said:
         yield said
 
@@ -67,17 +70,17 @@ def board(folder: Path) -> Iterator[str]:
 def tab(browser, address: str, name: str) -> None:
     browser.set_window_size(1400, 1100)
     browser.get(address)  # which leaves its settings
-    WebDriverWait(browser, 60).until(lambda _: browser.current_url.endswith("#timeseries"))
+    WebDriverWait(browser, LIMIT).until(lambda _: browser.current_url.endswith("#timeseries"))
     browser.get(address.partition("/data/")[0] + f"/#{name}")
 
 
 def shown(browser, text: str) -> None:
-    WebDriverWait(browser, 60).until(lambda _: text in browser.find_element(By.TAG_NAME, "body").text)
+    WebDriverWait(browser, LIMIT).until(lambda _: text in browser.find_element(By.TAG_NAME, "body").text)
 
 
 def every(browser, kind: str, count: int) -> list[Any]:
     """Return so many elements of a kind, once they are there."""
-    WebDriverWait(browser, 60).until(lambda _: len(browser.execute_script(FIND, kind)) >= count)
+    WebDriverWait(browser, LIMIT).until(lambda _: len(browser.execute_script(FIND, kind)) >= count)
     found: list[Any] = browser.execute_script(FIND, kind)
     return found
 
@@ -99,7 +102,7 @@ def test_each_init_has_a_colour_that_the_list_of_runs_shows_and_its_theory_the_s
     tab(browser, address, "timeseries")
     shown(browser, "he/theory")
     browser.get(address)
-    wait = WebDriverWait(browser, 60)
+    wait = WebDriverWait(browser, LIMIT)
     wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, "metrics-pinned-view line-chart canvas"))
     pinned = browser.find_element(By.CSS_SELECTOR, "metrics-pinned-view")
     assert PINNED in pinned.text.replace("\n", "")
@@ -129,7 +132,7 @@ def test_the_address_shows_outliers_and_does_not_smooth(browser, address: str) -
 
 def test_time_series_has_a_card_for_every_scalar(browser, address: str) -> None:
     tab(browser, address, "timeseries")
-    wait = WebDriverWait(browser, 60)
+    wait = WebDriverWait(browser, LIMIT)
     for group, cards in (("gradient", 3), ("layers", 8), ("outputs", 5), ("profile", 3), ("test", 2), ("train", 2)):
         wait.until(lambda _, said=f"{group}{cards} cards": said in groups(browser))
 
@@ -155,7 +158,7 @@ def test_custom_scalars_show_every_chart_of_the_layout_as_it_was_measured(
 def test_images_are_legible_in_their_cards(browser, address: str, tmp_path: Path) -> None:
     tab(browser, address, "images")
     pictures = every(browser, "img", 2 * len(RUNS))
-    wait = WebDriverWait(browser, 60)
+    wait = WebDriverWait(browser, LIMIT)
     wait.until(lambda _: all(picture.get_property("complete") for picture in pictures))
     sizes = [(picture.get_property("naturalWidth"), picture.size["width"]) for picture in pictures]
     assert len(sizes) == 2 * len(RUNS)
@@ -206,7 +209,7 @@ def test_the_dashboard_follows_a_run_while_it_trains(browser, tmp_path: Path) ->
         [sys.executable, "-m", "gradexp.run", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as run:
         try:
-            WebDriverWait(tmp_path, 60).until(lambda folder: list(folder.glob("runs/live/events.*")))
+            until(lambda: list(tmp_path.glob("runs/live/events.*")), run)
             with board(tmp_path / "runs") as address:
                 tags = quote("train/loss|gradient/log10_first_over_last")
                 tab(browser, address, "timeseries")
@@ -233,9 +236,9 @@ def last_step(browser, tag: str, more_than: int) -> int:
                 steps[0] = max((step for step in found if step is not None), default=0)
         return steps[0] > more_than
 
-    WebDriverWait(browser, 90, ignored_exceptions=[selenium.common.exceptions.StaleElementReferenceException]).until(
-        grown
-    )
+    WebDriverWait(
+        browser, LIMIT, ignored_exceptions=[selenium.common.exceptions.StaleElementReferenceException]
+    ).until(grown)
     return steps[0]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sweep_processes import LIMIT
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -288,5 +289,5 @@ def test_gradexp_itself_imports_no_trainer():
     code = (
         "import gradexp.integrations, sys; print({'lightning', 'pytorch_lightning', 'transformers'} & {*sys.modules})"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LIMIT)
     assert shown.stdout == "set()\n"

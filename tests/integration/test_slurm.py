@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sweep_processes import (
     EIGHT_JOBS,
+    LIMIT,
     SLOW,
     TAKES_MINUTES,
     assert_a_stack_is_equal_up_to_rounding,
@@ -119,13 +120,13 @@ def cluster() -> Iterator[dict[str, str]]:
             for command in commands:
                 daemons.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True))
                 time.sleep(0.5)
-        until(lambda: "idle" in call(env, "sinfo", "--noheader", "--format=%t"), 30)
+        until(lambda: "idle" in call(env, "sinfo", "--noheader", "--format=%t"))
         yield env
         call(env, "scancel", "--user=root")
     finally:
         for daemon_process in reversed(daemons):
             daemon_process.terminate()
-            daemon_process.wait(30)
+            daemon_process.wait(LIMIT)
         shutil.rmtree(folder)
 
 
@@ -292,7 +293,7 @@ def test_tasks_of_a_killed_command_go_on_and_are_not_started_twice(
     assert code == 1
     array = queue(cluster)[0].partition("_")[0]
     assert err.strip() == (f"tasks of this sweep are still in Slurm's queue; wait for their end, or scancel {array}")
-    until(lambda: not queue(cluster), 120)
+    until(lambda: not queue(cluster))
     assert "4 complete, 0 new" in assert_goes_on(cluster, folder, slow)
 
 
@@ -300,7 +301,7 @@ def test_a_task_completes_its_files_before_its_time_is_over(cluster: dict[str, s
     folder = tmp_path / "sweep"
     # Slurm may give its sign a minute early: the limit leaves time for it to begin.
     endless = ["seed=0", "depth=20", "width=16", "steps=10000000", "record.every=1000"]
-    code, _, err = finish(start(folder, endless, *ON_SLURM, "hydra.launcher.timeout_min=2", env=cluster), timeout=200)
+    code, _, err = finish(start(folder, endless, *ON_SLURM, "hydra.launcher.timeout_min=2", env=cluster))
     assert code == 1
     (summary,) = summaries(folder).values()
     assert summary["status"] == "interrupted"

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from sweep_processes import LIMIT
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -23,14 +24,14 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweeps") / "sweep"
     small = ["width=16", "steps=2", "batch_size=16", "hydra/launcher=ensemble", "quiet=true"]
     command = [sys.executable, "-m", "gradexp.run", "-m", *OPTIONS, *small, f"hydra.sweep.dir={folder}"]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, check=True, capture_output=True, timeout=LIMIT)
     return folder
 
 
 def test_tensorboard_lists_the_runs_by_their_options(browser, sweep: Path, tmp_path: Path) -> None:
     with tensorboard(sweep, JOBS) as address:
         browser.get(f"{address}/?runFilter={quote('init=he.*seed=0')}#timeseries")
-        wait = WebDriverWait(browser, 60)
+        wait = WebDriverWait(browser, LIMIT)
         wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, "card-view line-chart canvas"))
         text = browser.find_element(By.TAG_NAME, "body").text
         for depth in (10, 30, 60, 100):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sweep_processes import finish, start, statuses, summaries, table
+from sweep_processes import finish, start, statuses, summaries, table, until
 
 pytestmark = [
     pytest.mark.recovery,
@@ -45,8 +45,7 @@ def test_a_killed_sweep_ends_as_an_undisturbed_one(
     folder = tmp_path / "sweep"
     process = start(folder, OPTIONS, f"hydra/launcher={launcher}")
     # From the first folder on, so that what is killed is a sweep and not the loading of torch.
-    while not folder.exists() and process.poll() is None:
-        time.sleep(0.01)
+    until(folder.exists, process)
     time.sleep(random.Random(f"{launcher} {moment}").uniform(0, 6))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -68,8 +67,7 @@ def test_a_killed_sweep_ends_as_an_undisturbed_one(
 def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "sweep"
     process = start(folder, OPTIONS)
-    while not list(folder.glob("1_*/summary.json")) and process.poll() is None:
-        time.sleep(0.01)
+    until(lambda: list(folder.glob("1_*/summary.json")), process)
     os.kill(process.pid, signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130
@@ -84,8 +82,9 @@ def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(tmp_path: Path, undisturbed
 
 def test_ctrl_c_in_a_stack_leaves_what_it_has_of_each_job(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    process = start(folder, OPTIONS, "hydra/launcher=ensemble", "steps=100000")
-    time.sleep(12)
+    trained = tmp_path / "trained"
+    process = start(folder, OPTIONS, "hydra/launcher=ensemble", "steps=100000", trained=trained)
+    until(trained.exists, process)
     os.kill(process.pid, signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130, err
@@ -97,8 +96,7 @@ def test_workers_that_end_with_the_sweep_leave_no_job_running(tmp_path: Path) ->
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
     folder = tmp_path / "sweep"
     process = start(folder, OPTIONS, "hydra/launcher=joblib", "steps=100000", "optimizer.lr=1e-9")
-    while not list(folder.glob("*/layers.csv")) and process.poll() is None:
-        time.sleep(0.01)
+    until(lambda: list(folder.glob("*/layers.csv")), process)
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = finish(process)
     assert code == 143

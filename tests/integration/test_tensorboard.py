@@ -3,12 +3,11 @@
 import io
 import json
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 from PIL import Image
+from sweep_processes import LIMIT, until
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium import webdriver  # noqa: E402
@@ -54,7 +54,7 @@ def measure(folder: Path, *overrides: str) -> None:
         "record.figures=false",
         f"hydra.run.dir={folder}",
     ]
-    subprocess.run([*command, *overrides], check=True, capture_output=True, timeout=120)
+    subprocess.run([*command, *overrides], check=True, capture_output=True, timeout=LIMIT)
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +79,18 @@ def address_with_theory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 @contextmanager
 def tensorboard(logdir: Path, runs: int) -> Iterator[str]:
     """TensorBoard on a free port of the loopback interface, once it has found so many runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
-    server = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: len(json.load(urlopen(f"{url}/data/runs", timeout=5))) == runs, 60)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
+    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={logdir}", "--host=127.0.0.1", "--port=0"]
+    with tempfile.NamedTemporaryFile("r") as printed, Path(printed.name).open("w") as log:
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, text=True)
+        try:
+            address = re.compile(r"(http://127\.0\.0\.1:\d+)/")
+            until(lambda: address.search(Path(printed.name).read_text()), server)
+            (url,) = address.findall(Path(printed.name).read_text())
+            until(lambda: len(json.load(urlopen(f"{url}/data/runs", timeout=LIMIT))) == runs, server)
+            yield url
+        finally:
+            server.terminate()
+            server.wait(timeout=LIMIT)
 
 
 @pytest.fixture
@@ -127,18 +125,6 @@ def keep(browser: webdriver.Chrome, tmp_path: Path, name: str) -> None:
     assert browser.save_screenshot(str(Path(os.environ.get("GRADEXP_SCREENSHOTS", tmp_path)) / name))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            if condition():
-                return
-        except OSError:
-            pass
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.2)
-
-
 def line_heights(picture: bytes) -> dict[tuple[int, int, int], float]:
     """Return where each coloured line of a chart starts, in pixels from the top, by colour."""
     with Image.open(io.BytesIO(picture)) as image:
@@ -156,7 +142,7 @@ def test_time_series_shows_four_different_lines_over_layers(
     browser: webdriver.Chrome, address: str, tmp_path: Path
 ) -> None:
     starts = open_profile(browser, address, RUNS)
-    WebDriverWait(browser, 60).until(lambda _: len(starts()) == len(RUNS))
+    WebDriverWait(browser, LIMIT).until(lambda _: len(starts()) == len(RUNS))
     assert min(np.diff(starts())) > 20
     keep(browser, tmp_path, "tensorboard_four_inits.png")
 
@@ -165,7 +151,7 @@ def test_theory_and_its_band_are_drawn_into_the_card_of_the_measurement(
     browser: webdriver.Chrome, address_with_theory: str, tmp_path: Path
 ) -> None:
     starts = open_profile(browser, address_with_theory, WITH_THEORY)
-    WebDriverWait(browser, 60).until(lambda _: len(starts()) == len(WITH_THEORY))
+    WebDriverWait(browser, LIMIT).until(lambda _: len(starts()) == len(WITH_THEORY))
     upper, *middle, lower = starts()  # from the top, at layer 1
     assert min(middle) - upper > 20
     assert lower - max(middle) > 20
@@ -177,7 +163,7 @@ def open_profile(browser: webdriver.Chrome, address: str, runs: Iterable[str]) -
     """Show the profile of the output gradient at full size; return what measures where its lines start."""
     pinned = quote(json.dumps([{"plugin": "scalars", "tag": "profile/log10_output_grad"}]))
     browser.get(f"{address}/?pinnedCards={pinned}&smoothing=0#timeseries")
-    wait = WebDriverWait(browser, 60)
+    wait = WebDriverWait(browser, LIMIT)
     wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, "card-view line-chart canvas"))
     text = browser.find_element(By.TAG_NAME, "body").text
     for name in (*runs, *(f"log10_{quantity}" for quantity in ("output", "output_grad", "weight_grad"))):
@@ -191,11 +177,11 @@ def open_profile(browser: webdriver.Chrome, address: str, runs: Iterable[str]) -
 
 
 def test_step_axis_is_the_layer(address: str) -> None:
-    with urlopen(f"{address}/data/plugin/scalars/tags", timeout=10) as reply:
+    with urlopen(f"{address}/data/plugin/scalars/tags", timeout=LIMIT) as reply:
         tags = json.load(reply)
     for run in RUNS:
         assert "profile/log10_output_grad" in tags[run]
         url = f"{address}/data/plugin/scalars/scalars?run={quote(run)}&tag={quote('profile/log10_output_grad')}"
-        with urlopen(url, timeout=10) as reply:
+        with urlopen(url, timeout=LIMIT) as reply:
             steps = [step for _, step, _ in json.load(reply)]
         assert steps == list(range(1, 151))

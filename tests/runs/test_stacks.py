@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,10 +29,10 @@ def losses(result: Result) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_weights_and_batches_are_those_of_runs_alone_bit_for_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradexp.runs import data
+    from gradexp.runs import stages
 
     drawn: list[list[list[int]]] = []
-    batches = data.batches
+    batches = stages.batches
 
     def watched(*arguments: Any) -> Any:
         rows: list[list[int]] = []
@@ -40,7 +41,7 @@ def test_weights_and_batches_are_those_of_runs_alone_bit_for_bit(dtype: str, mon
             rows.append(batch.tolist())
             yield batch
 
-    monkeypatch.setattr(data, "batches", watched)
+    monkeypatch.setattr(stages, "batches", watched)
     at_start = jobs(dtype=dtype, save_weights=True, optimizer=OptimizerConfig("sgd", lr=0.0))
     together = run_stack(at_start)
     in_stack, drawn[:] = list(drawn), []
@@ -53,20 +54,20 @@ def test_weights_and_batches_are_those_of_runs_alone_bit_for_bit(dtype: str, mon
         assert in_stack[index] == drawn[index]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
 @pytest.mark.parametrize(
-    "options",
+    ("options", "tolerance"),
     [
-        {},
-        {"activation": "tanh", "depth": 30, "optimizer": OptimizerConfig("adam", clip_norm=0.5)},
-        {"normalization": "batch", "residual": "zero", "optimizer": OptimizerConfig("momentum")},
-        {"loss": "mse", "widths": [9, 20, 7], "depth": 4, "optimizer": OptimizerConfig("rmsprop", lr=1e-4)},
+        ({"dtype": "float32"}, 1e-5),
+        ({}, 1e-12),
+        ({"activation": "tanh", "depth": 16, "optimizer": OptimizerConfig("adam", clip_norm=0.5)}, 1e-12),
+        ({"normalization": "batch", "residual": "zero", "optimizer": OptimizerConfig("momentum")}, 1e-12),
+        ({"loss": "mse", "widths": [9, 20, 7], "depth": 4, "optimizer": OptimizerConfig("rmsprop", lr=1e-4)}, 1e-12),
     ],
 )
 def test_initial_numbers_and_the_first_loss_are_those_of_runs_alone(
-    options: dict[str, Any], dtype: str, tolerance: float
+    options: dict[str, Any], tolerance: float
 ) -> None:
-    configs = jobs(dtype=dtype, **options)
+    configs = jobs(**({"dtype": "float64", "steps": 3} | options))
     for config, stacked in zip(configs, run_stack(configs), strict=True):
         alone = run(config)
         assert stacked.initial is not None
@@ -74,7 +75,11 @@ def test_initial_numbers_and_the_first_loss_are_those_of_runs_alone(
         for quantity, log10 in alone.initial.log10.items():
             assert stacked.initial.log10[quantity] == pytest.approx(log10, abs=tolerance, nan_ok=True)
         assert losses(stacked)[0] == pytest.approx(losses(alone)[0], rel=tolerance)
-        assert stacked.comparison == alone.comparison
+        assert stacked.comparison is not None
+        assert alone.comparison is not None
+        if alone.comparison.z is not None:
+            assert stacked.comparison.z == pytest.approx(alone.comparison.z, rel=1e-9)
+        assert replace(stacked.comparison, z=alone.comparison.z) == alone.comparison
         assert stacked.building == alone.building
         assert stacked.gradients is not None
         assert alone.gradients is not None
@@ -97,31 +102,39 @@ def test_a_stable_network_stays_the_same_for_fifty_steps() -> None:
         assert stacked.verdict == alone.verdict
 
 
-def test_a_deep_network_drifts_by_no_more_than_the_last_bit_of_one_weight_makes_it(
+def test_where_rounding_grows_a_stack_drifts_no_further_than_rounded_weights_make_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    configs = [replace(config, init=InitConfig("he")) for config in jobs(depth=150, steps=8)[:2]]
+    # In the chaotic phase of tanh networks every difference grows from layer to layer, also that of another order of
+    # sums. How much is measured in float64, where it does not depend on the processor's own roundings.
+    base = Config(depth=20, width=16, batch_size=32, steps=8, activation="tanh", init=InitConfig("normal", std=0.45))
+    configs = [replace(base, seed=seed) for seed in (0, 3)]
     stacked = [losses(result) for result in run_stack(configs)]
     alone = [losses(run(config)) for config in configs]
+    in_float64 = [replace(config, dtype="float64") for config in configs]
+    exact = [losses(run(config)) for config in in_float64]
 
-    from gradexp.networks import inits
+    from gradexp.runs import stages
 
-    initialize = inits.initialize
+    initialize = stages.initialize
 
-    def nudged(model: Any, *arguments: Any, **options: Any) -> Any:
+    def rounded(model: Any, *arguments: Any, **options: Any) -> Any:
         initialize(model, *arguments, **options)
         with torch.no_grad():
-            for weights in model.layers[75].weight.flatten(1):
-                largest = weights.abs().argmax()
-                weights[largest] = torch.nextafter(weights[largest], torch.tensor(0.0))
+            for parameter in model.parameters():
+                parameter.copy_(parameter.float())
         return model
 
-    monkeypatch.setattr(inits, "initialize", nudged)
-    nudged_losses = [losses(run(config)) for config in configs]
-    drift = max(np.abs(a / b - 1).max() for a, b in zip(stacked, alone, strict=True))
-    effect = max(np.abs(a / b - 1).max() for a, b in zip(nudged_losses, alone, strict=True))
-    assert effect > 0
-    assert drift <= 10 * effect
+    monkeypatch.setattr(stages, "initialize", rounded)
+    effect = largest_difference([losses(run(config)) for config in in_float64], exact)
+    assert effect > 10 * torch.finfo(torch.float32).eps  # the rounding itself is half of that eps at most
+    # Of that order (measured 0.4 to 0.8 of it), whatever a processor rounds on its way through layers and steps.
+    assert largest_difference(alone, exact) < 10 * effect
+    assert largest_difference(stacked, alone) < 10 * effect
+
+
+def largest_difference(ours: Sequence[np.ndarray[Any, Any]], theirs: Sequence[np.ndarray[Any, Any]]) -> float:
+    return float(max(np.abs(one / other - 1).max() for one, other in zip(ours, theirs, strict=True)))
 
 
 def test_a_diverged_member_is_frozen_at_its_step_and_touches_no_other() -> None:

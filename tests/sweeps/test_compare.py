@@ -215,7 +215,7 @@ def test_a_job_may_begin_again_while_the_others_are_read(tmp_path: Path, monkeyp
     leave(tmp_path, "0_x", Config(), [])
     outcomes = iter([FileNotFoundError("summary.json"), read_jobs(tmp_path)])
 
-    def read(folder: Path) -> list[Job]:
+    def read(folder: Path, damaged: list[str]) -> list[Job]:
         if isinstance(found := next(outcomes), Exception):
             raise found
         return found

@@ -1,0 +1,80 @@
+"""What kind of value each option takes, for options that Python gives; Hydra checks those of a command line."""
+
+import functools
+import operator
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from numbers import Real
+from typing import Any
+
+
+class WrongKindError(Exception):
+    """A value is of another kind than its option; its text says of which kind it must be."""
+
+
+def convert(config: Any, choices: Sequence[str] = ()) -> None:
+    """Give each field of a dataclass of options a plain value of its kind, such as an int in place of numpy's.
+
+    Args:
+        config: The options, changed in place.
+        choices: Fields whose dataclass may be given by its ``name`` alone.
+
+    Raises:
+        WrongKindError: For a value of another kind.
+    """
+    for entry in fields(config):
+        kind = _hints(config.__class__)[entry.name]
+        value = getattr(config, entry.name)
+        by_name = entry.name in choices
+        if by_name and isinstance(value, str):
+            value = kind(value)
+        try:
+            setattr(config, entry.name, _converted(value, kind))
+        except TypeError:
+            name = ", or the name of a choice" if by_name else ""
+            raise WrongKindError(f"{entry.name} must be {_described(kind)}{name}, got {value!r}") from None
+        if is_dataclass(kind):
+            try:
+                convert(value)
+            except WrongKindError as error:
+                raise WrongKindError(f"{entry.name}.{error}") from None
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """Return a value as its kind.
+
+    Raises:
+        TypeError: If it is of another.
+    """
+    if isinstance(kind, types.UnionType):  # with None
+        return None if value is None else _converted(value, typing.get_args(kind)[0])
+    if typing.get_origin(kind) is list:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise TypeError
+        return [_converted(entry, typing.get_args(kind)[0]) for entry in value]
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError
+        whole: Any = value
+        return operator.index(whole) if kind is int else float(value)
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def _described(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return f"{_described(typing.get_args(kind)[0])}, or None"
+    if typing.get_origin(kind) is list:
+        return "a list of whole numbers" if typing.get_args(kind)[0] is int else "a list of numbers"
+    if is_dataclass(kind):
+        name = kind.__name__ if isinstance(kind, type) else ""
+        return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+    return {bool: "True or False", str: "a text", int: "a whole number"}.get(kind, "a number")
