@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 
-from gradexp.choices import ConfigError
+from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import Command
 from gradexp.cli.errors import print_error, shortened
-from gradexp.cli.help import GROUPS, choices, list_options
+from gradexp.cli.help import choices, list_options
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,7 +77,7 @@ def _check_overrides(overrides: Sequence[str], about: Command) -> None:
         except ValueError as error:  # of a range whose step is 0
             raise ConfigError(f"the values of {text} cannot be listed: {error}") from error
         for one in values:
-            if key in GROUPS and not override.is_delete() and not _is_choice(one, key):
+            if key in (*GROUPS, "experiment") and not override.is_delete() and not _is_choice(one, key):
                 raise ConfigError(
                     f"{key} must be the name of one choice, got {text.partition('=')[2]}; "
                     f"choose one of {', '.join(choices(key))}"

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
 
-from gradexp.choices import ConfigError
+from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.help import help_text
 from gradexp.cli.targets import check_targets
@@ -144,6 +144,9 @@ def store_config(about: Command, scratch: str | None) -> None:
     """Give Hydra a command's schema, help and folders."""
     store = ConfigStore.instance()
     store.store(name="schema" if about.schema is Config else about.name, node=about.schema)
+    for group, choices in GROUPS.items() if about.schema is Config else ():
+        for choice, options in choices.items():
+            store.store(group=group, name=choice, node={"name": choice, **options})
     # A resolver, so that the text is put together for --help only and does not stand in every run's snapshot.
     # Hydra 1.4's omegaconf calls it by another name.
     register: Any = getattr(OmegaConf, "register_new_resolver" if IS_HYDRA_1_3 else "register_resolver")

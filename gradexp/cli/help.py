@@ -7,13 +7,9 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
 
-from gradexp.choices import ACTIVATIONS, DATA_OPTIONS, INIT_OPTIONS, OPTIMIZER_OPTIONS
+from gradexp.choices import ACTIVATIONS, GROUPS
 from gradexp.cli.about import CONFIG_DIR, Command
 from gradexp.config import Config
-
-_GROUPS = {"init": INIT_OPTIONS, "data": DATA_OPTIONS, "optimizer": OPTIMIZER_OPTIONS}
-GROUPS = (*_GROUPS, "experiment")
-"""Options whose value is the name of a choice."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +23,8 @@ class Option:
 
 def choices(group: str) -> list[str]:
     """Return the names that a group has to choose from."""
-    if group in _GROUPS:
-        return list(_GROUPS[group])
+    if group in GROUPS:
+        return list(GROUPS[group])
     return sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 
 
@@ -59,7 +55,7 @@ def _field_texts(cls: type) -> dict[str, str]:
 @cache  # OmegaConf asks for it several times while it composes a config, help or not
 def help_text(about: Command) -> str:
     """Return what ``--help`` prints of a command: summary, example, groups, options, activations."""
-    shown = {group: named for group, named in _GROUPS.items() if group not in about.unused}
+    shown = {group: named for group, named in GROUPS.items() if group not in about.unused}
     lines = [about.summary, "", f"  python -m gradexp.{about.name} {about.example}", ""]
     if about.schema is Config:
         lines += ["Choices, each with its own options (group=choice, group.option=value):", ""]
@@ -74,7 +70,7 @@ def help_text(about: Command) -> str:
         parts = option.key.split(".")
         if parts[-1] == "name" or parts[0] in about.unused:
             continue
-        default = "" if parts[0] in _GROUPS else f"={_yaml(option.default)}"
+        default = "" if parts[0] in GROUPS else f"={_yaml(option.default)}"
         lines.append(f"  {option.key + default:<26} {option.text}")
     if about.unused:
         lines += ["", "The other options of gradexp.run are taken too, and change nothing here."]

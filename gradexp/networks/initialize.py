@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gradexp.choices import ACTIVATIONS, check_choice, check_init_options
+from gradexp.choices import ACTIVATIONS, asked_for, check_choice, check_init_options
 from gradexp.networks.inits import (
     INITS,
     Source,
     draw,
     fans,
     lsuv_,
-    lyapunov_,
     orthogonal_,
     scheme_name,
     torch_default_,
@@ -59,8 +58,9 @@ def initialize(
         seed: Fixes the numbers; None takes torch's global generator.
         sigma_b2: Variance of normal biases. None leaves them to the scheme: U(±1 / sqrt(fan_in)) with
             ``torch_default``, as torch has them, 0 with any other.
-        activation: The one between the layers; only ``lyapunov`` needs it.
-        negative_slope: Slope of ``leaky_relu`` below 0, for ``lyapunov``.
+        activation: The one between the layers, for schemes that ask for it by a keyword-only parameter of this name:
+            ``lyapunov``.
+        negative_slope: Slope of ``leaky_relu`` below 0, for the same schemes.
         inputs: A batch, or a tuple of the model's arguments; only ``lsuv`` needs it. It passes through a float64
             copy of the model, so that nothing but weights and biases changes.
         progress: Called as ``progress(done, total)`` after each layer.
@@ -79,11 +79,10 @@ def initialize(
         >>> layer.weight.tolist(), layer.bias.tolist()
         ([[1.5, 0.0], [0.0, 1.5]], [0.0, 0.0])
     """
-    scheme = init if not isinstance(init, str) and callable(init) else INITS[scheme_name(init, options)]
+    scheme = init if not isinstance(init, str) and callable(init) else INITS[scheme_name(init, options)].fill
     if isinstance(init, str):
         check_init_options(options)
-    if scheme is lyapunov_:
-        options |= {"activation": activation, "negative_slope": negative_slope}
+    options |= asked_for(scheme, activation=activation, negative_slope=negative_slope)
     if sigma_b2 is not None and not 0 <= sigma_b2 < math.inf:
         raise ValueError(f"sigma_b2 must be at least 0, got {sigma_b2}")
     if activation is not None:

@@ -40,7 +40,8 @@ def changed(path: Path, key: str, value: Any) -> None:
 
 @pytest.mark.parametrize("value", [KeyError, [], {}, MARKUP, LONG, True], ids=str)
 @pytest.mark.parametrize(
-    "key", ["verdict", "initial", "theory", "training", "started", "device", "torch", "seconds", "config", "overrides"]
+    "key",
+    ["verdict", "initial", "theory", "training", "started", "device", "torch", "seconds", "config", "overrides"]
     + ["initial.log_chi", "initial.log10_first_over_last", "theory.z", "training.loss_last", "verdict.gradient"],
 )
 def test_a_job_that_is_damaged_is_named_and_left_out_or_as_it_should_be(tmp_path: Path, key: str, value: Any) -> None:
