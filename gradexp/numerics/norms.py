@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gradexp.numerics.torch_internals import foreach_copy_, foreach_norm
+
 LOG10_2 = math.log10(2.0)
 
 # A float64 copy of a chunk this long stays in the cache; one of a whole large weight would not.
@@ -88,7 +90,7 @@ def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[ScaledNor
             together = [tensors[index] for index in indices]
             norms: list[float | Tensor] = []
             if isinstance(what, torch.device):  # few kernels for all of them
-                norms += torch._foreach_norm(together, 2, dtype=torch.float64)
+                norms += foreach_norm(together)
             else:
                 norms += _scratch.norms(together, what)
             for index, norm in zip(indices, norms, strict=True):
@@ -208,7 +210,7 @@ class _Scratch(threading.local):
         for start in range(0, len(tensors), _CHUNK // size):
             part = tensors[start : start + _CHUNK // size]
             rows = self.buffer[: len(part) * size].view(len(part), size)
-            torch._foreach_copy_(rows.view(len(part), *shape).unbind(), part)
+            foreach_copy_(rows.view(len(part), *shape).unbind(), part)
             found += torch.linalg.vector_norm(rows, dim=1).tolist()
         return found
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from gradexp.history.history import History
+from gradexp.numerics.torch_internals import buffers_of, steps_in_backward
 from gradexp.probe.probe import GradientProbe
 from gradexp.probe.trace import tensors_in
 
@@ -53,7 +54,7 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
     if not callable(loss_fn) or isinstance(loss_fn, type):
         got = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
         raise TypeError(f"loss_fn must be a function or module that returns a loss, got {got}")
-    if isinstance(model, nn.Module) and any(p._post_accumulate_grad_hooks for p in model.parameters()):
+    if isinstance(model, nn.Module) and any(steps_in_backward(p) for p in model.parameters()):
         raise ValueError(
             "a hook steps an optimizer in the backward pass, so that measuring would change the weights; "
             "use GradientProbe in the training loop instead"
@@ -97,10 +98,10 @@ def _as_found(modules: list[nn.Module], batch: Any) -> Iterator[None]:
     leaves += [tensor for tensor in tensors_in(batch) if tensor.requires_grad and tensor.is_leaf]
     gradients = [leaf.grad for leaf in leaves]
     buffers = [
-        (own, name, buffer, None if isinstance(buffer, UninitializedBuffer) else buffer.detach().clone())
+        (submodule, name, buffer, None if isinstance(buffer, UninitializedBuffer) else buffer.detach().clone())
         for module in modules
-        for own in module.modules()
-        for name, buffer in own._buffers.items()
+        for submodule in module.modules()
+        for name, buffer in buffers_of(submodule).items()
         if buffer is not None
     ]
     devices = sorted({tensor.device.index or 0 for tensor in [*leaves, *tensors_in(batch)] if tensor.is_cuda})
@@ -116,8 +117,8 @@ def _as_found(modules: list[nn.Module], batch: Any) -> Iterator[None]:
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         with torch.no_grad():
-            for own, name, buffer, value in buffers:
+            for submodule, name, buffer, value in buffers:
                 if value is not None:
-                    own._buffers[name] = buffer
+                    buffers_of(submodule)[name] = buffer
                     if not torch.equal(buffer, value):
                         buffer.copy_(value)

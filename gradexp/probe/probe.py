@@ -16,6 +16,7 @@ from torch import nn
 
 from gradexp.history.history import History
 from gradexp.history.step import QUANTITIES, STATUSES, Array
+from gradexp.numerics.torch_internals import is_dynamo_loaded
 from gradexp.probe.hooks import Hooks
 from gradexp.probe.readings import PendingStep, ProbeStep
 from gradexp.probe.selection import Select, module_kind, selected_modules, unwrap
@@ -305,7 +306,7 @@ class GradientProbe:
             raise RuntimeError("no gradient was seen: call collect after loss.backward() and before zero_grad()")
         if self._updates is not None and self._updates.is_late(trace):
             raise RuntimeError("collect was called after optimizer.step(); call it before, or update is a step late")
-        if not trace.eager and not trace.calls and "torch._dynamo" in sys.modules and self._needs_hooks():
+        if not trace.eager and not trace.calls and is_dynamo_loaded() and self._needs_hooks():
             warnings.warn(
                 "no module was called: if the model was compiled after the probe was attached, outputs and their "
                 "gradients are recorded from the next collect on",

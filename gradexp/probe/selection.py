@@ -1,6 +1,5 @@
 """Which modules are recorded."""
 
-import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from gradexp.numerics.torch_internals import compiled_module, parameters_of, uncompiled_name
 from gradexp.probe.weights import least_dimensions
 
 Select = Callable[[str, nn.Module], bool] | Iterable[str] | str
@@ -26,7 +26,7 @@ def selected_modules(model: nn.Module, select: Select | None) -> dict[str, nn.Mo
         ValueError: If it matches nothing.
     """
     # A compiled module wraps one of the same name; the inner one comes later and is the one that is called.
-    modules = {re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name).lstrip("."): m for name, m in model.named_modules()}
+    modules = {uncompiled_name(name): module for name, module in model.named_modules()}
     if select is None:
         chosen = {name: module for name, module in modules.items() if _may_own_weight(module)}
     elif callable(select) and not isinstance(select, (nn.Module, type)):
@@ -54,7 +54,7 @@ def selected_modules(model: nn.Module, select: Select | None) -> dict[str, nn.Mo
 
 def _may_own_weight(module: nn.Module) -> bool:
     least = least_dimensions(module)
-    return any(p is not None and (is_lazy(p) or p.dim() >= least) for p in module._parameters.values())
+    return any(is_lazy(parameter) or parameter.dim() >= least for parameter in parameters_of(module))
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -67,7 +67,6 @@ def unwrap(model: Any) -> nn.Module:
         raise ValueError("DataParallel over several devices is not supported; use DistributedDataParallel")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrap(model.module)
-    inner = getattr(model, "_orig_mod", None)
-    is_wrapper = type(model).__name__ == "OptimizedModule" and isinstance(inner, nn.Module)
-    unwrapped: nn.Module = unwrap(inner) if is_wrapper else model
+    inner = compiled_module(model)
+    unwrapped: nn.Module = unwrap(inner) if isinstance(inner, nn.Module) else model
     return unwrapped

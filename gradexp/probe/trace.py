@@ -15,12 +15,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
-from torch.utils._python_dispatch import _disable_current_modes
 
 from gradexp.numerics.norms import ScaledNorm, has_values, scaled_norm
+from gradexp.numerics.torch_internals import (
+    after_backward,
+    backward_number,
+    base_of,
+    forward_hooks_of,
+    in_dispatch_mode,
+    is_dynamo_loaded,
+    is_recomputing,
+    is_transformed,
+    is_view,
+    outside_dispatch_modes,
+    version_of,
+)
 from gradexp.probe.readings import PendingStep, TensorSize, tensor_size
-from gradexp.probe.torch_internals import is_recomputing, is_transformed
 
 Statistic = Callable[[Tensor], Tensor]
 
@@ -68,7 +78,7 @@ class BackwardPass:
     def __init__(self, is_batched: bool) -> None:
         self.is_batched = is_batched
         self.is_finished = False
-        Variable._execution_engine.queue_callback(self.finish)
+        after_backward(self.finish)
 
     def finish(self) -> None:
         """Note that it has come to its end."""
@@ -127,12 +137,12 @@ class _View:
     """
 
     def __init__(self, call: ModuleCall, see: Callable[[Tensor], None], tensor: Tensor) -> None:
-        base = tensor._base
+        base = base_of(tensor)
         assert base is not None
         self.call = call
         self.see = see
         self.is_whole = base.numel() == tensor.numel()
-        self.version = tensor._version
+        self.version = version_of(tensor)
         self.relatives = weakref.ref(tensor), weakref.ref(base)  # with the same version
         self.arrived: TensorSize | None = None
 
@@ -147,7 +157,7 @@ class _View:
         arrived, self.arrived = self.arrived, None
         if not self.call.trace.open or "output_grad" in self.call.missed:
             return
-        versions = {tensor._version for reference in self.relatives if (tensor := reference()) is not None}
+        versions = {version_of(tensor) for reference in self.relatives if (tensor := reference()) is not None}
         if versions == {self.version}:  # nobody has worked in place on it; without a gradient it is unused
             return
         if arrived is None:
@@ -199,7 +209,7 @@ class Trace:
 
     def backward(self, gradient: Tensor) -> BackwardPass:
         """Return the backward pass that is running."""
-        task = torch._C._current_graph_task_id()
+        task = backward_number()
         if task != self._task:
             self._task = task
             if task not in self._backwards:
@@ -239,7 +249,7 @@ class Trace:
             call.expected = True
             see = call.see_only_gradient if plan.per_sample and len(taking_part) == 1 else call.see_gradient
             for tensor in taking_part:
-                if tensor._is_view():
+                if is_view(tensor):
                     self._hook_view(tensor, call, see, module, args)
                 else:
                     self._hook(tensor, see)
@@ -250,7 +260,7 @@ class Trace:
 
     def hidden(self, names: Iterable[str]) -> list[str]:
         """Return the modules that ran where hooks see nothing, or that an unnoticed compilation hides."""
-        if self.transformed or self.eager or self.calls or "torch._dynamo" not in sys.modules:
+        if self.transformed or self.eager or self.calls or not is_dynamo_loaded():
             return [name for name in names if name in self.transformed]
         return list(names)
 
@@ -348,7 +358,7 @@ class Trace:
     def _hook_view(
         self, tensor: Tensor, call: ModuleCall, see: Callable[[Tensor], None], module: nn.Module, args: Any
     ) -> None:
-        base = tensor._base
+        base = base_of(tensor)
         # Brings the graph of a view up to date whose base was changed in place: torch crashes on a hook without.
         _ = tensor.grad_fn
         if base is None or not base.requires_grad:
@@ -368,8 +378,8 @@ def _is_own_view(module: nn.Module, base: Tensor, args: Any) -> bool:
     ``nn.Linear`` computes outputs of three and more dimensions as views of a matrix that it shows to nobody.
     """
     plain = type(module) is nn.Linear and "forward" not in module.__dict__
-    hooks_are_ours = all(getattr(hook, "is_ours", False) for hook in module._forward_hooks.values())
-    return plain and hooks_are_ours and not any(arg is base or arg._base is base for arg in tensors_in(args))
+    hooks_are_ours = all(getattr(hook, "is_ours", False) for hook in forward_hooks_of(module))
+    return plain and hooks_are_ours and not any(arg is base or base_of(arg) is base for arg in tensors_in(args))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -393,9 +403,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def _measured(tensor: Tensor, networks: int) -> TensorSize:
     """Take the size of a tensor, unseen by modes that count or replace what is computed, such as tracers."""
-    if not torch._C._len_torch_dispatch_stack():
+    if not in_dispatch_mode():
         return tensor_size(tensor, networks)
-    with _disable_current_modes():
+    with outside_dispatch_modes():
         return tensor_size(tensor, networks)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradexp.numerics.norms import has_values
+from gradexp.numerics.torch_internals import parameters_of, scaler_states, steps_in_backward
 from gradexp.probe.readings import PendingStep, TensorSize, measure_all, tensor_size
 from gradexp.probe.trace import ProbeSpec, statistics
 
@@ -39,7 +40,7 @@ class Weights:
             module = reference()
             if module is None:
                 continue
-            own = [p for p in module._parameters.values() if p is not None and not (was_lazy and is_lazy(p))]
+            own = [p for p in parameters_of(module) if not (was_lazy and is_lazy(p))]
             yield name, [parameter for parameter in own if parameter.dim() >= least]
 
     def watch(self) -> None:
@@ -49,7 +50,7 @@ class Weights:
         self._used_up = False
         for _, weights in self.items():
             for weight in weights:
-                if weight.requires_grad and weight._post_accumulate_grad_hooks and id(weight) not in self._passing:
+                if weight.requires_grad and steps_in_backward(weight) and id(weight) not in self._passing:
                     self._used_up = True
                     parts = self._passing[id(weight)] = []
                     self._handles.append(weight.register_hook(_WeightHook(parts, self._plan.networks)))
@@ -90,7 +91,7 @@ class Weights:
             pending.mark("weight_grad", row, "frozen")
             return
         for weight in trained:
-            if weight.grad is None and weight._post_accumulate_grad_hooks:
+            if weight.grad is None and steps_in_backward(weight):
                 self._used_up = True
                 parts = self._passing.get(id(weight))
                 some |= parts != []
@@ -121,7 +122,7 @@ def least_dimensions(module: nn.Module) -> int:
     In a stacked layer the networks' dimension comes first, and a bias has two.
     """
     networks = module.__dict__.get("networks")
-    own = [p for p in module._parameters.values() if p is not None and not is_lazy(p)]
+    own = [p for p in parameters_of(module) if not is_lazy(p)]
     return 3 if any(parameter.dim() == 3 and parameter.shape[0] == networks for parameter in own) else 2
 
 
@@ -137,7 +138,7 @@ def is_unscaled(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer |
     Raises:
         RuntimeError: If it cannot be known, or the scaler has made its step.
     """
-    states = scaler._per_optimizer_states
+    states = scaler_states(scaler)
     if optimizer is not None:
         states = {id(optimizer): states[id(optimizer)]} if id(optimizer) in states else {}
     stages = {state["stage"].name for state in states.values()}
