@@ -11,8 +11,8 @@ import gradexp
 
 PACKAGE = Path(gradexp.__file__).parent
 FILES = {"numerics/torch_internals.py"}
-# Public in Python's own library, in spite of their looks: those of a NamedTuple and of sys.
-OF_PYTHON = {"_fields", "_replace", "_asdict", "_getframe"}
+# Public in Python's own library, in spite of their looks: those of a NamedTuple, of sys and of os.
+OF_PYTHON = {"_fields", "_replace", "_asdict", "_getframe", "_exit"}
 
 
 def is_private(dotted: str) -> bool:
