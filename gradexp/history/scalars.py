@@ -47,6 +47,4 @@ def or_none(values: Values) -> list[float | None]:
     array = np.asarray(values, dtype=float).ravel()  # None becomes nan
     finite = np.isfinite(array)
     numbers: list[float | None] = array.tolist()
-    return (
-        numbers if finite.all() else [x if is_finite else None for x, is_finite in zip(numbers, finite, strict=True)]
-    )
+    return numbers if finite.all() else [x if keep else None for x, keep in zip(numbers, finite, strict=True)]
