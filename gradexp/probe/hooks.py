@@ -23,12 +23,12 @@ class Hooks:
     """Hooks on some modules of a model, and the trace they write to.
 
     Args:
-        model: Each call of it begins a new pass. Held weakly, as are the modules.
-        modules: What is measured, by name.
-        plan: What to measure.
+        model: The model, each call of which begins a new pass. It is held weakly, as are the modules.
+        modules: The modules to measure, by name.
+        plan: The numbers to take of them.
 
     Attributes:
-        trace: What was seen since the last collect; None while nothing is recorded.
+        trace: What the hooks saw since the last collect; None while nothing is recorded.
         alone: Its ``recorder``, if set, keeps all others from seeing anything in the same thread.
     """
 
@@ -87,7 +87,7 @@ class Hooks:
 
 
 class _Hook:
-    """A module hook that calls a method of the recorder's window of that moment.
+    """A module hook that calls a method of the trace which its recorder is writing.
 
     A copied or pickled model gets a hook that does nothing in its place.
     """

@@ -1,4 +1,4 @@
-"""measure: one forward and backward pass of anybody's model, as a table and a verdict, leaving no trace."""
+"""measure: one forward and backward pass of anybody's model as a History, leaving the model as it was."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -27,11 +27,11 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
 
     Args:
         model: Any module, measured in the mode (training or evaluation) it is in.
-        loss_fn: Returns a scalar.
+        loss_fn: A function or module that returns a scalar.
         batch: ``(inputs, target)``: the loss is ``loss_fn(model(inputs), target)``. A tensor alone, or a
             mapping: ``loss_fn(model(inputs))``. Inputs that are a mapping go in as keyword arguments, a tuple
             as positional ones.
-        **options: For ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``.
+        **options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``.
 
     Returns:
         A History of one step.
@@ -52,8 +52,8 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
     if shapes and all(0 in shape for shape in shapes):
         raise ValueError(f"the batch holds no sample: its inputs have shape {', '.join(map(str, shapes))}")
     if not callable(loss_fn) or isinstance(loss_fn, type):
-        got = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
-        raise TypeError(f"loss_fn must be a function or module that returns a loss, got {got}")
+        kind = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
+        raise TypeError(f"loss_fn must be a function or module that returns a loss, got {kind}")
     if isinstance(model, nn.Module) and any(steps_in_backward(p) for p in model.parameters()):
         raise ValueError(
             "a hook steps an optimizer in the backward pass, so that measuring would change the weights; "
@@ -63,7 +63,7 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device, where there are no numbers to measure")
     modules = [model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
-    with _as_found(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe, probe.alone():
+    with _restored(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe, probe.alone():
         loss = loss_fn(_run(model, inputs), *targets)
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
@@ -81,8 +81,8 @@ def _split(batch: Any) -> tuple[Any, tuple[Any, ...]]:
         return batch, ()
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], (batch[1],)
-    got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
-    raise TypeError(f"batch must be (inputs, target), a tensor or a mapping, got {got}")
+    kind = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise TypeError(f"batch must be (inputs, target), a tensor or a mapping, got {kind}")
 
 
 def _run(model: nn.Module, inputs: Any) -> Any:
@@ -92,7 +92,7 @@ def _run(model: nn.Module, inputs: Any) -> Any:
 
 
 @contextmanager
-def _as_found(modules: list[nn.Module], batch: Any) -> Iterator[None]:
+def _restored(modules: list[nn.Module], batch: Any) -> Iterator[None]:
     """Put back gradients, buffers and random number generators."""
     leaves: list[Tensor] = [p for module in modules for p in module.parameters()]
     leaves += [tensor for tensor in tensors_in(batch) if tensor.requires_grad and tensor.is_leaf]

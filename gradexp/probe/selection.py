@@ -1,8 +1,8 @@
-"""Which modules are recorded."""
+"""The choice of the modules to record, and the modules inside wrappers."""
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -14,7 +14,7 @@ Select = Callable[[str, nn.Module], bool] | Iterable[str] | str
 
 
 def module_kind(value: Any) -> str:
-    """Return what a value is, in the words of an error message."""
+    """Return a value's kind, for an error message."""
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
@@ -32,23 +32,21 @@ def selected_modules(model: nn.Module, select: Select | None) -> dict[str, nn.Mo
     elif callable(select) and not isinstance(select, (nn.Module, type)):
         chosen = {name: module for name, module in modules.items() if select(name, module)}
     else:
-        one = isinstance(select, (str, type)) or not isinstance(select, Iterable)
-        given: Any = select
-        patterns: list[Any] = [given] if one else list(given)
-        wrong = [pattern for pattern in patterns if not isinstance(pattern, str)]
-        if wrong:
-            got = module_kind(wrong[0])
-            raise TypeError(f"select must be patterns of names or a function of name and module, got {got}")
-        matches = {pattern: [name for name in modules if fnmatchcase(name, pattern)] for pattern in patterns}
-        chosen = {name: m for name, m in modules.items() if any(name in found for found in matches.values())}
-        idle = [pattern for pattern, found in matches.items() if not found]
-        if idle and chosen:
-            raise ValueError(f"select: '{idle[0]}' matches none of the {len(modules)} modules")
+        is_single = isinstance(select, (str, type)) or not isinstance(select, Iterable)
+        patterns: list[Any] = [select] if is_single else list(cast("Iterable[Any]", select))
+        no_names = [pattern for pattern in patterns if not isinstance(pattern, str)]
+        if no_names:
+            kind = module_kind(no_names[0])
+            raise TypeError(f"select must be patterns of names or a function of name and module, got {kind}")
+        chosen = {name: m for name, m in modules.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+        without_match = [p for p in patterns if not any(fnmatchcase(name, p) for name in modules)]
+        if without_match and chosen:
+            raise ValueError(f"select: '{without_match[0]}' matches none of the {len(modules)} modules")
     if not chosen:
         if select is None:
             raise ValueError("nothing to record: no module owns a parameter of two or more dimensions; use select=")
-        some = ", ".join([*(f"'{name}'" for name in list(modules)[:6]), *(["..."] if len(modules) > 6 else [])])
-        raise ValueError(f"nothing to record: select matches none of the {len(modules)} modules ({some})")
+        names = ", ".join([*(f"'{name}'" for name in list(modules)[:6]), *(["..."] if len(modules) > 6 else [])])
+        raise ValueError(f"nothing to record: select matches none of the {len(modules)} modules ({names})")
     return chosen
 
 
