@@ -56,18 +56,18 @@ def sweep(launcher: str, width: int, steps: int, device: str, seeds: int) -> dic
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     from gradexp.run import main
-    from gradexp.runs import experiment
-    from gradexp.sinks import tensorboard as sinks
-    from gradexp.sweeps import compare as comparison
+    from gradexp.runs import stages
+    from gradexp.sinks import files, tensorboard
+    from gradexp.sweeps import report
 
     ConfigLoaderImpl.load_sweep_config = timed(found, "composing", ConfigLoaderImpl.load_sweep_config)
     for method in ("write", "close"):
-        for sink, part in ((sinks.TensorBoard, "tensorboard"), (sinks.Files, "files")):
+        for sink, part in ((tensorboard.TensorBoard, "tensorboard"), (files.Files, "files")):
             setattr(sink, method, timed(found, part, getattr(sink, method)))
-    comparison.report = timed(found, "comparison", comparison.report)
-    experiment._train = timed(found, "train", experiment._train)
+    report.report = timed(found, "comparison", report.report)
+    stages._train = timed(found, "train", stages._train)
     for name in ("_measure", "_judge"):
-        setattr(experiment, name, timed(found, "measure", getattr(experiment, name)))
+        setattr(stages, name, timed(found, "measure", getattr(stages, name)))
     with tempfile.TemporaryDirectory() as folder:
         options = [f"hydra/launcher={launcher}", f"init={INITS}", f"seed=range(0,{seeds})", f"device={device}"]
         options += [f"width={width}", f"steps={steps}", "depth=150", "batch_size=32", "record.every=10"]

@@ -18,6 +18,7 @@ from rich.table import Table
 from experiments import EXPERIMENTS
 from experiments.lab.claims import Findings
 from gradexp.choices import ConfigError
+from gradexp.cli.arguments import Parser
 from gradexp.cli.errors import error_line
 from gradexp.cli.interruptions import Interrupted, Interruptions
 from gradexp.sinks.progress import Progress
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments",
         description="Reproduce published claims about gradients in deep networks. Without a name: list them.",
         epilog="Options of gradexp.run, such as init.gain=0.5, change every network, to see which claims then fail.",
@@ -71,11 +72,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="run all of them")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer networks: about a minute at most")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--out", type=Path, default=Path("outputs/experiments"), help="where figures and tables go")
+    parser.add_argument(
+        "--out", type=_folder, default=Path("outputs/experiments"), help="where figures and tables go"
+    )
     parser.add_argument("--publish", action="store_true", help="also renew RESULTS.md and figures/ in experiments/")
     asked = parser.parse_intermixed_args(arguments)
     asked.overrides = [word for word in asked.name if "=" in word]
     asked.name = [word for word in asked.name if "=" not in word]
+    for word in asked.overrides:
+        if word.startswith("hydra."):
+            parser.error(f"{word} is of a single run; an experiment takes --out FOLDER")
     for name in asked.name:
         if name not in EXPERIMENTS:
             parser.error(f"unknown experiment '{name}'; choose one of {', '.join(EXPERIMENTS)}")
@@ -87,6 +93,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if asked.publish and (asked.quick or asked.overrides):
         parser.error("--publish is for the experiments as they are: leave out --quick and changed options")
     return asked
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it must name a folder")
+    return Path(text)
 
 
 def _list(console: Console) -> None:

@@ -1,6 +1,7 @@
 """``python -m gradexp``: list the commands."""
 
 from gradexp._version import __version__
+from gradexp.cli.interruptions import leave_at_once
 
 COMMANDS = f"""gradexp {__version__}: vanishing and exploding gradients, shown, measured and explained
 
@@ -13,6 +14,15 @@ COMMANDS = f"""gradexp {__version__}: vanishing and exploding gradients, shown, 
   python -m gradexp.phase activation=tanh     phase diagram and critical region, as pictures and numbers
   python -m experiments                       papers reproduced and asserted (in a clone of the repository)
   python -m gradexp.board outputs             look at the runs in TensorBoard"""
+
+
+def run() -> None:
+    """Run ``python -m gradexp.run``, as the installed script ``gradexp`` does."""
+    leave_at_once()  # before the imports, which take half a second
+    from gradexp.run import main
+
+    main()
+
 
 if __name__ == "__main__":
     print(COMMANDS)  # noqa: T201

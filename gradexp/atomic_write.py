@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file is replaced as a whole or left alone."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class replacing:  # noqa: N801  reads as a verb: with replacing(path)
-    """Write to a neighbour of a file, then put it in the file's place in one step."""
+    """A context that yields a file beside ``path`` to write to, which then takes its place in one step."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,6 +1,10 @@
 """``python -m gradexp.board``: TensorBoard on runs of gradexp, with the settings in which they are legible."""
 
-import argparse
+from gradexp.cli.interruptions import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # the board has nothing to complete
+
 import base64
 import hashlib
 import json
@@ -8,11 +12,14 @@ import os
 import re
 import shlex
 import sys
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+from gradexp.cli.arguments import Parser
+from gradexp.cli.errors import shortened
 
 if TYPE_CHECKING:
     from tensorboard.program import TensorBoard
@@ -21,6 +28,7 @@ PINNED = "profile/log10_output_grad"
 # Points of a curve that TensorBoard hands out; its own limit of 1000 would thin a profile of 10,000 layers.
 _POINTS = 20_000
 _PICTURES = 100
+_BETWEEN_LOOKS = 1.0  # seconds
 _PLUGIN = "gradexp"
 # What a page of TensorBoard keeps in the browser, under its key. Smoothing would run across layers, outliers are the
 # runs that explode, a page that is not reloaded does not follow a training, a narrow list of runs hides their
@@ -45,7 +53,7 @@ _OPTION = re.compile(f"{_BEFORE}([a-z][\\w.]*)={_VALUE}")
 
 def main() -> None:
     """Serve until Ctrl-C, or say in one line what is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m gradexp.board",
         description="Start TensorBoard on this machine, and print the address at which the gradients are shown.",
         epilog="Ctrl-C stops it. On another machine: ssh -L 6006:127.0.0.1:6006 HOST.",
@@ -55,12 +63,14 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.port is not None and not 1 <= asked.port <= 65535:
         _refuse(f"port must be from 1 to 65535, got {asked.port}")
-    if not asked.folder.is_dir():
-        what = "is no folder" if asked.folder.exists() else "does not exist"
-        _refuse(f"{asked.folder} {what}; name the folder of a run, or one above several, such as outputs")
+    named = shortened(str(asked.folder))
+    try:
+        next(os.scandir(asked.folder), None)
+    except OSError as error:
+        _refuse(f"{named}: {error.strerror}; name the folder of a run, or one above several, such as outputs")
     if not run_names(asked.folder):
         run = shlex.join(["python", "-m", "gradexp.run", f"hydra.run.dir={asked.folder / 'first'}"])
-        _refuse(f"{asked.folder} holds no runs yet; make one with {run}")
+        _refuse(f"{named} holds no runs yet; make one with {run}")
     try:
         address = launch(asked.folder, asked.port)
     except ImportError as error:
@@ -71,8 +81,10 @@ def main() -> None:
     print(f"look      {address}data/plugin/{_PLUGIN}/start")  # noqa: T201
     print(f"charts    {address}{_CHARTS}\nstop      Ctrl-C", flush=True)  # noqa: T201
     try:
-        threading.Event().wait()
+        while True:
+            time.sleep(_BETWEEN_LOOKS)  # a signal that another thread got is seen by this one when it runs
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)
 
 

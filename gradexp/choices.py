@@ -1,70 +1,22 @@
-"""The names that the library and the command line share; imports nothing."""
+"""The names that library and command line share; imports no other file of the library.
 
+A scheme, activation, data set, optimizer or loss is one function and one entry in one dict, beside the function. Its
+options and their defaults are the parameters of the function. ``read_choices`` takes them from the source text of the
+file, since importing it would load torch, for which ``--help`` and the first line of a run do not wait. So the
+library needs its sources, which every wheel has.
+"""
+
+import ast
+import inspect
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-ACTIVATIONS = (
-    "linear",
-    "tanh",
-    "relu",
-    "sigmoid",
-    "leaky_relu",
-    "hard_tanh",
-    "erf",
-    "elu",
-    "selu",
-    "gelu",
-    "silu",
-    "softplus",
-    "softsign",
-)
-NORMALIZATIONS = ("none", "batch", "layer")
-RESIDUALS = ("none", "plain", "depth", "zero")
-LOSSES = ("auto", "cross_entropy", "mse")
-DTYPES = ("float32", "float64")
-MODES = ("fan_in", "fan_out")
-DISTRIBUTIONS = ("normal", "uniform")
-
-INIT_OPTIONS: dict[str, dict[str, Any]] = {
-    "he": {"gain": 1.0, "mode": "fan_in", "distribution": "normal"},
-    "xavier": {"gain": 1.0, "distribution": "normal"},
-    "lecun": {"gain": 1.0, "distribution": "normal"},
-    "orthogonal": {"gain": 1.0},
-    "identity": {"gain": 1.0},
-    "normal": {"gain": 1.0, "std": 0.01},
-    "uniform": {"gain": 1.0, "std": 0.01},
-    "truncated_normal": {"gain": 1.0, "std": None, "corrected": True},
-    "sparse": {"gain": 1.0, "std": None, "sparsity": 0.9},
-    "torch_default": {"gain": 1.0},
-    "mean_field": {"gain": 1.0, "sigma_w2": 1.0},
-    "lyapunov": {"gain": 1.0},
-    "lsuv": {"gain": 1.0, "tolerance": 0.1, "iterations": 10},
-}
-DATA_OPTIONS: dict[str, dict[str, Any]] = {
-    "digits": {"standardize": True},
-    "mnist5k": {"standardize": True},
-    "file": {"standardize": True, "path": None},
-    "gaussian": {"samples": 2000, "features": 64, "targets": 1, "normalize": False, "seed": 0},
-    "ones": {"samples": 64},
-}
-OPTIMIZER_OPTIONS: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 0.01, "weight_decay": 0.0, "clip_norm": None},
-    "momentum": {"lr": 0.01, "weight_decay": 0.0, "clip_norm": None, "momentum": 0.9},
-    "adam": {"lr": 0.001, "weight_decay": 0.0, "clip_norm": None},
-    "rmsprop": {"lr": 0.001, "weight_decay": 0.0, "clip_norm": None},
-}
 
 
 class ConfigError(ValueError):
     """An option has a value that cannot work; the text says which, what was given and what is allowed."""
-
-
-INIT_LOWEST = {"std": 0, "sigma_w2": 0, "sparsity": 0, "tolerance": 0, "iterations": 1}
-"""Options of a scheme -> the lowest number that it can work with."""
-
-LYAPUNOV_ACTIVATIONS = ("linear", "relu", "leaky_relu")
 
 
 def check_choice(key: str, given: object, choices: Sequence[str]) -> None:
@@ -77,6 +29,97 @@ def check_choice(key: str, given: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{key} must be one of {', '.join(choices)}, got {given!r}")
 
 
+def asked_for(function: Callable[..., Any], **facts: Any) -> dict[str, Any]:
+    """Return those facts of a run that a function asks for, by keyword-only parameters."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # written in C without a signature, such as torch.Tensor.zero_
+        return {}
+    names = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    return {key: value for key, value in facts.items() if key in names}
+
+
+def read_choices(source: str, registry: str) -> dict[str, dict[str, Any]]:
+    r"""Return the names in a dict of choices, each with its options and their defaults, from the source text.
+
+    The function of an entry is its value, or the first argument of its value. Options are the parameters that have
+    a default and are not keyword-only: what stands behind the ``*`` is given by the run, such as ``generator``.
+
+    Args:
+        source: Text of a Python file.
+        registry: Name of the dict in it.
+
+    Raises:
+        ConfigError: If there is no such dict, an entry names no function of the file, or a default is no literal.
+
+    Example:
+        >>> read_choices("def half_(weight, gain=1.0, *, generator=None): ...\nINITS = {'half': half_}", "INITS")
+        {'half': {'gain': 1.0}}
+    """
+    functions: dict[str, ast.arguments] = {}
+    entries: list[tuple[str, ast.expr]] | None = None
+    for statement in ast.parse(source).body:
+        match statement:
+            case ast.FunctionDef(name=name, args=arguments):
+                functions[name] = arguments
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=ast.Dict(keys=keys, values=values))
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.Dict(keys=keys, values=values))
+            ) if name == registry:
+                entries = [(ast.literal_eval(key), value) for key, value in zip(keys, values, strict=True) if key]
+    if entries is None:
+        raise ConfigError(f"there is no dict {registry} in the source")
+    choices: dict[str, dict[str, Any]] = {}
+    for name, value in entries:
+        match value:
+            case ast.Name(id=function) | ast.Call(args=[ast.Name(id=function), *_]):
+                if function not in functions:
+                    raise ConfigError(f"{registry}['{name}'] names {function}, which is no function of its file")
+                choices[name] = _options(functions[function], f"{registry}['{name}']")
+            case _:  # a lambda, or a function of torch
+                choices[name] = {}
+    return choices
+
+
+def _options(arguments: ast.arguments, where: str) -> dict[str, Any]:
+    positional = arguments.args[len(arguments.args) - len(arguments.defaults) :]
+    try:
+        return {
+            entry.arg: ast.literal_eval(default)
+            for entry, default in zip(positional, arguments.defaults, strict=True)
+        }
+    except ValueError as error:
+        raise ConfigError(f"the defaults of {where} must be plain values: {error}") from error
+
+
+def _of(file: str, registry: str) -> dict[str, dict[str, Any]]:
+    return read_choices((Path(__file__).parent / file).read_text("utf-8"), registry)
+
+
+INIT_OPTIONS = _of("networks/inits.py", "INITS")
+ACTIVATIONS = tuple(_of("networks/activations.py", "ACTIVATIONS"))
+DATA_OPTIONS = _of("runs/data.py", "LOADERS")
+OPTIMIZER_OPTIONS = _of("runs/optimizers.py", "OPTIMIZERS")
+LOSSES = ("auto", *_of("runs/losses.py", "LOSSES"))
+
+# Groups of options of which a run chooses one by name.
+GROUPS = {"init": INIT_OPTIONS, "data": DATA_OPTIONS, "optimizer": OPTIMIZER_OPTIONS}
+
+NORMALIZATIONS = ("none", "batch", "layer")
+RESIDUALS = ("none", "plain", "depth", "zero")
+DTYPES = ("float32", "float64")
+MODES = ("fan_in", "fan_out")
+DISTRIBUTIONS = ("normal", "uniform")
+LYAPUNOV_ACTIVATIONS = ("linear", "relu", "leaky_relu")
+
+INIT_LOWEST = {"std": 0, "sigma_w2": 0, "sparsity": 0, "tolerance": 0, "iterations": 1}
+"""Options of a scheme -> the lowest number that it can work with."""
+
+_NO_NUMBERS = {
+    key for options in INIT_OPTIONS.values() for key, default in options.items() if isinstance(default, str | bool)
+}
+
+
 def check_init_options(options: Mapping[str, Any]) -> None:
     """Check that the options of a scheme are numbers that it can work with.
 
@@ -87,7 +130,7 @@ def check_init_options(options: Mapping[str, Any]) -> None:
         ValueError: For the first that cannot work.
     """
     for key, value in options.items():
-        if value is None or key in ("mode", "distribution", "corrected"):
+        if value is None or key in _NO_NUMBERS:
             continue
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise ValueError(f"{key} must be a number, got {value!r}")

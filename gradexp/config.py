@@ -2,8 +2,7 @@
 
 The dataclasses are the schema that Hydra checks a command line against, and what Python users build
 directly: ``Config(depth=150, init="he")`` or ``init=InitConfig("he")``. The string under a field is its help text.
-The dicts name every choice of a group together with the options it has and their defaults; an option left at ``None``
-takes the default of its choice.
+An option of a group that is left at ``None`` takes the default of its choice, from ``gradexp.choices``.
 
 This file imports neither torch nor Hydra, so that ``--help`` stays fast.
 """
@@ -16,16 +15,14 @@ from typing import Any
 
 from gradexp.choices import (
     ACTIVATIONS,
-    DATA_OPTIONS,
     DISTRIBUTIONS,
     DTYPES,
+    GROUPS,
     INIT_LOWEST,
-    INIT_OPTIONS,
     LOSSES,
     LYAPUNOV_ACTIVATIONS,
     MODES,
     NORMALIZATIONS,
-    OPTIMIZER_OPTIONS,
     RESIDUALS,
     ConfigError,
 )
@@ -180,12 +177,11 @@ class Config:
             ConfigError: For the first option whose value cannot work.
         """
         try:
-            convert(self, choices=("init", "data", "optimizer"))
+            convert(self, choices=tuple(GROUPS))
         except WrongKindError as error:
             raise ConfigError(str(error)) from None
-        _resolve("init", self.init, INIT_OPTIONS)
-        _resolve("data", self.data, DATA_OPTIONS)
-        _resolve("optimizer", self.optimizer, OPTIMIZER_OPTIONS)
+        for group in GROUPS:
+            _resolve(group, getattr(self, group), GROUPS[group])
         self._resolve_depth()
         for key, value in _numbers(self):
             _require(math.isfinite(value), key, value, "a finite number")
@@ -308,7 +304,7 @@ _CHOICES = {
 def as_dict(config: Config) -> dict[str, Any]:
     """Return the resolved options; init, data and optimizer hold their name and their own options only."""
     options = dataclasses.asdict(config)
-    for group, choices in (("init", INIT_OPTIONS), ("data", DATA_OPTIONS), ("optimizer", OPTIMIZER_OPTIONS)):
+    for group, choices in GROUPS.items():
         own = choices[options[group]["name"]]
         options[group] = {key: value for key, value in options[group].items() if key == "name" or key in own}
     return options
@@ -326,6 +322,16 @@ def _resolve(group: str, config: Any, choices: dict[str, dict[str, Any]]) -> Non
             setattr(config, entry.name, own[entry.name] if given is None else given)
         elif given is not None:
             raise ConfigError(f"{group} '{config.name}' has no option '{entry.name}'; it takes {', '.join(own)}")
+
+
+def _check_fields(group: str, schema: type) -> None:
+    """Refuse a choice with an option that the schema, and with it the command line, does not know."""
+    for name, options in GROUPS[group].items():
+        for option in options.keys() - {entry.name for entry in dataclasses.fields(schema)}:
+            raise ConfigError(
+                f"{group} '{name}' has an option '{option}', which {schema.__name__} in config.py lacks: "
+                f"give it a field there, '{option}: TYPE | None = None', and a line of help"
+            )
 
 
 def _numbers(config: Any, prefix: str = "") -> list[tuple[str, float]]:
@@ -350,3 +356,8 @@ def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
     if not condition:
         shown = repr(value) if isinstance(value, str) else value
         raise ConfigError(f"{key} must be {allowed}, got {shown}")
+
+
+_check_fields("init", InitConfig)
+_check_fields("data", DataConfig)
+_check_fields("optimizer", OptimizerConfig)

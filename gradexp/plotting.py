@@ -1,6 +1,7 @@
-"""Pictures of measurements, drawn with matplotlib, which is loaded only when a figure is asked for."""
+"""What all figures share: colours, labels, axes of powers of ten, saving. Only a figure loads matplotlib."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,21 +24,24 @@ LABELS = {
 
 
 def save(figure: "Figure", path: Path, dpi: int) -> Path:
-    """Write a figure as PNG and as SVG, whose endings are added to the path, and return the PNG file."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # all parts have found their places, once for both files
-    for ending in ("svg", "png"):
-        file = path.with_name(f"{path.name}.{ending}")
-        with replacing(file) as part:
-            figure.savefig(part, dpi=dpi, format=ending)
+    """Write a figure to ``path.png`` and ``path.svg`` and return the former."""
+    with warnings.catch_warnings():
+        # A name may have letters that the font has not; they are drawn as boxes.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the layout is done, once for both files
+        for ending in ("svg", "png"):
+            file = path.with_name(f"{path.name}.{ending}")
+            with replacing(file) as neighbour:
+                figure.savefig(neighbour, dpi=dpi, format=ending)
     return file
 
 
 def powers_of_ten(axes: "Axes") -> None:
-    """Label an axis of logarithms, since float64 does not hold the sizes themselves."""
+    """Label an axis of logarithms as powers of ten; float64 does not hold the sizes themselves."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    # At least a decade: below, all labels would be the same, and rounding noise would look like a course.
+    # At least a decade: below, all labels would be the same, and rounding noise would look like a trend.
     low, high = axes.dataLim.intervaly
     if math.isfinite(low) and high - low < 1:
         x, bottom = axes.dataLim.x0, math.floor(low)

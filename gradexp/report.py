@@ -1,16 +1,24 @@
 """``python -m gradexp.report``: compare the runs of a sweep, also while it runs or after it broke off."""
 
-import argparse
+from gradexp.cli.interruptions import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before the imports, which take half a second
+
+import signal
 import sys
 from pathlib import Path
 
 from gradexp.choices import ConfigError
+from gradexp.cli.arguments import Parser
+from gradexp.cli.errors import shortened
+from gradexp.cli.interruptions import Interrupted, Interruptions
 from gradexp.sweeps.report import report
 
 
 def main() -> None:
     """Print the comparison, or one line that says what is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m gradexp.report",
         description="Compare the runs of a sweep: a table here; sweep.csv, figures and report.html in its folder.",
         epilog="It may be called at any time, also while the sweep runs.",
@@ -20,15 +28,18 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without unicode shows ? instead of failing
-    try:
-        report(folder)
-    except ConfigError as error:
-        _refuse(str(error))
-    except OSError as error:
-        # A full disk has no file name.
-        _refuse(f"cannot write to {error.filename or folder}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with Interruptions() as interruptions:
+        try:
+            report(folder)
+            interruptions.hold()
+        except ConfigError as error:
+            _refuse(shortened(str(error)))
+        except OSError as error:
+            # A full disk has no file name.
+            _refuse(shortened(f"cannot write to {error.filename or folder}: {error.strerror or error}"))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)  # noqa: T201
+            sys.exit((interruptions.pending or Interrupted(signal.SIGINT)).exit_code)
 
 
 def _refuse(line: str) -> None:

@@ -1,5 +1,10 @@
 """``python -m gradexp.run``: build, measure and train one very deep network."""
 
+from gradexp.cli.interruptions import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before the imports, which take half a second
+
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,8 +22,9 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
     from gradexp.runs.result import Sink
     from gradexp.sinks.console import Console, Line
     from gradexp.sinks.files import Files
+    from gradexp.sinks.folder import keep_until_replaced
     from gradexp.sinks.tensorboard import TensorBoard
-    from gradexp.sweeps.folder import alone_in, clear
+    from gradexp.sweeps.folder import alone_in
 
     of_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     # In a sweep three further runs for each job would fill TensorBoard's list, and pictures take longer than a stack.
@@ -26,14 +32,19 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
         not of_sweep if asked is None else asked for asked in (config.record.subruns, config.record.figures)
     )
     shown = Line(folder, config.quiet) if of_sweep else Console(folder, config.quiet)
-    sinks: list[Sink] = [TensorBoard(folder, subruns, figures), Files(folder, figures), shown]
-    with alone_in(folder / ".hydra", "run", "wait for its end, or choose another folder with hydra.run.dir=FOLDER"):
-        clear(folder)
+    files: list[Sink] = [TensorBoard(folder, subruns, figures), Files(folder, figures)]
+    remedy = "wait for its end, or choose another folder with hydra.run.dir=FOLDER"
+    with alone_in(folder / ".hydra", "run", remedy, wait=_REPORT_LOOKS):
+        sinks = [*keep_until_replaced(folder, files), shown]
         if (result := stacks.take(config)) is not None:
-            deliver(result, sinks, overrides)
+            with interruptions.held():
+                deliver(result, sinks, overrides)
         else:
             run(config, [interruptions, *sinks], overrides)
 
+
+# Seconds. A report that looks whether a job is at work holds its lock for a moment.
+_REPORT_LOOKS = 1.0
 
 main = command(job)
 

@@ -1,24 +1,15 @@
-"""Options: defaults, ranges, error texts, and that the YAML files say the same as the schema."""
+"""Options: defaults, ranges and error texts."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from gradexp import config as schema
 from gradexp.choices import ConfigError
 from gradexp.cli.about import CONFIG_DIR
 from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, RecordConfig, VerdictConfig
-
-GROUPS = {"init": schema.INIT_OPTIONS, "data": schema.DATA_OPTIONS, "optimizer": schema.OPTIMIZER_OPTIONS}
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_yaml_files_hold_the_choices_and_defaults_of_the_schema(group: str) -> None:
-    files = {path.stem: yaml.safe_load(path.read_text()) for path in (CONFIG_DIR / group).glob("*.yaml")}
-    assert files == {name: {"name": name, **options} for name, options in GROUPS[group].items()}
 
 
 def test_defaults_are_the_main_job() -> None:

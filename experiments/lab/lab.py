@@ -66,7 +66,7 @@ class Lab:
     def runs(self, *overrides: str) -> list[Result]:
         """Run all networks of the preset, those of equal shape as stacks, and return their results in order.
 
-        Each has the numbers that ``gradexp.experiment.run`` gives it alone.
+        Each has the numbers that ``gradexp.runs.run`` gives it alone.
         """
         configs = self.configs(*overrides)
         found: dict[int, Result] = {}

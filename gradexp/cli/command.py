@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,10 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gradexp.choices import ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
-from gradexp.cli.composing import IS_HYDRA_1_3, VERSION_BASE, store_config, to_config, without_hydra
-from gradexp.cli.errors import error_line, print_error
+from gradexp.cli.arguments import check_flags
+from gradexp.cli.composing import IS_HYDRA_1_3, VERSION_BASE, only_our_targets, store_config, to_config, without_hydra
+from gradexp.cli.errors import error_line, print_error, shortened
 from gradexp.cli.interruptions import Interrupted, Interruptions, line_of
 from gradexp.config import Config
+from gradexp.runs.device import fix_order_of_sums
 
 
 def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: Command = RUN) -> Callable[[], None]:
@@ -43,9 +46,11 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
     """
 
     def main() -> None:
-        interruptions = Interruptions()
-        _fix_order_of_sums()
+        interruptions = Interruptions(waits_for_files=True)
+        fix_order_of_sums()
         wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+
+        mistakes: list[Exception] = []
 
         def from_hydra(composed: DictConfig) -> None:
             settings = HydraConfig.get()
@@ -59,6 +64,7 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                     overrides,
                     interruptions,
                 )
+                interruptions.release()
             except KeyboardInterrupt as interruption:
                 if about.keeps_files and not of_sweep:
                     interruption.add_note(f"what was measured so far is in {folder}")
@@ -66,6 +72,9 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
             except Exception as error:
                 if interruptions.pending is not None:  # the import that it cut short has made another error of it
                     raise interruptions.pending from None
+                if settings.mode is RunMode.RUN:
+                    mistakes.append(error)  # Hydra would add a line that repeats the whole command
+                    return
                 if not of_sweep:
                     raise
                 # The other jobs go on, and what a worker process raises must be of a kind that can be sent.
@@ -73,18 +82,23 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                 print_error(f"{folder.name}: {traceback.format_exc() if wants_traceback else line}")
                 raise ConfigError(line) from None
             finally:
-                interruptions.release()
+                interruptions.let()
 
         def run() -> None:
             # Hydra always makes a folder. That of a command without files is gone when it ends.
             temporary = nullcontext() if about.keeps_files else tempfile.TemporaryDirectory(prefix="gradexp-")
             with temporary as scratch:
+                check_flags(sys.argv[1:], about)
                 store_config(about, scratch)
                 is_composed = about.schema is Config
                 # Hydra 1.3 warns where version_base is missing, 1.4 where it is there.
                 base = {"version_base": VERSION_BASE} if IS_HYDRA_1_3 else {}
                 path, name = (str(CONFIG_DIR), "config") if is_composed else (None, about.name)
-                hydra.main(config_path=path, config_name=name, **base)(from_hydra)()
+                with only_our_targets(), warnings.catch_warnings():
+                    warnings.showwarning = _show_warning
+                    hydra.main(config_path=path, config_name=name, **base)(from_hydra)()
+                if mistakes:
+                    raise mistakes[0]
 
         with interruptions:
             code = _run_safely(run, about, interruptions, wants_traceback)
@@ -110,14 +124,19 @@ def _checked(composed: DictConfig, about: Command, folder: Path | None, override
         raise
 
 
-def _fix_order_of_sums() -> None:
-    """Get bit for bit the same numbers for a network alone and in a stack; MKL reads this when torch is loaded."""
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+def _is_closed_pipe(error: Exception) -> bool:
+    """Return whether the reader of the standard output is gone, as with ``| head``, and with it the wish for more."""
+    return isinstance(error, BrokenPipeError) and not error.filename
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning in one line, without the place in the library that gave it."""
+    print_error(f"warning: {' '.join(shortened(str(message)).split())}")
 
 
 def prepare_worker() -> None:
     """Make a worker process compute, and Hydra in it behave, as in the command."""
-    _fix_order_of_sums()
+    fix_order_of_sums()
     if IS_HYDRA_1_3:
         setbase(VERSION_BASE)
 
@@ -140,8 +159,13 @@ def _run_safely(run: Callable[[], Any], about: Command, interruptions: Interrupt
             if interruptions.pending is None:
                 if wants_traceback:
                     raise
-                print_error(error_line(error, about))
                 code = 1
+                if _is_closed_pipe(error):
+                    nowhere = os.open(os.devnull, os.O_WRONLY)  # for what Python writes at its end
+                    os.dup2(nowhere, 1)
+                    os.close(nowhere)
+                else:
+                    print_error(error_line(error, about))
         finally:
             interruptions.hold()
             if not wants_traceback:
@@ -150,8 +174,6 @@ def _run_safely(run: Callable[[], Any], about: Command, interruptions: Interrupt
     except KeyboardInterrupt as raised:
         # A library may have put a plain one in its place.
         interruption = interruptions.pending or Interrupted(signal.SIGINT)
-        for note in getattr(raised, "__notes__", []):
-            interruption.add_note(note)
-        print_error(line_of(interruption))
+        print_error(line_of(raised))
         code = interruption.exit_code
     return code

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_loader import ConfigLoader
@@ -15,9 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
 
-from gradexp.choices import ConfigError
+from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.help import help_text
+from gradexp.cli.targets import check_targets
 from gradexp.config import Config
 
 IS_HYDRA_1_3 = hydra.__version__.startswith("1.3")
@@ -30,12 +32,12 @@ def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
     Raises:
         OmegaConfBaseException: For an unknown key, which is no job but a mistake.
     """
-    from gradexp.runs.summary import config_hash, hash_of
+    from gradexp.runs.summary import config_hash, hash_of, recorded
 
     try:
         return config_hash(to_config(composed)), None
     except ConfigError as error:
-        return hash_of(without_hydra(composed)), str(error)
+        return hash_of(recorded(without_hydra(composed))), str(error)
 
 
 @contextmanager
@@ -48,6 +50,24 @@ def ahead_of_its_job(composed: DictConfig) -> Iterator[None]:
         yield
     finally:
         Singleton.set_state(state)
+
+
+@contextmanager
+def only_our_targets() -> Iterator[None]:
+    """Refuse configs that name code to be run, before Hydra runs it."""
+    load = ConfigLoaderImpl.load_configuration
+
+    def checked(self: ConfigLoaderImpl, *args: Any, **options: Any) -> DictConfig:
+        composed = load(self, *args, **options)
+        if composed.get("hydra") is not None:
+            check_targets(OmegaConf.to_container(composed.hydra))
+        return composed
+
+    ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign]
 
 
 def without_hydra(composed: DictConfig) -> dict[str, Any]:
@@ -83,7 +103,10 @@ def expand(params: Mapping[str, Any] | None, overrides: Sequence[str], loader: C
     """
     given = [f"{key}={value}" for key, value in (params or {}).items()] + list(overrides)
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
-    [jobs] = BasicSweeper.split_arguments(parsed, None)
+    try:
+        [jobs] = BasicSweeper.split_arguments(parsed, None)
+    except ValueError as error:  # of a range whose step is 0, for one
+        raise ConfigError(f"the values of the sweep cannot be listed: {error}") from error
     if not jobs:
         raise ConfigError("a sweep over no values: a glob or a range of the command line is empty")
     return [list(own) for own in jobs]
@@ -121,6 +144,9 @@ def store_config(about: Command, scratch: str | None) -> None:
     """Give Hydra a command's schema, help and folders."""
     store = ConfigStore.instance()
     store.store(name="schema" if about.schema is Config else about.name, node=about.schema)
+    for group, choices in GROUPS.items() if about.schema is Config else ():
+        for choice, options in choices.items():
+            store.store(group=group, name=choice, node={"name": choice, **options})
     # A resolver, so that the text is put together for --help only and does not stand in every run's snapshot.
     # Hydra 1.4's omegaconf calls it by another name.
     register: Any = getattr(OmegaConf, "register_new_resolver" if IS_HYDRA_1_3 else "register_resolver")

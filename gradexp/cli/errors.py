@@ -11,14 +11,30 @@ from gradexp.choices import ConfigError
 from gradexp.cli.about import RUN, Command
 from gradexp.cli.help import list_options
 
+# Letters of a word, and of a line, beyond which they are cut.
+_LONGEST_WORD, _LONGEST = 400, 1000
+
 _OTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER, or of a sweep with hydra.sweep.dir=FOLDER"
 
 # Choices that come with an extra of the same name.
 _EXTRAS = {"hydra/launcher": ("joblib",)}
 
 
+def shortened(text: str) -> str:
+    """Return a text, and of words that fill a screen only their beginning and end."""
+    return re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda match: f"{match[0][:60]}...{match[0][-20:]}", text)
+
+
 def error_line(error: BaseException, about: Command = RUN) -> str:
     """Say in one or two lines what was wrong, what was given and what is allowed."""
+    return "\n".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in _lines(error, about))
+
+
+def _lines(error: BaseException, about: Command) -> list[str]:
+    return shortened(_text_of(error, about)).split("\n")[:2]
+
+
+def _text_of(error: BaseException, about: Command) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
         extra = f", or install it with pip install 'gradexp[{name}]'" if name in _EXTRAS.get(group, ()) else ""
@@ -35,13 +51,16 @@ def error_line(error: BaseException, about: Command = RUN) -> str:
     if isinstance(error, OSError) and error.strerror and not error.filename:  # of a file that was open already
         return f"cannot write: {error.strerror}"
     if isinstance(error, OSError) and error.filename:
-        return f"cannot write to {error.filename}: {error.strerror}; {_OTHER_FOLDER}"
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", [])[:1])
+        return f"cannot write to {error.filename}: {error.strerror}{notes}; {_OTHER_FOLDER}"
     if match := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
         return f"{match[1]} is several values: add -m to run one after another, or write a list as key=[1,2]"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, CompactHydraException | ConfigError):
         return "\n".join(lines[:2])
-    # Not foreseen, for example too little memory.
+    if isinstance(error, MemoryError) or re.search(r"not enough memory|can't allocate|out of memory", str(error)):
+        return "not enough memory; choose a smaller depth, width, batch_size or seeds, or fewer data"
+    # Not foreseen.
     return f"{type(error).__name__}: {lines[0] if lines else ''}\nHYDRA_FULL_ERROR=1 shows where it happened"
 
 

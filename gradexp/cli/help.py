@@ -7,11 +7,9 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
 
-from gradexp.choices import ACTIVATIONS, DATA_OPTIONS, INIT_OPTIONS, OPTIMIZER_OPTIONS
+from gradexp.choices import ACTIVATIONS, GROUPS
 from gradexp.cli.about import CONFIG_DIR, Command
 from gradexp.config import Config
-
-_GROUPS = {"init": INIT_OPTIONS, "data": DATA_OPTIONS, "optimizer": OPTIMIZER_OPTIONS}
 
 
 @dataclass(frozen=True)
@@ -21,6 +19,13 @@ class Option:
     key: str
     default: Any
     text: str
+
+
+def choices(group: str) -> list[str]:
+    """Return the names that a group has to choose from."""
+    if group in GROUPS:
+        return list(GROUPS[group])
+    return sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 
 
 def list_options(schema: type = Config, prefix: str = "") -> list[Option]:
@@ -50,27 +55,28 @@ def _field_texts(cls: type) -> dict[str, str]:
 @cache  # OmegaConf asks for it several times while it composes a config, help or not
 def help_text(about: Command) -> str:
     """Return what ``--help`` prints of a command: summary, example, groups, options, activations."""
-    shown = {group: choices for group, choices in _GROUPS.items() if group not in about.unused}
+    shown = {group: named for group, named in GROUPS.items() if group not in about.unused}
     lines = [about.summary, "", f"  python -m gradexp.{about.name} {about.example}", ""]
     if about.schema is Config:
         lines += ["Choices, each with its own options (group=choice, group.option=value):", ""]
-        for group, choices in shown.items():
+        for group, named in shown.items():
             lines.append(f"  {group}")
-            for name, own in choices.items():
+            for name, own in named.items():
                 options = " ".join(f"{group}.{key}={_yaml(value)}" for key, value in own.items())
                 lines.append(f"    {group}={name:<17} {options}".rstrip())
-        presets = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
-        lines += [f"  experiment (presets): {', '.join(presets)}", ""]
+        lines += [f"  experiment (presets): {', '.join(choices('experiment'))}", ""]
     lines += ["Options:", ""]
     for option in list_options(about.schema):
         parts = option.key.split(".")
         if parts[-1] == "name" or parts[0] in about.unused:
             continue
-        default = "" if parts[0] in _GROUPS else f"={_yaml(option.default)}"
+        default = "" if parts[0] in GROUPS else f"={_yaml(option.default)}"
         lines.append(f"  {option.key + default:<26} {option.text}")
     if about.unused:
         lines += ["", "The other options of gradexp.run are taken too, and change nothing here."]
     lines += ["", f"Activations: {', '.join(ACTIVATIONS)}", ""]
+    if about.keeps_files:
+        lines += ["Ctrl-C and SIGTERM end it in order (exit codes 130, 143); without its terminal it goes on.", ""]
     lines += [f"Sweep with -m: python -m gradexp.{about.name} -m {about.sweep}", "Hydra's own flags: --hydra-help"]
     # Braces and dollars would be taken for parts of Hydra's template.
     return "\n".join(lines).replace("$", "$$")

@@ -50,11 +50,14 @@ class Interruptions:
     """Turn the first SIGINT or SIGTERM into ``Interrupted``, and ignore later ones while files are completed.
 
     It is the first sink of a run as well. An exception raised inside an import or a callback of a library may be
-    swallowed there, and is then raised again at the next sign of life of the run; and a signal that comes while the
-    files of a run are completed waits until they are.
+    swallowed there, and is then raised again at the next sign of life of the run.
+
+    Args:
+        waits_for_files: Whether a signal that comes while the files of a run are completed waits for ``release``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, waits_for_files: bool = False) -> None:
+        self.waits_for_files = waits_for_files
         self.pending: Interrupted | None = None
         self._raised = False
         self._holding = False
@@ -82,7 +85,8 @@ class Interruptions:
     def write(self, stage: str, result: Any) -> None:
         """Raise an interruption that was swallowed; from the end on hold later ones back."""
         if stage == "end":
-            self.hold()
+            if self.waits_for_files:
+                self.hold()
             # It may have come as the error of an import that it cut short.
             if self.pending is not None and result is not None and result.status == "failed":
                 result.status, result.error = "interrupted", None
@@ -97,13 +101,17 @@ class Interruptions:
         """Let signals wait from now on."""
         self._holding = True
 
+    def let(self) -> None:
+        """Let no further signal wait."""
+        self._holding = False
+
     def release(self) -> None:
         """Raise a signal that has waited, and let no other wait.
 
         Raises:
             Interrupted: If there was one.
         """
-        self._holding = False
+        self.let()
         if self.pending is not None and not self._raised:
             self._raised = True
             raise self.pending

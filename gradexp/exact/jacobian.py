@@ -30,11 +30,11 @@ from gradexp.numerics.seeds import generator
 
 # A singular value that differs by more than this, relatively, between two sweeps is not known.
 _AGREEMENT = 1e-8
-_MOST_TRIPS = 4
+_MAX_TRIPS = 4
 _ROUNDING = 2.0**-52
 # What Jacobi's rotations leave changes a singular value by the square of this cosine.
 _COSINE = 1e-10
-_MOST_ROTATIONS = 30
+_MAX_ROTATIONS = 30
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def singular_values(model: MLP, x: Tensor, *, first: int = 1, last: int | None =
     Args:
         model: One network or a stack, without normalization and residual; not changed.
         x: Inputs, shape ``(batch, n_0)``.
-        first: Layer at whose z the Jacobian starts; 0: at x.
-        last: Layer at whose z it ends; None: the last.
+        first: The layer at whose z the Jacobian starts; 0: at x.
+        last: The layer at whose z it ends; None: the last.
 
     Returns:
         Shape ``(networks, batch, min(n_first, n_last))``, float64, in descending order. -inf: exactly 0, because
@@ -103,18 +103,18 @@ def singular_values(model: MLP, x: Tensor, *, first: int = 1, last: int | None =
     nudged = [factor * (1 + sign.to(factor) * _ROUNDING) for factor, sign in zip(factors, signs, strict=True)]
     q = torch.eye(inputs).to(factors[0]).expand(model.networks, len(x), -1, -1)
     q, *_ = _triangle(nudged, q)  # to find where the steepest directions end
-    for _ in range(_MOST_TRIPS):
+    for _ in range(_MAX_TRIPS):
         q, *triangle = _triangle(_transposed(factors), q)
-        found = _one_sided_jacobi(*triangle)
+        logs = _one_sided_jacobi(*triangle)
         q, *triangle = _triangle(nudged, q)
-        again = _one_sided_jacobi(*triangle)
-        known = (found == again) | ((found - again).abs() < _AGREEMENT / math.log(2))
-        if known.all():
+        logs_of_nudged = _one_sided_jacobi(*triangle)
+        agree = (logs == logs_of_nudged) | ((logs - logs_of_nudged).abs() < _AGREEMENT / math.log(2))
+        if agree.all():
             break
-    # What is exactly 0 without being so by its zeros is so by chance.
-    by_chance = (found == -torch.inf) & (torch.arange(found.shape[-1]).to(found) < _rank_bound(factors))
-    found = found.where(known & ~by_chance, torch.nan) * LOG10_2
-    return torch.nn.functional.pad(found, (0, min(inputs, outputs) - found.shape[-1]), value=-torch.inf)
+    # A value that is exactly 0, although no zeros among the factors' elements make it so, is rounding's.
+    rounded_to_zero = (logs == -torch.inf) & (torch.arange(logs.shape[-1]).to(logs) < _rank_bound(factors))
+    log10 = logs.where(agree & ~rounded_to_zero, torch.nan) * LOG10_2
+    return torch.nn.functional.pad(log10, (0, min(inputs, outputs) - log10.shape[-1]), value=-torch.inf)
 
 
 def lyapunov_spectrum(
@@ -141,11 +141,11 @@ def lyapunov_spectrum(
     Args:
         model: One network or a stack, without normalization and residual; not changed.
         x: Inputs, shape ``(batch, n_0)``.
-        first: Layer at whose z the Jacobian starts; 0: at x.
-        last: Layer at whose z it ends; None: the last.
-        count: How many exponents; None: as many as the narrowest of these layers has units. Few are cheap.
+        first: The layer at whose z the Jacobian starts; 0: at x.
+        last: The layer at whose z it ends; None: the last.
+        count: The number of exponents; None: the width of the narrowest of these layers. Few are cheap.
         each_layer: Whether to return log |Rˡ_kk| of each layer instead of the mean.
-        seed: Of V, which is uniform (Haar) and common to all samples and networks.
+        seed: The seed of V, which is uniform (Haar) and common to all samples and networks.
 
     Returns:
         Shape ``(networks, batch, count)``, float64; -inf beyond the rank. With ``each_layer`` a first dimension
@@ -201,17 +201,17 @@ def spectral_moments(
     Args:
         model: One network or a stack, without normalization and residual; not changed.
         x: Inputs, shape ``(batch, n_0)``.
-        first: Layer at whose z the Jacobian starts; 0: at x.
-        last: Layer at whose z it ends; None: the last.
-        probes: How many v, at least 2. If few singular values dominate, the relative standard error of both
+        first: The layer at whose z the Jacobian starts; 0: at x.
+        last: The layer at whose z it ends; None: the last.
+        probes: The number of v, at least 2. If few singular values dominate, the relative standard error of both
             estimates is about √(2 / probes); if many take part, far less.
-        seeds: Seed of each network; None: 0, 1, ...
+        seeds: The seed of each network; None: 0, 1, ...
 
     Raises:
         ValueError: As ``singular_values``, or if there are too few probes, or not as many seeds as networks.
 
     Example:
-        >>> from gradexp.inits import initialize
+        >>> from gradexp import initialize
         >>> mlp = initialize(MLP([64] * 101, activation="linear", bias=False), "orthogonal", gain=0.1)
         >>> moments = spectral_moments(mlp, torch.ones(1, 64), first=0)
         >>> round(moments.log10_m1.item(), 4), round(moments.ratio.item(), 4)
@@ -245,7 +245,7 @@ def spectral_moments(
 
 
 def _factors(model: MLP, x: Tensor, first: int, last: int | None) -> list[Tensor]:
-    """Run forward and return the factors Dᶠ, Wᶠ⁺¹, Dᶠ⁺¹, ..., Wᵐ of J, the one that acts first in front.
+    """Run forward and return the factors Dᶠ, Wᶠ⁺¹, Dᶠ⁺¹, ..., Wᵐ of J, in the order in which they act.
 
     Dˡ is its diagonal, of shape ``(networks, batch, 1, n_l)``; Wˡ has shape ``(networks, n_l, n_l-1)``.
     """
@@ -254,9 +254,9 @@ def _factors(model: MLP, x: Tensor, first: int, last: int | None) -> list[Tensor
     last = model.depth if last is None else last
     if not 0 <= first < last <= model.depth:
         raise ValueError(f"first must be below last, both from 0 to {model.depth}, got {first} and {last}")
-    for cure in ("normalization", "residual"):
-        if getattr(model, cure) != "none":
-            raise ValueError(f"{cure} must be 'none' for a Jacobian, got {getattr(model, cure)!r}")
+    for option in ("normalization", "residual"):
+        if getattr(model, option) != "none":
+            raise ValueError(f"{option} must be 'none' for a Jacobian, got {getattr(model, option)!r}")
     if x.dim() != 2 or x.shape[1] != model.widths[0] or len(x) == 0:
         raise ValueError(f"x must have shape (batch, {model.widths[0]}), got {tuple(x.shape)}")
     layers = cast("list[StackedLinear]", list(model.layers))
@@ -267,9 +267,9 @@ def _factors(model: MLP, x: Tensor, first: int, last: int | None) -> list[Tensor
         for index, layer in enumerate(layers[:last]):
             if index:
                 a, slope = activate(model.activation, z)
-            if not all(part.isfinite().all() for part in (a.value, slope, layer.weight)):
-                what = f"φ(z) and φ'(z) of layer {index}" if index else "x"
-                raise ValueError(f"{what} and the weight of layer {index + 1} must be finite, got nan or inf")
+            if not all(tensor.isfinite().all() for tensor in (a.value, slope, layer.weight)):
+                inputs = f"φ(z) and φ'(z) of layer {index}" if index else "x"
+                raise ValueError(f"{inputs} and the weight of layer {index + 1} must be finite, got nan or inf")
             if index >= first:
                 factors += [slope.unsqueeze(2), layer.weight.detach().double()]
             z = linear(layer, slice(None), a)
@@ -350,11 +350,11 @@ def _one_sided_jacobi(rows: Tensor, exponents: Tensor) -> Tensor:
     ever measured against a larger one keeps the digits of the small ones.
 
     Args:
-        rows: Shape ``(..., k, n)``.
-        exponents: Shape ``(..., k, 1)``.
+        rows: Mantissas of the rows, shape ``(..., k, n)``.
+        exponents: Their exponents, shape ``(..., k, 1)``.
     """
     rounds = _rounds(rows.shape[-2])
-    for _ in range(_MOST_ROTATIONS):
+    for _ in range(_MAX_ROTATIONS):
         rows, shift = rescale(rows, dim=-1)
         exponents = exponents + shift
         largest_cosine = rows.new_zeros(())
@@ -382,7 +382,7 @@ def _one_sided_jacobi(rows: Tensor, exponents: Tensor) -> Tensor:
 
 
 def _rounds(players: int) -> list[tuple[list[int], list[int]]]:
-    """Pair everyone with everyone else once, as many pairs at a time as there can be: a round-robin tournament."""
+    """Pair all players once, as many pairs at a time as possible: a round-robin tournament."""
     seats = list(range(players + players % 2))
     rounds = []
     for _ in seats[1:]:

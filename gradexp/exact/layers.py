@@ -1,4 +1,4 @@
-"""Linear, activation, normaliser with exponents carried."""
+"""One layer with exponents carried: linear map, activation and normalisation."""
 
 from typing import NamedTuple
 
@@ -12,23 +12,23 @@ from gradexp.networks.normalization import DIMENSIONS, pull_back, standardize
 from gradexp.numerics.norms import times_power_of_two
 
 
-def linear(layer: StackedLinear, part: slice, a: Scaled) -> Scaled:
-    """Return W a + b."""
+def linear(layer: StackedLinear, networks: slice, a: Scaled) -> Scaled:
+    """Return W a + b of some networks of a stack."""
     value, exponent = a.mantissas()
-    z = scaled(torch.bmm(value, layer.weight[part].double().mT), exponent)
-    if layer.bias is None or not layer.bias[part].any():
+    z = scaled(torch.bmm(value, layer.weight[networks].double().mT), exponent)
+    if layer.bias is None or not layer.bias[networks].any():
         return z
-    return z.plus(scaled(layer.bias[part].double().unsqueeze(1).expand_as(z.value)))
+    return z.plus(scaled(layer.bias[networks].double().unsqueeze(1).expand_as(z.value)))
 
 
-def branch_factor(layer: StackedLinear, part: slice, like: Tensor) -> Tensor:
+def branch_factor(layer: StackedLinear, networks: slice, like: Tensor) -> Tensor:
     """Return the factor of a branch, shape ``(network or 1, 1, 1)``."""
-    branch = layer.branch[part].double() if isinstance(layer.branch, Tensor) else like.new_tensor([layer.branch])
+    branch = layer.branch[networks].double() if isinstance(layer.branch, Tensor) else like.new_tensor([layer.branch])
     return branch[:, None, None]
 
 
 class Normalised(NamedTuple):
-    """What N(z) was, and 1 / std of z as ``inverse * 2**-exponent``."""
+    """N(z), and 1 / std of z as ``inverse * 2**-exponent``."""
 
     kind: str
     value: Tensor
@@ -46,15 +46,15 @@ class Normalised(NamedTuple):
 
 
 def normalise(z: Scaled, kind: str) -> tuple[Scaled, Normalised]:
-    """Return N(z), and what its gradient needs."""
+    """Return N(z), and itself with all that its gradient needs."""
     value, exponent = _side_by_side(z, kind)
     normal, inverse, shift = standardize(value, DIMENSIONS[kind])
     return scaled(normal), Normalised(kind, normal, inverse, exponent + shift)
 
 
 def _side_by_side(v: Scaled, kind: str) -> tuple[Tensor, Tensor]:
-    """Return value and exponent such that all elements which are normalised together share the exponent."""
-    return v.together() if kind == "batch" else (v.value, v.exponent)
+    """Return value and exponent, with one exponent for all elements that are normalised together."""
+    return v.with_common_exponent() if kind == "batch" else (v.value, v.exponent)
 
 
 def activate(phi: Activation, z: Scaled) -> tuple[Scaled, Tensor]:

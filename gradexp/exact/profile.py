@@ -21,7 +21,7 @@ from gradexp.history.step import STATUSES
 from gradexp.networks.mlp import MLP, StackedLinear
 from gradexp.numerics.seeds import generator
 
-# Bytes stored for the way back beyond which a stack is worked through in parts.
+# A stack that must store more bytes than this for the way back is worked through slice by slice.
 _MEMORY = 1 << 26
 
 
@@ -52,10 +52,10 @@ def exact_profile(
     Args:
         mlp: One network or a stack; not changed.
         x: Inputs, shape ``(batch, n_0)``.
-        cotangent: Shape ``(batch, n_L)`` or ``(networks, batch, n_L)``, used as it is; None: drawn from
+        cotangent: Vectors c, shape ``(batch, n_L)`` or ``(networks, batch, n_L)``, used as it is; None: drawn from
             N(0, I) by each network's own generator and scaled to length 1.
-        seeds: Seed of each network; None: 0, 1, ...
-        progress: Called with (layers done, layers in all), for a large stack from threads of its own.
+        seeds: The seed of each network; None: 0, 1, ...
+        progress: A function of (layers done, layers in all), called for a large stack from threads of its own.
 
     Returns:
         A History with the single step 0.
@@ -90,8 +90,8 @@ def exact_profile(
     cotangent = cotangent.to(device, torch.float64).expand(networks, -1, -1)
     stored = 1 if mlp.normalization == "none" else 2
     at_once = max(1, _memory(device) // (8 * stored * batch * sum(mlp.widths)))
-    parts = [slice(start, start + at_once) for start in range(0, networks, at_once)]
-    done, total, lock = 0, 2 * mlp.depth * len(parts), Lock()
+    slices = [slice(start, start + at_once) for start in range(0, networks, at_once)]
+    done, total, lock = 0, 2 * mlp.depth * len(slices), Lock()
 
     def advance() -> None:
         nonlocal done
@@ -100,32 +100,32 @@ def exact_profile(
             if progress is not None:
                 progress(done, total)
 
-    def measure(part: slice) -> dict[str, Tensor]:
+    def measure(chunk: slice) -> dict[str, Tensor]:
         with torch.no_grad():
-            return _measure(mlp, part, x, cotangent[part], advance)
+            return _log10_sizes(mlp, chunk, x, cotangent[chunk], advance)
 
-    measured = _map(measure, parts, 1 if device.type != "cpu" else torch.get_num_threads())
+    measured = _map(measure, slices, 1 if device.type != "cpu" else torch.get_num_threads())
     sizes = {key: torch.cat([m[key] for m in measured], dim=1).cpu() for key in measured[0]}
     return _summarise(mlp, seeds, sizes)
 
 
 def _memory(device: torch.device) -> int:
-    """Return how many bytes may be stored for the way back: a CPU is fastest where a layer fits into its cache."""
+    """Return the bytes to store at most for the way back: a CPU is fastest where a layer fits into its cache."""
     return _MEMORY if device.type == "cpu" else 16 * _MEMORY
 
 
-def _map(measure: Callable[[slice], dict[str, Tensor]], parts: list[slice], threads: int) -> list[dict[str, Tensor]]:
-    """Measure several parts at a time, each by one thread.
+def _map(measure: Callable[[slice], dict[str, Tensor]], slices: list[slice], threads: int) -> list[dict[str, Tensor]]:
+    """Measure several slices of a stack at a time, with a thread for each.
 
     Sharing each operation among the threads, as torch does, would make them wait for each other thousands of times,
     which takes very long when another program needs one of the cores.
     """
-    workers = min(threads, len(parts))
+    workers = min(threads, len(slices))
     if workers == 1:
-        return [measure(part) for part in parts]
+        return [measure(networks) for networks in slices]
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(measure, parts))
+            return list(pool.map(measure, slices))
     finally:
         torch.set_num_threads(threads)  # for threads to come
 
@@ -135,7 +135,9 @@ def _unit_cotangents(seed: int, batch: int, width: int) -> Tensor:
     return torch.nn.functional.normalize(drawn, dim=1)
 
 
-def _measure(mlp: MLP, part: slice, x: Tensor, cotangent: Tensor, advance: Callable[[], None]) -> dict[str, Tensor]:
+def _log10_sizes(
+    mlp: MLP, networks: slice, x: Tensor, cotangent: Tensor, advance: Callable[[], None]
+) -> dict[str, Tensor]:
     """Return log10 sizes of every sample of some networks, each of shape ``(layer, network, sample)``."""
     layers = cast("list[StackedLinear]", list(mlp.layers))
     outputs: list[tuple[Tensor, Tensor]] = []
@@ -154,9 +156,9 @@ def _measure(mlp: MLP, part: slice, x: Tensor, cotangent: Tensor, advance: Calla
                 slope = slope.where(~lost.unsqueeze(2), torch.nan)
             slopes.append(slope)
         norm, largest = a.log10_sizes()
-        branch = linear(layer, part, a)
+        branch = linear(layer, networks, a)
         if mlp.has_skip(index):
-            factor = branch_factor(layer, part, x)
+            factor = branch_factor(layer, networks, x)
             norm = norm + factor.abs().log10().squeeze(2)
             z = z.plus(branch.times(factor))
         else:
@@ -173,10 +175,10 @@ def _measure(mlp: MLP, part: slice, x: Tensor, cotangent: Tensor, advance: Calla
         advance()
         if index:
             value, exponent = delta.mantissas()
-            back = scaled(slopes.pop() * torch.bmm(value, layers[index].weight[part].double()), exponent)
+            back = scaled(slopes.pop() * torch.bmm(value, layers[index].weight[networks].double()), exponent)
             if normals:
                 back = normals.pop().pull_back(back)
-            delta = delta.plus(back.times(branch_factor(layers[index], part, x))) if mlp.has_skip(index) else back
+            delta = delta.plus(back.times(branch_factor(layers[index], networks, x))) if mlp.has_skip(index) else back
     gradients.reverse()
 
     sizes = {
@@ -206,9 +208,9 @@ def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
         "output_grad": sizes["output_grad_norm"],
         "weight_grad": sizes["output_grad_norm"] + sizes["input_norm"],
     }
-    both = torch.cat([logs["output"], logs["output_grad"]])
-    zero = (both == -torch.inf).any(dim=0) & (both < torch.inf).all(dim=0)  # the latter is false for nan
-    alive = both.isfinite().all(dim=0)
+    signals = torch.cat([logs["output"], logs["output_grad"]])
+    zero = (signals == -torch.inf).any(dim=0) & (signals < torch.inf).all(dim=0)  # the latter is false for nan
+    alive = signals.isfinite().all(dim=0)
     # A network with no sample left still shows each layer up to where it died.
     chosen = alive | ~alive.any(dim=1, keepdim=True)
 

@@ -8,18 +8,18 @@ from torch import Tensor
 from gradexp.numerics.norms import LOG10_2, rescale, times_power_of_two
 
 ORDINARY = 500
-"""While the largest element of a sample is within 2**±500 its true value is held; squares of it still fit."""
+"""Samples whose largest element is within 2**±500 are held as they are: squares still fit."""
 
 
 class Scaled(NamedTuple):
     """The numbers ``value * 2**exponent``, with one exponent for each sample of each network.
 
-    Made by ``scaled``: samples of ordinary size have exponent 0, so that ``value`` is what they are; the largest
-    element of any other is in [0.5, 1). Samples that are all 0 or not finite have exponent 0 too.
+    ``scaled`` makes them: samples of ordinary size, all 0 or not finite have exponent 0, so that ``value`` is what
+    they are; the largest element of any other is in [0.5, 1).
 
     Args:
-        value: Shape ``(network, sample, unit)``.
-        exponent: Whole numbers, shape ``(network, sample, 1)``.
+        value: Float64 numbers, shape ``(network, sample, unit)``.
+        exponent: Whole numbers as floats, shape ``(network, sample, 1)``.
         largest: The largest magnitude of ``value`` in each sample, shape ``(network, sample, 1)``.
     """
 
@@ -28,12 +28,12 @@ class Scaled(NamedTuple):
     largest: Tensor
 
     def plus(self, other: "Scaled") -> "Scaled":
-        """Return the sum; what is too small beside the larger one counts as 0."""
+        """Return the sum: a · 2ᵐ + b · 2ⁿ; a term that is too small beside the other counts as 0."""
         if not (self.exponent.any() or other.exponent.any()):
             return scaled(self.value + other.value)
-        (mine, own), (theirs, others) = self.mantissas(), other.mantissas()
-        common = _highest(torch.maximum(_size(self.largest, own), _size(other.largest, others)))
-        return scaled(times_power_of_two(mine, own - common) + times_power_of_two(theirs, others - common), common)
+        (a, m), (b, n) = self.mantissas(), other.mantissas()
+        common = _highest(torch.maximum(_size(self.largest, m), _size(other.largest, n)))
+        return scaled(times_power_of_two(a, m - common) + times_power_of_two(b, n - common), common)
 
     def times(self, factor: Tensor) -> "Scaled":
         """Return the product with a float64 number of any size for each network, shape ``(network, 1, 1)``."""
@@ -45,7 +45,7 @@ class Scaled(NamedTuple):
         shift = _exponent_of(self.largest)
         return self.value * torch.exp2(-shift), self.exponent + shift
 
-    def together(self) -> tuple[Tensor, Tensor]:
+    def with_common_exponent(self) -> tuple[Tensor, Tensor]:
         """Return values with one exponent for all samples of a network, of shape ``(network, 1, 1)``."""
         value, exponent = self.mantissas()
         common = _highest(_size(self.largest, exponent).amax(dim=1, keepdim=True))

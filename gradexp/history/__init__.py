@@ -1,1 +1,1 @@
-"""What was measured, and how it reads: steps, verdict, table, plot and scalars."""
+"""Measurements: a History is a list of Steps, with verdict, table, plot, scalars and files."""

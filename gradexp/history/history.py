@@ -156,8 +156,8 @@ class History:
         """Return ``first_over_last`` of every recorded step, shape ``(step,)``, with nan for None.
 
         Args:
-            quantity: What was recorded.
-            begin: Index of the first recorded step that is asked for.
+            quantity: A recorded one of ``QUANTITIES``.
+            begin: Index of the first step.
 
         Raises:
             ValueError: If that quantity was not recorded.
@@ -165,9 +165,10 @@ class History:
         if not self.steps[begin:]:
             return np.empty(0)
         self.at().profile(quantity)  # raises if it was not recorded
-        seen = np.asarray(np.isin(self.status[quantity][begin:], SEEN).any(axis=1))
-        seen[~seen.any(axis=1)] = True  # then the ends of the network
-        steps, first, last = np.arange(len(seen)), seen.argmax(axis=1), self.depth - 1 - seen[:, ::-1].argmax(axis=1)
+        has_size = np.asarray(np.isin(self.status[quantity][begin:], SEEN).any(axis=1))
+        has_size[~has_size.any(axis=1)] = True  # then the ends of the network
+        steps, first = np.arange(len(has_size)), has_size.argmax(axis=1)
+        last = self.depth - 1 - has_size[:, ::-1].argmax(axis=1)
         log10 = self.log10[quantity][begin:]
         if self.dead_fraction is not None:
             log10 = np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
@@ -207,7 +208,7 @@ class History:
         return table(self.at()) if self.steps else f"nothing is recorded yet of {self.depth} layers"
 
     def to_tensorboard(self, writer: "SummaryWriter", step: int = -1) -> None:
-        """Write a profile and the course of the gradient to TensorBoard.
+        """Write a profile, and the gradient over steps, to TensorBoard.
 
         Tags are ``profile/log10_…`` with step = layer, for the last or another recorded step, and
         ``gradient/log10_first_over_last``, ``gradient/nonfinite_layers`` and ``gradient/zero_layers`` over steps.
@@ -245,7 +246,7 @@ class History:
             arrays.update({f"{kind}/{key}": value for key, value in getattr(self, kind).items()})
         arrays.update({key: getattr(self, key) for key in _OPTIONAL if getattr(self, key) is not None})
         # A file that a full disk has cut short could be read, with quantities missing.
-        with replacing(Path(path)) as whole, whole.open("wb") as file:
+        with replacing(Path(path)) as neighbour, neighbour.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
     @classmethod
@@ -293,12 +294,12 @@ class History:
         steps = [step for step in self.steps if last_step is None or step <= last_step]
         end = len(steps)
 
-        def part(key: str, axis: int) -> Any:
+        def selected(key: str, axis: int) -> Any:
             index = (slice(end), which) if axis else which
-            held = getattr(self, key)
-            return {name: values[index] for name, values in held.items()} if isinstance(held, dict) else held[index]
+            value = getattr(self, key)
+            return {name: array[index] for name, array in value.items()} if isinstance(value, dict) else value[index]
 
-        changes = {key: part(key, axis) for key, axis in _NETWORK_AXES.items() if getattr(self, key) is not None}
+        changes = {key: selected(key, axis) for key, axis in _NETWORK_AXES.items() if getattr(self, key) is not None}
         return replace(self, steps=steps, seeds=self.seeds[which], **changes)
 
     def _rows(self) -> Iterator[tuple[Any, ...]]:
@@ -306,7 +307,7 @@ class History:
 
         A step is turned into columns as a whole: cell by cell, a long run would take seconds.
         """
-        words, networks = np.array(STATUSES, dtype=object), len(self.seeds)
+        statuses, networks = np.array(STATUSES, dtype=object), len(self.seeds)
         columns: dict[str, Any] = {
             **{column: repeat(None) for column in COLUMNS},
             "phase": repeat(self.phase),
@@ -321,7 +322,7 @@ class History:
             for quantity, values in self.log10.items():
                 columns[f"log10_{quantity}"] = or_none(values[index])
                 if f"status_{quantity}" in columns:
-                    columns[f"status_{quantity}"] = words[self.status[quantity][index].ravel()].tolist()
+                    columns[f"status_{quantity}"] = statuses[self.status[quantity][index].ravel()].tolist()
             yield from zip(*columns.values(), strict=False)  # the constant ones have no end
 
 
@@ -367,12 +368,12 @@ def join(histories: Sequence[History]) -> History:
 
     def joined(key: str, axis: int) -> Any:
         """Return an array, or a dict of arrays, over the networks of all, or None where one has none."""
-        own = [getattr(history, key) for history in histories]
-        if any(each is None for each in own):
+        values = [getattr(history, key) for history in histories]
+        if any(value is None for value in values):
             return None
-        if isinstance(own[0], dict):
-            return {name: np.concatenate([each[name] for each in own], axis) for name in own[0]}
-        return np.concatenate(own, axis)
+        if isinstance(values[0], dict):
+            return {name: np.concatenate([value[name] for value in values], axis) for name in values[0]}
+        return np.concatenate(values, axis)
 
     changes = {key: joined(key, axis) for key, axis in _NETWORK_AXES.items()}
     return replace(first, seeds=[seed for history in histories for seed in history.seeds], **changes)
@@ -390,7 +391,7 @@ def training_points(history: History, begin: int = 0) -> Points:
 
 
 def write_csv(path: Path, histories: Sequence[History]) -> None:
-    """Write the rows of some histories, each number with the digits that tell it from any other; empty means none."""
+    """Write the rows of some histories, numbers with all their digits; an empty cell means none."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)

@@ -1,4 +1,4 @@
-"""Pictures of a recorded profile: log10 size over layers."""
+"""Figures of a recorded profile: log10 size over layers."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -19,8 +19,8 @@ def profile_figure(steps: Mapping[str, Step], quantity: str = "output_grad") -> 
     Theory, where a step holds it, is dashed, with a band of two standard deviations of one sample of one network.
 
     Args:
-        steps: Label -> measurement; an empty label has no entry in the legend.
-        quantity: What to draw.
+        steps: Label -> measurement; one with an empty label has no entry in the legend.
+        quantity: A recorded one of ``QUANTITIES``.
 
     Returns:
         A figure that belongs to no window and needs no closing.
@@ -61,16 +61,16 @@ def draw_profile(
 ) -> None:
     """Draw one quantity over layers, and its theory, if there is one, dashed with a band of two standard deviations.
 
-    Layers without a number leave a gap. A layer that alone has one is a dot.
+    Layers without a number leave a gap. If only one layer has one, it is a dot.
 
     Args:
-        axes: Of layers and powers of ten.
-        step: What was measured.
-        quantity: What to draw.
-        colour: Of the measurement and of the band.
-        label: Of the measurement.
-        theory_colour: Of the dashed line.
-        theory_label: Of the dashed line; None: no entry in the legend.
+        axes: The axes, of layers and powers of ten.
+        step: The measurement.
+        quantity: A recorded one of ``QUANTITIES``.
+        colour: The colour of the measurement and of the band.
+        label: The measurement's entry in the legend.
+        theory_colour: The colour of the dashed line.
+        theory_label: The dashed line's entry in the legend; None: no entry.
     """
     layers, profile = np.arange(1, step.depth + 1), step.profile(quantity)
     marker = "o" if np.isfinite(profile).sum() == 1 else ""

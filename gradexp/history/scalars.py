@@ -10,7 +10,7 @@ from gradexp.history.step import QUANTITIES, Array, Step
 Values = Sequence[float | None] | Sequence[float] | Array
 
 Points = Iterator[tuple[int, dict[str, float]]]
-"""Steps, each with the numbers that it has, by tag."""
+"""Pairs of a step and its numbers by tag."""
 
 
 LARGEST_SCALAR = 3.4e38
@@ -18,21 +18,21 @@ LARGEST_SCALAR = 3.4e38
 
 
 def points(steps: Iterable[int], series: Mapping[str, Values]) -> Points:
-    """Yield each step with those of its values that can be drawn; a series may be shorter than the steps."""
+    """Yield each step with its drawable values; a series may be shorter than the steps."""
     for step, values in zip(steps, zip_longest(*map(or_none, series.values())), strict=False):
-        there = {
+        drawable = {
             tag: value
             for tag, value in zip(series, values, strict=True)
             if value is not None and abs(value) < LARGEST_SCALAR
         }
-        if there:
-            yield step, there
+        if drawable:
+            yield step, drawable
 
 
 def profile_points(step: Step) -> Points:
     """Yield the scalars ``profile/log10_…`` of one recorded step, with step = layer."""
-    there = [quantity for quantity in QUANTITIES[:3] if quantity in step.log10]
-    return layer_points({f"log10_{quantity}": step.profile(quantity) for quantity in there})
+    quantities = [quantity for quantity in QUANTITIES[:3] if quantity in step.log10]
+    return layer_points({f"log10_{quantity}": step.profile(quantity) for quantity in quantities})
 
 
 def layer_points(profiles: Mapping[str, Array]) -> Points:
@@ -43,8 +43,8 @@ def layer_points(profiles: Mapping[str, Array]) -> Points:
 
 
 def or_none(values: Values) -> list[float | None]:
-    """Return all numbers as one list, with None for what is not finite."""
+    """Return all numbers as one list, with None for those that are not finite."""
     array = np.asarray(values, dtype=float).ravel()  # None becomes nan
     finite = np.isfinite(array)
     numbers: list[float | None] = array.tolist()
-    return numbers if finite.all() else [x if there else None for x, there in zip(numbers, finite, strict=True)]
+    return numbers if finite.all() else [x if keep else None for x, keep in zip(numbers, finite, strict=True)]

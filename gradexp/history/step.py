@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 QUANTITIES = ("output", "output_grad", "weight_grad", "weight", "update")
 
 STATUSES = ("ok", "zero", "subnormal", "nonfinite", "unused", "frozen", "not_called", "hook_missed")
-"""What a cell can be; a History holds the index. Only ``ok`` and ``subnormal`` cells have a number.
+"""The statuses of a cell; a History holds the index. Only ``ok`` and ``subnormal`` cells have a number.
 
 ok: as expected. zero: every element is exactly 0. subnormal: elements are below the smallest normal number of
 their dtype, so digits are lost. nonfinite: an element is inf or nan. unused: a parameter that no loss reached.
@@ -22,7 +22,6 @@ gradient that should have been seen but was not.
 """
 
 SEEN = [STATUSES.index(name) for name in ("ok", "zero", "subnormal", "nonfinite")]
-
 
 QUANTILES = (0.05, 0.5, 0.95)
 
@@ -76,10 +75,10 @@ class Step:
     def profile(self, quantity: str) -> Array:
         """Return log10 of a quantity per layer: the mean over networks of the log, nan where there is none.
 
-        What is exactly 0 has no logarithm: ``status`` tells it from what is unknown.
+        A size that is exactly 0 has no logarithm: ``status`` tells it from an unknown one.
 
         Args:
-            quantity: One of ``QUANTITIES`` that was recorded.
+            quantity: A recorded one of ``QUANTITIES``.
 
         Raises:
             ValueError: If that quantity was not recorded.
@@ -99,18 +98,18 @@ class Step:
     def log_chi_per_network(self, first: int | None = None, last: int | None = None) -> Array:
         """Return ``log_chi`` of each network, shape ``(network,)``; nan where an end has no number.
 
-        The mean over layers l of log‖δˡ‖² - log‖δˡ⁺¹‖² telescopes to the two ends of the window.
+        The mean over layers l of log‖δˡ‖² - log‖δˡ⁺¹‖² telescopes to the first and the last layer.
 
         Args:
-            first: First layer of the window, counted from 1; None: the first that was seen.
+            first: First layer, counted from 1; None: the first that was seen.
             last: Last layer; None: the last that was seen.
 
         Raises:
-            ValueError: If the window is not inside 1..depth, or output gradients were not recorded.
+            ValueError: If the layers are not within 1..depth, or output gradients were not recorded.
         """
-        seen = self.ends("output_grad") or (1, self.depth)
-        first = seen[0] if first is None else first
-        last = seen[1] if last is None else last
+        ends = self.ends("output_grad") or (1, self.depth)
+        first = ends[0] if first is None else first
+        last = ends[1] if last is None else last
         if not 1 <= first <= last <= self.depth:
             raise ValueError(f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}")
         if first == last:
@@ -131,7 +130,7 @@ class Step:
         return standard_error(self.log_chi_per_network(first, last))
 
     def log_chi_quantiles(self) -> dict[float, float]:
-        """Return the quantiles 0.05, 0.5 and 0.95 of ``log_chi`` over networks; empty for fewer than two."""
+        """Return the quantiles 0.05, 0.5 and 0.95 of ``log_chi`` over networks; none for fewer than two."""
         slopes = self.log_chi_per_network()
         slopes = slopes[np.isfinite(slopes)]
         return {q: float(np.quantile(slopes, q)) for q in QUANTILES} if slopes.size > 1 else {}
@@ -156,7 +155,7 @@ class Step:
         Args:
             quantity: ``"output"`` or ``"output_grad"``.
             dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``.
-            overflow: Which end of the range.
+            overflow: The end of the range: True for numbers that round to inf, False for those that round to 0.
         """
         smallest, greatest = limits(dtype)
         largest = self.largest_log10[quantity]
@@ -179,20 +178,20 @@ class Step:
 
 
 def mean(values: Array) -> float | None:
-    """Return the mean over the numbers that are there, or None."""
-    there = values[np.isfinite(values)]
-    return float(there.mean()) if there.size else None
+    """Return the mean of the finite values, or None without any."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else None
 
 
 def standard_error(values: Array) -> float | None:
     """Return the standard error of the mean over networks, or None for fewer than two."""
-    there = values[np.isfinite(values)]
-    return float(there.std(ddof=1) / math.sqrt(there.size)) if there.size > 1 else None
+    finite = values[np.isfinite(values)]
+    return float(finite.std(ddof=1) / math.sqrt(finite.size)) if finite.size > 1 else None
 
 
 def mean_over_networks(values: Array) -> Array:
     """Average ``(network, layer)`` over networks, skipping nan, without numpy's warning for empty columns."""
-    there = np.isfinite(values)
-    count = there.sum(axis=0)
-    total = np.where(there, values, 0).sum(axis=0)
+    finite = np.isfinite(values)
+    count = finite.sum(axis=0)
+    total = np.where(finite, values, 0).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

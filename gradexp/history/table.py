@@ -11,7 +11,7 @@ from gradexp.history.verdict import gradient_verdict
 _COLUMNS = {"output": "output rms", "output_grad": "output grad", "weight_grad": "weight grad"}
 _BAR = 8
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_MOST = 200  # lines; of deeper networks the middle is left out
+_MAX_LINES = 200  # the middle of a deeper network is left out
 
 
 def table(step: Step, decades: float = 3.0) -> str:
@@ -21,8 +21,8 @@ def table(step: Step, decades: float = 3.0) -> str:
     columns name what is unusual.
 
     Args:
-        step: What was measured.
-        decades: Beyond 10^-decades over all layers the gradient vanishes, beyond 10^decades it explodes.
+        step: The measurement.
+        decades: The threshold: over all layers below 10^-decades the gradient vanishes, above 10^decades it explodes.
     """
     quantities = [quantity for quantity in _COLUMNS if quantity in step.log10]
     profiles = {quantity: step.profile(quantity) for quantity in quantities}
@@ -37,9 +37,9 @@ def table(step: Step, decades: float = 3.0) -> str:
         lines.append(
             f"{layer + 1:>5}  {_short(name, width):<{width}}{sizes}  {_worst(codes):<11}{bars[layer]}".rstrip()
         )
-    if len(lines) > _MOST:
-        left_out = len(lines) - _MOST
-        lines[_MOST // 2 : -_MOST // 2] = [f"  ...  {left_out} layers more"]
+    if len(lines) > _MAX_LINES:
+        left_out = len(lines) - _MAX_LINES
+        lines[_MAX_LINES // 2 : -_MAX_LINES // 2] = [f"  ...  {left_out} layers more"]
     if "output_grad" in step.log10:
         limits = f"vanishing: below 10^-{decades:g} in all, exploding: above 10^+{decades:g}"
         lines += ["", *textwrap.wrap(gradient_verdict(step, decades).text, 80), f"({limits})"]
@@ -47,7 +47,7 @@ def table(step: Step, decades: float = 3.0) -> str:
 
 
 def power_of_ten(log10: float, status: str) -> str:
-    """Show a size, which may be far outside float64, in three digits; or why there is none."""
+    """Return a size, which may be far outside float64, in three digits, or the status of a missing one."""
     if not math.isfinite(log10):
         return status
     exponent = math.floor(log10)
@@ -58,30 +58,30 @@ def power_of_ten(log10: float, status: str) -> str:
 
 
 def _worst(codes: dict[str, str]) -> str:
-    """Name the most telling status of a layer; that it has no weight to train tells least."""
+    """Return the most telling status of a layer; having no weight to train tells least."""
     order = ("nonfinite", "zero", "hook_missed", "subnormal", "unused", "not_called", "frozen")
     gradients = [status for quantity, status in codes.items() if quantity != "weight_grad" or status != "frozen"]
     return next((status for status in order if status in (gradients or codes.values())), "ok")
 
 
 def _short(name: str, width: int) -> str:
-    """Shorten a module's name, from its beginning, whose parts tell least."""
+    """Shorten a module's dotted name from its beginning, which tells least."""
     name = "".join(character if character.isprintable() else "?" for character in name) or "(model)"
-    parts = name.split(".")
+    levels = name.split(".")
     for length in (3, 1):
-        for index, part in enumerate(parts[:-1]):
-            if len(".".join(parts)) > width:
-                parts[index] = part[:length]
-    name = ".".join(parts)
+        for index, level in enumerate(levels[:-1]):
+            if len(".".join(levels)) > width:
+                levels[index] = level[:length]
+    name = ".".join(levels)
     return name if len(name) <= width else "…" + name[len(name) - width + 1 :]
 
 
 def _bars(log10: Array) -> list[str]:
-    """Draw values on a log scale, at least one decade wide; nothing where there is no number."""
-    there = log10[np.isfinite(log10)]
-    if not there.size:
+    """Draw values on a log scale at least one decade wide, with an empty bar where there is no number."""
+    finite = log10[np.isfinite(log10)]
+    if not finite.size:
         return [""] * len(log10)
-    low, high = there.min(), max(there.max(), there.min() + 1)
+    low, high = finite.min(), max(finite.max(), finite.min() + 1)
     bars = []
     for value in log10:
         eighths = 0 if not math.isfinite(value) else 1 + round((value - low) / (high - low) * (8 * _BAR - 1))

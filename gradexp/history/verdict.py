@@ -1,4 +1,4 @@
-"""What a run amounts to: did the gradient arrive, did training work, and why not."""
+"""The verdict on a gradient: stable, vanishing, exploding or dead, and why."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ CODES = {"dead": -2, "vanishing": -1, "stable": 0, "exploding": 1}
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome in words that files, HParams and the console share.
+    """The outcome of a run, in words that files, HParams and the console share.
 
     Args:
         gradient: ``stable``, ``vanishing``, ``exploding`` or ``dead``.
         training: ``none``, ``trained``, ``stuck`` or ``diverged``.
         theory: ``agrees``, ``deviates`` or ``unavailable``.
-        text: Why, in one line.
+        text: The reason, in one line.
     """
 
     gradient: str
@@ -29,7 +29,7 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        """The three words, each with what it is about."""
+        """The three words, each after its subject."""
         return f"gradient: {self.gradient}, training: {self.training}, theory: {self.theory}"
 
 
@@ -37,8 +37,8 @@ def gradient_verdict(step: Step, decades: float = 3.0) -> Verdict:
     """Judge a profile by log10 of ‖output_grad‖ at the first layer over the last.
 
     Args:
-        step: Output gradients, at initialisation or in training.
-        decades: Beyond -decades the gradient vanishes, beyond +decades it explodes.
+        step: A step with output gradients, at initialisation or in training.
+        decades: The threshold: below -decades the gradient vanishes, above +decades it explodes.
 
     Returns:
         A verdict on the gradient, with the reason as its text.
@@ -51,10 +51,10 @@ def gradient_verdict(step: Step, decades: float = 3.0) -> Verdict:
     ends = step.ends("output_grad")
     ratio = step.first_over_last("output_grad")
     if ratio is None or ends is None:
-        arrived = _shrunk_to_zero(step)
-        if arrived is None:
+        numbered = _shrunk_to_zero(step)
+        if numbered is None:
             return _no_number(step)
-        ends, ratio = arrived
+        ends, ratio = numbered
         if ratio >= -decades:
             return _no_number(step)
     if ends[0] == ends[1]:
@@ -65,11 +65,11 @@ def gradient_verdict(step: Step, decades: float = 3.0) -> Verdict:
 
 
 def _slope(ratio: float, first: int, last: int) -> str:
-    shown = round(ratio, 1) + 0.0  # no -0.0
+    rounded = round(ratio, 1) + 0.0  # no -0.0
     change = f"{'shrinks' if ratio < 0 else 'grows'} x{_factor(ratio / (last - first))} per layer"
     return (
-        f"towards the input the output gradient {change if shown else 'keeps its size'}, "
-        f"10^{shown:+.1f} from layer {last} to layer {first}"
+        f"towards the input the output gradient {change if rounded else 'keeps its size'}, "
+        f"10^{rounded:+.1f} from layer {last} to layer {first}"
     )
 
 
@@ -94,26 +94,26 @@ def _shrunk_to_zero(step: Step) -> tuple[tuple[int, int], float] | None:
 
 
 def _unusual(step: Step, decades: float) -> str:
-    """Say in which layers the sizes that a probe saw are at the end of their number format, or beyond."""
+    """Return in which layers the sizes of a training step reach or leave the range of their number format."""
     if step.phase == "init":
         return ""
-    parts = []
+    remarks = []
     for quantity, name in _NAMES.items():
         if quantity not in step.status:
             continue
-        for status, what in (("subnormal", "below {dtype}'s smallest normal number"), *_EXTREMES):
+        for status, template in (("subnormal", "below {dtype}'s smallest normal number"), *_EXTREMES):
             layers = 1 + np.flatnonzero((step.status[quantity] == STATUSES.index(status)).all(axis=0))
             if layers.size:
-                said = what.format(dtype=step.dtypes.get(quantity, "float32"))
+                size = template.format(dtype=step.dtypes.get(quantity, "float32"))
                 verb = "is" if name.startswith("it") else "are"
-                parts.append(f"{name} {verb} {said} in {_spans(layers.tolist())}")
+                remarks.append(f"{name} {verb} {size} in {_spans(layers.tolist())}")
     profile = step.profile("output_grad")
-    there = profile[np.isfinite(profile)]
-    if there.size:
-        layers = 1 + np.flatnonzero(profile < min(there[0], there[-1]) - decades)
+    finite = profile[np.isfinite(profile)]
+    if finite.size:
+        layers = 1 + np.flatnonzero(profile < min(finite[0], finite[-1]) - decades)
         if layers.size:
-            parts.append(f"in {_spans(layers.tolist())} it is more than {decades:g} powers of ten below both ends")
-    return "".join(f"{'; ' if index == 0 else ', and '}{part}" for index, part in enumerate(parts))
+            remarks.append(f"in {_spans(layers.tolist())} it is more than {decades:g} powers of ten below both ends")
+    return "".join(f"{'; ' if index == 0 else ', and '}{remark}" for index, remark in enumerate(remarks))
 
 
 _NAMES = {"output_grad": "it", "weight_grad": "the weight gradients", "output": "the outputs"}
@@ -128,13 +128,13 @@ def _spans(layers: Sequence[int]) -> str:
             runs[-1][1] = layer
         else:
             runs.append([layer, layer])
-    shown = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:4]] + (["..."] if len(runs) > 4 else [])
-    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(shown)}"
+    spans = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:4]] + (["..."] if len(runs) > 4 else [])
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(spans)}"
 
 
 def _no_number(step: Step) -> Verdict:
     """Judge a profile whose ends have no number: dead, or not finite."""
-    for quantity, what in (("output", "outputs"), ("output_grad", "receives a gradient of")):
+    for quantity, verb in (("output", "outputs"), ("output_grad", "receives a gradient of")):
         if quantity not in step.status:
             continue
         status = step.status[quantity]
@@ -143,11 +143,11 @@ def _no_number(step: Step) -> Verdict:
             if layers.size:
                 # Gradients travel down from the output, so the uppermost layer is where it happened.
                 layer = layers.min() if quantity == "output" else layers.max()
-                shown = "0" if quantity == "output" and name == "zero" else size
+                size_text = "0" if quantity == "output" and name == "zero" else size
                 # One sample is enough for inf or nan.
                 every = "" if name == "nonfinite" else " for every sample"
                 look = "; look at the inputs" if layer == 1 and quantity == "output" and not every else ""
-                return Verdict(gradient, text=f"{gradient}: layer {layer} {what} {shown}{every}{look}")
+                return Verdict(gradient, text=f"{gradient}: layer {layer} {verb} {size_text}{every}{look}")
     for layer in (1, step.depth):
         missing = STATUSES[step.status["output_grad"][0, layer - 1]]
         if missing in ("unused", "frozen", "not_called", "hook_missed"):

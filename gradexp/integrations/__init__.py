@@ -11,11 +11,11 @@ from gradexp.probe.probe import GradientProbe
 
 
 class ProbeOfTraining:
-    """What the callbacks share: a probe that is attached while an optimizer step is prepared and made.
+    """The base of the callbacks: a probe that is attached while an optimizer step is prepared and made.
 
     Args:
-        every: Record every n-th optimizer step.
-        options: ``select``, ``quantities``, ``stats``, ``per_sample``: as for ``GradientProbe``. The quantities are
+        every: The interval N: optimizer steps 0, N, 2N, ... are recorded.
+        options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``. Quantities are
             outputs and gradients unless ``weight`` or ``update`` are asked for, which cost a copy of the weights.
     """
 
@@ -28,7 +28,7 @@ class ProbeOfTraining:
 
     @property
     def history(self) -> History:
-        """What the last training has recorded so far; RuntimeError if there was none."""
+        """The steps of the last training recorded so far; RuntimeError if there was none."""
         if self._probe is None:
             raise RuntimeError("nothing is recorded yet: no training has started")
         return self._probe.history

@@ -17,8 +17,9 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
     """Record each layer before an optimizer step, with gradients accumulated, unscaled and not yet clipped.
 
     Steps are labelled with ``trainer.global_step``. The probe is attached during the batches of a step, so that
-    validation is not seen. At the end a TensorBoard logger gets the gradient's profile and course. In manual
-    optimization clipping before ``step()`` shows in the weight gradients. Arguments as in ``ProbeOfTraining``.
+    validation is not seen. At the end a TensorBoard logger gets the gradient's profile and its ratio over steps.
+    In manual optimization clipping before ``step()`` shows in the weight gradients. Arguments: see
+    ``ProbeOfTraining``.
 
     Example::
 

@@ -25,12 +25,12 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
         print(callback.history)
     """
 
-    def on_train_begin(self, args: Any, *_: Any, **given: Any) -> None:
+    def on_train_begin(self, args: Any, *_: Any, **objects: Any) -> None:
         """Make a new probe; ValueError for several GPUs in one process, on which the model is copied."""
         if args.n_gpu > 1:
             raise ValueError(f"GradientProbeCallback takes one GPU per process, got {args.n_gpu}; use torchrun")
-        optimizer = given["optimizer"]  # accelerate's, which wraps torch's and knows the scaler
-        self._start(given["model"], getattr(optimizer, "optimizer", optimizer), getattr(optimizer, "scaler", None))
+        optimizer = objects["optimizer"]  # accelerate's, which wraps torch's and knows the scaler
+        self._start(objects["model"], getattr(optimizer, "optimizer", optimizer), getattr(optimizer, "scaler", None))
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Attach the probe."""

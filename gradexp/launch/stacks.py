@@ -71,13 +71,17 @@ def run_jobs(
         if interruption and index not in ready:
             continue
         with stacks.handing_over(ready.pop(index, None)):
-            end = run_job(
-                hydra_context=context,
-                task_function=task,
-                config=job,
-                job_dir_key="hydra.sweep.dir",
-                job_subdir_key="hydra.sweep.subdir",
-            )
+            try:
+                end = run_job(
+                    hydra_context=context,
+                    task_function=task,
+                    config=job,
+                    job_dir_key="hydra.sweep.dir",
+                    job_subdir_key="hydra.sweep.subdir",
+                )
+            except KeyboardInterrupt as raised:  # jobs whose results are ready get their files all the same
+                interruption = interruption or raised
+                continue
         end.cfg = end.hydra_cfg = None  # of hundreds of jobs they would add up
         runs.append(end)
         configure_log(settings.hydra_logging, settings.verbose)  # run_job leaves the job's own in place

@@ -1,8 +1,9 @@
 """What the resumable sweeper does. Hydra does not scan modules named with an underscore."""
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
 
     folder = Path(str(sweeper.config.hydra.sweep.dir))
     console = Console(highlight=False, emoji=False)
-    with alone_in(folder, "sweep", "wait for its end, or choose another one with hydra.sweep.dir=FOLDER"):
+    with (
+        alone_in(folder, "sweep", "wait for its end, or choose another one with hydra.sweep.dir=FOLDER"),
+        _how_to_go_on(folder),
+    ):
         jobs = expand(sweeper.params, arguments, sweeper.hydra_context.config_loader)
         for key, most, or_null in (
             ("hydra.sweeper.max_batch_size", sweeper.max_batch_size, ", or null"),
@@ -72,14 +76,28 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
             with suppress(OSError, ConfigError):
                 report(folder, console)
             first_line = error_line(error).partition("\n")[0]
-            again = f"the same command with hydra.sweep.dir={folder} goes on"
+            again = f"the same command with {_option(folder)} goes on"
             raise CompactHydraException(f"{first_line}\n{again}") from error
         report(folder, console)
     if failed:
         raise CompactHydraException(
-            f"{failed} of {total} jobs did not complete; "
-            f"the same command with hydra.sweep.dir={folder} runs them again"
+            f"{failed} of {total} jobs did not complete; the same command with {_option(folder)} runs them again"
         )
+
+
+def _option(folder: Path) -> str:
+    """Return the option that names a sweep's folder, as it is typed in a shell."""
+    return shlex.quote(f"hydra.sweep.dir={folder}")
+
+
+@contextmanager
+def _how_to_go_on(folder: Path) -> Iterator[None]:
+    """Let an interruption say how to go on with the sweep."""
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        interruption.add_note(f"the same command with {_option(folder)} goes on")
+        raise
 
 
 def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
@@ -96,8 +114,6 @@ def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
             failed += sum(one.status is not JobStatus.COMPLETED for one in ends)
     except KeyboardInterrupt:
         mark_interrupted(folder)
-        message = f"interrupted; the same command with hydra.sweep.dir={folder} goes on"
-        Console(stderr=True, highlight=False, emoji=False).print(message, markup=False, soft_wrap=True)
         raise
     return failed
 

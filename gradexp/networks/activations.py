@@ -1,4 +1,4 @@
-"""Phi, phi' and the lines they follow."""
+"""Activations φ with their derivatives, and the straight lines that they follow near 0 and far out."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ def activation(name: str, negative_slope: float = 0.01) -> Activation:
 
     Args:
         name: A key of ``ACTIVATIONS``.
-        negative_slope: Slope below 0 of ``leaky_relu``; the others have none.
+        negative_slope: The slope below 0 of ``leaky_relu``; the others have none.
 
     Raises:
         ValueError: If there is no activation of that name.
@@ -70,42 +70,44 @@ def activation(name: str, negative_slope: float = 0.01) -> Activation:
 
 
 def as_activation(
-    given: "str | Activation | Callable[[Tensor], Tensor]", negative_slope: float = 0.01, kinks: Sequence[float] = ()
+    phi: "str | Activation | Callable[[Tensor], Tensor]", negative_slope: float = 0.01, kinks: Sequence[float] = ()
 ) -> Activation:
     """Return a built-in activation by name, an ``Activation`` as it is, or one made of any elementwise function.
 
     Of a function the slopes at 0 are autograd's at ±1e-100, and those at infinity φ(z) / z at ±1e100.
 
     Args:
-        given: What is applied to every unit.
-        negative_slope: As in ``activation``.
-        kinks: Of a function: every z at which it or a derivative jumps.
+        phi: The function of every unit: a built-in's name, an ``Activation``, or any elementwise function.
+        negative_slope: The slope below 0 of ``leaky_relu``; the others have none.
+        kinks: Every z at which a function or one of its derivatives jumps.
 
     Raises:
         ValueError: For an unknown name; for a function that is random, changes the shape, or lets one element
             depend on another; for kinks given to a built-in activation.
-        TypeError: If ``given`` is none of these.
+        TypeError: If ``phi`` is none of these.
     """
     if not math.isfinite(negative_slope):
         raise ValueError(f"negative_slope must be finite, got {negative_slope}")
-    if isinstance(given, str | Activation):
+    if isinstance(phi, str | Activation):
         if kinks:
             raise ValueError("kinks are for a function; built-in activations name their own")
-        return given if isinstance(given, Activation) else activation(given, negative_slope)
-    if not callable(given):
-        raise TypeError(f"activation must be a name, an Activation or a function, got {type(given).__name__}")
-    name = getattr(given, "__name__", None) or type(given).__name__
+        return phi if isinstance(phi, Activation) else activation(phi, negative_slope)
+    if not callable(phi):
+        raise TypeError(f"activation must be a name, an Activation or a function, got {type(phi).__name__}")
+    name = getattr(phi, "__name__", None) or type(phi).__name__
 
     def function(z: Tensor) -> Tensor:
-        return given(z.clone())  # it may work in place
+        return phi(z.clone())  # it may work in place
 
     probe = torch.linspace(-3, 3, 12, dtype=torch.float64).reshape(3, 4)
     try:
         with torch.no_grad():
-            whole = function(probe)
-            alone = torch.cat([function(z) for z in probe.flatten().split(1)])
-        elementwise = whole.shape == probe.shape and alone.shape == (probe.numel(),)
-        elementwise = elementwise and torch.allclose(whole.flatten(), alone, rtol=1e-12, atol=1e-300, equal_nan=True)
+            at_once = function(probe)
+            one_by_one = torch.cat([function(z) for z in probe.flatten().split(1)])
+        elementwise = at_once.shape == probe.shape and one_by_one.shape == (probe.numel(),)
+        elementwise = elementwise and torch.allclose(
+            at_once.flatten(), one_by_one, rtol=1e-12, atol=1e-300, equal_nan=True
+        )
         made = Activation(function, (0, 0), (0, 0), kinks=tuple(sorted(kinks)))
         made.value_and_slope(probe)  # numpy's functions have no derivative
     except Exception:  # whatever it raises, such as a layer norm of another width
@@ -116,7 +118,7 @@ def as_activation(
     far = torch.tensor([-1e100, 1e100], dtype=torch.float64)
     _, near_zero = made.value_and_slope(small)
     below, above = near_zero.tolist()
-    # A ratio, since the slope of a wave is none; what grows less than |z| has slope 0.
+    # A ratio, since a wave has no slope there; a function that grows less than |z| has slope 0.
     far_below, far_above = (function(far) / far).round(decimals=12).tolist()
     return replace(made, slopes_at_zero=(below, above), slopes_at_infinity=(far_below, far_above))
 

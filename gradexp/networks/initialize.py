@@ -1,4 +1,4 @@
-"""Apply a scheme to every layer of a model."""
+"""``initialize``: fill the weights and biases of every layer of a model by a scheme."""
 
 import copy
 import functools
@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gradexp.choices import ACTIVATIONS, check_choice, check_init_options
+from gradexp.choices import ACTIVATIONS, asked_for, check_choice, check_init_options
 from gradexp.networks.inits import (
     INITS,
     Source,
     draw,
     fans,
     lsuv_,
-    lyapunov_,
     orthogonal_,
     scheme_name,
     torch_default_,
@@ -52,18 +51,19 @@ def initialize(
     own, so that they do not change the weights.
 
     Args:
-        model: Changed in place.
+        model: Any module, changed in place.
         init: A key of ``INITS``, ``"glorot"`` (xavier), ``"kaiming"`` (he), or a function that changes a weight of
             shape ``(out, in, *kernel)`` in place, such as ``torch.nn.init.xavier_normal_``. A function without
             an argument ``generator`` draws from torch's global generator, whatever ``seed`` is.
-        seed: Fixes the numbers; None takes torch's global generator.
-        sigma_b2: Variance of normal biases. None leaves them to the scheme: U(±1 / sqrt(fan_in)) with
+        seed: The seed of the (first) network; None takes torch's global generator.
+        sigma_b2: The variance of normal biases. None leaves them to the scheme: U(±1 / sqrt(fan_in)) with
             ``torch_default``, as torch has them, 0 with any other.
-        activation: The one between the layers; only ``lyapunov`` needs it.
-        negative_slope: Slope of ``leaky_relu`` below 0, for ``lyapunov``.
+        activation: The activation between the layers, for schemes with a keyword-only parameter of this name:
+            ``lyapunov``.
+        negative_slope: The slope of ``leaky_relu`` below 0, for the same schemes.
         inputs: A batch, or a tuple of the model's arguments; only ``lsuv`` needs it. It passes through a float64
             copy of the model, so that nothing but weights and biases changes.
-        progress: Called as ``progress(done, total)`` after each layer.
+        progress: A function of (layers done, layers in all), called after each layer.
         **options: Options of the scheme, such as ``gain``.
 
     Returns:
@@ -79,11 +79,10 @@ def initialize(
         >>> layer.weight.tolist(), layer.bias.tolist()
         ([[1.5, 0.0], [0.0, 1.5]], [0.0, 0.0])
     """
-    scheme = init if not isinstance(init, str) and callable(init) else INITS[scheme_name(init, options)]
+    scheme = init if not isinstance(init, str) and callable(init) else INITS[scheme_name(init, options)].fill
     if isinstance(init, str):
         check_init_options(options)
-    if scheme is lyapunov_:
-        options |= {"activation": activation, "negative_slope": negative_slope}
+    options |= asked_for(scheme, activation=activation, negative_slope=negative_slope)
     if sigma_b2 is not None and not 0 <= sigma_b2 < math.inf:
         raise ValueError(f"sigma_b2 must be at least 0, got {sigma_b2}")
     if activation is not None:
@@ -95,9 +94,9 @@ def initialize(
         initialize(exact, orthogonal_, seed=seed, sigma_b2=sigma_b2, progress=progress, gain=options.get("gain", 1.0))
         scale_to_unit_variance(exact, _layers(exact), inputs, **options)
         for (module, _), (twin, _) in zip(_layers(model).values(), _layers(exact).values(), strict=True):
-            for own, new in ((module.weight, twin.weight), (module.bias, twin.bias)):
-                if own is not None:
-                    own.copy_(new)
+            for old, new in ((module.weight, twin.weight), (module.bias, twin.bias)):
+                if old is not None:
+                    old.copy_(new)
         return model
     takes_generator = _takes_generator(scheme)
 
@@ -107,19 +106,19 @@ def initialize(
 
     layers = _layers(model)
     for done, (module, stacked) in enumerate(layers.values(), 1):
-        with _drawn_on_cpu(module.weight, stacked) as parts:
-            for network, part in enumerate(parts):
-                given = {"generator": source("weights", network)} if takes_generator else {}
-                scheme(part, **given, **options)
-                fan_in, _ = fans(part)
-        with _drawn_on_cpu(module.bias, stacked) as parts:
-            for network, part in enumerate(parts):
+        with _drawn_on_cpu(module.weight, stacked) as weights:
+            for network, weight in enumerate(weights):
+                generator = {"generator": source("weights", network)} if takes_generator else {}
+                scheme(weight, **generator, **options)
+                fan_in, _ = fans(weight)
+        with _drawn_on_cpu(module.bias, stacked) as biases:
+            for network, bias in enumerate(biases):
                 if sigma_b2 is not None:
-                    draw(part, math.sqrt(sigma_b2), "normal", source("biases", network))
+                    draw(bias, math.sqrt(sigma_b2), "normal", source("biases", network))
                 elif scheme is torch_default_:
-                    draw(part, 1 / math.sqrt(3 * fan_in), "uniform", source("biases", network))
+                    draw(bias, 1 / math.sqrt(3 * fan_in), "uniform", source("biases", network))
                 else:
-                    part.zero_()
+                    bias.zero_()
         if progress is not None:
             progress(done, len(layers))
     return model
@@ -133,7 +132,7 @@ def _takes_generator(scheme: Callable[..., Any]) -> bool:
 
 
 def _layers(model: nn.Module) -> dict[str, tuple[Any, bool]]:
-    """Map the name of every layer that ``initialize`` fills to the module, and whether it is a stack."""
+    """Return name -> module, and whether it is a stack, of every layer to fill."""
     layers = {}
     for name, module in model.named_modules():
         weight: Any = getattr(module, "weight", None)
@@ -154,13 +153,13 @@ def _layers(model: nn.Module) -> dict[str, tuple[Any, bool]]:
 
 @contextmanager
 def _drawn_on_cpu(parameter: Tensor | None, stacked: bool) -> Iterator[Iterable[Tensor]]:
-    """Give each network's part of a float64 copy on the CPU to be filled, and copy that back at the end."""
+    """Yield each network's slice of a float64 copy on the CPU to be filled, and copy it back at the end."""
     if parameter is None:
         yield ()
         return
     if parameter.is_cpu and parameter.dtype == torch.float64 and parameter.is_contiguous():
-        own = parameter.detach()  # a copy of a large stack would take longer than to fill it
-        yield own if stacked else (own,)
+        values = parameter.detach()  # a copy of a large stack would take longer than to fill it
+        yield values if stacked else (values,)
         return
     # Contiguous, since a generator fills a tensor in the order of its strides.
     values = parameter.to("cpu", torch.float64, copy=True, memory_format=torch.contiguous_format)

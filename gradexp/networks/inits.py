@@ -1,15 +1,20 @@
-"""Weight initialisation: thirteen schemes, and ``initialize``, which applies one to every layer of a model.
+"""Weight initialisation: thirteen schemes, of which ``initialize`` applies one to every layer of a model.
 
 A scheme fills the weight of one layer of one network in place and returns it. The shape is torch's, ``(out, in)``
 or ``(out, in, *kernel)``, and so are the fans: fan_in = in · prod(kernel), the number of terms in one output, and
 fan_out = out · prod(kernel); a weight of fewer than two dimensions is a ``ValueError``. In every scheme ``gain``
 multiplies the standard deviation (for ``orthogonal_`` and ``identity_``, the matrix), and ``generator`` is where
 the numbers come from, None being torch's global generator.
+
+A scheme's options are the parameters before the ``*``. What stands behind it is given: ``generator``, and where a
+scheme asks for them the network's ``activation`` and ``negative_slope``. ``INITS`` at the foot of the file names the
+schemes, each with the law of its weights, from which theory predicts a network without drawing any.
 """
 
 import functools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +31,7 @@ def he_(
     gain: float = 1.0,
     mode: str = "fan_in",
     distribution: str = "normal",
+    *,
     generator: Source = None,
 ) -> Tensor:
     """Draw ``weight`` with variance 2 gain² / fan.
@@ -52,7 +58,7 @@ def he_(
     return draw(weight, gain * math.sqrt(2 / fan), distribution, generator)
 
 
-def xavier_(weight: Tensor, gain: float = 1.0, distribution: str = "normal", generator: Source = None) -> Tensor:
+def xavier_(weight: Tensor, gain: float = 1.0, distribution: str = "normal", *, generator: Source = None) -> Tensor:
     """Draw ``weight`` with variance 2 gain² / (fan_in + fan_out).
 
     In a linear network that is the middle between what keeps the outputs and what keeps the output gradients
@@ -61,7 +67,7 @@ def xavier_(weight: Tensor, gain: float = 1.0, distribution: str = "normal", gen
     return draw(weight, gain * math.sqrt(2 / sum(fans(weight))), distribution, generator)
 
 
-def lecun_(weight: Tensor, gain: float = 1.0, distribution: str = "normal", generator: Source = None) -> Tensor:
+def lecun_(weight: Tensor, gain: float = 1.0, distribution: str = "normal", *, generator: Source = None) -> Tensor:
     """Draw ``weight`` with variance gain² / fan_in.
 
     Keeps the mean square of the outputs of a linear layer (LeCun et al., Efficient BackProp, 1998).
@@ -70,7 +76,7 @@ def lecun_(weight: Tensor, gain: float = 1.0, distribution: str = "normal", gene
     return draw(weight, gain / math.sqrt(fans(weight)[0]), distribution, generator)
 
 
-def orthogonal_(weight: Tensor, gain: float = 1.0, generator: Source = None) -> Tensor:
+def orthogonal_(weight: Tensor, gain: float = 1.0, *, generator: Source = None) -> Tensor:
     """Draw ``weight`` = gain · Q, Q uniform (Haar) among the matrices with orthonormal rows or columns.
 
     All singular values are ``gain``, so a square linear layer scales every vector alike (Saxe et al., 2014,
@@ -83,7 +89,7 @@ def orthogonal_(weight: Tensor, gain: float = 1.0, generator: Source = None) -> 
 
 
 @torch.no_grad()
-def identity_(weight: Tensor, gain: float = 1.0, generator: Source = None) -> Tensor:  # noqa: ARG001
+def identity_(weight: Tensor, gain: float = 1.0, *, generator: Source = None) -> Tensor:  # noqa: ARG001
     """Set ``weight`` to gain · I; nothing is random.
 
     A rectangular matrix has ``gain`` on its main diagonal, a convolution at the centre of its kernel: with gain 1
@@ -102,13 +108,13 @@ def identity_(weight: Tensor, gain: float = 1.0, generator: Source = None) -> Te
     return weight
 
 
-def normal_(weight: Tensor, gain: float = 1.0, std: float = 0.01, generator: Source = None) -> Tensor:
+def normal_(weight: Tensor, gain: float = 1.0, std: float = 0.01, *, generator: Source = None) -> Tensor:
     """Draw ``weight`` from N(0, (gain · std)²) whatever the fans are, as AlexNet did with std 0.01."""
     fans(weight)
     return draw(weight, gain * std, "normal", generator)
 
 
-def uniform_(weight: Tensor, gain: float = 1.0, std: float = 0.01, generator: Source = None) -> Tensor:
+def uniform_(weight: Tensor, gain: float = 1.0, std: float = 0.01, *, generator: Source = None) -> Tensor:
     """Draw ``weight`` from U(-a, a), a = √3 · gain · std: the standard deviation of ``normal_``."""
     fans(weight)
     return draw(weight, gain * std, "uniform", generator)
@@ -125,6 +131,7 @@ def truncated_normal_(
     gain: float = 1.0,
     std: float | None = None,
     corrected: bool = True,
+    *,
     generator: Source = None,
 ) -> Tensor:
     """Draw ``weight`` from a normal distribution cut at two of its standard deviations.
@@ -152,6 +159,7 @@ def sparse_(
     gain: float = 1.0,
     std: float | None = None,
     sparsity: float = 0.9,
+    *,
     generator: Source = None,
 ) -> Tensor:
     """Draw ``weight`` normal, with the same number of each unit's incoming weights exactly 0.
@@ -192,7 +200,7 @@ def zeros_per_unit(fan_in: int, sparsity: float) -> int:
     return min(math.ceil(round(sparsity * fan_in, 9)), fan_in - 1)
 
 
-def torch_default_(weight: Tensor, gain: float = 1.0, generator: Source = None) -> Tensor:
+def torch_default_(weight: Tensor, gain: float = 1.0, *, generator: Source = None) -> Tensor:
     """Draw ``weight`` from U(-a, a), a = gain / sqrt(fan_in), as ``nn.Linear`` and ``nn.Conv2d`` do.
 
     The variance is gain² / (3 fan_in): with gain 1 every linear layer loses two thirds of the square.
@@ -200,7 +208,7 @@ def torch_default_(weight: Tensor, gain: float = 1.0, generator: Source = None) 
     return draw(weight, gain / math.sqrt(3 * fans(weight)[0]), "uniform", generator)
 
 
-def mean_field_(weight: Tensor, gain: float = 1.0, sigma_w2: float = 1.0, generator: Source = None) -> Tensor:
+def mean_field_(weight: Tensor, gain: float = 1.0, sigma_w2: float = 1.0, *, generator: Source = None) -> Tensor:
     """Draw ``weight`` from N(0, gain² · sigma_w2 / fan_in).
 
     Mean-field theory draws its phase diagrams over sigma_w2 and the variance sigma_b2 of the biases (Poole et
@@ -214,8 +222,8 @@ def mean_field_(weight: Tensor, gain: float = 1.0, sigma_w2: float = 1.0, genera
 def lyapunov_(
     weight: Tensor,
     gain: float = 1.0,
-    generator: Source = None,
     *,
+    generator: Source = None,
     activation: str | None,
     negative_slope: float = 0.01,
 ) -> Tensor:
@@ -224,7 +232,7 @@ def lyapunov_(
     See ``zero_drift_sigma_w2`` for its value, its errors and what is exact: fully connected layers without biases.
     """
     sigma_w2 = zero_drift_sigma_w2(fans(weight)[0], activation, negative_slope)
-    return mean_field_(weight, gain, sigma_w2, generator)
+    return mean_field_(weight, gain, sigma_w2, generator=generator)
 
 
 @functools.cache
@@ -269,32 +277,18 @@ def lsuv_(
     gain: float = 1.0,
     tolerance: float = 0.1,  # noqa: ARG001
     iterations: int = 10,  # noqa: ARG001
+    *,
     generator: Source = None,
 ) -> Tensor:
     """Draw ``weight`` as ``orthogonal_`` does: what ``lsuv`` starts from.
 
     ``initialize`` then scales each layer by data, so that its outputs on a batch have variance gain², to a relative
     ``tolerance`` and in at most so many ``iterations`` (Mishkin & Matas, 2015, arXiv:1511.06422): see
-    ``gradexp.lsuv``.
+    ``gradexp.networks.lsuv``.
     """
-    return orthogonal_(weight, gain, generator)
+    return orthogonal_(weight, gain, generator=generator)
 
 
-INITS: dict[str, Callable[..., Tensor]] = {
-    "he": he_,
-    "xavier": xavier_,
-    "lecun": lecun_,
-    "orthogonal": orthogonal_,
-    "identity": identity_,
-    "normal": normal_,
-    "uniform": uniform_,
-    "truncated_normal": truncated_normal_,
-    "sparse": sparse_,
-    "torch_default": torch_default_,
-    "mean_field": mean_field_,
-    "lyapunov": lyapunov_,
-    "lsuv": lsuv_,
-}
 ALIASES = {"glorot": "xavier", "kaiming": "he"}
 
 
@@ -331,3 +325,81 @@ def draw(tensor: Tensor, std: float, distribution: str, generator: Source) -> Te
     if distribution == "normal":
         return tensor.normal_(generator=generator).mul_(std)
     return tensor.uniform_(-1, 1, generator=generator).mul_(math.sqrt(3) * std)
+
+
+Law = dict[str, Any]  # fields of theory.WeightLaw: sigma_w2 = fan_in · Var(W), kurtosis, ...
+
+
+def _independent(sigma_w2: float, distribution: str = "normal") -> Law:
+    check_choice("distribution", distribution, DISTRIBUTIONS)
+    return {"sigma_w2": sigma_w2, "kurtosis": -1.2 if distribution == "uniform" else 0.0}
+
+
+def _he_law(n: int, m: int, gain: float, mode: str, distribution: str) -> Law:
+    check_choice("mode", mode, MODES)
+    return _independent(2 * gain**2 * (1 if mode == "fan_in" else n / m), distribution)
+
+
+def _orthogonal_law(n: int, m: int, gain: float) -> Law:
+    return {"sigma_w2": gain**2 * n / max(n, m), "orthogonal": True}
+
+
+# Of N(0, 1) cut at ±2, by parts: E x² = 1 - 4 p and E x⁴ = 3 E x² - 16 p, p the density at the cut.
+_CUT_VARIANCE = CUT_STD**2
+_CUT_KURTOSIS = (3 * _CUT_VARIANCE - 4 * (1 - _CUT_VARIANCE)) / _CUT_VARIANCE**2 - 3
+
+
+def _truncated_law(n: int, _m: int, gain: float, std: float | None, corrected: bool) -> Law:
+    variance = (2 / n if std is None else std**2) * gain**2
+    return {"sigma_w2": n * variance * (1 if corrected else _CUT_VARIANCE), "kurtosis": _CUT_KURTOSIS}
+
+
+def _sparse_law(n: int, _m: int, gain: float, std: float | None, sparsity: float) -> Law:
+    kept = n - zeros_per_unit(n, sparsity)
+    sigma_w2 = gain**2 if std is None else gain**2 * std**2 * kept
+    # Given which weights are not 0 a sum is Gaussian, and its variance is a sum over k of the a², drawn without
+    # replacement: relative variance (fan_in / k - 1) (mean a⁴ / (mean a²)² - 1) / fan_in, a third of the kurtosis.
+    excess = 3 * n / kept - 3
+    return {"sigma_w2": sigma_w2, "kurtosis": excess, "fixed": excess}
+
+
+def _lyapunov_law(n: int, _m: int, gain: float, *, activation: str | None, negative_slope: float) -> Law:
+    return _independent(gain**2 * zero_drift_sigma_w2(n, activation, negative_slope))
+
+
+def _lsuv_law(n: int, m: int, gain: float, tolerance: float, iterations: int) -> Law:  # noqa: ARG001
+    return _orthogonal_law(n, m, 1.0) | {"scaled_to": gain**2, "tolerance": tolerance}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to draw weights.
+
+    Args:
+        fill: The function that draws a weight; its parameters before the ``*`` are the options of the scheme.
+        law: The law of the weights that ``fill`` draws, as fields of ``theory.WeightLaw``, from fan_in, fan_out and
+            all options by name; None: not known, and theory has nothing to say.
+    """
+
+    fill: Callable[..., Tensor]
+    law: Callable[..., Law] | None = None
+
+
+# The options and defaults of each are read from here without importing the file: see gradexp/choices.py.
+INITS: dict[str, Scheme] = {
+    "he": Scheme(he_, _he_law),
+    "xavier": Scheme(xavier_, lambda n, m, gain, distribution: _independent(2 * gain**2 * n / (n + m), distribution)),
+    "lecun": Scheme(lecun_, lambda _n, _m, gain, distribution: _independent(gain**2, distribution)),
+    "orthogonal": Scheme(orthogonal_, _orthogonal_law),
+    "identity": Scheme(identity_, lambda n, m, gain: {"sigma_w2": gain**2 * n / max(n, m), "diagonal": gain}),
+    "normal": Scheme(normal_, lambda n, _m, gain, std: _independent(n * (gain * std) ** 2)),
+    "uniform": Scheme(uniform_, lambda n, _m, gain, std: _independent(n * (gain * std) ** 2, "uniform")),
+    "truncated_normal": Scheme(truncated_normal_, _truncated_law),
+    "sparse": Scheme(sparse_, _sparse_law),
+    "torch_default": Scheme(
+        torch_default_, lambda n, _m, gain: _independent(gain**2 / 3, "uniform") | {"sigma_b2": 1 / (3 * n)}
+    ),
+    "mean_field": Scheme(mean_field_, lambda _n, _m, gain, sigma_w2: _independent(gain**2 * sigma_w2)),
+    "lyapunov": Scheme(lyapunov_, _lyapunov_law),
+    "lsuv": Scheme(lsuv_, _lsuv_law),
+}

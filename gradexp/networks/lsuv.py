@@ -21,18 +21,17 @@ def scale_to_unit_variance(
 
     Each layer is scaled while the batch passes, and passes on what it outputs then, so that one pass is enough
     (Mishkin & Matas, 2015, arXiv:1511.06422). The variance is over samples and units; a stack of networks has one
-    for each. Biases stay as they are, which is why one division may not be enough. Where a stacked layer is a
-    branch beside a skip connection, that branch gets variance 1 and not
-    the sum, of which it is only a part.
+    for each. Biases stay as they are, which is why one division may not be enough. A stacked layer beside a skip
+    connection gets variance 1 by itself; the sum does not.
 
     Args:
-        model: Changed in place, its random numbers drawn from a copy of torch's state. A layer that it does not call,
-            or whose weight was scaled before, stays as it is.
+        model: Any module, changed in place; it draws from a copy of torch's random state. A layer that it does not
+            call, or whose weight was scaled before, stays as it is.
         layers: Name -> a module with a weight, and whether it is a stack.
         inputs: A batch, or a tuple of arguments; floating ones are moved to the model's format.
-        gain: The standard deviation aimed at, or minus that.
-        tolerance: Enough is a variance of ``gain² (1 ± tolerance)``.
-        iterations: Divisions of a layer's weights at most.
+        gain: The standard deviation of the outputs, or minus it, which turns the weights' signs.
+        tolerance: The relative error of the variance that is small enough.
+        iterations: The most divisions of a layer's weights.
 
     Raises:
         ValueError: If a layer's outputs do not vary, or one is not finite.
@@ -48,9 +47,9 @@ def scale_to_unit_variance(
             # A stacked layer's second argument is the skip connection.
             branch = module.forward(args[0]) if stacked else module.forward(*args, **kwargs).unsqueeze(0)
             variance = branch.flatten(1).var(dim=1, correction=0)
-            for found in variance.tolist():
-                if not 0 < found < float("inf"):
-                    raise ValueError(f"lsuv cannot scale layer '{name}', whose outputs have variance {found:g}")
+            for value in variance.tolist():
+                if not 0 < value < float("inf"):
+                    raise ValueError(f"lsuv cannot scale layer '{name}', whose outputs have variance {value:g}")
             ratio = variance / gain**2
             off = (ratio - 1).abs() >= tolerance
             if not off.any():

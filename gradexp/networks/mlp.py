@@ -1,4 +1,4 @@
-"""Activations and the MLP: one network, or a stack of independent ones computed together."""
+"""The MLP: one network, or a stack of independent ones computed together."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from gradexp.networks.normalization import normalize
 
 
 def check_cures(normalization: str, residual: str, widths: Sequence[int]) -> None:
-    """Refuse an unknown normaliser or residual, and skip connections between layers of different widths.
+    """Check that normalisation and skip connections are known ones and fit the widths.
 
     Raises:
         ValueError: If one is unknown, or widths n_1 to n_(L-1) differ in a residual network.
@@ -30,13 +30,13 @@ class StackedLinear(nn.Module):
 
     Args:
         networks: Number of networks E.
-        fan_in: Inputs of each.
-        fan_out: Outputs of each.
+        fan_in: Number of inputs of each network.
+        fan_out: Number of outputs of each network.
         bias: Whether to add a bias.
-        device: As in ``nn.Linear``.
-        dtype: As in ``nn.Linear``.
+        device: The parameters' device.
+        dtype: The parameters' number format.
         draw: Whether to draw weights; False leaves whatever the memory holds, for weights that are filled in next.
-        branch: Factor of the layer where it is added to a skip connection; None: a learnable one per network,
+        branch: The factor of the layer where it is added to a skip connection; None: a learnable one per network,
             which starts at 0.
 
     Attributes:
@@ -80,8 +80,8 @@ class StackedLinear(nn.Module):
 
         Args:
             x: The inputs.
-            skip: Like the outputs. If given, the result is ``skip + branch · (x Wᵀ + b)``, so that what hooks see
-                of the layer is the sum.
+            skip: A tensor like the outputs. The result is then ``skip + branch · (x Wᵀ + b)``, so that hooks on the
+                layer see the sum.
         """
         if self.bias is None:
             z = torch.bmm(x, self.weight.mT)
@@ -107,8 +107,8 @@ class MLP(nn.Module):
         zˡ = Wˡ aˡ⁻¹ + bˡ,   aˡ = φ(zˡ) for l < L,   output y = zᴸ (no activation)
 
     Two options change what lies between hidden layers. With ``normalization``, aˡ = φ(N(zˡ)), where N has no
-    parameters (see ``gradexp.normalization.normalize``). With ``residual``, the layers 2 ≤ l < L are branches that
-    are added to a stream of signals which nothing else touches:
+    parameters (see ``gradexp.networks.normalization.normalize``). With ``residual``, the layers 2 ≤ l < L are
+    branches that are added to a stream of signals which nothing else touches:
 
         zˡ = zˡ⁻¹ + a_l (Wˡ aˡ⁻¹ + bˡ)
 
@@ -123,17 +123,17 @@ class MLP(nn.Module):
         activation: Name of a built-in activation, an ``Activation``, or an elementwise function.
         bias: Whether layers have a bias.
         networks: Number of networks E.
-        negative_slope: For ``leaky_relu``.
-        device: Where the parameters live.
-        dtype: Number format of the parameters.
+        negative_slope: The slope below 0 of ``leaky_relu``.
+        device: The parameters' device.
+        dtype: The parameters' number format.
         draw: Whether to draw weights, as ``nn.Linear`` does; False leaves them to be filled in next.
         normalization: ``"none"``, ``"batch"`` (over the samples, for each unit) or ``"layer"`` (over the units of
             each sample).
         residual: ``"none"``, ``"plain"``, ``"depth"`` or ``"zero"``.
 
     Raises:
-        ValueError: If fewer than two widths are given, a width or ``networks`` is below 1, the activation or a
-            cure is unknown, or a residual network has hidden layers of different widths.
+        ValueError: If fewer than two widths are given, a width or ``networks`` is below 1, the activation or an
+            option is unknown, or a residual network has hidden layers of different widths.
 
     Example:
         >>> MLP([64, 128, 10])(torch.ones(5, 64)).shape
@@ -185,7 +185,7 @@ class MLP(nn.Module):
         return len(self.widths) - 1
 
     def has_skip(self, index: int) -> bool:
-        """Say whether ``layers[index]`` is a branch beside a skip connection."""
+        """Return whether ``layers[index]`` is a branch beside a skip connection."""
         return self.residual != "none" and 0 < index < self.depth - 1
 
     def network(self, index: int) -> "MLP":
@@ -201,7 +201,8 @@ class MLP(nn.Module):
     @staticmethod
     def join(stacks: Sequence["MLP"]) -> "MLP":
         """Return the networks of some stacks of the same shape as one stack, with copies of the parameters."""
-        return stacks[0]._of([torch.cat(own) for own in zip(*(stack.parameters() for stack in stacks), strict=True)])
+        parameters = zip(*(stack.parameters() for stack in stacks), strict=True)
+        return stacks[0]._of([torch.cat(same) for same in parameters])
 
     def _of(self, parameters: Sequence[Tensor]) -> "MLP":
         """Return an MLP like this one with other networks' parameters."""
@@ -218,15 +219,15 @@ class MLP(nn.Module):
             residual=self.residual,
         )
         with torch.no_grad():
-            for own, given in zip(other.parameters(), parameters, strict=True):
-                own.copy_(given)
+            for new, old in zip(other.parameters(), parameters, strict=True):
+                new.copy_(old)
         return other
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y = zᴸ.
 
         Args:
-            x: Shape ``(batch, n_0)``, the same inputs for every network, or ``(networks, batch, n_0)``.
+            x: Inputs of shape ``(batch, n_0)``, the same for every network, or ``(networks, batch, n_0)``.
 
         Returns:
             Shape ``(networks, batch, n_L)``; for one network given ``(batch, n_0)``: ``(batch, n_L)``.

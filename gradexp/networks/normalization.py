@@ -5,7 +5,7 @@ from torch import Tensor
 
 from gradexp.numerics.norms import rescale, times_power_of_two
 
-# kind: the dimension of ``(network, sample, unit)`` that is brought to mean 0 and variance 1
+# kind: the dimension of ``(network, sample, unit)`` along which mean and variance are taken
 DIMENSIONS = {"batch": -2, "layer": -1}
 
 # Numbers of these formats could not hold the squares of their own rounding errors.
@@ -22,7 +22,7 @@ def normalize(z: Tensor, kind: str) -> Tensor:
     network's function would depend on the scale of its weights. N(z) is right for z of any size.
 
     Args:
-        z: Shape ``(..., samples, units)``.
+        z: Outputs of a layer, shape ``(..., samples, units)``.
         kind: ``"none"`` (z itself), ``"batch"`` or ``"layer"``.
 
     Returns:
@@ -48,7 +48,7 @@ def standardize(z: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Args:
         z: A float64 or float32 tensor.
-        dim: What is brought to mean 0 and variance 1.
+        dim: The dimension along which mean and variance are taken.
 
     Returns:
         N(z); the other two have size 1 along ``dim``, and ``inverse`` is 0 where std is 0.

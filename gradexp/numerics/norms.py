@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gradexp.numerics.torch_internals import foreach_copy_, foreach_norm
+
 LOG10_2 = math.log10(2.0)
 
 # A float64 copy of a chunk this long stays in the cache; one of a whole large weight would not.
@@ -37,8 +39,8 @@ def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
 
     Args:
         x: Any shape, layout and floating or complex dtype. If ``networks`` is not 1, the first dimension is a
-            multiple of it, and each network owns an equal run of it.
-        networks: How many norms to take.
+            multiple of it, of which each network has an equal run.
+        networks: The number of norms.
 
     Returns:
         m and e: for one network on the CPU two numbers, else tensors of shape ``(networks,)`` on the device of
@@ -68,29 +70,29 @@ def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
         return scaled_rows(rows)
     if x.is_cpu and rows.numel() > _CHUNK:
         columns = rows.split(max(1, _CHUNK // networks), dim=1)
-        parts = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in columns]
-        return torch.linalg.vector_norm(torch.stack(parts), dim=0), 0.0
+        norms = [torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64) for chunk in columns]
+        return torch.linalg.vector_norm(torch.stack(norms), dim=0), 0.0
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64), 0.0
 
 
 def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[ScaledNorm]:
-    """Return ``scaled_norm`` of each tensor, which is faster for all at once than for one after the other."""
+    """Return ``scaled_norm`` of each tensor, faster than one after the other."""
     sizes: list[ScaledNorm | None] = [None] * len(tensors)
-    alike: dict[torch.Size | torch.device, list[int]] = {}
+    groups: dict[torch.Size | torch.device, list[int]] = {}  # on the CPU by shape, else by device
     for index, x in enumerate(tensors):
         if networks == 1 and type(x) in _ORDINARY and x.dtype in _NARROW and x.layout is torch.strided:
             if x.is_cpu and 0 < 2 * x.numel() <= _CHUNK:
-                alike.setdefault(x.shape, []).append(index)
+                groups.setdefault(x.shape, []).append(index)
             elif x.is_cuda:
-                alike.setdefault(x.device, []).append(index)
+                groups.setdefault(x.device, []).append(index)
     with torch.no_grad():
-        for what, indices in alike.items():
-            together = [tensors[index] for index in indices]
+        for key, indices in groups.items():
+            group = [tensors[index] for index in indices]
             norms: list[float | Tensor] = []
-            if isinstance(what, torch.device):  # few kernels for all of them
-                norms += torch._foreach_norm(together, 2, dtype=torch.float64)
+            if isinstance(key, torch.device):  # few kernels for all of them
+                norms += foreach_norm(group)
             else:
-                norms += _scratch.norms(together, what)
+                norms += _scratch.norms(group, key)
             for index, norm in zip(indices, norms, strict=True):
                 sizes[index] = norm, 0.0
     return [size or scaled_norm(x, networks) for x, size in zip(tensors, sizes, strict=True)]
@@ -125,21 +127,21 @@ def joint_log10_norm(log10_norms: Tensor) -> Tensor:
 
 
 def has_values(x: Tensor) -> bool:
-    """Say whether ``x`` holds real or complex numbers: not on the meta device, in a fake tensor or as integers."""
+    """Return whether ``x`` holds real or complex numbers, unlike tensors that are fake, meta or of integers."""
     kind = type(x)
     if not (x.is_floating_point() or x.is_complex()):
         return False
     if kind in _ORDINARY:
         return not x.is_meta and (x.dtype in _NARROW or not str(x.dtype).startswith("torch.float4"))
-    own = getattr(kind, "__torch_dispatch__", None) != Tensor.__torch_dispatch__
-    return not x.is_meta and (not own or x.is_nested or hasattr(x, "full_tensor"))
+    overrides = getattr(kind, "__torch_dispatch__", None) != Tensor.__torch_dispatch__
+    return not x.is_meta and (not overrides or x.is_nested or hasattr(x, "full_tensor"))
 
 
 def scaled_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the norm of each row as m·2^e, by squares in the rows' own format of elements scaled to about 1.
 
     Args:
-        rows: Shape ``(rows, n)``, float64 or float32, n at least 1.
+        rows: A float64 or float32 tensor of shape ``(rows, n)``, n at least 1.
     """
     mantissas, exponents = rescale(rows, dim=1)
     return torch.linalg.vector_norm(mantissas, dim=1), exponents.squeeze(1)
@@ -191,7 +193,7 @@ def _norm_on_cpu(x: Tensor) -> ScaledNorm:
         return norm, 0.0
     if x.numel() <= _CHUNK:
         return math.sqrt(_scratch.square_sum(x)), 0.0
-    return math.sqrt(sum(_scratch.square_sum(part) for part in x.reshape(-1).split(_CHUNK))), 0.0
+    return math.sqrt(sum(_scratch.square_sum(chunk) for chunk in x.reshape(-1).split(_CHUNK))), 0.0
 
 
 class _Scratch(threading.local):
@@ -204,13 +206,13 @@ class _Scratch(threading.local):
 
     def norms(self, tensors: list[Tensor], shape: torch.Size) -> list[float]:
         """Return the norms of tensors of the same shape, as many at a time as fit into the buffer."""
-        size, found = shape.numel(), []
+        size, norms = shape.numel(), []
         for start in range(0, len(tensors), _CHUNK // size):
-            part = tensors[start : start + _CHUNK // size]
-            rows = self.buffer[: len(part) * size].view(len(part), size)
-            torch._foreach_copy_(rows.view(len(part), *shape).unbind(), part)
-            found += torch.linalg.vector_norm(rows, dim=1).tolist()
-        return found
+            chunk = tensors[start : start + _CHUNK // size]
+            rows = self.buffer[: len(chunk) * size].view(len(chunk), size)
+            foreach_copy_(rows.view(len(chunk), *shape).unbind(), chunk)
+            norms += torch.linalg.vector_norm(rows, dim=1).tolist()
+        return norms
 
     def square_sum(self, x: Tensor) -> float:
         """Return Σ x² of a tensor of at most ``_CHUNK`` elements, each converted to float64 first."""
@@ -235,7 +237,7 @@ def _plain(x: Tensor) -> Tensor:
     if hasattr(x, "full_tensor"):  # a DTensor: its own norm would be that of the local shard
         x = x.full_tensor()
     if x.is_nested:
-        x = torch.cat([part.reshape(-1) for part in x.unbind()])
+        x = torch.cat([component.reshape(-1) for component in x.unbind()])
     elif x.layout is torch.sparse_coo:
         x = x.coalesce().values()  # zeros do not count, repeated indices add up
     elif x.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):

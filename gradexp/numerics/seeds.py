@@ -13,7 +13,7 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 
     Args:
         seed: The network's seed.
-        purpose: What the numbers are for, for example ``"weights"``.
+        purpose: The use of the numbers, for example ``"weights"``.
 
     Returns:
         A generator on the CPU: the same numbers whatever device and dtype they are then copied to.

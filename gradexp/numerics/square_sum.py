@@ -25,8 +25,8 @@ def log_square_sum(count: int, slopes: tuple[float, float] = (1.0, 1.0)) -> LogL
     that E / S has a density in closed form, and log E is independent of log S, with mean -γ and variance π² / 6.
 
     Args:
-        count: Number of units n, at least 1.
-        slopes: a and b.
+        count: The number of units n, at least 1.
+        slopes: The two slopes a and b.
 
     Returns:
         For both slopes 1: digamma(n / 2) + log 2 and trigamma(n / 2), the law of log χ²ₙ.

@@ -1,5 +1,10 @@
 """``python -m gradexp.phase``: draw where in the plane of variances gradients vanish, explode and survive."""
 
+from gradexp.cli.interruptions import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before the imports, which take half a second
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

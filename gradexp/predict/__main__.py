@@ -1,5 +1,10 @@
 """``python -m gradexp.predict``: say what a network will do at initialisation, without building it."""
 
+from gradexp.cli.interruptions import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before the imports, which take half a second
+
 from pathlib import Path
 
 from gradexp.cli.about import Command

@@ -24,8 +24,6 @@ from gradexp.runs.prediction import predict_run
 from gradexp.theory import Prediction
 from gradexp.theory.prediction import first_over_last
 
-# Inputs, outputs, and how many features vary in the training part: standardised, the others are 0.
-SHAPES = {"digits": (64, 10, 61), "mnist5k": (784, 10, 653)}
 # A critical sigma_w2 beyond this is no remedy: it is reached by saturating nearly every unit.
 _ABSURD = 20.0
 # Of more networks than this share an input dies.
@@ -121,7 +119,8 @@ def forecast(config: Config) -> Forecast:
         return Change(text, reason, changed, _predict(changed, inputs))
 
     changes = [change(*candidate) for candidate in _candidates(config, prediction)]
-    if verdict.gradient != "stable" and not any(candidate.is_stable for candidate in changes):
+    unstable = prediction.laws and verdict.gradient != "stable"
+    if unstable and not any(candidate.is_stable for candidate in changes):
         changes += [change(*candidate) for candidate in _branches(config)]
     return Forecast(config, inputs.words, prediction, verdict, tuple(changes))
 
@@ -137,8 +136,9 @@ def _inputs(config: Config) -> _Inputs:
     """Return what theory needs to know of the inputs."""
     name = config.data.name
     # A scaled identity carries every input unit through by itself, so that their values count.
-    if name in SHAPES and config.data.standardize and config.init.name != "identity":
-        features, outputs, varying = SHAPES[name]
+    shape = data.LOADERS[name].shape
+    if shape is not None and config.data.standardize and config.init.name != "identity":
+        features, outputs, varying = shape
         square = varying / features
         words = (
             f"{name}, standardised: mean square {square:.3g}, as {varying} of {features} features vary; not loaded"

@@ -115,7 +115,9 @@ _SECTIONS = {"": _network, "In infinite width": _infinite_width, "At this width"
 def describe(found: Forecast) -> str:
     """Return a forecast as the command prints it: network, infinite width, this width, outcome."""
     sections = [
-        "\n".join([title] * bool(title) + [_row(*row) for row in rows(found)]) for title, rows in _SECTIONS.items()
+        "\n".join([title] * bool(title) + [_row(*row) for row in rows(found)])
+        for title, rows in _SECTIONS.items()
+        if found.prediction.laws or rows in (_network, _outcome)
     ]
     return "\n\n".join(sections)
 

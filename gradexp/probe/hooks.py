@@ -1,6 +1,5 @@
 """The hooks of a probe: on a model's modules while a step is recorded, and on nothing in between."""
 
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -10,11 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradexp.probe.torch_internals import in_transform
+from gradexp.numerics.torch_internals import in_transform, is_dynamo_loaded, is_traced, set_grad_enabled
 from gradexp.probe.trace import ProbeSpec, Trace
-
-# The mode in which make_fx and export trace.
-_PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 class _Alone(threading.local):
@@ -27,12 +23,12 @@ class Hooks:
     """Hooks on some modules of a model, and the trace they write to.
 
     Args:
-        model: Each call of it begins a new pass. Held weakly, as are the modules.
-        modules: What is measured, by name.
-        plan: What to measure.
+        model: The model, each call of which begins a new pass. It is held weakly, as are the modules.
+        modules: The modules to measure, by name.
+        plan: The numbers to take of them.
 
     Attributes:
-        trace: What was seen since the last collect; None while nothing is recorded.
+        trace: What the hooks saw since the last collect; None while nothing is recorded.
         alone: Its ``recorder``, if set, keeps all others from seeing anything in the same thread.
     """
 
@@ -53,7 +49,7 @@ class Hooks:
         if with_hooks and not self._handles:
             self._attach()
         measuring = self._plan.outputs or self._plan.gradients
-        if measuring and not self._eager and "torch._dynamo" in sys.modules:
+        if measuring and not self._eager and is_dynamo_loaded():
             self._eager = True
             _Eager.enter()
         self.trace.eager = self._eager
@@ -91,7 +87,7 @@ class Hooks:
 
 
 class _Hook:
-    """A module hook that calls a method of the recorder's window of that moment.
+    """A module hook that calls a method of the trace which its recorder is writing.
 
     A copied or pickled model gets a hook that does nothing in its place.
     """
@@ -106,9 +102,7 @@ class _Hook:
 
     def __call__(self, *args: Any) -> None:
         # While dynamo, export or jit trace the model there is nothing to measure, nor inside vmap and the like.
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-            return
-        if torch._C._len_torch_dispatch_stack() and torch._C._get_dispatch_mode(_PROXY) is not None:
+        if is_traced():
             return
         trace = self.recorder.trace
         if trace is None or Hooks.alone.recorder not in (None, self.recorder):
@@ -117,11 +111,11 @@ class _Hook:
             trace.transformed.update(self.args)
             return
         graph = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)  # as torch.no_grad(), which would take as long as a norm
+        set_grad_enabled(False)  # as torch.no_grad(), which would take as long as a norm
         try:
             self.method(trace, graph, *self.args, *args)
         finally:
-            torch._C._set_grad_enabled(graph)
+            set_grad_enabled(graph)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A callable of the standard library that ignores three arguments, so that loading needs no gradexp.

@@ -1,4 +1,4 @@
-"""measure: one forward and backward pass of anybody's model, as a table and a verdict, leaving no trace."""
+"""measure: one forward and backward pass of anybody's model as a History, leaving the model as it was."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from gradexp.history.history import History
+from gradexp.numerics.torch_internals import buffers_of, steps_in_backward
 from gradexp.probe.probe import GradientProbe
 from gradexp.probe.trace import tensors_in
 
@@ -26,11 +27,11 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
 
     Args:
         model: Any module, measured in the mode (training or evaluation) it is in.
-        loss_fn: Returns a scalar.
+        loss_fn: A function or module that returns a scalar.
         batch: ``(inputs, target)``: the loss is ``loss_fn(model(inputs), target)``. A tensor alone, or a
             mapping: ``loss_fn(model(inputs))``. Inputs that are a mapping go in as keyword arguments, a tuple
             as positional ones.
-        **options: For ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``.
+        **options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``.
 
     Returns:
         A History of one step.
@@ -51,9 +52,9 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
     if shapes and all(0 in shape for shape in shapes):
         raise ValueError(f"the batch holds no sample: its inputs have shape {', '.join(map(str, shapes))}")
     if not callable(loss_fn) or isinstance(loss_fn, type):
-        got = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
-        raise TypeError(f"loss_fn must be a function or module that returns a loss, got {got}")
-    if isinstance(model, nn.Module) and any(p._post_accumulate_grad_hooks for p in model.parameters()):
+        kind = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
+        raise TypeError(f"loss_fn must be a function or module that returns a loss, got {kind}")
+    if isinstance(model, nn.Module) and any(steps_in_backward(p) for p in model.parameters()):
         raise ValueError(
             "a hook steps an optimizer in the backward pass, so that measuring would change the weights; "
             "use GradientProbe in the training loop instead"
@@ -62,7 +63,7 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device, where there are no numbers to measure")
     modules = [model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
-    with _as_found(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe, probe.alone():
+    with _restored(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe, probe.alone():
         loss = loss_fn(_run(model, inputs), *targets)
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
@@ -80,8 +81,8 @@ def _split(batch: Any) -> tuple[Any, tuple[Any, ...]]:
         return batch, ()
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], (batch[1],)
-    got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
-    raise TypeError(f"batch must be (inputs, target), a tensor or a mapping, got {got}")
+    kind = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise TypeError(f"batch must be (inputs, target), a tensor or a mapping, got {kind}")
 
 
 def _run(model: nn.Module, inputs: Any) -> Any:
@@ -91,16 +92,16 @@ def _run(model: nn.Module, inputs: Any) -> Any:
 
 
 @contextmanager
-def _as_found(modules: list[nn.Module], batch: Any) -> Iterator[None]:
+def _restored(modules: list[nn.Module], batch: Any) -> Iterator[None]:
     """Put back gradients, buffers and random number generators."""
     leaves: list[Tensor] = [p for module in modules for p in module.parameters()]
     leaves += [tensor for tensor in tensors_in(batch) if tensor.requires_grad and tensor.is_leaf]
     gradients = [leaf.grad for leaf in leaves]
     buffers = [
-        (own, name, buffer, None if isinstance(buffer, UninitializedBuffer) else buffer.detach().clone())
+        (submodule, name, buffer, None if isinstance(buffer, UninitializedBuffer) else buffer.detach().clone())
         for module in modules
-        for own in module.modules()
-        for name, buffer in own._buffers.items()
+        for submodule in module.modules()
+        for name, buffer in buffers_of(submodule).items()
         if buffer is not None
     ]
     devices = sorted({tensor.device.index or 0 for tensor in [*leaves, *tensors_in(batch)] if tensor.is_cuda})
@@ -116,8 +117,8 @@ def _as_found(modules: list[nn.Module], batch: Any) -> Iterator[None]:
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         with torch.no_grad():
-            for own, name, buffer, value in buffers:
+            for submodule, name, buffer, value in buffers:
                 if value is not None:
-                    own._buffers[name] = buffer
+                    buffers_of(submodule)[name] = buffer
                     if not torch.equal(buffer, value):
                         buffer.copy_(value)

@@ -16,6 +16,7 @@ from torch import nn
 
 from gradexp.history.history import History
 from gradexp.history.step import QUANTITIES, STATUSES, Array
+from gradexp.numerics.torch_internals import is_dynamo_loaded
 from gradexp.probe.hooks import Hooks
 from gradexp.probe.readings import PendingStep, ProbeStep
 from gradexp.probe.selection import Select, module_kind, selected_modules, unwrap
@@ -45,20 +46,20 @@ class GradientProbe:
 
     Args:
         model: Any module.
-        select: Which modules to record: a function of name and module, or patterns of names such as
+        select: The modules to record: a function of name and module, or patterns of names such as
             ``"blocks.*.mlp"``. None: those that directly own a parameter of two or more dimensions. Modules whose
             weight is parametrized own none; their ``parametrizations.weight`` does.
-        quantities: Which of ``output``, ``output_grad``, ``weight_grad``, ``weight``, ``update``. None: the first
+        quantities: Some of ``output``, ``output_grad``, ``weight_grad``, ``weight``, ``update``. None: the first
             three, and the others too if an optimizer is given.
         stats: Name -> function from a tensor to a 0-d tensor, taken of outputs, output gradients and weight
             gradients, where those are recorded; averaged over the tensors that make up a cell.
-        every: Record the collects number 0, every, 2·every, ... At other steps no hook is attached.
-        optimizer: Its steps are watched for ``update``, which is complete at the next collect.
+        every: The interval N: collects number 0, N, 2N, ... are recorded. At other steps no hook is attached.
+        optimizer: The optimizer whose steps are watched for ``update``, which is complete at the next collect.
         scaler: The ``torch.amp.GradScaler`` in use; gradients are recorded as if there were none.
-        per_sample: Also record each sample's norm of output gradients (samples along the first dimension of
+        per_sample: Whether to record each sample's norm of output gradients too (samples along the first dimension of
             the output; for modules with one output tensor). A mean loss makes each 1/batch as large.
-        networks: Independent networks along the first dimension of outputs and weights (a stacked MLP).
-        seeds: Their seeds, for the History; None: 0, 1, ...
+        networks: The number of independent networks along the first dimension of outputs and weights (a stacked MLP).
+        seeds: The networks' seeds, for the History; None: 0, 1, ...
 
     Raises:
         ValueError: If nothing is selected, a quantity is unknown, ``update`` is asked for without an optimizer,
@@ -137,7 +138,7 @@ class GradientProbe:
             self.remove()
 
     def __reduce__(self) -> Any:
-        """Refuse to be copied or pickled: hooks belong to one probe."""
+        """Raise on copying or pickling: hooks belong to one probe."""
         raise TypeError("a probe cannot be copied or pickled; its history can")
 
     def __repr__(self) -> str:
@@ -175,7 +176,7 @@ class GradientProbe:
         as they came.
 
         Args:
-            step: A label for the recorded step; None: the number of this collect, counted from 0.
+            step: The label of the recorded step; None: the number of this collect, counted from 0.
 
         Raises:
             RuntimeError: If the probe is not attached, no backward pass has been run, or the optimizer that the
@@ -210,7 +211,7 @@ class GradientProbe:
 
     @property
     def history(self) -> History:
-        """What was recorded so far."""
+        """The steps recorded so far."""
         self._fetch_updates()
         # A lazy module shows only when it is first called whether it has a weight of two dimensions.
         all_rows = [(n, 0) for n in self._names if not self._steps or (n, 0) in self._rows]
@@ -220,17 +221,18 @@ class GradientProbe:
         of_weights = [self._rows.get((name, 0), -1) for name, _ in rows]
         log10, status = {}, {}
         for quantity in self._quantities:
-            own = of_weights if quantity in _OF_WEIGHTS else columns
-            log10[quantity] = self._stacked([r.log10.get(quantity) for r in self._readings], own, np.nan)
-            codes = self._stacked([r.status.get(quantity) for r in self._readings], own, STATUSES.index("not_called"))
+            indices = of_weights if quantity in _OF_WEIGHTS else columns
+            log10[quantity] = self._stacked([r.log10.get(quantity) for r in self._readings], indices, np.nan)
+            recorded = [r.status.get(quantity) for r in self._readings]
+            codes = self._stacked(recorded, indices, STATUSES.index("not_called"))
             status[quantity] = codes.astype(np.int8)
         history = History("train", [name for name, _ in rows], list(self._steps), list(self._seeds), log10, status)
         history.calls = [call for _, call in rows]
         for reading in self._readings:
             history.dtypes = reading.dtypes | history.dtypes
         for name in {name: None for reading in self._readings for name in reading.stats}:
-            own = of_weights if name.startswith("weight_grad.") else columns
-            history.stats[name] = self._stacked([r.stats.get(name) for r in self._readings], own, np.nan)
+            indices = of_weights if name.startswith("weight_grad.") else columns
+            history.stats[name] = self._stacked([r.stats.get(name) for r in self._readings], indices, np.nan)
         if self._plan.per_sample:
             history.samples = self._stacked_samples(columns)
         return history
@@ -257,7 +259,7 @@ class GradientProbe:
 
     def _record(self, label: int, trace: Trace) -> None:
         self._check_backward(trace)
-        weights = {name: own for name, own in self._weights.items() if own or not self._by_default}
+        weights = {name: tensors for name, tensors in self._weights.items() if tensors or not self._by_default}
         pending = PendingStep(self._networks)
         trace.add(pending, self._row_of_call, weights)
         for name in trace.hidden(weights):
@@ -291,21 +293,21 @@ class GradientProbe:
             self._read(PendingStep(self._networks))
 
     def _check_backward(self, trace: Trace) -> None:
-        """Refuse a collect before any backward pass, which would record nothing but unused weights."""
+        """Raise if no backward pass has been run, since only unused weights would be recorded."""
         model = self._model()
         if model is None:
             raise RuntimeError("the model that the probe watches is gone")
         wanted = {"output_grad", "weight_grad"} & set(self._quantities)
-        seen = (
+        has_gradient = (
             trace.count_backwards() > 0
             or self._weights.have_passed()
             or any(p.grad is not None for p in model.parameters())
         )
-        if wanted and not seen:
+        if wanted and not has_gradient:
             raise RuntimeError("no gradient was seen: call collect after loss.backward() and before zero_grad()")
         if self._updates is not None and self._updates.is_late(trace):
             raise RuntimeError("collect was called after optimizer.step(); call it before, or update is a step late")
-        if not trace.eager and not trace.calls and "torch._dynamo" in sys.modules and self._needs_hooks():
+        if not trace.eager and not trace.calls and is_dynamo_loaded() and self._needs_hooks():
             warnings.warn(
                 "no module was called: if the model was compiled after the probe was attached, outputs and their "
                 "gradients are recorded from the next collect on",
@@ -323,24 +325,24 @@ class GradientProbe:
         """Return ``(step, network, column)``."""
         stacked = np.full((len(steps), self._networks, len(columns)), otherwise, dtype=float)
         begin = 0
-        for width, alike in groupby(steps, lambda step: 0 if step is None else step.shape[1]):
-            own = list(alike)
-            known = [index for index, column in enumerate(columns) if 0 <= column < width]
-            if known:
-                whole = np.stack([step for step in own if step is not None])
-                stacked[begin : begin + len(own), :, known] = whole[:, :, [columns[index] for index in known]]
-            begin += len(own)
+        for width, group in groupby(steps, lambda step: 0 if step is None else step.shape[1]):
+            same_width = list(group)
+            recorded = [index for index, column in enumerate(columns) if 0 <= column < width]
+            if recorded:
+                values = np.stack([step for step in same_width if step is not None])
+                stacked[begin : begin + len(same_width), :, recorded] = values[:, :, [columns[i] for i in recorded]]
+            begin += len(same_width)
         return stacked
 
     def _stacked_samples(self, columns: list[int]) -> Array:
         """Return ``(step, network, column, sample)``, nan beyond the samples of a cell."""
-        most = max((own.shape[1] for reading in self._readings for own in reading.samples.values()), default=0)
-        stacked = np.full((len(self._readings), self._networks, len(columns), most), np.nan)
+        counts = [log10.shape[1] for reading in self._readings for log10 in reading.samples.values()]
+        stacked = np.full((len(self._readings), self._networks, len(columns), max(counts, default=0)), np.nan)
         for step, reading in enumerate(self._readings):
             for index, column in enumerate(columns):
                 if column in reading.samples:
-                    own = reading.samples[column]
-                    stacked[step, :, index, : own.shape[1]] = own
+                    log10 = reading.samples[column]
+                    stacked[step, :, index, : log10.shape[1]] = log10
         return stacked
 
 
@@ -349,16 +351,16 @@ def _quantities(
 ) -> tuple[str, ...]:
     if wanted is None:
         return QUANTITIES if optimizer is not None else QUANTITIES[:3]
-    given = [wanted] if isinstance(wanted, str) else list(wanted)
-    unknown = [quantity for quantity in given if quantity not in QUANTITIES]
-    if unknown or not given:
-        what = f"unknown quantity '{unknown[0]}'" if unknown else "quantities is empty"
-        raise ValueError(f"{what}; choose from {', '.join(QUANTITIES)}")
-    if "update" in given and optimizer is None:
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    unknown = [quantity for quantity in names if quantity not in QUANTITIES]
+    if unknown or not names:
+        fault = f"unknown quantity '{unknown[0]}'" if unknown else "quantities is empty"
+        raise ValueError(f"{fault}; choose from {', '.join(QUANTITIES)}")
+    if "update" in names and optimizer is None:
         raise ValueError("the quantity 'update' needs optimizer=, whose steps are watched")
-    if per_sample and "output_grad" not in given:
+    if per_sample and "output_grad" not in names:
         raise ValueError("per_sample=True needs the quantity 'output_grad'")
-    return tuple(quantity for quantity in QUANTITIES if quantity in given)
+    return tuple(quantity for quantity in QUANTITIES if quantity in names)
 
 
 def _whole(name: str, value: Any) -> int:

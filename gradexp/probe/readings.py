@@ -1,4 +1,4 @@
-"""From sizes of tensors, maybe still on their devices, to one number and one status per layer on the host."""
+"""From sizes of tensors, which may still be on a device, to one number and one status per layer on the host."""
 
 import math
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ _NEPER = 2 * np.log(10)  # times log10 of a norm: natural log of its square
 
 
 def tensor_size(tensor: Tensor, networks: int) -> TensorSize:
-    """Take the size of a tensor, in each network."""
+    """Return the size of a tensor, in each network."""
     return *scaled_norm(tensor, networks), tensor.numel() // networks, tensor.dtype
 
 
 def measure_all(tensors: Sequence[Tensor], networks: int) -> list[TensorSize]:
-    """Take the size of each tensor, in one call where that can be."""
+    """Return the size of each tensor, faster than one after the other."""
     sizes = scaled_norms(tensors, networks)
     return [(*size, x.numel() // networks, x.dtype) for x, size in zip(tensors, sizes, strict=True)]
 
@@ -38,8 +38,8 @@ class ProbeStep:
     """One recorded step. Arrays have shape ``(network, row)``; a row is one call of one module.
 
     Args:
-        rows: How many.
-        networks: How many.
+        rows: Number of rows.
+        networks: Number of networks.
         log10: Quantity -> numbers, nan where there is none.
         status: Quantity -> index into ``STATUSES``.
         dtypes: Quantity -> number formats of its tensors, such as ``"float32"``.
@@ -56,7 +56,7 @@ class ProbeStep:
     samples: dict[int, Array] = field(default_factory=dict)
 
     def open(self, quantity: str) -> None:
-        """Make room for a quantity of which nothing is known yet."""
+        """Add a quantity whose cells are all ``not_called`` yet."""
         if quantity not in self.log10:
             self.log10[quantity] = np.full((self.networks, self.rows), np.nan)
             self.status[quantity] = np.full((self.networks, self.rows), _CODES["not_called"], np.int8)
@@ -70,22 +70,22 @@ class PendingStep:
         # As three lists, whose order is the same: one pass over all cells is much faster than one for each.
         self._quantities: list[str] = []
         self._rows: list[int] = []
-        self._parts: list[TensorSize] = []
+        self._sizes: list[TensorSize] = []
         self._absent: list[tuple[str, int, str]] = []
         self._stats: dict[str, list[tuple[int, Value]]] = {}
         self._samples: list[tuple[int, ScaledNorm]] = []
         self._scale: tuple[Sequence[str], Value] | None = None
 
-    def add(self, quantity: str, row: int, part: TensorSize) -> None:
+    def add(self, quantity: str, row: int, size: TensorSize) -> None:
         """Add a tensor to a cell. One without elements, such as the gradient of no sample, is left out."""
-        if not part[2]:
+        if not size[2]:
             return
         self._quantities.append(quantity)
         self._rows.append(row)
-        self._parts.append(part)
+        self._sizes.append(size)
 
     def mark(self, quantity: str, row: int, status: str) -> None:
-        """Say why a cell has no number."""
+        """Set the status of a cell without a number."""
         self._absent.append((quantity, row, status))
 
     def add_statistic(self, name: str, row: int, value: Value) -> None:
@@ -102,37 +102,37 @@ class PendingStep:
 
     def read(self, rows: int) -> ProbeStep:
         """Copy everything to the host, in one transfer from each device, and judge each cell."""
-        norms, exponents, counts, dtypes = zip(*self._parts, strict=True) if self._parts else ((), (), (), ())
+        norms, exponents, counts, dtypes = zip(*self._sizes, strict=True) if self._sizes else ((), (), (), ())
         values = [*norms, *exponents]
         values += [value for pairs in self._stats.values() for _, value in pairs]
         values += [value for _, sizes in self._samples for value in sizes]
         values += [self._scale[1]] if self._scale else []
-        arrived = _Arrived(values)
-        log10 = _log10(*(arrived.table(len(self._parts), self._networks) for _ in range(2)))
+        on_host = _HostValues(values)
+        log10 = _log10(*(on_host.table(len(self._sizes), self._networks) for _ in range(2)))
         reading = ProbeStep(rows, self._networks)
         self._judge(reading, log10, np.array(counts), dtypes)
         for name, pairs in self._stats.items():
             by_row: dict[int, list[Array]] = {}
-            for (row, _), value in zip(pairs, arrived.table(len(pairs), self._networks), strict=True):
+            for (row, _), value in zip(pairs, on_host.table(len(pairs), self._networks), strict=True):
                 by_row.setdefault(row, []).append(value)
             reading.stats[name] = np.full((self._networks, rows), np.nan)
-            for row, each in by_row.items():
-                reading.stats[name][:, row] = np.mean(each, axis=0)
+            for row, values_of_row in by_row.items():
+                reading.stats[name][:, row] = np.mean(values_of_row, axis=0)
         for row, _ in self._samples:
-            own = _log10(arrived.next(), arrived.next()).reshape(self._networks, -1)
-            reading.samples[row] = np.hstack([reading.samples[row], own]) if row in reading.samples else own
+            samples = _log10(on_host.next(), on_host.next()).reshape(self._networks, -1)
+            reading.samples[row] = np.hstack([reading.samples[row], samples]) if row in reading.samples else samples
         for quantity, row, status in self._absent:
             reading.open(quantity)
             reading.log10[quantity][:, row] = np.nan
             reading.status[quantity][:, row] = _CODES[status]
         if self._scale:
-            self._undo_scale(reading, float(arrived.next()[0]))
+            self._undo_scale(reading, float(on_host.next()[0]))
         return reading
 
     def _judge(
         self, reading: ProbeStep, log10: Array, counts: NDArray[np.int64], dtypes: Sequence[torch.dtype]
     ) -> None:
-        """Join the parts of each cell, turn outputs into rms, say what each cell is, and fill them in."""
+        """Join the tensors of each cell, turn outputs into rms, and fill in numbers and statuses."""
         first_cell = {
             quantity: index * reading.rows for index, quantity in enumerate(dict.fromkeys(self._quantities))
         }
@@ -153,10 +153,12 @@ class PendingStep:
         size = np.where(np.isfinite(log10), log10, np.nan)
         for quantity, start in first_cell.items():
             reading.open(quantity)
-            own = (cells >= start) & (cells < start + reading.rows)
-            values = size[own] if quantity != "output" else np.where(np.isfinite(size[own]), rms[own], np.nan)
-            reading.log10[quantity][:, cells[own] - start] = values.T
-            reading.status[quantity][:, cells[own] - start] = codes[own].T
+            chosen = (cells >= start) & (cells < start + reading.rows)
+            values = (
+                size[chosen] if quantity != "output" else np.where(np.isfinite(size[chosen]), rms[chosen], np.nan)
+            )
+            reading.log10[quantity][:, cells[chosen] - start] = values.T
+            reading.status[quantity][:, cells[chosen] - start] = codes[chosen].T
         for quantity, name in sorted((quantity, str(dtype).removeprefix("torch.")) for quantity, dtype in formats):
             reading.dtypes[quantity] = "/".join(filter(None, (reading.dtypes.get(quantity), name)))
 
@@ -169,18 +171,18 @@ class PendingStep:
             reading.samples = {row: log10 - np.log10(scale) for row, log10 in reading.samples.items()}
 
 
-class _Arrived:
+class _HostValues:
     """Values on the host, after one copy from each device, taken in the order in which they were given."""
 
     def __init__(self, values: Sequence[Value]) -> None:
-        there: dict[torch.device, list[int]] = {}
+        by_device: dict[torch.device, list[int]] = {}
         if set(map(type, values)) - {float}:
             for index, value in enumerate(values):
                 if isinstance(value, Tensor):
-                    there.setdefault(value.device, []).append(index)
+                    by_device.setdefault(value.device, []).append(index)
         self._values: list[Any] = list(values)
         self._taken = 0
-        for device, indices in there.items():
+        for device, indices in by_device.items():
             dtype = torch.float32 if device.type == "mps" else torch.float64
             tensors = [self._values[index].reshape(-1).to(dtype) for index in indices]
             flat = torch.cat(tensors).cpu().numpy().astype(float)

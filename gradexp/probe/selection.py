@@ -1,20 +1,20 @@
-"""Which modules are recorded."""
+"""The choice of the modules to record, and the modules inside wrappers."""
 
-import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from gradexp.numerics.torch_internals import compiled_module, parameters_of, uncompiled_name
 from gradexp.probe.weights import least_dimensions
 
 Select = Callable[[str, nn.Module], bool] | Iterable[str] | str
 
 
 def module_kind(value: Any) -> str:
-    """Return what a value is, in the words of an error message."""
+    """Return a value's kind, for an error message."""
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
@@ -26,35 +26,33 @@ def selected_modules(model: nn.Module, select: Select | None) -> dict[str, nn.Mo
         ValueError: If it matches nothing.
     """
     # A compiled module wraps one of the same name; the inner one comes later and is the one that is called.
-    modules = {re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name).lstrip("."): m for name, m in model.named_modules()}
+    modules = {uncompiled_name(name): module for name, module in model.named_modules()}
     if select is None:
         chosen = {name: module for name, module in modules.items() if _may_own_weight(module)}
     elif callable(select) and not isinstance(select, (nn.Module, type)):
         chosen = {name: module for name, module in modules.items() if select(name, module)}
     else:
-        one = isinstance(select, (str, type)) or not isinstance(select, Iterable)
-        given: Any = select
-        patterns: list[Any] = [given] if one else list(given)
-        wrong = [pattern for pattern in patterns if not isinstance(pattern, str)]
-        if wrong:
-            got = module_kind(wrong[0])
-            raise TypeError(f"select must be patterns of names or a function of name and module, got {got}")
-        matches = {pattern: [name for name in modules if fnmatchcase(name, pattern)] for pattern in patterns}
-        chosen = {name: m for name, m in modules.items() if any(name in found for found in matches.values())}
-        idle = [pattern for pattern, found in matches.items() if not found]
-        if idle and chosen:
-            raise ValueError(f"select: '{idle[0]}' matches none of the {len(modules)} modules")
+        is_single = isinstance(select, (str, type)) or not isinstance(select, Iterable)
+        patterns: list[Any] = [select] if is_single else list(cast("Iterable[Any]", select))
+        no_names = [pattern for pattern in patterns if not isinstance(pattern, str)]
+        if no_names:
+            kind = module_kind(no_names[0])
+            raise TypeError(f"select must be patterns of names or a function of name and module, got {kind}")
+        chosen = {name: m for name, m in modules.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+        without_match = [p for p in patterns if not any(fnmatchcase(name, p) for name in modules)]
+        if without_match and chosen:
+            raise ValueError(f"select: '{without_match[0]}' matches none of the {len(modules)} modules")
     if not chosen:
         if select is None:
             raise ValueError("nothing to record: no module owns a parameter of two or more dimensions; use select=")
-        some = ", ".join([*(f"'{name}'" for name in list(modules)[:6]), *(["..."] if len(modules) > 6 else [])])
-        raise ValueError(f"nothing to record: select matches none of the {len(modules)} modules ({some})")
+        names = ", ".join([*(f"'{name}'" for name in list(modules)[:6]), *(["..."] if len(modules) > 6 else [])])
+        raise ValueError(f"nothing to record: select matches none of the {len(modules)} modules ({names})")
     return chosen
 
 
 def _may_own_weight(module: nn.Module) -> bool:
     least = least_dimensions(module)
-    return any(p is not None and (is_lazy(p) or p.dim() >= least) for p in module._parameters.values())
+    return any(is_lazy(parameter) or parameter.dim() >= least for parameter in parameters_of(module))
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -67,7 +65,6 @@ def unwrap(model: Any) -> nn.Module:
         raise ValueError("DataParallel over several devices is not supported; use DistributedDataParallel")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrap(model.module)
-    inner = getattr(model, "_orig_mod", None)
-    is_wrapper = type(model).__name__ == "OptimizedModule" and isinstance(inner, nn.Module)
-    unwrapped: nn.Module = unwrap(inner) if is_wrapper else model
+    inner = compiled_module(model)
+    unwrapped: nn.Module = unwrap(inner) if isinstance(inner, nn.Module) else model
     return unwrapped

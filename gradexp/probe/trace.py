@@ -15,26 +15,36 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
-from torch.utils._python_dispatch import _disable_current_modes
 
 from gradexp.numerics.norms import ScaledNorm, has_values, scaled_norm
+from gradexp.numerics.torch_internals import (
+    after_backward,
+    backward_number,
+    base_of,
+    forward_hooks_of,
+    in_dispatch_mode,
+    is_dynamo_loaded,
+    is_recomputing,
+    is_transformed,
+    is_view,
+    outside_dispatch_modes,
+    version_of,
+)
 from gradexp.probe.readings import PendingStep, TensorSize, tensor_size
-from gradexp.probe.torch_internals import is_recomputing, is_transformed
 
 Statistic = Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSpec:
-    """What is measured of each call of a module.
+    """The numbers to take of each call of a module.
 
     Args:
-        outputs: Sizes of outputs.
-        gradients: Sizes of their gradients.
-        per_sample: Also the norm of each sample's part of a gradient.
-        stats: Further statistics of each measured tensor.
-        networks: Independent networks along the first dimension of each tensor.
+        outputs: Whether to take the sizes of outputs.
+        gradients: Whether to take the sizes of their gradients.
+        per_sample: Whether to take the norm of each sample's gradient too.
+        stats: Further statistics of each measured tensor, by name.
+        networks: Number of independent networks along the first dimension of each tensor.
     """
 
     outputs: bool = True
@@ -68,10 +78,10 @@ class BackwardPass:
     def __init__(self, is_batched: bool) -> None:
         self.is_batched = is_batched
         self.is_finished = False
-        Variable._execution_engine.queue_callback(self.finish)
+        after_backward(self.finish)
 
     def finish(self) -> None:
-        """Note that it has come to its end."""
+        """Note that the pass has come to its end."""
         self.is_finished = True
 
 
@@ -110,9 +120,9 @@ class ModuleCall:
 
     def see_only_gradient(self, gradient: Tensor) -> None:
         """Measure the gradient of a module's only output tensor, sample by sample too."""
-        seen = len(self.gradients)
+        before = len(self.gradients)
         self.see_gradient(gradient)
-        if len(self.gradients) > seen:
+        if len(self.gradients) > before:
             networks = self.trace.plan.networks
             shape = gradient.shape[networks > 1 :]
             sizes = scaled_norm(gradient, max(1, networks * (shape[0] if shape else 1)))
@@ -127,34 +137,34 @@ class _View:
     """
 
     def __init__(self, call: ModuleCall, see: Callable[[Tensor], None], tensor: Tensor) -> None:
-        base = tensor._base
+        base = base_of(tensor)
         assert base is not None
         self.call = call
         self.see = see
         self.is_whole = base.numel() == tensor.numel()
-        self.version = tensor._version
+        self.version = version_of(tensor)
         self.relatives = weakref.ref(tensor), weakref.ref(base)  # with the same version
-        self.arrived: TensorSize | None = None
+        self.size: TensorSize | None = None
 
     def see_gradient(self, gradient: Tensor) -> None:
-        seen = len(self.call.gradients)
+        before = len(self.call.gradients)
         self.see(gradient)
-        if len(self.call.gradients) > seen:
-            self.arrived = self.call.gradients[-1][1]
+        if len(self.call.gradients) > before:
+            self.size = self.call.gradients[-1][1]
 
     def see_base_gradient(self, gradient: Tensor) -> None:
         # The base's turn comes later in each backward pass.
-        arrived, self.arrived = self.arrived, None
+        size, self.size = self.size, None
         if not self.call.trace.open or "output_grad" in self.call.missed:
             return
-        versions = {tensor._version for reference in self.relatives if (tensor := reference()) is not None}
+        versions = {version_of(tensor) for reference in self.relatives if (tensor := reference()) is not None}
         if versions == {self.version}:  # nobody has worked in place on it; without a gradient it is unused
             return
-        if arrived is None:
+        if size is None:
             self.call.missed += ("output_grad",)
-        elif self.is_whole and isinstance(arrived[0], float) and has_values(gradient):
+        elif self.is_whole and isinstance(size[0], float) and has_values(gradient):
             norm, exponent, *_ = _measured(gradient, 1)
-            if not math.isclose(norm, arrived[0], rel_tol=1e-9) or exponent != arrived[1]:
+            if not math.isclose(norm, size[0], rel_tol=1e-9) or exponent != size[1]:
                 self.call.missed += ("output_grad",)
 
 
@@ -199,7 +209,7 @@ class Trace:
 
     def backward(self, gradient: Tensor) -> BackwardPass:
         """Return the backward pass that is running."""
-        task = torch._C._current_graph_task_id()
+        task = backward_number()
         if task != self._task:
             self._task = task
             if task not in self._backwards:
@@ -213,13 +223,13 @@ class Trace:
             return
         plan = self.plan
         tensors = (output,) if type(output) is Tensor else tensors_in(output)
-        found = False
+        has_numbers = False
         is_empty = True
         taking_part = []
         for tensor in tensors:
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
-            found = True
+            has_numbers = True
             if not tensor.numel():
                 continue
             is_empty = False
@@ -232,25 +242,25 @@ class Trace:
                     call.missed += ("output",)
             if tensor.requires_grad:
                 taking_part.append(tensor)
-        call.is_empty = found and is_empty
-        if not found:
+        call.is_empty = has_numbers and is_empty
+        if not has_numbers:
             call.missed = ("output", "output_grad")
         if plan.gradients and taking_part:
             call.expected = True
             see = call.see_only_gradient if plan.per_sample and len(taking_part) == 1 else call.see_gradient
             for tensor in taking_part:
-                if tensor._is_view():
+                if is_view(tensor):
                     self._hook_view(tensor, call, see, module, args)
                 else:
                     self._hook(tensor, see)
 
     def count_backwards(self) -> int:
-        """Return how many backward passes came by."""
+        """Return the number of backward passes."""
         return len(self._backwards)
 
     def hidden(self, names: Iterable[str]) -> list[str]:
         """Return the modules that ran where hooks see nothing, or that an unnoticed compilation hides."""
-        if self.transformed or self.eager or self.calls or "torch._dynamo" not in sys.modules:
+        if self.transformed or self.eager or self.calls or not is_dynamo_loaded():
             return [name for name in names if name in self.transformed]
         return list(names)
 
@@ -259,8 +269,8 @@ class Trace:
         return [call for call in self.calls if call.run.is_finished] or self.calls
 
     def add(self, pending: PendingStep, row_of: Callable[[str, int], int], names: Container[str]) -> None:
-        """Add all that was seen of some modules to a pending step, in the order of first calls."""
-        arrived: set[int] = set()
+        """Add what the hooks saw of some modules to a pending step, in the order of first calls."""
+        with_gradient: set[int] = set()
         silent: list[tuple[int, ModuleCall]] = []
         for call in self.kept_calls():
             if call.name not in names:
@@ -268,13 +278,13 @@ class Trace:
             row = row_of(call.name, call.index)
             if call.is_empty:
                 continue
-            for part in call.outputs:
-                pending.add("output", row, part)
-            gradients = [part for backward, part in call.gradients if backward.is_finished]
-            for part in gradients:
-                pending.add("output_grad", row, part)
+            for size in call.outputs:
+                pending.add("output", row, size)
+            gradients = [size for backward, size in call.gradients if backward.is_finished]
+            for size in gradients:
+                pending.add("output_grad", row, size)
             if gradients:
-                arrived.add(row)
+                with_gradient.add(row)
             elif call.gradients:  # of a backward pass that failed
                 pending.mark("output_grad", row, "hook_missed")
             else:
@@ -290,11 +300,11 @@ class Trace:
         for row, call in silent:
             if call.uncertain:
                 pending.mark("output_grad", row, "hook_missed")
-            elif row not in arrived and "output_grad" not in call.missed:
+            elif row not in with_gradient and "output_grad" not in call.missed:
                 pending.mark("output_grad", row, "unused" if call.expected else "frozen")
 
     def _call_of(self, name: str, graph: bool) -> ModuleCall | None:
-        """Return the call that a forward hook belongs to, or None if it is not to be looked at."""
+        """Return the call that a forward hook belongs to, or None for one that does not count."""
         if is_recomputing():
             return self._rerun_call(name)
         # Without a graph it is an evaluation, or a part of a training pass that is frozen or checkpointed.
@@ -348,7 +358,7 @@ class Trace:
     def _hook_view(
         self, tensor: Tensor, call: ModuleCall, see: Callable[[Tensor], None], module: nn.Module, args: Any
     ) -> None:
-        base = tensor._base
+        base = base_of(tensor)
         # Brings the graph of a view up to date whose base was changed in place: torch crashes on a hook without.
         _ = tensor.grad_fn
         if base is None or not base.requires_grad:
@@ -363,24 +373,24 @@ class Trace:
 
 
 def _is_own_view(module: nn.Module, base: Tensor, args: Any) -> bool:
-    """Say whether a view's base is known to nobody else, so that it has the view's gradient whatever is done to it.
+    """Return whether nobody else knows a view's base, which then has the view's gradient whatever is done to it.
 
     ``nn.Linear`` computes outputs of three and more dimensions as views of a matrix that it shows to nobody.
     """
     plain = type(module) is nn.Linear and "forward" not in module.__dict__
-    hooks_are_ours = all(getattr(hook, "is_ours", False) for hook in module._forward_hooks.values())
-    return plain and hooks_are_ours and not any(arg is base or arg._base is base for arg in tensors_in(args))
+    hooks_are_ours = all(getattr(hook, "is_ours", False) for hook in forward_hooks_of(module))
+    return plain and hooks_are_ours and not any(arg is base or base_of(arg) is base for arg in tensors_in(args))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield each tensor in nested tuples, lists, dicts and dataclasses once."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     todo = deque([value])
     while todo:
         item = todo.popleft()
-        if id(item) in seen:
+        if id(item) in visited:
             continue
-        seen.add(id(item))
+        visited.add(id(item))
         if isinstance(item, Tensor):
             yield item
         elif isinstance(item, Mapping):
@@ -392,10 +402,10 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _measured(tensor: Tensor, networks: int) -> TensorSize:
-    """Take the size of a tensor, unseen by modes that count or replace what is computed, such as tracers."""
-    if not torch._C._len_torch_dispatch_stack():
+    """Return the size of a tensor, hidden from modes that count or replace operations, such as tracers."""
+    if not in_dispatch_mode():
         return tensor_size(tensor, networks)
-    with _disable_current_modes():
+    with outside_dispatch_modes():
         return tensor_size(tensor, networks)
 
 
@@ -405,16 +415,16 @@ def statistics(quantity: str, tensor: Tensor, plan: ProbeSpec) -> list[tuple[str
     Raises:
         ValueError: If a statistic is not one number.
     """
-    found = []
+    named = []
     with torch.no_grad():
         for name, statistic in plan.stats.items():
-            own = tensor.detach().unbind() if plan.networks > 1 else (tensor.detach(),)
-            values = [torch.as_tensor(statistic(part)) for part in own]
+            slices = tensor.detach().unbind() if plan.networks > 1 else (tensor.detach(),)
+            values = [torch.as_tensor(statistic(network)) for network in slices]
             if values[0].numel() != 1:
                 shape = tuple(values[0].shape)
                 raise ValueError(f"stats['{name}'] must return one number, got a tensor of shape {shape}")
-            found.append((f"{quantity}.{name}", torch.stack([value.reshape(()) for value in values])))
-    return found
+            named.append((f"{quantity}.{name}", torch.stack([value.reshape(()) for value in values])))
+    return named
 
 
 def _stack_depth() -> int:

@@ -18,17 +18,17 @@ class Updates:
     """What each step of an optimizer changes, seen from hooks before and after it.
 
     Args:
-        optimizer: Its next step after ``expect`` is watched.
-        weights: Whose changes are wanted.
-        networks: Independent networks along the first dimension.
-        recorder: Tells which backward passes come before a step.
+        optimizer: The optimizer, whose next step after ``expect`` is watched.
+        weights: The weights whose changes are measured.
+        networks: Number of independent networks along the first dimension.
+        recorder: The hooks that know which backward passes come before a step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, weights: Weights, networks: int, recorder: Hooks) -> None:
         self._due = False
         self._in_step = False
         self._recorder = recorder
-        self._window_at_step: Trace | None = None
+        self._trace_at_step: Trace | None = None
         self._backwards_at_step = 0
         self.measured: list[tuple[str, TensorSize]] = []
         self._weights = weights
@@ -46,8 +46,8 @@ class Updates:
             self._see_before()
 
     def is_late(self, trace: Trace) -> bool:
-        """Say whether the optimizer has used up the gradients that a collect is to record."""
-        return trace is self._window_at_step and 0 < trace.count_backwards() == self._backwards_at_step
+        """Return whether the optimizer has used up the gradients that a collect is to record."""
+        return trace is self._trace_at_step and 0 < trace.count_backwards() == self._backwards_at_step
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -57,9 +57,9 @@ class Updates:
             handle.remove()
 
     def add(self, pending: PendingStep, row_of: Callable[[str], int]) -> None:
-        """Add what was measured since the last time."""
-        for name, part in self.measured:
-            pending.add("update", row_of(name), part)
+        """Add the changes that were measured since the last time."""
+        for name, size in self.measured:
+            pending.add("update", row_of(name), size)
         self.measured = []
 
     def _see_before(self) -> None:
@@ -72,8 +72,8 @@ class Updates:
 
     def _see_after(self) -> None:
         self._in_step = False
-        self._window_at_step = self._recorder.trace
-        self._backwards_at_step = self._window_at_step.count_backwards() if self._window_at_step else 0
+        self._trace_at_step = self._recorder.trace
+        self._backwards_at_step = self._trace_at_step.count_backwards() if self._trace_at_step else 0
         if self._due:
             self._due = False
             for name, weights in self._weights.items():
@@ -89,9 +89,9 @@ def _weakly(owner: Updates, method: Callable[[Updates], None]) -> Callable[..., 
     reference = weakref.ref(owner)
 
     def hook(*_: Any) -> None:
-        alive = reference()
-        if alive is not None:
-            method(alive)
+        updates = reference()
+        if updates is not None:
+            method(updates)
 
     return hook
 

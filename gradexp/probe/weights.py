@@ -1,4 +1,4 @@
-"""What the watched modules' own weights tell: their gradients at the collect, and what the optimizer does to them."""
+"""Gradients and norms of the watched modules' weights, and the state of a GradScaler."""
 
 import weakref
 from collections.abc import Iterator, Mapping
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradexp.numerics.norms import has_values
+from gradexp.numerics.torch_internals import parameters_of, scaler_states, steps_in_backward
 from gradexp.probe.readings import PendingStep, TensorSize, measure_all, tensor_size
 from gradexp.probe.trace import ProbeSpec, statistics
 
@@ -19,8 +20,8 @@ class Weights:
     """The parameters of two or more dimensions that modules directly own, as one weight per module.
 
     Args:
-        modules: By name, held weakly.
-        plan: The number of networks, and further statistics of gradients.
+        modules: The watched modules by name, held weakly.
+        plan: The numbers to take: of how many networks, and which further statistics of gradients.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], plan: ProbeSpec) -> None:
@@ -39,8 +40,8 @@ class Weights:
             module = reference()
             if module is None:
                 continue
-            own = [p for p in module._parameters.values() if p is not None and not (was_lazy and is_lazy(p))]
-            yield name, [parameter for parameter in own if parameter.dim() >= least]
+            parameters = [p for p in parameters_of(module) if not (was_lazy and is_lazy(p))]
+            yield name, [parameter for parameter in parameters if parameter.dim() >= least]
 
     def watch(self) -> None:
         """See the gradients of weights that an optimizer inside the backward pass uses up before the collect."""
@@ -49,10 +50,10 @@ class Weights:
         self._used_up = False
         for _, weights in self.items():
             for weight in weights:
-                if weight.requires_grad and weight._post_accumulate_grad_hooks and id(weight) not in self._passing:
+                if weight.requires_grad and steps_in_backward(weight) and id(weight) not in self._passing:
                     self._used_up = True
-                    parts = self._passing[id(weight)] = []
-                    self._handles.append(weight.register_hook(_WeightHook(parts, self._plan.networks)))
+                    sizes = self._passing[id(weight)] = []
+                    self._handles.append(weight.register_hook(_WeightHook(sizes, self._plan.networks)))
 
     def unwatch(self) -> None:
         """Remove the hooks and forget what they saw."""
@@ -62,53 +63,55 @@ class Weights:
         self._passing.clear()
 
     def have_passed(self) -> bool:
-        """Say whether a watched weight has received a gradient."""
+        """Return whether a watched weight has received a gradient."""
         return any(self._passing.values())
 
     def add_gradients(self, pending: PendingStep, weights: _ByName, rows: Mapping[str, int]) -> None:
-        """Add what ``.grad`` of each module's weights holds, or has held, or why there is nothing."""
-        there: list[tuple[int, Tensor]] = []
-        for name, own in weights.items():
+        """Add what ``.grad`` of each module's weights holds or has held, or the status of a missing gradient."""
+        measurable: list[tuple[int, Tensor]] = []
+        for name, parameters in weights.items():
             row = rows[name]
-            gradients = [g for weight in own if weight.requires_grad and (g := weight.grad) is not None]
-            if len(gradients) < max(1, len(own)):  # a module without weights has nothing to train
-                self._mark_missing(pending, row, [weight for weight in own if weight.requires_grad], bool(gradients))
+            trained = [weight for weight in parameters if weight.requires_grad]
+            gradients = [gradient for weight in trained if (gradient := weight.grad) is not None]
+            if len(gradients) < max(1, len(parameters)):  # a module without weights has nothing to train
+                self._mark_missing(pending, row, trained, bool(gradients))
             for gradient in gradients:
                 if has_values(gradient):
-                    there.append((row, gradient))
+                    measurable.append((row, gradient))
                 else:
                     pending.mark("weight_grad", row, "hook_missed")
-        for (row, gradient), part in zip(there, measure_all([g for _, g in there], self._plan.networks), strict=True):
-            pending.add("weight_grad", row, part)
+        sizes = measure_all([gradient for _, gradient in measurable], self._plan.networks)
+        for (row, gradient), size in zip(measurable, sizes, strict=True):
+            pending.add("weight_grad", row, size)
             if self._plan.stats:
                 for name, value in statistics("weight_grad", gradient, self._plan):
                     pending.add_statistic(name, row, value)
 
-    def _mark_missing(self, pending: PendingStep, row: int, trained: list[nn.Parameter], some: bool) -> None:
-        """Say why some weights of a module have no gradient, or add the one that an optimizer has used up."""
+    def _mark_missing(self, pending: PendingStep, row: int, trained: list[nn.Parameter], has_gradient: bool) -> None:
+        """Set the status of a module without all its gradients, or add those that an optimizer has used up."""
         if not trained:
             pending.mark("weight_grad", row, "frozen")
             return
         for weight in trained:
-            if weight.grad is None and weight._post_accumulate_grad_hooks:
+            if weight.grad is None and steps_in_backward(weight):
                 self._used_up = True
-                parts = self._passing.get(id(weight))
-                some |= parts != []
-                if parts is None or len(parts) > 1:
+                sizes = self._passing.get(id(weight))
+                has_gradient |= sizes != []
+                if sizes is None or len(sizes) > 1:
                     # After unseen or several backward passes there is no one gradient to speak of.
                     pending.mark("weight_grad", row, "hook_missed")
                 else:
-                    for part in parts:
-                        pending.add("weight_grad", row, part)
-        if not some:
+                    for size in sizes:
+                        pending.add("weight_grad", row, size)
+        if not has_gradient:
             pending.mark("weight_grad", row, "unused")
 
     def add_norms(self, pending: PendingStep, weights: _ByName, rows: Mapping[str, int]) -> None:
-        """Add the weights themselves."""
-        for name, own in weights.items():
-            if not own:
+        """Add the norms of the weights themselves."""
+        for name, parameters in weights.items():
+            if not parameters:
                 pending.mark("weight", rows[name], "frozen")
-            for weight in own:
+            for weight in parameters:
                 if has_values(weight):
                     pending.add("weight", rows[name], tensor_size(weight, self._plan.networks))
                 else:
@@ -116,13 +119,13 @@ class Weights:
 
 
 def least_dimensions(module: nn.Module) -> int:
-    """Return how many dimensions a parameter needs to be a weight.
+    """Return the least number of dimensions of a weight.
 
     In a stacked layer the networks' dimension comes first, and a bias has two.
     """
     networks = module.__dict__.get("networks")
-    own = [p for p in module._parameters.values() if p is not None and not is_lazy(p)]
-    return 3 if any(parameter.dim() == 3 and parameter.shape[0] == networks for parameter in own) else 2
+    parameters = [p for p in parameters_of(module) if not is_lazy(p)]
+    return 3 if any(parameter.dim() == 3 and parameter.shape[0] == networks for parameter in parameters) else 2
 
 
 def scale_of_loss(scaler: torch.amp.GradScaler, like: Tensor) -> Tensor:
@@ -132,12 +135,12 @@ def scale_of_loss(scaler: torch.amp.GradScaler, like: Tensor) -> Tensor:
 
 
 def is_unscaled(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer | None) -> bool:
-    """Say whether the scaler has divided the weights' gradients by its scale already.
+    """Return whether the scaler has divided the weights' gradients by its scale already.
 
     Raises:
-        RuntimeError: If it cannot be known, or the scaler has made its step.
+        RuntimeError: If that differs between optimizers, or the scaler has made its step.
     """
-    states = scaler._per_optimizer_states
+    states = scaler_states(scaler)
     if optimizer is not None:
         states = {id(optimizer): states[id(optimizer)]} if id(optimizer) in states else {}
     stages = {state["stage"].name for state in states.values()}
@@ -155,9 +158,9 @@ class _WeightHook:
 
     __torch_unserializable__ = True
 
-    def __init__(self, parts: list[TensorSize], networks: int) -> None:
-        self.parts = parts
+    def __init__(self, sizes: list[TensorSize], networks: int) -> None:
+        self.sizes = sizes
         self.networks = networks
 
     def __call__(self, gradient: Tensor) -> None:
-        self.parts.append(tensor_size(gradient, self.networks))
+        self.sizes.append(tensor_size(gradient, self.networks))

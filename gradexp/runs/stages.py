@@ -16,13 +16,15 @@ from gradexp.networks.mlp import MLP
 from gradexp.numerics.seeds import generator
 from gradexp.probe.probe import GradientProbe
 from gradexp.runs.clock import Clock
-from gradexp.runs.data import Dataset, batches, chance_loss, check_batch, load, resolve_loss, targets
+from gradexp.runs.data import Dataset, batches, check_batch, load
 from gradexp.runs.device import device_name, find_device
+from gradexp.runs.losses import chance_loss, resolve_loss, targets
+from gradexp.runs.optimizers import build_optimizer
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.recording import Recording, sample_outputs
 from gradexp.runs.result import Result, Sink, tell
 from gradexp.runs.stacks import count_weights, split
-from gradexp.runs.training import Split, Training, build_optimizer, train
+from gradexp.runs.training import Split, Training, train
 from gradexp.runs.verdict import run_verdict
 from gradexp.theory import Prediction, compare
 

@@ -4,8 +4,11 @@ import hashlib
 import json
 import math
 import platform
+import stat
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradexp._version import __version__
@@ -26,7 +29,35 @@ UNHASHED = ("device", "threads", "quiet", "record")  # they do not change what i
 
 def config_hash(config: Config) -> str:
     """Return sha256 of the options that determine the numbers, and of the gradexp version."""
-    return hash_of(as_dict(config))
+    return hash_of(recorded(as_dict(config)))
+
+
+def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as summary.json holds them: of data from a file also what the file holds, as a digest.
+
+    A file whose content has changed makes another run of the same options.
+    """
+    data = options.get("data")
+    if not isinstance(data, Mapping) or data.get("name") != "file":
+        return dict(options)
+    return {**options, "data": {**data, "content": _digest(data.get("path"))}}
+
+
+def _digest(path: Any) -> str | None:
+    """Return sha256 of a file's content, or None if it cannot be read, which the run will say."""
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return _digest_of(str(path), str(Path.cwd()), status.st_size, status.st_mtime_ns)
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=64)  # a sweep asks for it once for each job
+def _digest_of(path: str, _folder: str, _size: int, _changed: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_of(options: Mapping[str, Any]) -> str:
@@ -41,11 +72,13 @@ def unstarted_summary(
 ) -> dict[str, Any]:
     """Return the content of summary.json of a job of which only its options are known, and why it did not run."""
     content = summary(Result(Config(), overrides, status, error))
+    options = recorded(options)
     return {**content, "config": options, "config_hash": hash_of(options), "seeds": []}
 
 
 def summary(result: Result) -> dict[str, Any]:
     """Return the content of summary.json: always the same keys, null where not applicable, no nan or inf."""
+    options = recorded(as_dict(result.config))
     content = {
         "schema": SCHEMA,
         "gradexp": __version__,
@@ -60,8 +93,8 @@ def summary(result: Result) -> dict[str, Any]:
         "started": result.started.isoformat(),
         "seconds": result.seconds,
         "seconds_training": result.seconds_by_part.get("training"),
-        "config": as_dict(result.config),
-        "config_hash": config_hash(result.config),
+        "config": options,
+        "config_hash": hash_of(options),
         "overrides": result.overrides,
         "seeds": result.seeds,
         "initial": _initial(result.initial),

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradexp.config import OptimizerConfig
 from gradexp.numerics.norms import joint_log10_norm, log10_norm
 from gradexp.probe.probe import GradientProbe
+from gradexp.runs.losses import batch_losses
 
 
 class Split(NamedTuple):
@@ -71,7 +70,7 @@ def train(
         train_part: What the batches are taken from.
         test_part: Evaluated ten times on the way.
         batches: For each network, index batches into the training part.
-        loss: ``"cross_entropy"`` or ``"mse"``.
+        loss: A key of ``LOSSES``.
         optimizer: Updates the model, each element by itself.
         steps: Number of updates.
         probe: Collected after every backward pass, before clipping.
@@ -138,24 +137,6 @@ def _log(step: int, logs: Sequence[Training], losses: Tensor, shares: Tensor | N
                 log.diverged_at = step
 
 
-def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the torch optimizer that the options describe."""
-    return OPTIMIZERS[config.name](parameters, config)
-
-
-def batch_losses(output: Tensor, y: Tensor, loss: str) -> Tensor:
-    """Return each network's mean loss over its batch (for mse also over outputs), shape ``(networks,)``.
-
-    Args:
-        output: Shape ``(networks, batch, n_L)``.
-        y: Classes, shape ``(networks, batch)``, or values like ``output``.
-        loss: ``"cross_entropy"`` or ``"mse"``.
-    """
-    if loss == "cross_entropy":
-        return F.cross_entropy(output.flatten(0, 1), y.flatten(), reduction="none").view(y.shape).mean(1)
-    return F.mse_loss(output, y, reduction="none").flatten(1).mean(1)
-
-
 def shares_correct(output: Tensor, labels: Tensor) -> Tensor:
     """Return for each network the share of rows whose largest output is the right class, shape ``(networks,)``."""
     return (output.argmax(-1) == labels).double().mean(1)
@@ -197,20 +178,3 @@ def all_finite(parameters: list[nn.Parameter], networks: int = 1) -> Tensor:
 
 # Samples evaluated at a time.
 _ROWS = 1024
-
-# name: torch optimizer from parameters and options
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], OptimizerConfig], torch.optim.Optimizer]] = {
-    "sgd": lambda p, c: torch.optim.SGD(p, lr=_lr(c), weight_decay=_decay(c)),
-    "momentum": lambda p, c: torch.optim.SGD(p, lr=_lr(c), weight_decay=_decay(c), momentum=c.momentum or 0.0),
-    "adam": lambda p, c: torch.optim.Adam(p, lr=_lr(c), weight_decay=_decay(c)),
-    "rmsprop": lambda p, c: torch.optim.RMSprop(p, lr=_lr(c), weight_decay=_decay(c)),
-}
-
-
-def _lr(config: OptimizerConfig) -> float:
-    assert config.lr is not None
-    return config.lr
-
-
-def _decay(config: OptimizerConfig) -> float:
-    return config.weight_decay or 0.0

@@ -1,7 +1,7 @@
 """A run's files: summary.json, layers.csv and weights.pt."""
 
+import io
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +38,31 @@ class Files:
                 with replacing(self.folder / "layers.csv") as path:
                     write_csv(path, [history for history in (result.initial, result.gradients) if history])
             if stage == "end" and result.weights is not None:
-                import torch
-
-                with replacing(self.folder / "weights.pt") as path:
-                    torch.save(result.weights, path)
+                _write_weights(self.folder / "weights.pt", result.weights)
             if stage == "end" and self.figures:
                 write_pictures(self.folder, result)
+            # Last, so that a summary that says "complete" stands beside files that are.
+            write_summary(self.folder, summary(result))
         except OSError as error:
-            with suppress(OSError):
+            error.filename = error.filename or str(self.folder)  # a full disk has none
+            try:
                 write_summary(self.folder, {**summary(result), "status": "failed", "error": str(error)})
+            except OSError:
+                error.add_note("not even its summary.json could be brought up to date")
             raise
-        # Last, so that a summary that says "complete" stands beside files that are.
-        write_summary(self.folder, summary(result))
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _write_weights(path: Path, weights: dict[str, Any]) -> None:
+    """Write weights.pt; torch itself makes a RuntimeError of a full disk."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    with replacing(path) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
 def write_summary(folder: Path, content: dict[str, Any]) -> None:

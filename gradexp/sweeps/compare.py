@@ -28,7 +28,7 @@ class Row:
     Args:
         job: Its folder and summary.
         swept: Swept key -> value; None where it does not apply.
-        numbers: What it came to (``gradexp.result.outcome``).
+        numbers: What it came to (``gradexp.runs.summary.metrics``).
     """
 
     job: Job
@@ -99,13 +99,20 @@ def _as_it_is(job: Job) -> Job:
     return replace(job, summary={**job.summary, "status": "interrupted"})
 
 
+_CONTENT = "data.content"  # of a data file, which may have changed from one job to the next
+
+_DIGITS = 12
+
+
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
     """Return the options that were given for some jobs and differ between them, in the order of the command line.
 
     Options that change no number, such as ``threads``, count only where nothing else differs.
     """
-    given = [key for job in jobs for key in _given(job)]
+    given = [key for job in jobs for key in _given(job)] + [_CONTENT]
     differ = [key for key in dict.fromkeys(given) if len({json.dumps(value_of(job, key)) for job in jobs}) > 1]
+    if {"data", "data.path"} & set(differ):  # which say as much
+        differ = [key for key in differ if key != _CONTENT]
     return [key for key in differ if key.partition(".")[0] not in UNHASHED] or differ
 
 
@@ -122,6 +129,8 @@ def value_of(job: Job, key: str) -> Any:
     value = job.summary["config"]
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
+    if key == _CONTENT and isinstance(value, str):
+        return value[:_DIGITS]
     return value.get("name") if key in GROUPS and isinstance(value, dict) else value
 
 

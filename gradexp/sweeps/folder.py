@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from gradexp.choices import ConfigError
 from gradexp.runs.summary_file import NAME, DamagedSummaryError, read_summary
+from gradexp.sinks.files import write_summary
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,6 @@ def folder_name(text: str) -> str:
     return name
 
 
-_FILES = ("summary.json", "layers.csv", "weights.pt")
-_PICTURES = ("output_gradient_*.png", "output_gradient_*.svg")
-_SUBRUNS = ("", "theory/", "theory/lower/", "theory/upper/", "step_*/")
-
-
 @contextmanager
 def alone_in(folder: Path, who: str, remedy: str, wait: float = 0) -> Iterator[None]:
     """Keep others out of a folder; the lock is gone when this process is, however it ends.
@@ -192,17 +188,6 @@ def alone_in(folder: Path, who: str, remedy: str, wait: float = 0) -> Iterator[N
             yield
     except Timeout:
         raise ConfigError(f"another {who} is at work in {folder}; {remedy}") from None
-
-
-def clear(folder: Path) -> None:
-    """Remove what an earlier attempt at a run left in its folder, and nothing else."""
-    if not (folder / "summary.json").exists():
-        return
-    # No deeper: runs of their own may lie below this one.
-    events = (f"{subrun}events.out.tfevents.*" for subrun in _SUBRUNS)
-    for pattern in (*events, *_FILES, *_PICTURES, *(f"{name}.*.part" for name in (*_FILES, *_PICTURES))):
-        for path in folder.glob(pattern):
-            path.unlink()
 
 
 def is_at_work(folder: Path) -> bool:
@@ -252,8 +237,6 @@ def interrupt(job: Job, reason: str | None = None) -> dict[str, Any]:
         job: As it was read.
         reason: Why it ended, for the summary's ``error``.
     """
-    from gradexp.sinks.files import write_summary
-
     content = {**job.summary, "status": "interrupted", "error": reason}
     with suppress(ConfigError, OSError), alone_in(job.folder / ".hydra", "run", "", wait=5):
         write_summary(job.folder, content)

@@ -10,6 +10,7 @@ from gradexp.atomic_write import replacing
 from gradexp.plotting import save
 from gradexp.sweeps.compare import SweepResults, compare
 from gradexp.sweeps.outcome_figure import ACCURACY, LOG_CHI, outcome_figure
+from gradexp.sweeps.page import write_page
 from gradexp.sweeps.profile_figure import profiles_figure
 from gradexp.sweeps.table import print_table
 
@@ -25,8 +26,6 @@ def report(folder: Path, console: Console | None = None) -> None:
         ConfigError: If there are no runs of this version.
         OSError: If the folder cannot be written to.
     """
-    from gradexp.sweeps.page import write_page
-
     console = console or Console(highlight=False, emoji=False)
     comparison = compare(folder)
     print_table(comparison, console)

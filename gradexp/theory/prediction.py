@@ -57,7 +57,7 @@ class Prediction:
         first_output_grad: ``log10_output_grad`` of the first sample alone.
         first_sd: ``sd_output_grad`` of the first sample alone.
         dead_probability: Probability that an input is exactly 0 in some layer of one network.
-        laws: Of each layer's weights.
+        laws: Of each layer's weights; empty if none is known.
     """
 
     widths: tuple[int, ...]
@@ -243,6 +243,20 @@ def predict_layers(
     return _assemble(profile, kind, tolerance, phi, laws, widths, square, is_cured)
 
 
+def no_prediction(reason: str, widths: Sequence[int], sigma_b2: float) -> Prediction:
+    """Return a prediction without any number, for weights of which nothing is known."""
+    nan = np.full(len(widths) - 1, np.nan)
+    facts: dict[str, Any] = dict.fromkeys(("point", "q_star", "chi_1", "log_chi", "log_chi_sd", "log_chi_mean_field"))
+    facts |= {
+        "widths": tuple(widths),
+        "sigma_w2": math.nan,
+        "sigma_b2": sigma_b2,
+        "dead_probability": 0.0,
+        "laws": (),
+    }
+    return _without_layers(reason, nan, facts)
+
+
 def _point(phi: Activation, laws: Sequence[WeightLaw], square: Tensor, profile: Profile | None) -> MeanField | None:
     """Return mean field at the variances of the middle layer; None for a scaled identity."""
     middle = laws[len(laws) // 2]
@@ -286,16 +300,18 @@ def _nothing(
     """Return a prediction without numbers for the layers, but with what mean field alone knows."""
     facts = _facts(phi, laws, widths, square, is_cured, profile)
     point = facts["point"]
-    nan = np.full(len(laws), np.nan)
+    facts["q_star"] = None if point is None else point.q_star
+    facts["chi_1"] = None if point is None else point.chi_1
+    facts["log_chi"] = facts["log_chi_sd"] = None
+    facts["log_chi_mean_field"] = None if profile is None else _slope(profile.mean_field)
+    return _without_layers(reason, np.full(len(laws), np.nan), facts)
+
+
+def _without_layers(reason: str, nan: Array, facts: dict[str, Any]) -> Prediction:
     return Prediction(
         **facts,
         valid=False,
         reason=reason,
-        q_star=None if point is None else point.q_star,
-        chi_1=None if point is None else point.chi_1,
-        log_chi=None,
-        log_chi_sd=None,
-        log_chi_mean_field=None if profile is None else _slope(profile.mean_field),
         tolerance=0.0,
         log10_output=nan,
         log10_output_grad=nan,

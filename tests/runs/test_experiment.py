@@ -13,7 +13,7 @@ import torch
 
 from gradexp.choices import NORMALIZATIONS, RESIDUALS, ConfigError
 from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, RecordConfig
-from gradexp.runs import experiment, recording
+from gradexp.runs import recording, stages
 from gradexp.runs.experiment import run, run_stack
 from gradexp.runs.result import Result
 from gradexp.runs.summary import summary
@@ -185,7 +185,7 @@ def test_large_stacks_are_measured_in_parts_which_changes_nothing(init: str, mon
     size = 4 * sum((i + 1) * o for i, o in pairwise([64, *[16] * 19, 1]))  # bytes of one network
     sink = Recorder()
     for at_once in (1, 2):
-        monkeypatch.setattr(experiment, "_STACK", at_once * size)
+        monkeypatch.setattr(stages, "_STACK", at_once * size)
         parts = small(seeds=5, seed=3, steps=2, init=InitConfig(init), sinks=[sink])
         assert parts.initial is not None
         assert whole.initial is not None

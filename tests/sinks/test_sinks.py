@@ -24,7 +24,7 @@ from gradexp.history.verdict import Verdict
 from gradexp.runs.result import Result
 from gradexp.runs.summary import summary
 from gradexp.runs.training import Training
-from gradexp.sinks import tensorboard as sinks_module
+from gradexp.sinks import tensorboard
 from gradexp.sinks.console import Console, sparkline
 from gradexp.sinks.files import Files
 from gradexp.sinks.lines import range_lines
@@ -176,7 +176,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_part(tmp_path, monkey
         path.write_text("half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(sinks_module, "write_csv", full)
+    monkeypatch.setattr(files, "write_csv", full)
     with pytest.raises(OSError, match="no space left"):
         files.write("end", result())
     after = {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)}
@@ -302,7 +302,7 @@ def events(folder):
 
 
 def test_the_values_of_a_step_share_one_event(tmp_path, monkeypatch):
-    monkeypatch.setattr(sinks_module, "_BETWEEN", 0)
+    monkeypatch.setattr(tensorboard, "_BETWEEN", 0)
     play(TensorBoard(tmp_path), result())
     profiles = {f"profile/log10_{quantity}" for quantity in ("output", "output_grad", "weight_grad")}
     test, train = {"test/loss", "test/accuracy"}, {"train/loss", "train/accuracy"}
@@ -330,7 +330,7 @@ def test_a_long_run_at_150_layers_takes_less_than_30_megabytes(tmp_path):
 
 
 def test_training_does_not_wait_for_a_slow_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(sinks_module, "_BETWEEN", 0)
+    monkeypatch.setattr(tensorboard, "_BETWEEN", 0)
     run, sink, own, free = result(), TensorBoard(tmp_path), RecordWriter.write, threading.Event()
     sink.write("initial", run)
     sink.writer.flush()

@@ -19,6 +19,7 @@ from gradexp.config import Config, InitConfig, OptimizerConfig, VerdictConfig
 from gradexp.report import main
 from gradexp.runs.summary import unstarted_summary
 from gradexp.sweeps import compare as comparison
+from gradexp.sweeps import report as report_module
 from gradexp.sweeps.compare import compare, seed_groups, swept_keys
 from gradexp.sweeps.folder import Job, read_jobs
 from gradexp.sweeps.report import report
@@ -272,7 +273,7 @@ def test_a_full_disk_is_told_in_a_line(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     leave(tmp_path, "0_x", Config(), [])
-    monkeypatch.setattr(comparison, "write_csv", fail)
+    monkeypatch.setattr(report_module, "write_csv", fail)
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
     with pytest.raises(SystemExit):
         main()

@@ -15,7 +15,7 @@ from gradexp.config import Config
 from gradexp.run import main
 from gradexp.runs.result import Result
 from gradexp.runs.summary import summary
-from gradexp.sweeps import outcome_figure as sweep_figures
+from gradexp.sweeps import report
 from gradexp.sweeps.folder import alone_in, clear, folder_name, mark_interrupted, plan, read_jobs
 
 SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8"]
@@ -24,7 +24,7 @@ SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8"]
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of a small sweep's time, and have tests of their own."""
-    monkeypatch.setattr(sweep_figures, "write_figures", lambda _: {})
+    monkeypatch.setattr(report, "write_figures", lambda _: {})
 
 
 def leave(folder: Path, name: str, config_hash: str, status: str = "complete", **changes: Any) -> None:
@@ -357,19 +357,19 @@ def test_a_launcher_that_breaks_off_does_not_lose_the_comparison(
 def test_a_full_disk_fails_the_job_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from gradexp.sinks import tensorboard as sinks
+    from gradexp.sinks import files
 
-    write_csv = sinks.write_csv
+    write_csv = files.write_csv
 
     def full(path: Path, histories: Any) -> None:
         if "init=he" in str(path):
             raise OSError(28, "No space left on device", str(path))
         write_csv(path, histories)
 
-    monkeypatch.setattr(sinks, "write_csv", full)
+    monkeypatch.setattr(files, "write_csv", full)
     assert sweep(monkeypatch, tmp_path, "init=he,xavier") == 1
     assert "No space left on device" in capsys.readouterr().err
     assert statuses(tmp_path) == {"0_init=he": "failed", "1_init=xavier": "complete"}
-    monkeypatch.setattr(sinks, "write_csv", write_csv)
+    monkeypatch.setattr(files, "write_csv", write_csv)
     assert sweep(monkeypatch, tmp_path, "init=he,xavier") == 0
     assert set(statuses(tmp_path).values()) == {"complete"}

@@ -1,0 +1,106 @@
+"""Flags of the command lines: mistakes are told in a line, and what would run somebody's code is refused."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+
+from gradexp.choices import GROUPS, ConfigError
+from gradexp.cli.about import Command
+from gradexp.cli.errors import print_error, shortened
+from gradexp.cli.help import choices, list_options
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that tells a mistake in one line, with the exit code of all other mistakes."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, and end the program."""
+        print_error(f"{shortened(message)} ({self.prog} --help lists what there is)")
+        sys.exit(1)
+
+
+def check_flags(arguments: Sequence[str], about: Command) -> None:
+    """Check the flags of a command line ahead of Hydra.
+
+    Args:
+        arguments: What follows the command.
+        about: The command.
+
+    Raises:
+        ConfigError: For flags that Hydra does not know, that exclude each other, or that are dangerous.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{shortened(message)} (python -m gradexp.{about.name} --help lists what there is)")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    flags = parser.parse_args(list(arguments))
+    if getattr(flags, "experimental_rerun", None) is not None:
+        raise ConfigError(
+            "--experimental-rerun is refused: it runs whatever code its file holds; to repeat a run use "
+            "--config-path FOLDER/.hydra"
+        )
+    if flags.run and flags.multirun:
+        raise ConfigError("--run and --multirun exclude each other; leave one out")
+    if flags.shell_completion and not {"install", "uninstall", "query"} & {
+        word.partition("=")[0] for word in flags.overrides
+    }:
+        raise ConfigError("--shell-completion takes install=SHELL, uninstall=SHELL or query=SHELL")
+    if not flags.shell_completion:
+        _check_overrides(flags.overrides, about)
+
+
+def _check_overrides(overrides: Sequence[str], about: Command) -> None:
+    """Check what Hydra would take in silence, or tell badly.
+
+    Raises:
+        ConfigError: For the first mistake.
+    """
+    flags = [option.key for option in list_options(about.schema) if isinstance(option.default, bool)]
+    for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
+        key, value = override.key_or_group, override.value()
+        if not key:
+            raise ConfigError(f"'{text}' has no name before the =; write key=value")
+        if key == "hydra":
+            raise ConfigError("hydra is no option; set one of Hydra's own with hydra.KEY=VALUE (see --hydra-help)")
+        try:
+            values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [value]
+        except ValueError as error:  # of a range whose step is 0
+            raise ConfigError(f"the values of {text} cannot be listed: {error}") from error
+        for one in values:
+            if key in (*GROUPS, "experiment") and not override.is_delete() and not _is_choice(one, key):
+                raise ConfigError(
+                    f"{key} must be the name of one choice, got {text.partition('=')[2]}; "
+                    f"choose one of {', '.join(choices(key))}"
+                )
+            if key in flags and not isinstance(one, bool | str | QuotedString):
+                raise ConfigError(f"{key} must be true or false, got {one}")
+        if key in _FOLDERS and not override.is_sweep_override():
+            _check_folder(key, str(value))
+
+
+_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+
+
+def _is_choice(value: Any, group: str) -> bool:
+    if value is None:
+        return group == "experiment"
+    text = value.text if isinstance(value, QuotedString) else value
+    return isinstance(text, str) and ("${" in text or bool(re.fullmatch(r"\w+", text)))
+
+
+def _check_folder(key: str, text: str) -> None:
+    if not text.strip():
+        raise ConfigError(f"{key} must name a folder, got ''")
+    folder = Path(text)
+    if "${" not in text and folder.is_symlink() and not folder.exists():
+        raise ConfigError(f"{key}={text} is a link to a folder that is not there: {folder.readlink()}")

@@ -1,0 +1,175 @@
+"""Every private name of torch that is used: what it is for, since when torch has it, and what to do without it.
+
+All of them exist in torch 2.6, the oldest that is supported, and in 2.13 and 2.15. No other file uses a private name,
+so that a torch release that renames one is this file's work alone.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.utils._python_dispatch import _disable_current_modes
+
+# The key of tensors inside autograd.grad(..., is_grads_batched=True) and vectorised Jacobians.
+_BATCHED: Any = torch._C._parse_dispatch_key("Batched")
+# The mode in which make_fx and export trace.
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+
+set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
+"""Switch autograd on or off (torch 0.4). Without: ``torch.no_grad()``, which takes as long as a norm."""
+
+outside_dispatch_modes = _disable_current_modes
+"""A context in which modes that count or replace operations see none (torch 2.0). Without: they count the probe's."""
+
+
+def backward_number() -> int:
+    """Return autograd's number of the backward pass that is running, -1 outside of any (torch 2.0).
+
+    Without it several backward passes before one collect could not be told apart, nor, by ``is_recomputing``, a
+    checkpoint's second run of a module from a new forward pass.
+    """
+    return torch._C._current_graph_task_id()
+
+
+def is_recomputing() -> bool:
+    """Return whether a backward pass is running, in which a checkpoint may run modules again (torch 2.0)."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def after_backward(callback: Callable[[], None]) -> None:
+    """Call a function when the backward pass that is running has come to its end (torch 0.4; DDP and FSDP need it).
+
+    Without it a backward pass that failed halfway would be recorded as if it were complete.
+    """
+    Variable._execution_engine.queue_callback(callback)
+
+
+def in_transform() -> bool:
+    """Return whether a functional transform such as vmap or grad is active (torch 2.0).
+
+    Without it tensors inside one, which hold no values of their own, would raise in the hooks.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_transformed(gradient: Tensor) -> bool:
+    """Return whether a gradient is a batch of gradients, as vectorised Jacobians have (torch 1.13).
+
+    Without it the norm of such a batch would pass for that of one gradient.
+    """
+    return torch._C._dispatch_keys(gradient).has(_BATCHED) or in_transform()
+
+
+def in_dispatch_mode() -> bool:
+    """Return whether a mode sees each operation, as flop counters and fake tensors do (torch 2.0).
+
+    Without it: enter ``outside_dispatch_modes`` always, which takes longer than the norm of a small tensor.
+    """
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def is_traced() -> bool:
+    """Return whether dynamo, export, make_fx or ``torch.jit.trace`` records operations (torch 2.1).
+
+    ``torch.compiler.is_compiling`` is public and knows dynamo and export only. Without the others the probe's own
+    operations would become part of the traced graph.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return True
+    return in_dispatch_mode() and torch._C._get_dispatch_mode(_PROXY) is not None
+
+
+def is_dynamo_loaded() -> bool:
+    """Return whether anything may be compiled: ``torch.compile`` loads dynamo when it is first called (torch 2.0).
+
+    Without it: assume so, and load dynamo, which takes seconds.
+    """
+    return "torch._dynamo" in sys.modules
+
+
+def compiled_module(model: Any) -> Any:
+    """Return the module inside one that ``torch.compile`` made, or None for any other (torch 2.0).
+
+    Without it names of modules would begin with ``_orig_mod``.
+    """
+    return getattr(model, "_orig_mod", None) if type(model).__name__ == "OptimizedModule" else None
+
+
+def uncompiled_name(name: str) -> str:
+    """Return a module's name as it is without ``torch.compile``, which puts ``_orig_mod`` into it (torch 2.0)."""
+    return re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name).lstrip(".")
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Return whether autograd holds a tensor for a view of another (torch 1.6). Without: ``base_of`` tells."""
+    return tensor._is_view()
+
+
+def base_of(view: Tensor) -> Tensor | None:
+    """Return the tensor that a view is a view of, None for any other tensor (torch 0.4).
+
+    Without it gradients of views that are changed in place would be wrong and not marked as missed.
+    """
+    return view._base
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor, its base and other views of it were changed in place (torch 0.4).
+
+    Without it no gradient of a view could be trusted, changed in place or not.
+    """
+    return tensor._version
+
+
+def steps_in_backward(parameter: Tensor) -> bool:
+    """Return whether something, such as an optimizer's step, runs once ``.grad`` is complete (torch 2.1).
+
+    Without it the gradient that such a step uses up before the collect would count as unused.
+    """
+    return bool(parameter._post_accumulate_grad_hooks)
+
+
+def parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that a module directly owns (torch 0.1).
+
+    ``parameters(recurse=False)`` is public, but slower, and leaves out a parameter's second name.
+    """
+    return [parameter for parameter in module._parameters.values() if parameter is not None]
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return the buffers that a module directly owns, to be changed in place (torch 0.1).
+
+    ``setattr`` is public, and runs whatever a module makes of it.
+    """
+    return module._buffers
+
+
+def forward_hooks_of(module: nn.Module) -> Iterable[Any]:
+    """Return a module's forward hooks (torch 0.1).
+
+    Without: assume that there are others, so that ``nn.Linear``'s outputs of three dimensions take a second hook.
+    """
+    return module._forward_hooks.values()
+
+
+def scaler_states(scaler: torch.amp.GradScaler) -> Mapping[int, Mapping[str, Any]]:
+    """Return id of optimizer -> what a GradScaler did with its gradients since its last update (torch 1.6).
+
+    Without it the user would have to tell whether gradients are unscaled already.
+    """
+    return scaler._per_optimizer_states
+
+
+def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the float64 norm of each tensor, with few kernels for all (torch 2.4). Without: one after the other."""
+    return list(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+
+
+def foreach_copy_(targets: Sequence[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source to its target in one call (torch 2.1). Without: one after the other."""
+    torch._foreach_copy_(list(targets), sources)
