@@ -40,6 +40,9 @@ def check_flags(arguments: Sequence[str], about: Command) -> None:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
+        left = message.removeprefix("unrecognized arguments: ").split()
+        if any("=" in word and not word.startswith("-") for word in left):
+            raise ConfigError("flags such as -m stand before all options, or after them, not in between")
         raise ConfigError(f"{shortened(message)} (python -m gradexp.{about.name} --help lists what there is)")
 
     parser.error = refuse  # type: ignore[method-assign]
@@ -70,6 +73,8 @@ def _check_overrides(overrides: Sequence[str], about: Command) -> None:
         key, value = override.key_or_group, override.value()
         if not key:
             raise ConfigError(f"'{text}' has no name before the =; write key=value")
+        if len(key) > _LONGEST_KEY:
+            raise ConfigError(f"unknown option '{key}' (python -m gradexp.{about.name} --help lists them all)")
         if key == "hydra":
             raise ConfigError("hydra is no option; set one of Hydra's own with hydra.KEY=VALUE (see --hydra-help)")
         try:
@@ -88,6 +93,7 @@ def _check_overrides(overrides: Sequence[str], about: Command) -> None:
             _check_folder(key, str(value))
 
 
+_LONGEST_KEY = 200  # longer ones are no names of files, in which Hydra looks for groups
 _FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 
 

@@ -56,6 +56,7 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
             settings = HydraConfig.get()
             folder = Path(settings.runtime.output_dir)
             overrides = list(settings.overrides.task)
+            note = f"what was measured so far is in {folder}" if about.keeps_files else ""
             of_sweep = about.compares and settings.mode is RunMode.MULTIRUN
             try:
                 job(
@@ -66,11 +67,13 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                 )
                 interruptions.release()
             except KeyboardInterrupt as interruption:
-                if about.keeps_files and not of_sweep:
-                    interruption.add_note(f"what was measured so far is in {folder}")
+                if note and not of_sweep:
+                    interruption.add_note(note)
                 raise
             except Exception as error:
                 if interruptions.pending is not None:  # the import that it cut short has made another error of it
+                    if note and not of_sweep:
+                        interruptions.pending.add_note(note)
                     raise interruptions.pending from None
                 if settings.mode is RunMode.RUN:
                     mistakes.append(error)  # Hydra would add a line that repeats the whole command
