@@ -16,7 +16,7 @@ from gradexp.run import main
 from hydra_plugins.gradexp_launchers import _cluster, _slurm
 from hydra_plugins.gradexp_launchers._cluster import Task
 
-SWEEP = ["seed=0,1", "depth=3,4", "width=4", "steps=2", "batch_size=8", "threads=1"]
+SWEEP = ["seed=0", "depth=3,4", "width=4", "steps=2", "batch_size=8", "threads=1"]
 
 
 class Here:
