@@ -355,8 +355,25 @@ def test_functional_transforms_are_skipped_and_said_so(transform):
     assert all(found[name] == "hook_missed" for name in hidden)
 
 
-@pytest.mark.parametrize("when", ["before", "between", "after"])
-@pytest.mark.parametrize("how", ["wrapper", "method", "wrapped"])
+@pytest.mark.parametrize(
+    ("how", "when"),
+    [
+        ("wrapper", "before"),
+        ("wrapper", "after"),
+        ("method", "between"),
+        ("wrapped", "before"),
+        *(
+            pytest.param(how, when, marks=pytest.mark.slow)
+            for how, when in (
+                ("wrapper", "between"),
+                ("method", "before"),
+                ("method", "after"),
+                ("wrapped", "between"),
+                ("wrapped", "after"),
+            )
+        ),
+    ],
+)
 def test_a_compiled_model_is_never_an_empty_record(when, how):
     torch.compiler.reset()
     plain, (x, y) = Net(), batch()
