@@ -38,7 +38,8 @@ def lesson(gain: float, depth: int, dtype: str) -> Result:
 
 
 @pytest.mark.parametrize(
-    "options", [{"width": 48, "steps": 100, "record": RecordConfig(every=50)}, pytest.param({}, marks=pytest.mark.slow)]
+    "options",
+    [{"width": 48, "steps": 100, "record": RecordConfig(every=50)}, pytest.param({}, marks=pytest.mark.slow)],
 )
 def test_default_run_is_stable_but_stuck_and_says_why(options: dict[str, Any]) -> None:
     result = run(Config(**options))

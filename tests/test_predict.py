@@ -125,7 +125,9 @@ def test_odds_are_those_of_a_normal_law() -> None:
     assert f"{law.cdf(-3):.0%} of such networks vanish, {1 - law.cdf(3):.0%} explode" in shown(config)["odds"]
 
 
-@pytest.mark.parametrize("config", [tanh(2.5, 0.05, depth=30, width=64), Config(depth=30, width=64, init=InitConfig("lyapunov"))])
+@pytest.mark.parametrize(
+    "config", [tanh(2.5, 0.05, depth=30, width=64), Config(depth=30, width=64, init=InitConfig("lyapunov"))]
+)
 def test_ratio_is_that_of_networks_built_by_the_same_options(config: Config) -> None:
     x = load(config.data, config.width).x_train[:8]
     stack = MLP([64, *config.hidden_widths, 10], config.activation, networks=24, dtype=torch.float64)

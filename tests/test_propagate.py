@@ -162,7 +162,9 @@ def statuses(history, quantity, network=0):
 # ---- against autograd, where float64 is enough
 
 
-@pytest.mark.parametrize(("name", "bias"), [*((name, True) for name in ACTIVATIONS), ("relu", False), ("gelu", False)])
+@pytest.mark.parametrize(
+    ("name", "bias"), [*((name, True) for name in ACTIVATIONS), ("relu", False), ("gelu", False)]
+)
 def test_profile_equals_autograd(name, bias, device):
     mlp = random_mlp([5, 14, 9, 11, 4], name, bias, networks=2)
     x, cotangent = drawn(4, 5), drawn(2, 4, 4)
@@ -252,7 +254,7 @@ def test_a_scaled_identity_multiplies_by_its_scale_in_every_layer(scale, depth):
 
 @pytest.mark.parametrize("scale", [0.5, pytest.param(1.1, marks=pytest.mark.slow)])
 def test_thousands_of_layers_are_not_too_many(scale):
-    """0.5**1200 is below the range of float64 and 1.1**8000 above; 1.1 is rounded. 10,000 layers: see test_experiment.py."""
+    """0.5**1200 is below the range of float64, 1.1**8000 above. 10,000 layers: see test_experiment.py."""
     assert_multiplies_by(scale, 1200 if scale < 1 else 8000)
 
 
@@ -800,7 +802,9 @@ def by_autograd_with_cures(mlp, x, cotangent):
 @pytest.mark.parametrize("name", ["tanh", "relu"])
 @pytest.mark.parametrize(("normalization", "residual"), CURES)
 def test_the_profile_with_cures_equals_autograd(normalization, residual, name, device):
-    mlp = cured([5, *[14] * 4, 4], name, bias=name == "tanh", networks=2, normalization=normalization, residual=residual)
+    mlp = cured(
+        [5, *[14] * 4, 4], name, bias=name == "tanh", networks=2, normalization=normalization, residual=residual
+    )
     x, cotangent = drawn(6, 5), drawn(2, 6, 4)
     expected = by_autograd_with_cures(mlp, x, cotangent)
     assert all(values.isfinite().all() for values in expected.values())  # no sample is dead
@@ -842,7 +846,12 @@ def test_a_branch_of_factor_0_has_no_weight_gradient_but_lets_the_signal_by(norm
 
 @pytest.mark.parametrize(
     ("name", "normalization", "scale"),
-    [("tanh", "batch", 2.0**600), ("relu", "batch", 2.0**-600), ("tanh", "layer", 2.0**-600), ("relu", "layer", 2.0**10)],
+    [
+        ("tanh", "batch", 2.0**600),
+        ("relu", "batch", 2.0**-600),
+        ("tanh", "layer", 2.0**-600),
+        ("relu", "layer", 2.0**10),
+    ],
 )
 def test_the_scale_of_normalised_weights_shifts_the_profile(name, normalization, scale):
     """Powers of two round nowhere, so that 40 chaotic layers may be compared."""
@@ -879,14 +888,15 @@ def test_a_residual_network_may_explode_beyond_float64(name):
 def test_he_with_skip_connections_doubles_the_square_in_every_block():
     """E‖z‖² doubles per block; the typical network of width n stays below that by about 5/2n (Jensen)."""
     torch.manual_seed(0)
-    mlp = MLP([16] * 1201, "relu", bias=False, residual="plain", dtype=torch.float64)
+    mlp = MLP([32] * 301, "relu", bias=False, residual="plain", networks=8, dtype=torch.float64)
     with torch.no_grad():
         for layer in mlp.layers:
-            layer.weight.normal_(std=math.sqrt(2 / 16))
-    history = exact_profile(mlp, drawn(2, 16))
-    assert history.profile("output")[-1] > 120
-    assert history.log_chi(first=2, last=1199) == pytest.approx(math.log(2) - 5 / 32, abs=0.05)
-    assert history.dead_fraction.tolist() == [0]
+            layer.weight.normal_(std=math.sqrt(2 / 32))
+    history = exact_profile(mlp, drawn(2, 32))
+    assert history.profile("output")[-1] > 30
+    # Two draws of 8 networks gave 0.013 and 0.020 more, each with a standard error of 0.009.
+    assert history.log_chi(first=2, last=299) == pytest.approx(math.log(2) - 5 / 64, abs=0.06)
+    assert history.dead_fraction.tolist() == [0] * 8
 
 
 @pytest.mark.parametrize("normalization", ["batch", "layer"])

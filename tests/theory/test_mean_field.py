@@ -122,7 +122,14 @@ def tensor(*values: float) -> Tensor:
 
 @pytest.mark.parametrize(
     ("name", "q"),
-    [*((name, 0.3) for name in EXACT), ("tanh", 30.0), ("hard_tanh", 1e6), ("selu", 1e-6), ("gelu", 1e6), ("relu", 1e-6)],
+    [
+        *((name, 0.3) for name in EXACT),
+        ("tanh", 30.0),
+        ("hard_tanh", 1e6),
+        ("selu", 1e-6),
+        ("gelu", 1e6),
+        ("relu", 1e-6),
+    ],
 )
 def test_moments_of_every_activation_agree_with_30_digits(name: str, q: float) -> None:
     moments = Moments.at(activation(name), torch.tensor(q, dtype=torch.float64))
@@ -756,9 +763,7 @@ def test_piecewise_linear_activations_are_recognised() -> None:
     assert not is_piecewise_linear(as_activation(lambda z: z.clamp(-100, 100)))
 
 
-@pytest.mark.parametrize(
-    ("name", "sigma_w2", "sigma_b2"), [("relu", 2.0, 0.0), ("tanh", 2.5, 0.05)]
-)
+@pytest.mark.parametrize(("name", "sigma_w2", "sigma_b2"), [("relu", 2.0, 0.0), ("tanh", 2.5, 0.05)])
 def test_correlation_after_many_layers_is_the_map_again_and_again(
     name: str, sigma_w2: float, sigma_b2: float
 ) -> None:

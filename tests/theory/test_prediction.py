@@ -426,9 +426,7 @@ def test_a_constant_activation_lets_nothing_back() -> None:
     assert (point.q_star, point.chi_1) == (pytest.approx(2.5), 0)
 
 
-@pytest.mark.parametrize(
-    ("std", "residual"), [(1e-4, "none"), pytest.param(1.0, "plain", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("std", "residual"), [(1e-4, "none"), pytest.param(1.0, "plain", marks=pytest.mark.slow)])
 def test_lengths_may_leave_the_range_of_float64(std: float, residual: str) -> None:
     activation = "silu" if residual == "plain" else "tanh"
     widths = [40] + [60] * 299 + [10]
