@@ -318,9 +318,7 @@ def test_jobs_leave_nothing_behind_in_the_process(tmp_path: Path, monkeypatch: p
         threading.active_count(),
         len(list(Path("/dev/fd").iterdir())),
     )
-    assert (
-        sweep(monkeypatch, tmp_path / "second", "quiet=true", "dtype=float64,float32", "threads=1,2", "seed=0,1") == 0
-    )
+    assert sweep(monkeypatch, tmp_path / "second", "quiet=true", "dtype=float64,float32", "threads=2", "seed=0") == 0
     after = (
         torch.get_default_dtype(),
         torch.get_num_threads(),
