@@ -21,7 +21,6 @@ from gradexp.predict.__main__ import main
 from gradexp.predict.forecast import forecast
 from gradexp.predict.text import describe
 from gradexp.runs.data import load
-from gradexp.theory.prediction import first_over_last
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "on_one_thread")
 
@@ -97,7 +96,7 @@ def test_the_lessons_own_network_is_followed_exactly() -> None:
     config = Config(
         activation="linear", width=2, init=InitConfig("identity", gain=1.5), data=DataConfig("ones"), depth=150
     )
-    assert first_over_last(forecast(config).prediction) == pytest.approx(149 * math.log10(1.5), rel=1e-12)
+    assert forecast(config).prediction.first_over_last == pytest.approx(149 * math.log10(1.5), rel=1e-12)
     found = shown(config)
     assert found["ratio"].startswith("10^+26.2 ± 0.0")
     assert found["q*"].startswith("none")
@@ -125,7 +124,7 @@ def test_probability_of_a_dead_input_is_shown_where_a_relu_can_die() -> None:
 def test_odds_are_those_of_a_normal_law() -> None:
     config = tanh(2.5, 0.05)
     prediction = forecast(config).prediction
-    law = NormalDist(first_over_last(prediction) or 0.0, float(prediction.sd_output_grad[0]))
+    law = NormalDist(prediction.first_over_last or 0.0, float(prediction.sd_output_grad[0]))
     assert f"{law.cdf(-3):.0%} of such networks vanish, {1 - law.cdf(3):.0%} explode" in shown(config)["odds"]
 
 
@@ -140,7 +139,7 @@ def test_ratio_is_that_of_networks_built_by_the_same_options(config: Config) -> 
     measured = exact_profile(stack, x)
     per_network = measured.log10["output_grad"][0, :, 0] - measured.log10["output_grad"][0, :, -1]
     error = per_network.std(ddof=1) / math.sqrt(24)
-    assert abs(per_network.mean() - (first_over_last(forecast(config).prediction) or 0.0)) < 4 * error
+    assert abs(per_network.mean() - (forecast(config).prediction.first_over_last or 0.0)) < 4 * error
 
 
 def test_without_a_law_the_reason_is_the_verdict_and_only_what_has_numbers_is_advised(
@@ -212,7 +211,7 @@ def test_relu_is_offered_he_and_the_variance_without_drift() -> None:
     he, lyapunov = forecast(Config(init=InitConfig("xavier"), width=100)).changes
     assert (he.options, lyapunov.options) == ("init=he", "init=lyapunov")
     assert lyapunov.reason.endswith("sigma_w2 = 2.0515")  # 2.05149 at n = 100
-    assert first_over_last(lyapunov.prediction) == pytest.approx(0, abs=1e-6)
+    assert lyapunov.prediction.first_over_last == pytest.approx(0, abs=1e-6)
 
 
 def test_nothing_is_to_change_at_the_critical_point_of_one_setting() -> None:
