@@ -14,6 +14,7 @@ from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import Command
 from gradexp.cli.errors import print_error, shortened
 from gradexp.cli.help import choices, list_options
+from gradexp.cli.hydra_internals import get_args_parser
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,8 +36,6 @@ def check_flags(arguments: Sequence[str], about: Command) -> None:
     Raises:
         ConfigError: For flags that Hydra does not know, that exclude each other, or that are dangerous.
     """
-    from hydra._internal.utils import get_args_parser
-
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
