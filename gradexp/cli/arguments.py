@@ -84,6 +84,8 @@ def _check_overrides(overrides: Sequence[str], about: Command) -> None:
         except ValueError as error:  # of a range whose step is 0
             raise ConfigError(f"the values of {text} cannot be listed: {error}") from error
         for one in values:
+            if isinstance(one, Glob):
+                continue
             if key in (*GROUPS, "experiment") and not override.is_delete() and not _is_choice(one, key):
                 raise ConfigError(
                     f"{key} must be the name of one choice, got {text.partition('=')[2]}; "
