@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
+from hydra.core.override_parser.types import Glob, QuotedString
 
 from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import Command
@@ -77,10 +77,14 @@ def _check_overrides(overrides: Sequence[str], about: Command) -> None:
         if key == "hydra":
             raise ConfigError("hydra is no option; set one of Hydra's own with hydra.KEY=VALUE (see --hydra-help)")
         try:
-            values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [value]
+            # What a glob finds is known later.
+            is_list = override.is_discrete_sweep() and not isinstance(value, Glob)
+            values = list(override.sweep_iterator()) if is_list else [value]
         except ValueError as error:  # of a range whose step is 0
             raise ConfigError(f"the values of {text} cannot be listed: {error}") from error
         for one in values:
+            if isinstance(one, Glob):
+                continue
             if key in (*GROUPS, "experiment") and not override.is_delete() and not _is_choice(one, key):
                 raise ConfigError(
                     f"{key} must be the name of one choice, got {text.partition('=')[2]}; "
