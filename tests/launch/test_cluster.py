@@ -10,13 +10,13 @@ import pytest
 from command_line import call, mistake
 from sweep_processes import assert_a_stack_is_equal_up_to_rounding, assert_same_numbers, statuses, summaries
 
-from gradexp import sweep_figures
 from gradexp.config import Config
 from gradexp.launch import cluster as _cluster
 from gradexp.launch import slurm as _slurm
 from gradexp.launch.cluster import Task
 from gradexp.run import main
 from gradexp.runs.stacks import cluster_tasks
+from gradexp.sweeps import report
 
 SWEEP = ["seed=0,1", "depth=3", "width=4", "steps=2", "batch_size=8", "threads=1"]
 
@@ -54,7 +54,7 @@ class Here:
 def _no_pictures() -> Iterator[None]:
     """Pictures take most of a small sweep's time, and have tests of their own."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(sweep_figures, "write_figures", lambda _: {})
+        monkeypatch.setattr(report, "write_figures", lambda _: {})
         yield
 
 
