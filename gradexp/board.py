@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -28,6 +30,8 @@ PINNED = "profile/log10_output_grad"
 # Points of a curve that TensorBoard hands out; its own limit of 1000 would thin a profile of 10,000 layers.
 _POINTS = 20_000
 _PICTURES = 100
+# TensorBoard's advice on how to report its own mistakes, four lines at every start.
+_NOTE = re.compile(r"\s*NOTE: Using experimental fast data loading.*?/issues/\d+\s*", re.DOTALL)
 _BETWEEN_LOOKS = 1.0  # seconds
 _PLUGIN = "gradexp"
 # What a page of TensorBoard keeps in the browser, under its key. Smoothing would run across layers, outliers are the
@@ -65,9 +69,12 @@ def main() -> None:
         _refuse(f"port must be from 1 to 65535, got {asked.port}")
     named = shortened(str(asked.folder))
     try:
-        next(os.scandir(asked.folder), None)
+        with os.scandir(asked.folder):
+            pass
     except OSError as error:
-        _refuse(f"{named}: {error.strerror}; name the folder of a run, or one above several, such as outputs")
+        kinds = {FileNotFoundError: " does not exist", NotADirectoryError: " is no folder"}
+        what = kinds.get(type(error), f": {error.strerror}")
+        _refuse(f"{named}{what}; name the folder of a run, or one above several, such as outputs")
     if not run_names(asked.folder):
         run = shlex.join(["python", "-m", "gradexp.run", f"hydra.run.dir={asked.folder / 'first'}"])
         _refuse(f"{named} holds no runs yet; make one with {run}")
@@ -134,15 +141,19 @@ def launch(folder: Path, port: int | None = None) -> str:
     """
     from tensorboard.program import TensorBoardServerException
 
+    printed = io.StringIO()
     try:
-        try:
-            return str(_configured(folder, port).launch())
-        except TensorBoardServerException:
-            if port is not None:
-                raise
-            return str(_configured(folder, 0).launch())
+        with redirect_stderr(printed):
+            try:
+                return str(_configured(folder, port).launch())
+            except TensorBoardServerException:
+                if port is not None:
+                    raise
+                return str(_configured(folder, 0).launch())
     except TensorBoardServerException as error:
         raise OSError(str(error)) from error
+    finally:
+        print(_NOTE.sub("", printed.getvalue()), end="", file=sys.stderr)  # noqa: T201
 
 
 def _configured(folder: Path, port: int | None) -> "TensorBoard":

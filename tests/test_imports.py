@@ -2,82 +2,89 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 from sweep_processes import LIMIT
 
-
-def loaded_after(*steps: str) -> list[set[str]]:
-    """Take some steps in one new process, and return what each has printed and which modules are loaded after it."""
-    report = "import sys; print(*sys.modules, sep='\\n', end='\\n\\f')"
-    code = "".join(f"{step}\n{report}\n" for step in steps)
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LIMIT)
-    return [set(part.split()) for part in shown.stdout.split("\f")[:-1]]
+_REPORT = "print(*sys.modules, sep='\\n', end='\\n\\f')"
 
 
-# Each list is of one process, since loading torch takes a second. What a step must not load, none before it may.
-@pytest.mark.parametrize(
-    "steps",
+def loaded_after(*chains: Sequence[str], before: str = "import sys") -> list[list[set[str]]]:
+    """Take the steps of each chain in a process of its own, all forked from one that has taken the step ``before``.
+
+    Returns what each step has printed together with the modules that are loaded after it.
+    """
+    code = ["import os, sys", before]
+    for steps in chains:
+        child = "".join(f"{step}\n{_REPORT}\n" for step in steps) + "print(end='\\v', flush=True)\nos._exit(0)"
+        code += ["sys.stdout.flush()", f"if not os.fork(): exec({child!r}, {{'sys': sys, 'os': os}})", "os.wait()"]
+    command = [sys.executable, "-c", "\n".join(code)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT).stdout
+    return [[set(part.split()) for part in chain.split("\f")[:-1]] for chain in shown.split("\v")[:-1]]
+
+
+# Each list is of one process. What a step must not load, none before it may.
+WITHOUT_TORCH = [
+    [("import gradexp", ("torch", "hydra", "numpy", "tensorboard"))],
+    [("import gradexp.config", ("torch", "hydra", "numpy"))],
+    [("import gradexp.cli.command", ("torch", "numpy", "sklearn", "matplotlib"))],
+    [("import gradexp.run", ("torch", "numpy", "rich"))],
+    [("import gradexp.predict.__main__, gradexp.phase.__main__", ("torch", "numpy", "rich", "scipy", "matplotlib"))],
     [
-        [("import gradexp", ("torch", "hydra", "numpy", "tensorboard"))],
-        [("import gradexp.config", ("torch", "hydra", "numpy"))],
-        [("import gradexp.cli.command", ("torch", "numpy", "sklearn", "matplotlib"))],
-        [("import gradexp.run", ("torch", "numpy", "rich"))],
-        [
-            (
-                "import gradexp.predict.__main__, gradexp.phase.__main__",
-                ("torch", "numpy", "rich", "scipy", "matplotlib"),
-            )
-        ],
-        [
-            (
-                "import gradexp.runs.experiment, gradexp.sinks.tensorboard, gradexp.sinks.files",
-                ("torch", "hydra", "sklearn", "matplotlib", "tensorboard"),
-            )
-        ],
-        [
-            ("import gradexp.runs.data", ("sklearn", "mlxtend")),
-            (
-                "from gradexp import MLP, GradientProbe, History, exact_profile, initialize, Config",
-                ("hydra", "sklearn", "matplotlib", "tensorboard", "scipy"),
-            ),
-            (
-                "from gradexp.runs import run; from gradexp import Config\n"
-                "from gradexp.config import DataConfig\n"
-                "run(Config(depth=3, width=4, steps=1, data=DataConfig('gaussian', samples=100)))",
-                ("sklearn", "matplotlib", "tensorboard", "hydra"),
-            ),
-        ],
-        [
-            (
-                "from gradexp import Config; from gradexp.predict.forecast import forecast\n"
-                "forecast(Config(depth=3))",
-                ("hydra", "sklearn", "matplotlib", "tensorboard", "gradexp.exact.profile", "gradexp.probe.probe"),
-            ),
-            ("import gradexp.phase.plane", ("hydra", "sklearn", "matplotlib", "tensorboard")),
-            (
-                "sys.argv = ['gradexp', 'depth=3']\nfrom gradexp.predict.__main__ import main\nmain()",
-                ("sklearn", "matplotlib", "tensorboard", "mlxtend", "gradexp.runs.stages"),
-            ),
-        ],
+        (
+            "import gradexp.runs.experiment, gradexp.sinks.tensorboard, gradexp.sinks.files",
+            ("torch", "hydra", "sklearn", "matplotlib", "tensorboard"),
+        )
     ],
-    ids=lambda steps: steps[0][0].splitlines()[0],
-)
-def test_import_stays_light(steps: list[tuple[str, tuple[str, ...]]]) -> None:
-    shown = loaded_after(*(code for code, _ in steps))
-    for loaded, (code, absent) in zip(shown, steps, strict=True):
-        assert not loaded & set(absent), code
+]
+WITH_TORCH = [
+    [
+        ("import gradexp.runs.data", ("sklearn", "mlxtend")),
+        (
+            "from gradexp import MLP, GradientProbe, History, exact_profile, initialize, Config",
+            ("hydra", "sklearn", "matplotlib", "tensorboard", "scipy"),
+        ),
+        (
+            "from gradexp.runs import run; from gradexp import Config\n"
+            "from gradexp.config import DataConfig\n"
+            "run(Config(depth=3, width=4, steps=1, data=DataConfig('gaussian', samples=100)))",
+            ("sklearn", "matplotlib", "tensorboard", "hydra"),
+        ),
+    ],
+    [
+        (
+            "from gradexp import Config; from gradexp.predict.forecast import forecast\nforecast(Config(depth=3))",
+            ("hydra", "sklearn", "matplotlib", "tensorboard", "gradexp.exact.profile", "gradexp.probe.probe"),
+        ),
+        ("import gradexp.phase.plane", ("hydra", "sklearn", "matplotlib", "tensorboard")),
+        (
+            "sys.argv = ['gradexp', 'depth=3']\nfrom gradexp.predict.__main__ import main\nmain()",
+            ("sklearn", "matplotlib", "tensorboard", "mlxtend", "gradexp.runs.stages"),
+        ),
+    ],
+]
 
 
 @pytest.mark.parametrize(
-    ("module", "option"), [("run", "init=xavier"), ("predict.__main__", "init=xavier"), ("phase.__main__", "rows=29")]
+    ("before", "chains"), [("import sys", WITHOUT_TORCH), ("import torch", WITH_TORCH)], ids=["light", "with torch"]
 )
-def test_help_does_not_load_torch(module: str, option: str) -> None:
-    code = "import sys; sys.argv = ['gradexp', '--help']\n"
-    code += f"from gradexp.{module} import main\ntry: main()\nexcept SystemExit: pass"
-    (shown,) = loaded_after(code)
-    assert not shown & {"torch", "numpy"}
-    assert option in shown  # the help itself was printed
+def test_import_stays_light(before: str, chains: list[list[tuple[str, tuple[str, ...]]]]) -> None:
+    shown = loaded_after(*([code for code, _ in steps] for steps in chains), before=before)
+    assert len(shown) == len(chains)
+    for steps, sets in zip(chains, shown, strict=True):
+        for loaded, (code, absent) in zip(sets, steps, strict=True):
+            assert not loaded & set(absent), code
+
+
+def test_help_does_not_load_torch() -> None:
+    code = "sys.argv = ['gradexp', '--help']\n"
+    code += "from gradexp.{module} import main\ntry: main()\nexcept SystemExit: pass"
+    options = {"run": "init=xavier", "predict.__main__": "init=xavier", "phase.__main__": "rows=29"}
+    (shown,) = loaded_after([code.format(module=module) for module in options])
+    for loaded, option in zip(shown, options.values(), strict=True):
+        assert not loaded & {"torch", "numpy"}
+        assert option in loaded  # the help itself was printed
 
 
 def test_public_names_are_listed_and_load() -> None:

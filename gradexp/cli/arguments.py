@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
+from hydra.core.override_parser.types import Glob, QuotedString
 
 from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import Command
 from gradexp.cli.errors import print_error, shortened
 from gradexp.cli.help import choices, list_options
+from gradexp.cli.hydra_internals import get_args_parser
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,11 +36,12 @@ def check_flags(arguments: Sequence[str], about: Command) -> None:
     Raises:
         ConfigError: For flags that Hydra does not know, that exclude each other, or that are dangerous.
     """
-    from hydra._internal.utils import get_args_parser
-
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
+        left = message.removeprefix("unrecognized arguments: ").split()
+        if any("=" in word and not word.startswith("-") for word in left):
+            raise ConfigError("flags such as -m stand before all options, or after them, not in between")
         raise ConfigError(f"{shortened(message)} (python -m gradexp.{about.name} --help lists what there is)")
 
     parser.error = refuse  # type: ignore[method-assign]
@@ -70,13 +72,19 @@ def _check_overrides(overrides: Sequence[str], about: Command) -> None:
         key, value = override.key_or_group, override.value()
         if not key:
             raise ConfigError(f"'{text}' has no name before the =; write key=value")
+        if len(key) > _LONGEST_KEY:
+            raise ConfigError(f"unknown option '{key}' (python -m gradexp.{about.name} --help lists them all)")
         if key == "hydra":
             raise ConfigError("hydra is no option; set one of Hydra's own with hydra.KEY=VALUE (see --hydra-help)")
         try:
-            values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [value]
+            # What a glob finds is known later.
+            is_list = override.is_discrete_sweep() and not isinstance(value, Glob)
+            values = list(override.sweep_iterator()) if is_list else [value]
         except ValueError as error:  # of a range whose step is 0
             raise ConfigError(f"the values of {text} cannot be listed: {error}") from error
         for one in values:
+            if isinstance(one, Glob):
+                continue
             if key in (*GROUPS, "experiment") and not override.is_delete() and not _is_choice(one, key):
                 raise ConfigError(
                     f"{key} must be the name of one choice, got {text.partition('=')[2]}; "
@@ -88,6 +96,7 @@ def _check_overrides(overrides: Sequence[str], about: Command) -> None:
             _check_folder(key, str(value))
 
 
+_LONGEST_KEY = 200  # longer ones are no names of files, in which Hydra looks for groups
 _FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 
 

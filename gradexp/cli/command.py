@@ -17,15 +17,15 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.version import setbase
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from gradexp.choices import ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.arguments import check_flags
-from gradexp.cli.composing import IS_HYDRA_1_3, VERSION_BASE, only_our_targets, store_config, to_config, without_hydra
+from gradexp.cli.composing import only_our_targets, store_config, to_config, without_hydra
 from gradexp.cli.errors import error_line, print_error, shortened
+from gradexp.cli.hydra_internals import set_version_base, version_base
 from gradexp.cli.interruptions import Interrupted, Interruptions, line_of
 from gradexp.config import Config
 from gradexp.runs.device import fix_order_of_sums
@@ -56,6 +56,7 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
             settings = HydraConfig.get()
             folder = Path(settings.runtime.output_dir)
             overrides = list(settings.overrides.task)
+            note = f"what was measured so far is in {folder}" if about.keeps_files else ""
             of_sweep = about.compares and settings.mode is RunMode.MULTIRUN
             try:
                 job(
@@ -66,11 +67,13 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                 )
                 interruptions.release()
             except KeyboardInterrupt as interruption:
-                if about.keeps_files and not of_sweep:
-                    interruption.add_note(f"what was measured so far is in {folder}")
+                if note and not of_sweep:
+                    interruption.add_note(note)
                 raise
             except Exception as error:
                 if interruptions.pending is not None:  # the import that it cut short has made another error of it
+                    if note and not of_sweep:
+                        interruptions.pending.add_note(note)
                     raise interruptions.pending from None
                 if settings.mode is RunMode.RUN:
                     mistakes.append(error)  # Hydra would add a line that repeats the whole command
@@ -91,12 +94,10 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                 check_flags(sys.argv[1:], about)
                 store_config(about, scratch)
                 is_composed = about.schema is Config
-                # Hydra 1.3 warns where version_base is missing, 1.4 where it is there.
-                base = {"version_base": VERSION_BASE} if IS_HYDRA_1_3 else {}
                 path, name = (str(CONFIG_DIR), "config") if is_composed else (None, about.name)
                 with only_our_targets(), warnings.catch_warnings():
                     warnings.showwarning = _show_warning
-                    hydra.main(config_path=path, config_name=name, **base)(from_hydra)()
+                    hydra.main(config_path=path, config_name=name, **version_base)(from_hydra)()
                 if mistakes:
                     raise mistakes[0]
 
@@ -137,8 +138,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def prepare_worker() -> None:
     """Make a worker process compute, and Hydra in it behave, as in the command."""
     fix_order_of_sums()
-    if IS_HYDRA_1_3:
-        setbase(VERSION_BASE)
+    set_version_base()
 
 
 def _run_safely(run: Callable[[], Any], about: Command, interruptions: Interruptions, wants_traceback: bool) -> int:

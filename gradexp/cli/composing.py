@@ -1,29 +1,30 @@
 """Hydra: schema, overrides, jobs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
 
 from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.help import help_text
+from gradexp.cli.hydra_internals import (
+    checked_configs,
+    register_resolver,
+    restored_globals,
+    split_sweep,
+    store,
+    version_base,
+)
 from gradexp.cli.targets import check_targets
 from gradexp.config import Config
-
-IS_HYDRA_1_3 = hydra.__version__.startswith("1.3")
-VERSION_BASE = "1.3"
 
 
 def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
@@ -43,31 +44,20 @@ def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
 @contextmanager
 def ahead_of_its_job(composed: DictConfig) -> Iterator[None]:
     """Let ``${hydra:...}`` in a job's composed config be resolved before the job runs."""
-    state = Singleton.get_state()
-    try:
+    with restored_globals():
         HydraConfig.instance().set_config(composed)
         OmegaConf.set_readonly(composed.hydra, None)  # which that has set
         yield
-    finally:
-        Singleton.set_state(state)
 
 
-@contextmanager
-def only_our_targets() -> Iterator[None]:
+def only_our_targets() -> AbstractContextManager[None]:
     """Refuse configs that name code to be run, before Hydra runs it."""
-    load = ConfigLoaderImpl.load_configuration
 
-    def checked(self: ConfigLoaderImpl, *args: Any, **options: Any) -> DictConfig:
-        composed = load(self, *args, **options)
+    def check(composed: DictConfig) -> None:
         if composed.get("hydra") is not None:
             check_targets(OmegaConf.to_container(composed.hydra))
-        return composed
 
-    ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign]
+    return checked_configs(check)
 
 
 def without_hydra(composed: DictConfig) -> dict[str, Any]:
@@ -104,12 +94,12 @@ def expand(params: Mapping[str, Any] | None, overrides: Sequence[str], loader: C
     given = [f"{key}={value}" for key, value in (params or {}).items()] + list(overrides)
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
     try:
-        [jobs] = BasicSweeper.split_arguments(parsed, None)
+        jobs = split_sweep(parsed)
     except ValueError as error:  # of a range whose step is 0, for one
         raise ConfigError(f"the values of the sweep cannot be listed: {error}") from error
     if not jobs:
         raise ConfigError("a sweep over no values: a glob or a range of the command line is empty")
-    return [list(own) for own in jobs]
+    return jobs
 
 
 def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
@@ -131,8 +121,7 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
         [('he', 10), ('xavier', 10)]
     """
     store_config(RUN, None)
-    base = {"version_base": VERSION_BASE} if IS_HYDRA_1_3 else {}
-    with hydra.initialize_config_dir(str(CONFIG_DIR), **base):
+    with hydra.initialize_config_dir(str(CONFIG_DIR), **version_base):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
         plain = [text for text, own in zip(overrides, parsed, strict=True) if not own.is_sweep_override()]
@@ -142,17 +131,14 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
 
 def store_config(about: Command, scratch: str | None) -> None:
     """Give Hydra a command's schema, help and folders."""
-    store = ConfigStore.instance()
-    store.store(name="schema" if about.schema is Config else about.name, node=about.schema)
+    store(name="schema" if about.schema is Config else about.name, node=about.schema)
     for group, choices in GROUPS.items() if about.schema is Config else ():
         for choice, options in choices.items():
-            store.store(group=group, name=choice, node={"name": choice, **options})
+            store(group=group, name=choice, node={"name": choice, **options})
     # A resolver, so that the text is put together for --help only and does not stand in every run's snapshot.
-    # Hydra 1.4's omegaconf calls it by another name.
-    register: Any = getattr(OmegaConf, "register_new_resolver" if IS_HYDRA_1_3 else "register_resolver")
-    register("gradexp_help", lambda: help_text(about), replace=True)
+    register_resolver("gradexp_help", lambda: help_text(about))
     help_node = {"app_name": f"gradexp.{about.name}", "header": "", "footer": "", "template": "${gradexp_help:}"}
-    store.store(group="hydra/help", name="gradexp", node=help_node)
+    store(group="hydra/help", name="gradexp", node=help_node)
     # Hydra's own defaults, changed here rather than in config.yaml: they then also hold for a run that is repeated
     # from its snapshot. Microseconds give runs that start in the same second folders of their own; no job log is
     # kept, since the run writes its own files; and keys that would only lengthen a job's name are left out of it.
@@ -170,5 +156,4 @@ def store_config(about: Command, scratch: str | None) -> None:
     settings.defaults = [
         {key: replaced.get(key, choice) for key, choice in entry.items()} for entry in settings.defaults
     ]
-    replace: dict[str, Any] = {} if IS_HYDRA_1_3 else {"replace": True}  # 1.3 always replaces
-    store.store(group="hydra", name="config", node=settings, provider="gradexp", **replace)
+    store(group="hydra", name="config", node=settings, provider="gradexp")

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from gradexp.choices import ConfigError
+from gradexp.cli.hydra_internals import CORE_PLUGINS
 
-_PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.")
+_PLUGINS = ("hydra_plugins.", CORE_PLUGINS)
 _LOGGERS = re.compile(r"(logging(\.handlers)?|colorlog)\.[A-Z]\w*")
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from hydra._internal.callbacks import Callbacks
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from gradexp.cli.command import prepare_worker
 from gradexp.cli.composing import without_hydra
+from gradexp.cli.hydra_internals import Callbacks
 from gradexp.cli.interruptions import Interruptions
 from gradexp.config import Config, as_dict
 from gradexp.launch.stacks import alike, checked, compose, run_jobs

@@ -12,7 +12,7 @@ from gradexp.networks.activations import Activation, as_activation
 from gradexp.networks.normalization import normalize
 
 
-def check_cures(normalization: str, residual: str, widths: Sequence[int]) -> None:
+def check_architecture(normalization: str, residual: str, widths: Sequence[int]) -> None:
     """Check that normalisation and skip connections are known ones and fit the widths.
 
     Raises:
@@ -158,7 +158,7 @@ class MLP(nn.Module):
             raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
         if networks < 1:
             raise ValueError(f"networks must be at least 1, got {networks}")
-        check_cures(normalization, residual, widths)
+        check_architecture(normalization, residual, widths)
         self.widths = tuple(widths)
         self.networks = networks
         self.activation = as_activation(activation, negative_slope)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class LogLaw(NamedTuple):
+class LogMoments(NamedTuple):
     """Mean and variance of a natural logarithm."""
 
     mean: float
@@ -15,28 +15,29 @@ class LogLaw(NamedTuple):
 
 
 @functools.cache
-def log_square_sum(count: int, slopes: tuple[float, float] = (1.0, 1.0)) -> LogLaw:
-    """Return the law of log S, S the sum over ``count`` units of (slope · g)², with g from N(0, 1).
+def log_square_sum(count: int, slopes: tuple[float, float] = (1.0, 1.0)) -> LogMoments:
+    """Return mean and variance of log S, S the sum over ``count`` units of (slope · g)², with g from N(0, 1).
 
     Each unit has one of two slopes with even odds, as φ' of a piecewise linear activation. With a slope of 0 all may
-    be off, and S = 0, with probability 2⁻ⁿ; the law is that of the other cases.
+    be off, and S = 0, with probability 2⁻ⁿ; the moments are those of the other cases.
 
-    Let E be exponential with mean 1. Then P(E / S > t) = E e⁻ᵗˢ = pⁿ, p = [(1 + 2a²t)^-½ + (1 + 2b²t)^-½] / 2, so
-    that E / S has a density in closed form, and log E is independent of log S, with mean -γ and variance π² / 6.
+    Let T be exponential with mean 1. Then P(T / S > t) = E e⁻ᵗˢ = pⁿ, p = [(1 + 2a²t)^-½ + (1 + 2b²t)^-½] / 2, so
+    that T / S has a density in closed form, and log T is independent of log S, with mean -γ and variance π² / 6:
+    equation 21 of docs/theory.md.
 
     Args:
         count: The number of units n, at least 1.
         slopes: The two slopes a and b.
 
     Returns:
-        For both slopes 1: digamma(n / 2) + log 2 and trigamma(n / 2), the law of log χ²ₙ.
+        For both slopes 1: digamma(n / 2) + log 2 and trigamma(n / 2), the moments of log χ²ₙ.
 
     Raises:
         ValueError: If ``count`` is below 1, or both slopes are 0.
 
     Example:
-        >>> law = log_square_sum(100, (0.0, 1.0))
-        >>> round(law.mean - math.log(50), 4), round(law.variance, 4)  # about -5 / 2n and 5 / n
+        >>> moments = log_square_sum(100, (0.0, 1.0))
+        >>> round(moments.mean - math.log(50), 4), round(moments.variance, 4)  # about -5 / 2n and 5 / n
         (-0.0254, 0.0519)
     """
     if count < 1:
@@ -58,4 +59,4 @@ def log_square_sum(count: int, slopes: tuple[float, float] = (1.0, 1.0)) -> LogL
     density /= density.sum()  # also conditions on S > 0
     mean = float((density * x).sum())
     variance = float((density * (x - mean) ** 2).sum())
-    return LogLaw(2 * math.log(largest) - np.euler_gamma - mean, variance - math.pi**2 / 6)
+    return LogMoments(2 * math.log(largest) - np.euler_gamma - mean, variance - math.pi**2 / 6)

@@ -21,7 +21,6 @@ from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP
 from gradexp.theory.critical import attracts, critical_line
 from gradexp.theory.mean_field import Moments, is_piecewise_linear
-from gradexp.theory.prediction import first_over_last
 
 QUANTITIES = ("q_star", "chi_1", "xi_q", "xi_c", "xi_grad", "c_star")
 
@@ -225,7 +224,7 @@ def _predict_scale(
     x = torch.ones(1, width, dtype=torch.float64)
     phi = activation(name, negative_slope)
     prediction = theory.predict_layers(phi, [law] * depth, [width] * (depth + 1), x)
-    return first_over_last(prediction) if prediction.valid else None
+    return prediction.first_over_last if prediction.valid else None
 
 
 def _measure(

@@ -22,7 +22,6 @@ from gradexp.networks.inits import zero_drift_sigma_w2
 from gradexp.runs import data
 from gradexp.runs.prediction import predict_run
 from gradexp.theory import Prediction
-from gradexp.theory.prediction import first_over_last
 
 # A critical sigma_w2 beyond this is no remedy: it is reached by saturating nearly every unit.
 _ABSURD = 20.0
@@ -49,7 +48,7 @@ class Change:
     @property
     def is_stable(self) -> bool:
         """Whether the gradient would neither vanish nor explode."""
-        ratio = first_over_last(self.prediction)
+        ratio = self.prediction.first_over_last
         if self.prediction.dead_probability > _DEAD:
             return False
         return ratio is not None and abs(ratio) <= self.config.verdict.decades
@@ -127,7 +126,7 @@ def forecast(config: Config) -> Forecast:
 
 class _Inputs(NamedTuple):
     x: Tensor
-    spread: float | None  # variance over samples, for batch norm; None: of x
+    input_variance: float | None  # variance over samples, for batch norm; None: of x
     outputs: int
     words: str
 
@@ -152,12 +151,14 @@ def _inputs(config: Config) -> _Inputs:
 
 
 def _predict(config: Config, inputs: _Inputs) -> Prediction:
-    return predict_run(config, inputs.x, inputs.outputs, batch=config.batch_size, spread=inputs.spread)
+    return predict_run(
+        config, inputs.x, inputs.outputs, batch=config.batch_size, input_variance=inputs.input_variance
+    )
 
 
 def _judge(config: Config, prediction: Prediction) -> Verdict:
     """Judge the predicted profile as a measured one is judged."""
-    ratio = first_over_last(prediction)
+    ratio = prediction.first_over_last
     if ratio is None:
         outcome = "dead" if prediction.sigma_w2 == 0 else "unknown"
         return Verdict(outcome, text=f"{outcome}: {prediction.reason}")

@@ -8,7 +8,6 @@ from gradexp import theory
 from gradexp.predict.forecast import Forecast
 from gradexp.runs.verdict import ALIGNED
 from gradexp.theory import Prediction
-from gradexp.theory.prediction import first_over_last
 
 Rows = Iterator[tuple[str, str, str]]
 
@@ -70,7 +69,7 @@ def _finite_width(found: Forecast) -> Rows:
     wide = prediction.log_chi_mean_field
     if wide is not None and math.isfinite(wide):
         yield "infinite", f"{wide:+.4g}", "log_chi of infinitely wide layers, these inputs"
-    ratio = first_over_last(prediction)
+    ratio = prediction.first_over_last
     if ratio is None:
         yield "ratio", "none", "of output gradients, first over last layer"
     else:
@@ -134,7 +133,7 @@ def _number(value: float) -> str:
 
 def _power(prediction: Prediction) -> str:
     """Show the ratio of first and last gradient with its standard deviation."""
-    ratio, sd = first_over_last(prediction), float(prediction.sd_output_grad[0])
+    ratio, sd = prediction.first_over_last, float(prediction.sd_output_grad[0])
     if ratio is None:
         return "no number is known"
     shown = round(ratio, 1) + 0.0  # no -0.0

@@ -4,6 +4,7 @@ Every data set is held whole, in float64 on the CPU; a run casts and moves the b
 """
 
 import math
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -175,8 +176,14 @@ def _ones(samples: int = 64, *, width: int) -> Dataset:
 
 def _read_npz(path: str, where: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return x and y, each with at least one dimension and all finite real numbers."""
-    if not Path(path).exists():
-        raise ConfigError(f"{where}: there is no such file")
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        raise ConfigError(f"{where}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
+        raise ConfigError(f"{where} is not a readable .npz file")
     if not zipfile.is_zipfile(path):
         raise ConfigError(f"{where} is not a readable .npz file")
     try:

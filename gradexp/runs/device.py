@@ -30,7 +30,8 @@ def find_device(name: str) -> "torch.device":
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    number = int(name.partition(":")[2] or 0)  # torch keeps the last eight bits of it
+    if device.type == "cuda" and number >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise ConfigError(f"device={name} is not there: PyTorch finds {found} CUDA devices; use device=cpu or auto")
     return device

@@ -113,6 +113,8 @@ def _finish(result: Result, sinks: Sequence[Sink]) -> None:
 
 
 def _fail(result: Result, mistake: BaseException) -> None:
+    if result.status == "interrupted":  # which may be why
+        return
     text = str(mistake) if isinstance(mistake, ConfigError) else f"{type(mistake).__name__}: {mistake}"
     result.status, result.error = "failed", text.split("\n")[0]
 

@@ -12,7 +12,7 @@ from gradexp.theory.weight_laws import UnknownLawError
 
 
 def predict_run(
-    config: Config, x: Tensor, outputs: int, *, batch: int | None = None, spread: float | None = None
+    config: Config, x: Tensor, outputs: int, *, batch: int | None = None, input_variance: float | None = None
 ) -> Prediction:
     """Return theory's prediction for the network that a run builds; one without numbers where no law is known.
 
@@ -21,7 +21,7 @@ def predict_run(
         x: Inputs of the profile, shape ``(sample, n_0)``, float64.
         outputs: Width of the last layer.
         batch: As in ``theory.predict_layers``.
-        spread: As in ``theory.predict_layers``.
+        input_variance: As in ``theory.predict_layers``.
 
     Raises:
         ConfigError: If an option cannot work.
@@ -39,7 +39,7 @@ def predict_run(
         )
         phi = activation(config.activation, config.negative_slope)
         architecture = {"normalization": config.normalization, "residual": config.residual}
-        return theory.predict_layers(phi, laws, widths, x, batch=batch, spread=spread, **architecture)
+        return theory.predict_layers(phi, laws, widths, x, batch=batch, input_variance=input_variance, **architecture)
     except UnknownLawError as error:
         return no_prediction(str(error), widths, config.sigma_b2 or 0.0)
     except ValueError as error:

@@ -12,7 +12,7 @@ from gradexp.history.verdict import Verdict
 
 if TYPE_CHECKING:  # importing them would load torch, and a run's first files are written before that
     from gradexp.runs.training import Training
-    from gradexp.theory import Comparison, Prediction
+    from gradexp.theory import Agreement, Prediction
 
 
 class Distribution(NamedTuple):
@@ -68,7 +68,7 @@ class Result:
     building: str | None = None
     initial: History | None = None
     prediction: "Prediction | None" = None
-    comparison: "Comparison | None" = None
+    comparison: "Agreement | None" = None
     training: "Training | None" = None
     gradients: History | None = None
     outputs: "list[tuple[int, dict[int, Distribution]]]" = field(default_factory=list)

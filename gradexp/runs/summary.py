@@ -20,7 +20,7 @@ from gradexp.runs.result import Result
 
 if TYPE_CHECKING:  # importing them would load torch, and a run's first files are written before that
     from gradexp.runs.training import Training
-    from gradexp.theory import Comparison, Prediction
+    from gradexp.theory import Agreement, Prediction
 
 
 SCHEMA = 1
@@ -163,7 +163,7 @@ def _initial(history: History | None) -> dict[str, Any]:
     }
 
 
-def _theory(prediction: "Prediction | None", comparison: "Comparison | None") -> dict[str, Any]:
+def _theory(prediction: "Prediction | None", comparison: "Agreement | None") -> dict[str, Any]:
     content: dict[str, Any] = {key: getattr(prediction, key, None) for key in _THEORY_KEYS}
     for key in ("z", "deviates_from_layer"):
         content[key] = getattr(comparison, key, None)

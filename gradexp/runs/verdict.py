@@ -12,7 +12,7 @@ from gradexp.history.step import STATUSES, mean
 from gradexp.history.verdict import Verdict, gradient_verdict
 
 if TYPE_CHECKING:
-    from gradexp.theory import Comparison
+    from gradexp.theory import Agreement
 
 
 # Mean cosine between the outputs of two samples from which on a network counts as blind to its input.
@@ -47,7 +47,7 @@ def run_verdict(
     diverged_at: int | None = None,
     chance: float = 0.0,
     gradients: History | None = None,
-    theory: "Comparison | None" = None,
+    theory: "Agreement | None" = None,
 ) -> Verdict:
     """Judge a whole run: the gradient at initialisation, theory, the training, and what to do about it.
 

@@ -43,10 +43,12 @@ class Files:
                 write_pictures(self.folder, result)
             # Last, so that a summary that says "complete" stands beside files that are.
             write_summary(self.folder, summary(result))
-        except OSError as error:
-            error.filename = error.filename or str(self.folder)  # a full disk has none
+        except Exception as error:  # also of an import that an interruption has cut short
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(self.folder)  # a full disk has none
+            failed = {"status": "failed", "error": str(error)} if result.status != "interrupted" else {}
             try:
-                write_summary(self.folder, {**summary(result), "status": "failed", "error": str(error)})
+                write_summary(self.folder, {**summary(result), **failed})
             except OSError:
                 error.add_note("not even its summary.json could be brought up to date")
             raise

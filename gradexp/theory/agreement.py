@@ -8,23 +8,24 @@ import numpy as np
 from gradexp.history.history import History
 from gradexp.theory.prediction import Prediction
 
-# From so many networks on their own scatter gives the standard error; with fewer, theory's does.
+# From this many networks on, their scatter gives the standard error; with fewer, theory's does.
 ENOUGH_NETWORKS = 8
-# log_chi agrees within so many standard errors; a layer deviates if it and the next two are beyond so many.
+# log_chi agrees within the first number of standard errors (66); a layer deviates if it and the next two, as many as
+# the third number in all, are beyond the second.
 _AGREES, _DEVIATES, _IN_A_ROW = 3.0, 4.0, 3
 # Rounding of float32 weights, relative per layer: no measurement is better than this.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Agreement:
     """Measurement against theory.
 
     Args:
         verdict: ``agrees``, ``deviates`` or ``unavailable``.
         z: (measured - predicted) log_chi in standard errors; None if unavailable.
         deviates_from_layer: The first layer, on the gradient's way from layer L down, from which on the output
-            gradient is off; None if none is.
+            gradient deviates; None if none does.
         text: One line.
     """
 
@@ -34,7 +35,7 @@ class Comparison:
     text: str
 
 
-def compare(prediction: Prediction, measured: History) -> Comparison:
+def compare(prediction: Prediction, measured: History) -> Agreement:
     """Compare the profile at initialisation with its prediction.
 
     z = (measured - predicted) / √(standard error² + tolerance²), where the standard error is that of the mean over
@@ -46,8 +47,8 @@ def compare(prediction: Prediction, measured: History) -> Comparison:
     output gradient has |z| > 4.
 
     Args:
-        prediction: For this network and these inputs.
-        measured: Of ``exact_profile``.
+        prediction: The prediction for this network and these inputs.
+        measured: The profile that ``exact_profile`` measured.
 
     Raises:
         ValueError: If they do not have the same number of layers.
@@ -55,18 +56,18 @@ def compare(prediction: Prediction, measured: History) -> Comparison:
     if prediction.depth != measured.depth:
         raise ValueError(f"prediction has {prediction.depth} layers, the measurement {measured.depth}")
     if not prediction.valid:
-        return Comparison("unavailable", None, None, f"theory unavailable: {prediction.reason}")
+        return Agreement("unavailable", None, None, f"theory unavailable: {prediction.reason}")
     if measured.depth == 1:
-        return Comparison("unavailable", None, None, "theory unavailable: one layer has no slope")
+        return Agreement("unavailable", None, None, "theory unavailable: one layer has no slope")
     networks = measured.at().without_dead("output_grad")
     networks = networks[np.isfinite(networks).all(axis=1)]
     if len(networks) >= ENOUGH_NETWORKS:
-        few = ""
+        sample = ""
         difference = networks.mean(axis=0) - prediction.log10_output_grad
         error = networks.std(axis=0, ddof=1) / math.sqrt(len(networks))
     else:
         assert measured.samples is not None
-        few = " for one sample of one network"
+        sample = " for one sample of one network"
         difference = measured.samples[0, 0, :, 0] - prediction.first_output_grad
         error = prediction.first_sd
     steps = np.arange(measured.depth - 1, -1, -1)  # layers between this one and the last
@@ -74,19 +75,19 @@ def compare(prediction: Prediction, measured: History) -> Comparison:
     with np.errstate(divide="ignore", invalid="ignore"):
         z = difference / np.hypot(error, neglected)
     if not math.isfinite(z[0]):
-        return Comparison("unavailable", None, None, "theory unavailable: no sample has a gradient at every layer")
+        return Agreement("unavailable", None, None, "theory unavailable: no sample has a gradient at every layer")
     from_layer = _first_of_three(np.abs(z) > _DEVIATES)
-    text = f"z = {z[0]:+.1f}{few}"
+    text = f"z = {z[0]:+.1f}{sample}"
     if from_layer is not None:
-        return Comparison("deviates", float(z[0]), from_layer, f"deviates from layer {from_layer} on, {text}")
+        return Agreement("deviates", float(z[0]), from_layer, f"deviates from layer {from_layer} on, {text}")
     if abs(z[0]) > _AGREES:
-        return Comparison("deviates", float(z[0]), None, f"deviates in log_chi, {text}")
-    return Comparison("agrees", float(z[0]), None, f"agrees, {text}")
+        return Agreement("deviates", float(z[0]), None, f"deviates in log_chi, {text}")
+    return Agreement("agrees", float(z[0]), None, f"agrees, {text}")
 
 
-def _first_of_three(off: np.ndarray) -> int | None:
-    """Return the uppermost layer that is off together with the two below it."""
-    for layer in range(len(off), _IN_A_ROW - 1, -1):
-        if off[layer - _IN_A_ROW : layer].all():
+def _first_of_three(deviates: np.ndarray) -> int | None:
+    """Return the uppermost layer that deviates together with the two below it."""
+    for layer in range(len(deviates), _IN_A_ROW - 1, -1):
+        if deviates[layer - _IN_A_ROW : layer].all():
             return layer
     return None

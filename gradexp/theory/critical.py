@@ -10,7 +10,13 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from gradexp.networks.activations import Activation
-from gradexp.theory.mean_field import Moments, check_variance, is_piecewise_linear, mean_square, usable_activation
+from gradexp.theory.mean_field import (
+    Moments,
+    check_variance,
+    is_piecewise_linear,
+    mean_squared_slope,
+    usable_activation,
+)
 
 
 def critical_sigma_w2(
@@ -27,10 +33,10 @@ def critical_sigma_w2(
     not count: gelu and silu reach chi_1 = 1 there for small sigma_b2, but no network stays there.
 
     Args:
-        activation: As in ``MeanField``.
+        activation: Name of a built-in activation, an ``Activation``, or an elementwise function.
         sigma_b2: Var(b), at least 0.
-        negative_slope: Of ``leaky_relu``.
-        kinks: Of a function.
+        negative_slope: The slope of ``leaky_relu`` below 0.
+        kinks: Every z at which a function or a derivative of it jumps.
 
     Raises:
         ValueError: If there is none, as for relu with biases, whose lengths then grow for ever at sigma_w2 = 2; or
@@ -44,7 +50,7 @@ def critical_sigma_w2(
     phi = usable_activation(activation, negative_slope, kinks)
     name = activation if isinstance(activation, str) else "this activation"
     if is_piecewise_linear(phi):
-        slope2 = mean_square(phi.slopes_at_zero)
+        slope2 = mean_squared_slope(phi.slopes_at_zero)
         if sigma_b2 == 0 and slope2 > 0:
             return 1 / slope2
         where = "at sigma_b2=0 only" if slope2 > 0 else "nowhere: its slope is 0"
@@ -66,10 +72,10 @@ def critical_sigma_b2(
     """Return the sigma_b2 at which chi_1 = 1 for a given sigma_w2; the reverse of ``critical_sigma_w2``.
 
     Args:
-        activation: As in ``MeanField``.
+        activation: Name of a built-in activation, an ``Activation``, or an elementwise function.
         sigma_w2: fan_in · Var(W), at least 0.
-        negative_slope: Of ``leaky_relu``.
-        kinks: Of a function.
+        negative_slope: The slope of ``leaky_relu`` below 0.
+        kinks: Every z at which a function or a derivative of it jumps.
 
     Raises:
         ValueError: If there is none; or as in ``MeanField``.
@@ -91,20 +97,20 @@ def critical_sigma_b2(
 
 
 def critical_line(phi: Activation, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sigma_w2 and sigma_b2 of the critical points whose fixed lengths are q; sigma_b2 may be below 0."""
+    """Return sigma_w2 and sigma_b2 of the critical points with fixed lengths q (15); sigma_b2 may be below 0."""
     m = Moments.at(phi, q)
     sigma_w2 = 1 / m.slope2
     return sigma_w2, m.q - sigma_w2 * m.square
 
 
 def attracts(sigma_w2: float | Tensor, m: Moments) -> Any:
-    """Say whether other lengths converge to these fixed ones: where the length map has a slope of at most 1."""
+    """Return whether other lengths converge to these fixed ones: where V' is at most 1 (16)."""
     return sigma_w2 * m.u_value_slope / m.q <= 1
 
 
 def _critical_at_zero(phi: Activation) -> float | None:
     """Return the critical sigma_w2 without biases if lengths then go to 0, as for tanh; else None."""
-    slope2 = mean_square(phi.slopes_at_zero)
+    slope2 = mean_squared_slope(phi.slopes_at_zero)
     if slope2 == 0 or float(phi(torch.zeros((), dtype=torch.float64))) != 0:
         return None
     sigma_w2 = 1 / slope2

@@ -1,5 +1,7 @@
 """Exact laws of finite networks: how the log of a squared norm is distributed after one layer, and after all.
 
+Numbers in comments are those of the equations in docs/theory.md, section 4.
+
 They hold for linear, relu and leaky_relu without biases, for Gaussian and for orthogonal weights, and for one sample.
 Mean and typical size differ there: with He's variance E‖z‖² stays, while exp(E log ‖z‖²) shrinks by exp(-5 / 2n) per
 relu layer (Hanin & Nica, 2018, arXiv:1812.05994; Hanin & Rolnick, 2018, arXiv:1803.01719).
@@ -12,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import digamma, polygamma
 
-from gradexp.numerics.square_sum import LogLaw, log_square_sum
+from gradexp.numerics.square_sum import LogMoments, log_square_sum
 from gradexp.theory.mean_field import check_variance
 
 
-def log_chi_square(count: int) -> LogLaw:
-    """Return the law of log χ² with ``count`` degrees of freedom: digamma(n/2) + log 2, trigamma(n/2)."""
-    return LogLaw(float(digamma(count / 2)) + math.log(2), float(polygamma(1, count / 2)))
+def log_chi_square(count: int) -> LogMoments:
+    """Return the moments of log χ² with ``count`` degrees of freedom: digamma(n/2) + log 2, trigamma(n/2) (19)."""
+    return LogMoments(float(digamma(count / 2)) + math.log(2), float(polygamma(1, count / 2)))
 
 
 def log_mean_square(count: int) -> float:
-    """Return E log of the mean square of ``count`` standard Gaussians, about -1 / count."""
+    """Return E log of the mean square of ``count`` standard Gaussians, about -1 / count (20)."""
     return log_chi_square(count).mean - math.log(count)
 
 
@@ -34,8 +36,8 @@ def layer_law(
     *,
     backward: bool = False,
     orthogonal: bool = False,
-) -> LogLaw:
-    """Return the law of log ‖D W x‖² / ‖x‖², D the diagonal matrix of the slopes of what follows W.
+) -> LogMoments:
+    """Return mean and variance of log ‖D W x‖² / ‖x‖², D the diagonal matrix of the slopes of what follows W.
 
     Gaussian weights: (sigma_w2 / fan_in) · S over the fan_out units. Backwards, ‖D Wᵀ δ‖² / ‖δ‖², S is over the
     fan_in units of the layer below. The forward pass does not bias it: flipping the signs of a unit's weights changes
@@ -46,8 +48,8 @@ def layer_law(
         fan_in: Columns of W.
         fan_out: Rows of W.
         sigma_w2: fan_in · Var(W); for orthogonal weights of gain g it is g² · fan_in / max(fan_in, fan_out).
-        slopes: Of the activation below and above 0; (1, 1) for none.
-        backward: Which direction.
+        slopes: Slopes of the activation below and above 0; (1, 1) for none.
+        backward: Whether to return the law of ‖D Wᵀ δ‖² / ‖δ‖² instead.
         orthogonal: Whether W is orthogonal (Haar), else Gaussian.
 
     Returns:
@@ -66,12 +68,12 @@ def layer_law(
         mean += 2 * math.log(abs(slopes[0]))
     else:
         mean, variance = log_square_sum(units, slopes)
-    mean += math.log(sigma_w2 / fan_in)
-    if orthogonal:
+    mean += math.log(sigma_w2 / fan_in)  # (18)
+    if orthogonal:  # (22)
         larger = max(fan_in, fan_out)
         mean -= log_mean_square(larger)
         variance -= log_chi_square(larger).variance
-    return LogLaw(mean, max(variance, 0.0))
+    return LogMoments(mean, max(variance, 0.0))
 
 
 def dead_probability(hidden_widths: Sequence[int], slopes: tuple[float, float] = (0.0, 1.0)) -> float:
@@ -81,7 +83,7 @@ def dead_probability(hidden_widths: Sequence[int], slopes: tuple[float, float] =
 
     Args:
         hidden_widths: n of each hidden layer.
-        slopes: Of the activation; 0 unless one of them is 0.
+        slopes: Slopes of the activation below and above 0; the probability is 0 unless one of them is.
 
     Raises:
         ValueError: If a width is below 1.
@@ -96,11 +98,11 @@ def dead_probability(hidden_widths: Sequence[int], slopes: tuple[float, float] =
         return 0.0
     if not any(slopes):
         return 1.0
-    # expm1 and log1p keep the digits of a small probability.
+    # (23); expm1 and log1p keep the digits of a small probability.
     return -math.expm1(sum(math.log1p(-(0.5**width)) for width in hidden_widths)) + 0.0  # never -0.0
 
 
-def lyapunov_spectrum(width: int, sigma_w2: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def gaussian_lyapunov_exponents(width: int, sigma_w2: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the Lyapunov exponents of a deep linear network with Gaussian weights, and their variance per layer.
 
     The k-th largest singular value of a product of L square matrices grows as exp(L μ_k), with
@@ -120,7 +122,7 @@ def lyapunov_spectrum(width: int, sigma_w2: float = 1.0) -> tuple[NDArray[np.flo
         ValueError: If the width is below 1, or ``sigma_w2`` is not above 0.
 
     Example:
-        >>> exponents, _ = lyapunov_spectrum(2)
+        >>> exponents, _ = gaussian_lyapunov_exponents(2)
         >>> round(float(exponents[0] - exponents[1]) / math.log(2), 12)  # the condition number doubles per layer
         1.0
     """
@@ -129,5 +131,5 @@ def lyapunov_spectrum(width: int, sigma_w2: float = 1.0) -> tuple[NDArray[np.flo
     check_variance("sigma_w2", sigma_w2)
     if sigma_w2 == 0:
         raise ValueError("sigma_w2 must be above 0, got 0")
-    freedom = (width - np.arange(width)) / 2
+    freedom = (width - np.arange(width)) / 2  # (24)
     return 0.5 * (math.log(2 * sigma_w2 / width) + digamma(freedom)), polygamma(1, freedom) / 4

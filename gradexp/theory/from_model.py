@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ def from_model(model: nn.Module, x: Tensor | None = None, *, kinks: Sequence[flo
     Args:
         model: ``nn.Sequential`` of ``nn.Linear`` with one elementwise activation between them, or an ``MLP``.
         x: Inputs, shape ``(sample, n_0)``; None: of mean square 1.
-        kinks: Of the activation, if it is none of the built-in ones: every z at which it or a derivative jumps.
+        kinks: Every z at which an activation that is not built in, or a derivative of it, jumps.
 
     Raises:
         ValueError: If the model is no such chain, or x does not fit.
@@ -31,16 +31,16 @@ def from_model(model: nn.Module, x: Tensor | None = None, *, kinks: Sequence[flo
         >>> round(prediction.sigma_w2, 1), prediction.log_chi < -1  # torch's default: 1/3, gradients vanish
         (0.3, True)
     """
-    laws, widths, found = read_weights(model)
-    given: Any = "linear" if found is None else found
-    phi = given if isinstance(given, Activation) else usable_activation(given, 0.01, kinks)
+    laws, widths, function = read_weights(model)
+    if not isinstance(function, Activation):
+        function = usable_activation("linear" if function is None else function, 0.01, kinks)
     x = torch.ones(1, widths[0], dtype=torch.float64) if x is None else torch.as_tensor(x)
     if x.dim() != 2 or x.shape[1] != widths[0] or not len(x):
         raise ValueError(f"x must have shape (sample, {widths[0]}), got {tuple(x.shape)}")
     if not bool(x.isfinite().all()):
         raise ValueError("x must be finite, got inf or nan in it")
     return predict_layers(
-        phi,
+        function,
         laws,
         widths,
         x.detach().double().cpu(),
@@ -101,11 +101,11 @@ def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
         return [("", model)]
     if not isinstance(model, nn.Sequential):
         raise ValueError(f"theory reads nn.Sequential chains and gradexp.MLP, got {type(model).__name__}")
-    found = []
+    leaves = []
     for name, module in model.named_children():
         inner = _leaves(module) if isinstance(module, nn.Sequential) else [("", module)]
-        found += [(f"{name}.{below}".rstrip("."), leaf) for below, leaf in inner]
-    return found
+        leaves += [(f"{name}.{below}".rstrip("."), leaf) for below, leaf in inner]
+    return leaves
 
 
 def _read(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[list[WeightLaw], list[int]]:

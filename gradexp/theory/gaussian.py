@@ -77,7 +77,7 @@ def pair_average(
     """Return E[f(u_a, u_b)] for Gaussian u_a and u_b of variances q_a, q_b and correlation 1 - ``distance``.
 
     Args:
-        f: Of two tensors of one shape, elementwise.
+        f: A function of two tensors of one shape, elementwise.
         q_a: Variance of u_a, above 0.
         q_b: Variance of u_b, above 0.
         distance: 1 - correlation, from 0 to 2. Given like this it keeps its digits near 0.
@@ -90,8 +90,8 @@ def pair_average(
     root_a, root_b = math.sqrt(q_a), math.sqrt(q_b)
     if rest == 0:
         larger = max(root_a, root_b)
-        both = [kink * larger / root for kink in kinks for root in (root_a, correlation * root_b)]
-        z, w = nodes(torch.tensor(larger**2, dtype=torch.float64), both)
+        breaks = [kink * larger / root for kink in kinks for root in (root_a, correlation * root_b)]
+        z, w = nodes(torch.tensor(larger**2, dtype=torch.float64), breaks)
         return float((w * f(root_a * z, correlation * root_b * z)).sum())
     # u_b = √q_b (c x + s y): over y it has a feature of width 1 / (s √q_b) wherever u_b is near 0 or a kink, and its
     # average over y is a function of x that bends within about s of there.
@@ -104,9 +104,9 @@ def pair_average(
     # A few rows at a time stay in the processor's cache.
     for x, w_x in zip(*(tensor.split(_ROWS) for tensor in outer), strict=True):
         middle = -correlation / rest * x
-        parts = [wide.expand(len(x), -1), middle.unsqueeze(1) + narrow]
-        parts += [(middle + kink / (root_b * rest)).unsqueeze(1) for kink in kinks]
-        y, w_y = _panels(torch.cat(parts, dim=1), _EDGE_OF_TWO, _POINTS_OF_TWO)
+        breaks_of_y = [wide.expand(len(x), -1), middle.unsqueeze(1) + narrow]
+        breaks_of_y += [(middle + kink / (root_b * rest)).unsqueeze(1) for kink in kinks]
+        y, w_y = _panels(torch.cat(breaks_of_y, dim=1), _EDGE_OF_TWO, _POINTS_OF_TWO)
         u_b = root_b * (correlation * x.unsqueeze(1) + rest * y)
         inner = (w_y * _density(y) * f((root_a * x).unsqueeze(1).expand_as(u_b), u_b)).sum(dim=1)
         total += float((w_x * _density(x) * inner).sum())

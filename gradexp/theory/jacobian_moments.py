@@ -40,6 +40,6 @@ def jacobian_moments(point: MeanField, depth: int, *, orthogonal: bool = False) 
     if point.q_star == math.inf:
         raise ValueError(f"lengths grow for ever at {point}: there is no fixed length")
     m = point.moments(point.q_star)
-    spread = float(m.slope4 / m.slope2.square())
+    slope_ratio = float(m.slope4 / m.slope2.square())  # mu_2 / mu_1²
     log_m1 = depth * math.log(point.chi_1) if point.chi_1 > 0 else -math.inf
-    return JacobianMoments(log_m1, 1 + depth * (spread - 1 + (0 if orthogonal else 1)))
+    return JacobianMoments(log_m1, 1 + depth * (slope_ratio - 1 + (0 if orthogonal else 1)))  # (67)

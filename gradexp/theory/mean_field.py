@@ -3,6 +3,7 @@
 With zˡ = Wˡ φ(zˡ⁻¹) + bˡ, fan_in · Var(W) = sigma_w2 and Var(b) = sigma_b2, every unit of layer l is Gaussian with
 variance qˡ, and averages E[·] below are over u from N(0, q) (Poole et al., 2016, arXiv:1606.05340; Schoenholz et
 al., 2017, arXiv:1611.01232). Lengths and slopes are of squared norms, and natural logarithms are used throughout.
+Numbers in comments are those of the equations in docs/theory.md, sections 2 and 3.
 """
 
 import functools
@@ -31,7 +32,7 @@ _ROUNDING = 1e-12
 class Moments:
     """Gaussian averages at one or many variances q; ``z`` is u / √q, and each field has the shape of q.
 
-    He₂ = z² - 1 and He₄ = z⁴ - 6z² + 3 turn derivatives by q into averages: d/dq E[f(u)] = E[f He₂] / 2q.
+    He₂ = z² - 1 and He₄ = z⁴ - 6z² + 3 turn derivatives by q into averages: d/dq E[f(u)] = E[f He₂] / 2q (5).
     """
 
     q: Tensor
@@ -92,8 +93,8 @@ class MeanField:
         activation: Name of a built-in activation, an ``Activation``, or an elementwise function.
         sigma_w2: fan_in · Var(W), at least 0.
         sigma_b2: Var(b), at least 0.
-        negative_slope: Of ``leaky_relu``.
-        kinks: Of a function: every z at which it or a derivative jumps. Without them ``quadrature_error`` tells how
+        negative_slope: The slope of ``leaky_relu`` below 0.
+        kinks: Every z at which a function or a derivative of it jumps. Without them ``quadrature_error`` tells how
             far the averages can be trusted.
         start: The length q from which the fixed point is sought.
 
@@ -133,26 +134,26 @@ class MeanField:
         # Moments end where φ² would leave float64, and φ is a line by then.
         if (q < m.q and self._starts_at_zero) or (q > m.q and self._growth_at_infinity > 0):
             square *= q / float(m.q)
-        return self.sigma_w2 * square + self.sigma_b2
+        return self.sigma_w2 * square + self.sigma_b2  # (8)
 
     def length_slope(self, q: float) -> float:
         """Return the slope of the length map, V' = sigma_w2 E[u φ φ'] / q."""
         m = self.moments(q)
-        return float(self.sigma_w2 * m.u_value_slope / m.q)
+        return float(self.sigma_w2 * m.u_value_slope / m.q)  # (9)
 
     def chi(self, q: float) -> float:
         """Return sigma_w2 E[φ'²], which is E‖δˡ‖² / E‖δˡ⁺¹‖² at a layer of length q.
 
         Also the slope of the correlation map at c = 1, and the mean squared singular value of one layer.
         """
-        return float(self.sigma_w2 * self.moments(q).slope2)
+        return float(self.sigma_w2 * self.moments(q).slope2)  # (10)
 
     def lengths(self, q: float, depth: int) -> list[float]:
         """Return q¹ … q^depth, the lengths of layers that begin with q¹ = q."""
-        found = [q]
-        while len(found) < depth:
-            found.append(self.length_map(found[-1]))
-        return found[:depth]
+        lengths = [q]
+        while len(lengths) < depth:
+            lengths.append(self.length_map(lengths[-1]))
+        return lengths[:depth]
 
     @functools.cached_property
     def q_star(self) -> float:
@@ -264,8 +265,8 @@ class MeanField:
         In the ordered phase that is xi_grad, also where lengths go to 0 and angles do so more slowly.
         """
         if self.c_star == 1:
-            # Where lengths grow for ever, angles are what is left, and they follow the ratio of both slopes.
-            return _scale(self.chi_1 / self._growth_at_infinity if self.q_star == math.inf else self.chi_1)
+            # Where lengths grow for ever, angles are what is left, and those shrink by no exponential (14).
+            return math.inf if self.q_star == math.inf else _scale(self.chi_1)
         q = self.q_star
 
         def product(u_a: Tensor, u_b: Tensor) -> Tensor:
@@ -305,9 +306,9 @@ class MeanField:
         next_a, next_b = self.length_map(q_a), self.length_map(q_b)
         if q_a == q_b:
             apart = pair_average(lambda a, b: (phi(a) - phi(b)).square(), q_a, q_b, distance, phi.kinks)
-            return w2 * apart / (2 * next_a) if next_a else 0.0
+            return w2 * apart / (2 * next_a) if next_a else 0.0  # (12)
         product = pair_average(lambda a, b: phi(a) * phi(b), q_a, q_b, distance, phi.kinks)
-        return 1 - (w2 * product + b2) / math.sqrt(next_a * next_b)
+        return 1 - (w2 * product + b2) / math.sqrt(next_a * next_b)  # (11)
 
     def _fixed_length(self) -> float:
         """Follow the sign of V(q) - q from ``start`` to the first root."""
@@ -319,25 +320,25 @@ class MeanField:
             q = math.exp(log_q)
             return self.length_map(q) / q - 1
 
-        here = math.log(self.start)
-        value = excess(here)
+        log_q = math.log(self.start)
+        value = excess(log_q)
         if value == 0:
             return self.start
         direction = 1 if value > 0 else -1
         step = 0.1
-        while abs(here) < _FAR:
-            there = here + direction * step
-            reached = excess(there) * direction
+        while abs(log_q) < _FAR:
+            next_log_q = log_q + direction * step
+            next_excess = excess(next_log_q) * direction
             # On a line of slope 1 what is left of the excess is rounding, and no root.
             if (
-                abs(reached) < 1e-13
+                abs(next_excess) < 1e-13
                 and abs((self._growth_at_zero, self._growth_at_infinity)[direction > 0] - 1) < 1e-9
             ):
                 return math.inf if direction > 0 else 0.0
-            if reached <= 0:
-                low, high = sorted((here, there))
+            if next_excess <= 0:
+                low, high = sorted((log_q, next_log_q))
                 return math.exp(brentq(excess, low, high, xtol=1e-15, rtol=1e-15))
-            here, step = there, min(step * 1.2, 5)
+            log_q, step = next_log_q, min(step * 1.2, 5)
         return math.inf if direction > 0 else 0.0
 
     def _finite_q_star(self) -> float:
@@ -352,7 +353,7 @@ class MeanField:
     @functools.cached_property
     def _growth_at_zero(self) -> float:
         """V(q) / q for q to 0, where φ(0) = 0 and there are no biases."""
-        return self.sigma_w2 * mean_square(self.activation.slopes_at_zero)
+        return self.sigma_w2 * mean_squared_slope(self.activation.slopes_at_zero)
 
     @functools.cached_property
     def _growth_at_infinity(self) -> float:
@@ -360,39 +361,39 @@ class MeanField:
 
     @functools.cached_property
     def _slope2_at_infinity(self) -> float:
-        return mean_square(self.activation.slopes_at_infinity)
+        return mean_squared_slope(self.activation.slopes_at_infinity)
 
     def __repr__(self) -> str:
         return f"sigma_w2={self.sigma_w2:g}, sigma_b2={self.sigma_b2:g}"
 
 
 def usable_activation(
-    given: str | Activation | Callable[[Tensor], Tensor], negative_slope: float, kinks: Sequence[float]
+    activation: str | Activation | Callable[[Tensor], Tensor], negative_slope: float, kinks: Sequence[float]
 ) -> Activation:
-    """Return ``as_activation``, and refuse what is not finite somewhere between -3 and 3.
+    """Return ``as_activation``, checked to be finite between -3 and 3.
 
     Raises:
-        ValueError: If it is not, or as in ``as_activation``.
+        ValueError: If it is not finite there, or as in ``as_activation``.
     """
-    phi = as_activation(given, negative_slope, kinks)
+    phi = as_activation(activation, negative_slope, kinks)
     if not phi(torch.linspace(-3, 3, 13, dtype=torch.float64)).isfinite().all():
-        name = getattr(given, "__name__", None) or type(given).__name__
+        name = getattr(activation, "__name__", None) or type(activation).__name__
         raise ValueError(f"activation must be finite for every z; {name} is not, between -3 and 3")
     return phi
 
 
 def check_variance(name: str, value: float) -> None:
-    """Refuse a variance that is negative or no number.
+    """Check that a variance is a number that is not negative.
 
     Raises:
-        ValueError: If it is.
+        ValueError: If it is not.
     """
     if not isinstance(value, Real) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a variance, at least 0 and finite, got {value!r}")
 
 
 def is_piecewise_linear(phi: Activation) -> bool:
-    """Say whether φ is a line through 0 on either side of 0, as linear, relu and leaky_relu are."""
+    """Return whether φ is a line through 0 on either side of 0, as linear, relu and leaky_relu are."""
     z = torch.tensor([1e-3, 0.1, 0.7, 1, 3, 50, 1e4], dtype=torch.float64)
     below, above = phi.slopes_at_zero
     return torch.allclose(phi(z), above * z, rtol=1e-12, atol=0) and torch.allclose(
@@ -410,13 +411,13 @@ def _moments(phi: Activation, q: float) -> Moments:
     return Moments.at(phi, torch.tensor(q, dtype=torch.float64))
 
 
-def mean_square(slopes: tuple[float, float]) -> float:
-    """Return the mean of the squares of a pair of slopes."""
+def mean_squared_slope(slopes: tuple[float, float]) -> float:
+    """Return the mean of the squares of a pair of slopes, E φ'² of a φ that is a line on either side of 0."""
     return (slopes[0] * slopes[0] + slopes[1] * slopes[1]) / 2  # inf where ** 2 would raise OverflowError
 
 
 def _scale(factor: float) -> float:
-    """Return -1 / log factor."""
+    """Return -1 / log factor (13)."""
     if factor <= 0:
         return 0.0
     return math.inf if abs(factor - 1) < _ROUNDING else -1 / math.log(factor)

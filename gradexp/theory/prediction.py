@@ -1,4 +1,4 @@
-"""What a network will do, said before it is built."""
+"""What a network will do, predicted before it is built."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,14 +13,20 @@ from torch import Tensor
 
 from gradexp.choices import check_choice
 from gradexp.networks.activations import Activation
-from gradexp.networks.mlp import check_cures
 from gradexp.numerics.formats import limits
 from gradexp.theory.expansion import expand
 from gradexp.theory.finite_width import dead_probability
 from gradexp.theory.mean_field import MeanField, usable_activation
-from gradexp.theory.normalised import cured
-from gradexp.theory.profile import Profile, diagonal, exact, exact_laws_hold
-from gradexp.theory.trust import BATCH_NORM_TOLERANCE, neglected, not_gaussian, not_trusted, outside
+from gradexp.theory.network import Network
+from gradexp.theory.normalised import normalised_or_residual
+from gradexp.theory.profile import Profile, diagonal, exact
+from gradexp.theory.trust import (
+    BATCH_NORM_TOLERANCE,
+    neglected_terms,
+    non_gaussian_error,
+    why_no_formula,
+    why_not_trusted,
+)
 from gradexp.theory.weight_laws import WeightLaw
 
 Array = NDArray[np.float64]
@@ -50,14 +56,14 @@ class Prediction:
         log_chi_sd: Standard deviation of the log_chi of one sample of one network.
         log_chi_mean_field: The same in infinite width.
         tolerance: Error of ``log_chi`` that theory itself admits: the size of the first term left out, 0 if exact.
-        log10_output: Of rms(zˡ).
-        log10_output_grad: Of ‖δˡ‖, from 0 at layer L.
-        log10_weight_grad: Of ‖dl/dWˡ‖.
+        log10_output: log10 of rms(zˡ).
+        log10_output_grad: log10 of ‖δˡ‖, from 0 at layer L.
+        log10_weight_grad: log10 of ‖dl/dWˡ‖.
         sd_output_grad: Standard deviation of log10 ‖δˡ‖ of one sample of one network.
         first_output_grad: ``log10_output_grad`` of the first sample alone.
         first_sd: ``sd_output_grad`` of the first sample alone.
         dead_probability: Probability that an input is exactly 0 in some layer of one network.
-        laws: Of each layer's weights; empty if none is known.
+        laws: The law of each layer's weights; empty if none is known.
     """
 
     widths: tuple[int, ...]
@@ -86,6 +92,16 @@ class Prediction:
         """Number of weight matrices L."""
         return len(self.widths) - 1
 
+    @property
+    def first_over_last(self) -> float | None:
+        """log10 of ‖δ¹‖ / ‖δᴸ‖: where no formula holds that of infinitely wide layers, or None."""
+        if self.valid:
+            return float(self.log10_output_grad[0] - self.log10_output_grad[-1])
+        slope = self.log_chi_mean_field
+        if slope is None or not math.isfinite(slope):
+            return None
+        return slope * (self.depth - 1) / (2 * _LN10)
+
     def failing_layer(self, dtype: str, overflow: bool = False) -> int | None:
         """Return the layer from which on, downwards, output gradients leave a number format, or None.
 
@@ -96,7 +112,7 @@ class Prediction:
             overflow: Whether to inf, else to 0.
 
         Raises:
-            ValueError: For another format.
+            ValueError: If ``dtype`` is another format.
         """
         check_choice("dtype", dtype, _DTYPES)
         n = np.array(self.widths[1:], dtype=np.float64)
@@ -145,11 +161,11 @@ def predict(
         normalization: ``none``, ``layer`` or ``batch``.
         residual: ``none``, ``plain``, ``depth`` or ``zero``, as in ``MLP``.
         batch: Number of samples, for batch norm.
-        negative_slope: Of ``leaky_relu``.
-        kinks: Of a function: every z at which it or a derivative jumps.
+        negative_slope: The slope of ``leaky_relu`` below 0.
+        kinks: Every z at which a function or a derivative of it jumps.
 
     Raises:
-        ValueError: For a negative variance, a width or depth below 1, or an activation that is not elementwise.
+        ValueError: If a variance is negative, a width or depth below 1, or the activation not elementwise.
 
     Example:
         >>> prediction = predict("relu", sigma_w2=2.0, width=100, depth=101)
@@ -157,15 +173,15 @@ def predict(
         (-0.0254, 0.0228)
     """
     widths = _checked_widths(width, depth, widths)
-    kinds: dict[str, dict[str, Any]] = {
+    law_fields: dict[str, dict[str, Any]] = {
         "gaussian": {},
         "uniform": {"kurtosis": -1.2},
         "orthogonal": {"orthogonal": True},
     }
-    check_choice("weights", weights, tuple(kinds))
+    check_choice("weights", weights, tuple(law_fields))
     if not 0 < input_square < math.inf:
         raise ValueError(f"input_square must be above 0 and finite, got {input_square}")
-    laws = [WeightLaw(sigma_w2, sigma_b2, **kinds[weights])] * (len(widths) - 1)
+    laws = [WeightLaw(sigma_w2, sigma_b2, **law_fields[weights])] * (len(widths) - 1)
     x = torch.full((1, widths[0]), math.sqrt(input_square), dtype=torch.float64)
     return predict_layers(
         usable_activation(activation, negative_slope, kinks),
@@ -175,7 +191,7 @@ def predict(
         normalization=normalization,
         residual=residual,
         batch=batch,
-        spread=input_square,
+        input_variance=input_square,
     )
 
 
@@ -188,59 +204,62 @@ def predict_layers(
     normalization: str = "none",
     residual: str = "none",
     batch: int | None = None,
-    spread: float | None = None,
+    input_variance: float | None = None,
 ) -> Prediction:
     """Predict a profile from the law of each layer's weights and from the actual inputs.
 
     Args:
         phi: The activation.
-        laws: Of each layer.
+        laws: The law of each layer's weights.
         widths: n_0, ..., n_L.
         x: Inputs, shape ``(sample, n_0)``, float64. Those that are exactly 0 or not finite are left out.
-        normalization: As in ``MLP``.
-        residual: As in ``MLP``.
+        normalization: ``none``, ``layer`` or ``batch``.
+        residual: ``none``, ``plain``, ``depth`` or ``zero``, as in ``MLP``.
         batch: Number of samples, for batch norm; None: of x.
-        spread: Mean over features of the variance of inputs over samples, for batch norm; None: of x.
+        input_variance: Mean over features of the variance of inputs over samples, for batch norm; None: of x.
     """
-    depth = len(laws)
-    check_cures(normalization, residual, widths)
-    branch = {"none": None, "plain": 1.0, "depth": 1 / math.sqrt(depth), "zero": 0.0}[residual]
-    is_cured = normalization != "none" or residual != "none"
+    network = Network(phi, laws, widths, normalization, residual)
     batch = len(x) if batch is None else batch
-    spread = float(x.var(dim=0, correction=0).mean()) if spread is None else spread
-    square = x.square().mean(dim=1)
-    living = (square > 0) & square.isfinite()
-    square, x = square[living], x[living]
+    if input_variance is None:
+        input_variance = float(x.var(dim=0, correction=0).mean())
+    mean_square = x.square().mean(dim=1)
+    usable = (mean_square > 0) & mean_square.isfinite()
+    mean_square, x = mean_square[usable], x[usable]
 
-    reason = outside(laws, widths, square, is_cured, normalization, batch)
-    if not reason and normalization == "batch" and spread == 0:
+    reason = why_no_formula(network, mean_square, batch)
+    if not reason and normalization == "batch" and input_variance == 0:
         reason = "the inputs do not vary over the batch: batch norm makes them 0"
     if reason:
-        return _nothing(reason, phi, laws, widths, square, is_cured)
-    tolerance = 0.0
+        return _unavailable(reason, network, mean_square)
     if laws[0].diagonal is not None:
-        profile, kind = diagonal(phi, widths, laws, x), "exact: a scaled identity, followed unit by unit"
-    elif not is_cured and exact_laws_hold(phi, laws):
-        profile, kind = exact(phi, widths, laws, square), "exact at any width"
-        tolerance = not_gaussian(laws, widths)
-        if tolerance > 0:
-            kind = "as for Gaussian weights"
+        return _available(
+            diagonal(network, x), "exact: a scaled identity, followed unit by unit", 0.0, network, mean_square
+        )
+    if network.has_exact_laws:
+        tolerance = non_gaussian_error(network)
+        formula = "as for Gaussian weights" if tolerance > 0 else "exact at any width"
+        return _available(exact(network, mean_square), formula, tolerance, network, mean_square)
+    return _expanded(network, mean_square, input_variance)
+
+
+def _expanded(network: Network, mean_square: Tensor, input_variance: float) -> Prediction:
+    """Predict by expansion in 1 / width, and by infinite width for batch norm."""
+    if network.is_plain:
+        profile = expand(network, mean_square)
     else:
-        if is_cured:
-            profile = cured(phi, widths, laws, square, normalization, branch, spread)
-        else:
-            profile = expand(phi, widths, laws, square)
-        tolerance = neglected(profile, laws, widths)
-        if branch:  # what ties the gradient's stream to that of the signal is left out
-            share = 1 - math.exp(-abs(_slope(profile.mean_field) or 0.0))
-            tolerance += share / min(widths[1:-1], default=1)
-        tolerance = BATCH_NORM_TOLERANCE if normalization == "batch" else tolerance
-        kind = "infinite width, batch norm" if normalization == "batch" else "to first order in 1 / width"
-        point = None if is_cured else _point(phi, laws, square, profile)
-        reason = not_trusted(profile, widths, point, tolerance)
-        if reason:
-            return _nothing(reason, phi, laws, widths, square, is_cured, profile)
-    return _assemble(profile, kind, tolerance, phi, laws, widths, square, is_cured)
+        profile = normalised_or_residual(network, mean_square, input_variance)
+    tolerance = neglected_terms(profile, network)
+    if network.branch:  # what ties the gradient's stream to that of the signal is left out (61)
+        share = 1 - math.exp(-abs(_slope(profile.mean_field) or 0.0))
+        tolerance += share / network.narrowest
+    formula = "to first order in 1 / width"
+    if network.normalization == "batch":
+        tolerance, formula = BATCH_NORM_TOLERANCE, "infinite width, batch norm"
+    point = _mean_field_point(network, mean_square, profile) if network.is_plain else None
+    reason = why_not_trusted(profile, network, point, tolerance)
+    if reason:
+        return _unavailable(reason, network, mean_square, profile)
+    return _available(profile, formula, tolerance, network, mean_square)
 
 
 def no_prediction(reason: str, widths: Sequence[int], sigma_b2: float) -> Prediction:
@@ -257,54 +276,39 @@ def no_prediction(reason: str, widths: Sequence[int], sigma_b2: float) -> Predic
     return _without_layers(reason, nan, facts)
 
 
-def _point(phi: Activation, laws: Sequence[WeightLaw], square: Tensor, profile: Profile | None) -> MeanField | None:
+def _mean_field_point(network: Network, mean_square: Tensor, profile: Profile | None) -> MeanField | None:
     """Return mean field at the variances of the middle layer; None for a scaled identity."""
-    middle = laws[len(laws) // 2]
+    middle = network.middle
     if middle.diagonal is not None:
         return None
-    found = None if profile is None else profile.sigma_w2
-    sigma_w2 = middle.sigma_w2 if found is None else found[len(laws) // 2]
-    return MeanField(phi, sigma_w2, middle.sigma_b2, start=float(square.median()) if len(square) else 1.0)
+    effective = None if profile is None else profile.sigma_w2
+    sigma_w2 = middle.sigma_w2 if effective is None else effective[network.depth // 2]
+    start = float(mean_square.median()) if len(mean_square) else 1.0
+    return MeanField(network.activation, sigma_w2, middle.sigma_b2, start=start)
 
 
-def _facts(
-    phi: Activation,
-    laws: Sequence[WeightLaw],
-    widths: Sequence[int],
-    square: Tensor,
-    is_cured: bool,
-    profile: Profile | None,
-) -> dict[str, Any]:
+def _facts(network: Network, point: MeanField | None) -> dict[str, Any]:
     """Return what is known of a network with a formula and without one."""
-    point, middle = _point(phi, laws, square, profile), laws[len(laws) // 2]
-    may_die = not is_cured and exact_laws_hold(phi, laws)
+    slopes = network.activation.slopes_at_zero
     return {
-        "widths": tuple(widths),
-        "laws": tuple(laws),
+        "widths": tuple(network.widths),
+        "laws": tuple(network.laws),
         "point": point,
-        "sigma_w2": middle.sigma_w2 if point is None else point.sigma_w2,
-        "sigma_b2": middle.sigma_b2,
-        "dead_probability": dead_probability(widths[1:-1], phi.slopes_at_zero) if may_die else 0.0,
+        "sigma_w2": network.middle.sigma_w2 if point is None else point.sigma_w2,
+        "sigma_b2": network.middle.sigma_b2,
+        "dead_probability": dead_probability(network.widths[1:-1], slopes) if network.has_exact_laws else 0.0,
     }
 
 
-def _nothing(
-    reason: str,
-    phi: Activation,
-    laws: Sequence[WeightLaw],
-    widths: Sequence[int],
-    square: Tensor,
-    is_cured: bool,
-    profile: Profile | None = None,
-) -> Prediction:
+def _unavailable(reason: str, network: Network, mean_square: Tensor, profile: Profile | None = None) -> Prediction:
     """Return a prediction without numbers for the layers, but with what mean field alone knows."""
-    facts = _facts(phi, laws, widths, square, is_cured, profile)
-    point = facts["point"]
+    point = _mean_field_point(network, mean_square, profile)
+    facts = _facts(network, point)
     facts["q_star"] = None if point is None else point.q_star
     facts["chi_1"] = None if point is None else point.chi_1
     facts["log_chi"] = facts["log_chi_sd"] = None
     facts["log_chi_mean_field"] = None if profile is None else _slope(profile.mean_field)
-    return _without_layers(reason, np.full(len(laws), np.nan), facts)
+    return _without_layers(reason, np.full(network.depth, np.nan), facts)
 
 
 def _without_layers(reason: str, nan: Array, facts: dict[str, Any]) -> Prediction:
@@ -322,49 +326,41 @@ def _without_layers(reason: str, nan: Array, facts: dict[str, Any]) -> Predictio
     )
 
 
-def _assemble(
-    profile: Profile,
-    kind: str,
-    tolerance: float,
-    phi: Activation,
-    laws: Sequence[WeightLaw],
-    widths: Sequence[int],
-    square: Tensor,
-    is_cured: bool,
-) -> Prediction:
+def _available(profile: Profile, formula: str, tolerance: float, network: Network, mean_square: Tensor) -> Prediction:
     """Average a profile over the samples that reach every layer, and turn natural logs of squares into log10."""
-    facts = _facts(phi, laws, widths, square, is_cured, profile)
-    point = facts["point"]
-    first = [profile.output_grad[:, 0], profile.variance[:, 0]]
-    alive = (profile.output.isfinite() & profile.output_grad.isfinite()).all(dim=0)
-    if not alive.any():
-        return _nothing("every sample is exactly 0 in some layer", phi, laws, widths, square, is_cured)
+    first_output_grad, first_variance = profile.output_grad[:, 0], profile.variance[:, 0]
+    reaching = (profile.output.isfinite() & profile.output_grad.isfinite()).all(dim=0)
+    if not reaching.any():
+        return _unavailable("every sample is exactly 0 in some layer", network, mean_square)
     for key in ("output", "inputs", "output_grad", "variance", "mean_field"):
-        setattr(profile, key, getattr(profile, key)[:, alive])
+        setattr(profile, key, getattr(profile, key)[:, reaching])
     steps = profile.mean_field.diff(dim=0)
-    inside = float(-steps[len(steps) // 2].mean()) if len(steps) else None
+    middle_step = float(-steps[len(steps) // 2].mean()) if len(steps) else None
 
     def log10(log_square: Tensor) -> Array:
         return np.asarray((log_square / (2 * _LN10)).mean(dim=1).numpy())
 
-    sd = (profile.variance.mean(dim=1).sqrt() / (2 * _LN10)).numpy()
-    followed = is_cured or point is None
+    point = _mean_field_point(network, mean_square, profile)
+    if point is None or not network.is_plain:  # no fixed point describes it
+        q_star, chi_1 = None, None if middle_step is None else math.exp(middle_step)
+    else:
+        q_star, chi_1 = point.q_star, point.chi_1
     return Prediction(
-        **facts,
+        **_facts(network, point),
         valid=True,
-        reason=kind,
-        q_star=None if point is None or followed else point.q_star,
-        chi_1=(None if inside is None else math.exp(inside)) if point is None or followed else point.chi_1,
+        reason=formula,
+        q_star=q_star,
+        chi_1=chi_1,
         log_chi=_slope(profile.output_grad),
-        log_chi_sd=math.sqrt(float(profile.variance[0].mean())) / (len(laws) - 1) if len(laws) > 1 else None,
+        log_chi_sd=math.sqrt(float(profile.variance[0].mean())) / (network.depth - 1) if network.depth > 1 else None,
         log_chi_mean_field=_slope(profile.mean_field),
         tolerance=tolerance,
         log10_output=log10(profile.output),
         log10_output_grad=log10(profile.output_grad),
-        log10_weight_grad=log10(profile.output_grad + profile.inputs + profile.branch.unsqueeze(1)),
-        sd_output_grad=sd,
-        first_output_grad=(first[0] / (2 * _LN10)).numpy(),
-        first_sd=(first[1].sqrt() / (2 * _LN10)).numpy(),
+        log10_weight_grad=log10(profile.output_grad + profile.inputs + profile.branch.unsqueeze(1)),  # (3)
+        sd_output_grad=(profile.variance.mean(dim=1).sqrt() / (2 * _LN10)).numpy(),
+        first_output_grad=(first_output_grad / (2 * _LN10)).numpy(),
+        first_sd=(first_variance.sqrt() / (2 * _LN10)).numpy(),
     )
 
 
@@ -386,13 +382,3 @@ def _checked_widths(width: int, depth: int, widths: Sequence[int] | None) -> tup
     ):
         raise ValueError(f"widths must be at least two whole numbers of at least 1, got {widths!r}")
     return tuple(widths)
-
-
-def first_over_last(prediction: Prediction) -> float | None:
-    """Return the predicted log10 of ‖δ¹‖ / ‖δᴸ‖, where no formula holds that of infinitely wide layers, or None."""
-    if prediction.valid:
-        return float(prediction.log10_output_grad[0] - prediction.log10_output_grad[-1])
-    slope = prediction.log_chi_mean_field
-    if slope is None or not math.isfinite(slope):
-        return None
-    return slope * (prediction.depth - 1) / (2 * math.log(10))

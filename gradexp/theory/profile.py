@@ -8,17 +8,15 @@ All sizes are natural logarithms of squared norms, float64, of shape ``(layer, s
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradexp.networks.activations import Activation
 from gradexp.theory.finite_width import layer_law, log_chi_square
-from gradexp.theory.mean_field import is_piecewise_linear, mean_square
-from gradexp.theory.weight_laws import WeightLaw
+from gradexp.theory.mean_field import mean_squared_slope
+from gradexp.theory.network import Network
 
 
 @dataclass
@@ -29,7 +27,7 @@ class Profile:
         output: E log of the mean square of zˡ.
         inputs: E log ‖aˡ⁻¹‖², the squared length of what goes into layer l.
         output_grad: E log ‖δˡ‖², from 0 at layer L.
-        branch: log of the squared scale of layer l's residual branch, shape ``(layer,)``; 0 without one.
+        branch: log a² of the factor a of layer l's residual branch, shape ``(layer,)``; 0 without one.
         variance: Variance of log ‖δˡ‖² over networks.
         mean_field: log ‖δˡ‖² in the limit of infinite width.
         fluctuation: Relative variance of each hidden layer's length over networks; the expansion is in this. Shape
@@ -37,7 +35,7 @@ class Profile:
         dependence: How much the gradient depends on the length, ``|E φ'² He₂| / E φ'²``, of the same shape: 0 on
             straight lines, where lengths may differ as they like.
         sigma_w2: What data-driven scaling makes of each layer's sigma_w2; None without it.
-        unknown: Size of what is left out of log_chi in the first order of 1 / width.
+        unknown: Size of the terms of first order in 1 / width that log_chi leaves out.
     """
 
     output: Tensor
@@ -52,75 +50,64 @@ class Profile:
     unknown: float = 0.0
 
 
-def exact_laws_hold(phi: Activation, laws: Sequence[WeightLaw]) -> bool:
-    """Say whether the profile is a sum of independent terms of known law."""
-    random = all(law.diagonal is None and law.scaled_to is None for law in laws)
-    return random and is_piecewise_linear(phi) and all(law.sigma_b2 == 0 for law in laws)
-
-
-def exact(phi: Activation, widths: Sequence[int], laws: Sequence[WeightLaw], square: Tensor) -> Profile:
+def exact(network: Network, mean_square: Tensor) -> Profile:
     """Add up the exact laws of piecewise linear layers without biases.
 
     Args:
-        phi: The activation.
-        widths: n_0, ..., n_L.
-        laws: Of each layer's weights.
-        square: ‖x‖² / n_0 of each sample, shape ``(sample,)``.
+        network: One that has exact laws.
+        mean_square: ‖x‖² / n_0 of each sample, shape ``(sample,)``.
     """
-    depth, slopes = len(laws), phi.slopes_at_zero
-    log_input = (square * widths[0]).log()
-    slope2 = mean_square(slopes)
-    inputs, output = [log_input], []
+    laws, widths, slopes = network.laws, network.widths, network.activation.slopes_at_zero
+    slope2 = mean_squared_slope(slopes)
+    inputs, output = [(mean_square * widths[0]).log()], []
     for layer, law in enumerate(laws):
         fan_in, fan_out = widths[layer], widths[layer + 1]
         linear = layer_law(fan_in, fan_out, law.sigma_w2, orthogonal=law.orthogonal)
         output.append(inputs[-1] + linear.mean - math.log(fan_out))
-        bent = layer_law(fan_in, fan_out, law.sigma_w2, slopes, orthogonal=law.orthogonal)
-        inputs.append(inputs[-1] + bent.mean)
-    zero = torch.zeros_like(square)
+        activated = layer_law(fan_in, fan_out, law.sigma_w2, slopes, orthogonal=law.orthogonal)
+        inputs.append(inputs[-1] + activated.mean)
+    zero = torch.zeros_like(mean_square)
     gradient, variance, mean_field = [zero], [zero], [zero]
-    for layer in reversed(range(1, depth)):
+    for layer in reversed(range(1, network.depth)):
         fan_in, fan_out = widths[layer], widths[layer + 1]
         law = laws[layer]
         step = layer_law(fan_in, fan_out, law.sigma_w2, slopes, backward=True, orthogonal=law.orthogonal)
         gradient.append(gradient[-1] + step.mean)
         variance.append(variance[-1] + step.variance)
-        mean_field.append(mean_field[-1] + math.log(law.sigma_w2 * slope2))
+        mean_field.append(mean_field[-1] + math.log(law.sigma_w2 * slope2))  # (17)
     return Profile(
         torch.stack(output),
         torch.stack(inputs[:-1]),
         torch.stack(gradient[::-1]),
-        torch.zeros(depth, dtype=torch.float64),
+        torch.zeros(network.depth, dtype=torch.float64),
         torch.stack(variance[::-1]),
         torch.stack(mean_field[::-1]),
     )
 
 
-def diagonal(phi: Activation, widths: Sequence[int], laws: Sequence[WeightLaw], x: Tensor) -> Profile:
+def diagonal(network: Network, x: Tensor) -> Profile:
     """Follow every unit of a scaled identity by itself: z = gain · φ(z), with nothing random but the cotangent.
 
     A cotangent drawn from N(0, I) and scaled to length 1 reaches layer l as its first units c_i, each multiplied by a
     known w_i: log ‖δˡ‖² = log Σ w_i² c_i² - log Σ c_i². Mean and variance of it are exact up to quadrature.
 
     Args:
-        phi: The activation.
-        widths: n_0, ..., n_L.
-        laws: Of each layer's weights, with ``diagonal`` set and no biases.
+        network: A plain one whose laws are all ``diagonal``, without biases.
         x: Inputs, shape ``(sample, n_0)``.
     """
-    depth = len(laws)
+    laws, widths, depth = network.laws, network.widths, network.depth
     a, outputs, inputs, logs, scale = x.double(), [], [], [], torch.zeros(len(x), dtype=torch.float64)
     for layer, law in enumerate(laws):
         inputs.append(_log_square(a) + scale)
         assert law.diagonal is not None
         z = torch.zeros(len(x), widths[layer + 1], dtype=torch.float64)
-        both = min(widths[layer], widths[layer + 1])
-        z[:, :both] = law.diagonal * a[:, :both]
+        shared = min(widths[layer], widths[layer + 1])
+        z[:, :shared] = law.diagonal * a[:, :shared]
         outputs.append(_log_square(z) - math.log(widths[layer + 1]) + scale)
         factor = in_range(z.abs().amax(dim=1))
         z, scale = z * factor.unsqueeze(1), scale - 2 * factor.log()
         if layer + 1 < depth:
-            a, slope = phi.value_and_slope(z)
+            a, slope = network.activation.value_and_slope(z)
             logs.append((slope.abs() * abs(laws[layer + 1].diagonal or 0.0)).log()[:, : widths[-1]])
     total = torch.zeros(len(x), widths[-1], dtype=torch.float64)
     means, variances = [torch.zeros(len(x), dtype=torch.float64)], [torch.zeros(len(x), dtype=torch.float64)]
@@ -129,7 +116,7 @@ def diagonal(phi: Activation, widths: Sequence[int], laws: Sequence[WeightLaw], 
         total = torch.nn.functional.pad(
             total[:, :width] + log[:, :width], (0, total.shape[1] - width), value=-math.inf
         )
-        mean, variance = log_weighted_ratio(2 * total)
+        mean, variance = log_weighted_ratio(2 * total)  # (25)
         means.append(mean)
         variances.append(variance)
     gradient = torch.stack(means[::-1])
@@ -158,8 +145,9 @@ def in_range(q: Tensor) -> Tensor:
 def log_weighted_ratio(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and variance of log(Σ w_i c_i² / Σ c_i²), c from N(0, I), given log w_i along the last dimension.
 
-    As in ``square_sum.log_square_sum``, E / Σ w_i c_i² has a density in closed form; the length of c is independent
-    of its direction, so that log Σ c_i² is subtracted from the mean and its variance from the variance.
+    As in ``square_sum.log_square_sum``, T / Σ w_i c_i² has a density in closed form, T exponential with mean 1; the
+    length of c is independent of its direction, so that log Σ c_i² is subtracted from the mean and its variance from
+    the variance.
     """
     largest = log_weights.amax(dim=-1, keepdim=True)
     dead = largest.squeeze(-1) == -math.inf
@@ -172,15 +160,15 @@ def log_weighted_ratio(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     count = w.shape[-1]
     x = torch.arange(-45 - math.log(count), 150, 0.125, dtype=torch.float64)
     t = x.exp().reshape(-1, *[1] * w.dim()) * w
-    log_survival = -0.5 * torch.log1p(2 * t).sum(dim=-1)
+    log_survival = -0.5 * torch.log1p(2 * t).sum(dim=-1)  # (26)
     density = log_survival.exp() * (t / (1 + 2 * t)).sum(dim=-1)
     density = density / density.sum(dim=0)
     column = x.reshape(-1, *[1] * (w.dim() - 1))
     mean = (density * column).sum(dim=0)
     variance = (density * (column - mean).square()).sum(dim=0) - math.pi**2 / 6
-    whole = log_chi_square(count)
-    mean_log = largest.squeeze(-1) - np.euler_gamma - mean - whole.mean
-    return mean_log, (variance - whole.variance).clamp(min=0)
+    length = log_chi_square(count)
+    mean_log = largest.squeeze(-1) - np.euler_gamma - mean - length.mean
+    return mean_log, (variance - length.variance).clamp(min=0)
 
 
 def _log_square(v: Tensor) -> Tensor:

@@ -1,57 +1,68 @@
 """How far a prediction can be trusted: what it leaves out, and where there is no formula at all."""
 
 import math
-from collections.abc import Sequence
 
 from torch import Tensor
 
 from gradexp.theory.mean_field import MeanField
+from gradexp.theory.network import Network
 from gradexp.theory.profile import Profile
-from gradexp.theory.weight_laws import WeightLaw
 
-# Largest relative variance of a layer's length that the expansion stands, and where deviations do not die out.
+# The thresholds are from simulation: benchmarks/theory_thresholds.py draws networks on both sides of each, and its
+# table is benchmarks/results/theory_thresholds.txt. Numbers in brackets are equations of docs/theory.md, section 8.
+
+# Largest relative variance of a layer's length that the expansion stands, and where deviations do not die out (65).
 _FLUCTUATION, _FLUCTUATION_MARGINAL = 0.1, 0.03
-# Largest tolerance of log_chi with which a prediction is still worth a line.
+# Largest tolerance of log_chi with which a prediction is still worth a line (64).
 _TOLERATED = 0.02
-# Mean excess kurtosis of weights times this over width² is what it does to log_chi, from simulation; and how much
-# of that a prediction stands.
+# Mean excess kurtosis of weights times this over width² is the most it does to log_chi (63); and how much of that a
+# prediction stands (64).
 _NOT_GAUSSIAN, _NOT_GAUSSIAN_TOLERATED = 10.0, 0.015
-# Batch norm: what finite batches and widths add to log_chi is not known better than this.
+# Batch norm: what finite batches and widths add to log_chi is taken as this, and as unknown for smaller batches.
 BATCH_NORM_TOLERANCE = 0.03
+_SMALLEST_BATCH = 8
 
 
-def outside(
-    laws: Sequence[WeightLaw],
-    widths: Sequence[int],
-    square: Tensor,
-    is_cured: bool,
-    normalization: str,
-    batch: int,
-) -> str:
-    """Say why there is no formula for a network, or nothing."""
-    if not len(square):
+def why_no_formula(network: Network, mean_square: Tensor, batch: int) -> str:
+    """Return why no formula covers a network; empty if one does.
+
+    Args:
+        network: The network.
+        mean_square: ‖x‖² / n_0 of each sample that is neither 0 nor infinite, shape ``(sample,)``.
+        batch: Number of samples, for batch norm.
+    """
+    laws = network.laws
+    if not len(mean_square):
         return "every input is exactly 0 or not finite"
-    if not_gaussian(laws, widths) > _NOT_GAUSSIAN_TOLERATED:
+    if non_gaussian_error(network) > _NOT_GAUSSIAN_TOLERATED:
         kurtosis = max(laws, key=lambda law: abs(law.kurtosis)).kurtosis
-        narrowest = min(widths[1:-1])
-        return f"width {narrowest} is too small for weights so far from Gaussian (excess kurtosis {kurtosis:.3g})"
+        width = f"width {network.narrowest} is too small"
+        return f"{width} for weights so far from Gaussian (excess kurtosis {kurtosis:.3g})"
     if any(law.sigma_w2 == 0 for law in laws):
         return "sigma_w2 is 0: nothing gets through"
     diagonal_layers = sum(law.diagonal is not None for law in laws)
-    if diagonal_layers and (is_cured or diagonal_layers < len(laws) or any(law.sigma_b2 for law in laws)):
+    is_chain_of_identities = diagonal_layers == len(laws) and not any(law.sigma_b2 for law in laws)
+    if diagonal_layers and not (network.is_plain and is_chain_of_identities):
         return "a scaled identity is no random matrix, and is followed only without biases, normalisers and branches"
-    if is_cured and any(law.scaled_to is not None for law in laws):
+    if not network.is_plain and any(law.scaled_to is not None for law in laws):
         return "there is no formula for LSUV with normalisers or residual branches"
-    if normalization == "batch" and batch < 8:
+    if network.normalization == "batch" and batch < _SMALLEST_BATCH:
         return f"batch norm over {batch} samples is far from the large batches that theory knows"
     return ""
 
 
-def not_trusted(profile: Profile, widths: Sequence[int], point: MeanField | None, tolerance: float) -> str:
-    """Say why the expansion in 1 / width cannot be trusted, or nothing."""
+def why_not_trusted(profile: Profile, network: Network, point: MeanField | None, tolerance: float) -> str:
+    """Return why the expansion in 1 / width cannot be trusted; empty if it can.
+
+    Args:
+        profile: The predicted profile.
+        network: The network.
+        point: Mean field of the network's middle layer; None for one that is not plain.
+        tolerance: What ``log_chi`` leaves out.
+    """
     if not bool(profile.output_grad.isfinite().all() and profile.output.isfinite().all()):
         return "lengths leave the range of float64"
-    narrowest = min(widths[1:-1], default=widths[0])
+    narrowest = network.narrowest
     largest, effective = _fluctuations(profile)
     if point is not None and point.is_marginal and largest > _FLUCTUATION_MARGINAL:
         return (
@@ -69,7 +80,7 @@ def not_trusted(profile: Profile, widths: Sequence[int], point: MeanField | None
 
 
 def _fluctuations(profile: Profile) -> tuple[float, float]:
-    """Return the largest relative variance of a length that matters to the gradient, and the same by its effect."""
+    """Return the largest relative variance of a length that matters to the gradient, and that by its effect (65)."""
     if profile.fluctuation is None or profile.dependence is None:
         return 0.0, 0.0
     matters = profile.fluctuation.where(profile.dependence > 1e-9, 0)
@@ -77,8 +88,8 @@ def _fluctuations(profile: Profile) -> tuple[float, float]:
     return float(matters.max()), float(effective.max())
 
 
-def neglected(profile: Profile, laws: Sequence[WeightLaw], widths: Sequence[int]) -> float:
-    """Estimate what log_chi leaves out: the second order in 1 / width, what is not Gaussian, what is unknown.
+def neglected_terms(profile: Profile, network: Network) -> float:
+    """Estimate what log_chi leaves out: the second order in 1 / width, what is not Gaussian, what is unknown (62).
 
     The second order is the mean square of the first, and what lengths that differ between networks do to gradients.
     """
@@ -88,10 +99,10 @@ def neglected(profile: Profile, laws: Sequence[WeightLaw], widths: Sequence[int]
     lengths = 0.0
     if profile.fluctuation is not None and profile.dependence is not None:
         lengths = float((profile.dependence * profile.fluctuation.square()).mean())
-    return float(steps.square().mean()) + lengths + not_gaussian(laws, widths) + profile.unknown
+    return float(steps.square().mean()) + lengths + non_gaussian_error(network) + profile.unknown
 
 
-def not_gaussian(laws: Sequence[WeightLaw], widths: Sequence[int]) -> float:
-    """Estimate what weights that are not Gaussian do to log_chi beyond the first order in 1 / width."""
-    hidden = list(zip(laws, widths, strict=False))[1:]  # the first layer's weights meet no gradient
+def non_gaussian_error(network: Network) -> float:
+    """Estimate what weights that are not Gaussian do to log_chi beyond the first order in 1 / width (63)."""
+    hidden = list(zip(network.laws, network.widths, strict=False))[1:]  # the first layer's weights meet no gradient
     return sum(_NOT_GAUSSIAN * abs(law.kurtosis) / n**2 for law, n in hidden) / max(len(hidden), 1)

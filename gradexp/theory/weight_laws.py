@@ -65,16 +65,16 @@ def weight_laws(
         widths: n_0, ..., n_L.
         sigma_b2: Variance of the biases; None: the scheme's own, 1 / (3 fan_in) for ``torch_default``, else 0.
         bias: Whether layers have biases at all.
-        activation: The one between the layers, for laws that ask for it, as ``lyapunov``'s.
-        negative_slope: Of ``leaky_relu``, for the same laws.
+        activation: Name of the activation, for laws that ask for it, as ``lyapunov``'s.
+        negative_slope: The slope of ``leaky_relu`` below 0, for the same laws.
         **options: Options of the scheme; those left out have their defaults.
 
     Returns:
         One law per layer.
 
     Raises:
-        ValueError: For an unknown scheme or option, or a value that cannot work.
-        UnknownLawError: For a scheme without a law.
+        ValueError: If a scheme or option is unknown, or a value cannot work.
+        UnknownLawError: If the scheme has no law.
 
     Example:
         >>> [law.sigma_w2 for law in weight_laws("xavier", [64, 192, 192])]

@@ -120,6 +120,20 @@ def test_an_import_that_an_interruption_cut_short_is_no_failure(
     assert (summary["status"], summary["error"]) == ("interrupted", None)
 
 
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_what_a_cut_import_breaks_later_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ImportError("partially initialized module")
+
+    monkeypatch.setattr("gradexp.sinks.files.write_csv", broken)
+    at("start", signal.SIGINT, monkeypatch)
+    assert call(run_module.main, monkeypatch, *SMALL, "hydra.run.dir=one") == 130
+    assert capfd.readouterr().err == f"interrupted; what was measured so far is in {Path('one').absolute()}\n"
+    assert json.loads(Path("one/summary.json").read_text())["status"] == "interrupted"
+
+
 def test_an_interruption_inside_a_finaliser_is_raised_later(capfd: pytest.CaptureFixture[str]) -> None:
     class Finalised:
         def __del__(self) -> None:

@@ -92,13 +92,13 @@ def mp_log10_singular_values(mlp, x, digits, first=1, phi="linear"):
 @pytest.mark.parametrize(
     ("width", "depth", "phi", "init", "options", "digits"),
     [
-        (2, 300, "linear", "mean_field", {}, 250),
-        (3, 300, "tanh", "mean_field", {"sigma_w2": 1.5}, 350),
-        (4, 100, "leaky_relu", "he", {}, 500),
-        (5, 40, "tanh", "mean_field", {"sigma_w2": 400.0}, 2000),
-        (6, 20, "tanh", "mean_field", {"sigma_w2": 4e4}, 3000),
-        (6, 300, "linear", "orthogonal", {}, 50),
-        (6, 150, "linear", "mean_field", {}, 250),
+        (2, 200, "linear", "mean_field", {}, 200),
+        (3, 100, "tanh", "mean_field", {"sigma_w2": 1.5}, 150),
+        (4, 50, "leaky_relu", "he", {}, 250),
+        (4, 20, "tanh", "mean_field", {"sigma_w2": 400.0}, 1000),
+        (5, 60, "linear", "orthogonal", {}, 50),
+        pytest.param(6, 20, "tanh", "mean_field", {"sigma_w2": 4e4}, 3000, marks=pytest.mark.slow),
+        pytest.param(6, 150, "linear", "mean_field", {}, 250, marks=pytest.mark.slow),
         (6, 1, "linear", "mean_field", {}, 50),
     ],
 )
@@ -110,8 +110,10 @@ def test_singular_values_match_mpmath(width, depth, phi, init, options, digits):
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-10 / LN10)
 
 
-@pytest.mark.parametrize("phi", ACTIVATIONS)
-@pytest.mark.parametrize(("first", "last"), [(1, None), (0, None), (0, 1), (2, 4), (1, 3)])
+@pytest.mark.parametrize(
+    ("phi", "first", "last"),
+    [*((phi, 1, None) for phi in ACTIVATIONS), ("relu", 0, None), ("tanh", 0, 1), ("relu", 2, 4), ("gelu", 1, 3)],
+)
 def test_singular_values_match_those_of_the_differentiated_network(phi, first, last, device):
     mlp = drawn_mlp([5, 7, 4, 6, 3], phi, "he", networks=2, bias=True, sigma_b2=0.1)
     x = drawn(3, 5)
@@ -134,7 +136,7 @@ def test_scaled_identities_have_all_singular_values_alike(scale, depth):
     torch.testing.assert_close(lyapunov_spectrum(mlp, drawn(2, 2), first=0), natural)
 
 
-@pytest.mark.parametrize("other", [0.0, 1e-14, 1e-6, 0.1])
+@pytest.mark.parametrize("other", [0.0, 1e-6])
 def test_small_singular_values_are_found_where_the_units_are_in_the_wrong_order(other):
     # The product is [[2^-300, c], [0, 2^300]] with c = other · (2^300 - 2^-300) / 1.5, and its determinant is 1.
     mlp = mlp_of([torch.tensor([[0.5, other], [0.0, 2.0]], dtype=torch.float64)] * 300)
@@ -288,7 +290,7 @@ def test_lyapunov_exponents_match_the_qr_decomposition_of_the_differentiated_net
             torch.testing.assert_close(found[network, sample].sum(), determinant.abs().log())
 
 
-@pytest.mark.parametrize("phi", ["linear", "tanh", "leaky_relu"])
+@pytest.mark.parametrize("phi", ["tanh"])
 def test_lyapunov_exponents_are_those_of_the_singular_values_in_the_limit_of_depth(phi):
     mlp = drawn_mlp([4] * 402, phi, "mean_field", sigma_w2=2.0)
     x = drawn(2, 4)
@@ -359,9 +361,9 @@ def test_standard_errors_of_moments_are_the_spread_over_probes(depth):
 
 
 def test_moments_of_scaled_orthogonal_products_are_exact_at_any_depth():
-    mlp = drawn_mlp([16] * 1001, "linear", "orthogonal", gain=0.1)
+    mlp = drawn_mlp([16] * 401, "linear", "orthogonal", gain=0.1)
     moments = spectral_moments(mlp, drawn(2, 16), first=0, probes=4)
-    torch.testing.assert_close(moments.log10_m1, torch.full((1, 2), -2000.0, dtype=torch.float64))
+    torch.testing.assert_close(moments.log10_m1, torch.full((1, 2), -800.0, dtype=torch.float64))
     torch.testing.assert_close(moments.ratio, torch.ones(1, 2, dtype=torch.float64))
     assert (moments.ratio_se < 1e-11).all()
 

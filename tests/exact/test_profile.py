@@ -164,8 +164,9 @@ def statuses(history, quantity, network=0):
 # ---- against autograd, where float64 is enough
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("name", "bias"), [*((name, True) for name in ACTIVATIONS), ("relu", False), ("gelu", False)]
+)
 def test_profile_equals_autograd(name, bias, device):
     mlp = random_mlp([5, 14, 9, 11, 4], name, bias, networks=2)
     x, cotangent = drawn(4, 5), drawn(2, 4, 4)
@@ -248,16 +249,15 @@ def test_the_default_seeds_are_0_1_and_so_on():
 # ---- the lesson
 
 
-@pytest.mark.parametrize("scale", [1.5, 0.5, 1.1, 0.9])
-@pytest.mark.parametrize("depth", [1, 2, 150])
+@pytest.mark.parametrize(("scale", "depth"), [(1.5, 1), (0.5, 2), (1.5, 150), (0.9, 150)])
 def test_a_scaled_identity_multiplies_by_its_scale_in_every_layer(scale, depth):
     assert_multiplies_by(scale, depth)
 
 
-@pytest.mark.parametrize("scale", [0.5, 1.1])
+@pytest.mark.parametrize("scale", [0.5, pytest.param(1.1, marks=pytest.mark.slow)])
 def test_thousands_of_layers_are_not_too_many(scale):
-    """0.5**2000 is far below the range of float64; 1.1 is rounded. 10,000 layers: see test_experiment.py."""
-    assert_multiplies_by(scale, 2000)
+    """0.5**1200 is below the range of float64, 1.1**8000 above. 10,000 layers: see test_experiment.py."""
+    assert_multiplies_by(scale, 1200 if scale < 1 else 8000)
 
 
 def assert_multiplies_by(scale, depth):
@@ -275,14 +275,9 @@ def assert_multiplies_by(scale, depth):
 @pytest.mark.parametrize(
     ("scale", "layer", "value"),
     [
-        (1.5, 1, 1.5),
-        (1.5, 2, 2.25),
         (1.5, 3, 3.375),
-        (1.5, 10, 57.66503906),
-        (1.5, 50, 6.376215002e8),
         (1.5, 149, 1.728214319659e26),
         (1.5, 150, 2.592321479488e26),
-        (0.5, 10, 9.765625e-4),
         (0.5, 50, 8.881784197e-16),
         (0.5, 150, 7.006492321625e-46),
         (1.1, 152, 1.957438581e6),
@@ -333,7 +328,7 @@ def test_an_exploding_identity_with_tanh_vanishes():
 # ---- beyond float64
 
 
-@pytest.mark.parametrize(("scale", "depth"), [(0.01, 400), (1e-300, 5)])
+@pytest.mark.parametrize(("scale", "depth"), [(1e-4, 200), (1e-300, 5)])
 def test_a_tanh_net_that_underflows_float64_is_the_linear_one(scale, depth):
     x, cotangent = 1e-10 * drawn(3, 4), drawn(3, 4)
     tanh = exact_profile(identity_mlp(scale, depth, "tanh", width=4), x, cotangent)
@@ -384,7 +379,7 @@ def test_tiny_weights_do_not_kill_an_activation_that_is_not_0_at_0(name):
 
 
 @pytest.mark.parametrize("name", UNBOUNDED)
-@pytest.mark.parametrize("units", [1, 2])
+@pytest.mark.parametrize("units", [2])
 def test_unbounded_activations_may_explode_beyond_float64(name, units):
     """With two units the signal is positive in one and negative in the other."""
     mlp = diagonal_mlp(name, [[1.0] * units, *[[1e120] * units] * 6, [1e-300] * units, [1e-250] * units])
@@ -410,7 +405,7 @@ def test_a_single_negative_unit_goes_on_at_any_size(name):
 
 
 @pytest.mark.parametrize("name", [*BOUNDED, "selu", "elu"])
-@pytest.mark.parametrize("huge", [2.0**600, -(2.0**600), 2.0**1020, -(2.0**1020)])
+@pytest.mark.parametrize("huge", [2.0**1020, -(2.0**600)])
 def test_a_huge_unit_that_saturates_still_counts_beside_an_ordinary_one(name, huge):
     """Only outputs: the saturated unit's own slope is far below float64."""
     mlp = diagonal_mlp(name, [[huge, 0.5], [1.0, 1.0]])
@@ -535,9 +530,16 @@ def test_a_weight_gradient_that_is_0_beside_living_signals_is_zero():
     assert statuses(history, "weight_grad") == ["zero", "ok"]
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("name", ["linear", "leaky_relu", "selu", "gelu", "softsign"])
+@pytest.mark.parametrize(
+    ("name", "value", "bias"),
+    [
+        ("linear", math.inf, False),
+        ("leaky_relu", math.nan, True),
+        ("selu", -math.inf, True),
+        ("gelu", math.inf, True),
+        ("softsign", math.nan, False),
+    ],
+)
 def test_weights_that_are_not_finite_are_a_status_and_no_exception(name, value, bias):
     mlp = random_mlp([3, 4, 4, 4, 2], name, bias, networks=2)
     with torch.no_grad():
@@ -679,11 +681,11 @@ def layers_that_fail(scale, depth, dtype, fails):
 
 @pytest.mark.parametrize(
     ("name", "scale"),
-    [("float32", 1.5), *((name, scale) for name in ("float32", "float16", "bfloat16") for scale in (0.5, 0.25, 2.0))],
+    [("float32", 1.5), ("float32", 0.5), ("float16", 2.0), ("float16", 0.25), ("bfloat16", 2.0), ("bfloat16", 0.5)],
 )
 def test_the_failing_layer_is_where_the_format_itself_fails(name, scale):
     """Powers of two round nowhere; powers of 1.5 do, but in float32 they come near no boundary."""
-    depth, dtype = 250, getattr(torch, name)
+    depth, dtype = 250 if scale == 1.5 else 160, getattr(torch, name)
     history = exact_profile(identity_mlp(scale, depth), ones(3, 2), cotangent=ones(3, 2))
     for overflow in (False, True):
         output, gradient = layers_that_fail(
@@ -799,11 +801,12 @@ def by_autograd_with_cures(mlp, x, cotangent):
     return logs
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("name", ["tanh", "relu", "softplus"])
+@pytest.mark.parametrize("name", ["tanh", "relu"])
 @pytest.mark.parametrize(("normalization", "residual"), CURES)
-def test_the_profile_with_cures_equals_autograd(normalization, residual, name, bias, device):
-    mlp = cured([5, *[14] * 4, 4], name, bias, networks=2, normalization=normalization, residual=residual)
+def test_the_profile_with_cures_equals_autograd(normalization, residual, name, device):
+    mlp = cured(
+        [5, *[14] * 4, 4], name, bias=name == "tanh", networks=2, normalization=normalization, residual=residual
+    )
     x, cotangent = drawn(6, 5), drawn(2, 6, 4)
     expected = by_autograd_with_cures(mlp, x, cotangent)
     assert all(values.isfinite().all() for values in expected.values())  # no sample is dead
@@ -843,12 +846,18 @@ def test_a_branch_of_factor_0_has_no_weight_gradient_but_lets_the_signal_by(norm
     assert math.isnan(history.profile("weight_grad")[1])
 
 
-@pytest.mark.parametrize("scale", [2.0**-10, 2.0**-600, 2.0**600])
-@pytest.mark.parametrize("normalization", ["batch", "layer"])
-@pytest.mark.parametrize("name", ["tanh", "relu"])
+@pytest.mark.parametrize(
+    ("name", "normalization", "scale"),
+    [
+        ("tanh", "batch", 2.0**600),
+        ("relu", "batch", 2.0**-600),
+        ("tanh", "layer", 2.0**-600),
+        ("relu", "layer", 2.0**10),
+    ],
+)
 def test_the_scale_of_normalised_weights_shifts_the_profile(name, normalization, scale):
-    """Powers of two round nowhere, so that 150 chaotic layers may be compared."""
-    mlp = random_mlp([5, *[12] * 150, 3], name, bias=False, normalization=normalization)
+    """Powers of two round nowhere, so that 40 chaotic layers may be compared."""
+    mlp = random_mlp([5, *[12] * 40, 3], name, bias=False, normalization=normalization)
     x, cotangent = drawn(6, 5), drawn(6, 3)
     base = exact_profile(mlp, x, cotangent)
     assert base.dead_fraction.tolist() == [0]
@@ -863,7 +872,7 @@ def test_the_scale_of_normalised_weights_shifts_the_profile(name, normalization,
         assert history.profile(quantity)[-1] == pytest.approx(base.profile(quantity)[-1], abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["linear", "relu"])
+@pytest.mark.parametrize("name", ["relu"])
 def test_a_residual_network_may_explode_beyond_float64(name):
     """With W = I and a positive stream every block doubles it, and the gradient too."""
     depth = 1102
@@ -881,14 +890,15 @@ def test_a_residual_network_may_explode_beyond_float64(name):
 def test_he_with_skip_connections_doubles_the_square_in_every_block():
     """E‖z‖² doubles per block; the typical network of width n stays below that by about 5/2n (Jensen)."""
     torch.manual_seed(0)
-    mlp = MLP([16] * 2001, "relu", bias=False, residual="plain", dtype=torch.float64)
+    mlp = MLP([32] * 301, "relu", bias=False, residual="plain", networks=8, dtype=torch.float64)
     with torch.no_grad():
         for layer in mlp.layers:
-            layer.weight.normal_(std=math.sqrt(2 / 16))
-    history = exact_profile(mlp, drawn(2, 16))
-    assert history.profile("output")[-1] > 200
-    assert history.log_chi(first=2, last=1999) == pytest.approx(math.log(2) - 5 / 32, abs=0.05)
-    assert history.dead_fraction.tolist() == [0]
+            layer.weight.normal_(std=math.sqrt(2 / 32))
+    history = exact_profile(mlp, drawn(2, 32))
+    assert history.profile("output")[-1] > 30
+    # Two draws of 8 networks gave 0.013 and 0.020 more, each with a standard error of 0.009.
+    assert history.log_chi(first=2, last=299) == pytest.approx(math.log(2) - 5 / 64, abs=0.06)
+    assert history.dead_fraction.tolist() == [0] * 8
 
 
 @pytest.mark.parametrize("normalization", ["batch", "layer"])

@@ -10,7 +10,7 @@ from gradexp.history.history import History
 from gradexp.history.step import STATUSES
 from gradexp.history.verdict import Verdict, gradient_verdict
 from gradexp.runs.verdict import run_verdict, training_verdict
-from gradexp.theory import Comparison
+from gradexp.theory import Agreement
 
 NAN = math.nan
 
@@ -271,7 +271,7 @@ def test_theory_has_its_word_and_speaks_up_when_it_is_contradicted():
         ("unavailable", "theory unavailable: no reason", ""),
         ("deviates", "deviates from layer 7 on, z = +9.0", "; theory deviates from layer 7 on, z = +9.0"),
     ):
-        verdict = run_verdict(Config(steps=0), history, theory=Comparison(word, None, None, text))
+        verdict = run_verdict(Config(steps=0), history, theory=Agreement(word, None, None, text))
         assert verdict.theory == word
         assert verdict.text == history.verdict().text + added
     assert run_verdict(Config(steps=0), history).theory == "unavailable"

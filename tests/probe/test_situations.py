@@ -355,8 +355,25 @@ def test_functional_transforms_are_skipped_and_said_so(transform):
     assert all(found[name] == "hook_missed" for name in hidden)
 
 
-@pytest.mark.parametrize("when", ["before", "between", "after"])
-@pytest.mark.parametrize("how", ["wrapper", "method", "wrapped"])
+@pytest.mark.parametrize(
+    ("how", "when"),
+    [
+        ("wrapper", "before"),
+        ("wrapper", "after"),
+        ("method", "between"),
+        ("wrapped", "before"),
+        *(
+            pytest.param(how, when, marks=pytest.mark.slow)
+            for how, when in (
+                ("wrapper", "between"),
+                ("method", "before"),
+                ("method", "after"),
+                ("wrapped", "between"),
+                ("wrapped", "after"),
+            )
+        ),
+    ],
+)
 def test_a_compiled_model_is_never_an_empty_record(when, how):
     torch.compiler.reset()
     plain, (x, y) = Net(), batch()
@@ -622,7 +639,7 @@ def test_a_recorded_step_leaves_nothing_to_the_garbage_collector():
         gc.enable()
 
 
-def test_memory_stays_constant_over_1000_steps():
+def test_memory_stays_constant_over_hundreds_of_steps():
     model, (x, y) = nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)), batch()
     optimizer = torch.optim.Adam(model.parameters())
 
@@ -637,11 +654,11 @@ def test_memory_stays_constant_over_1000_steps():
 
     with GradientProbe(model, optimizer=optimizer) as probe:
         before = objects_after(20)
-        after = objects_after(1000)
+        after = objects_after(300)
         # Each recorded step is one Reading with its dictionaries and arrays, whatever the number of layers.
-        assert (after - before) / 1000 < 30
+        assert (after - before) / 300 < 30
         history = probe.history
-    per_step = sum(array.nbytes for kind in (history.log10, history.status) for array in kind.values()) / 1020
+    per_step = sum(array.nbytes for kind in (history.log10, history.status) for array in kind.values()) / 320
     assert per_step == 9 * 5 * 2  # bytes, quantities, layers
 
 

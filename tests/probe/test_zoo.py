@@ -338,9 +338,26 @@ def called_twice(self, *values):
     return outputs
 
 
-@pytest.mark.parametrize("selection", SELECTIONS)
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", CATALOGUE)
+BY_DEFAULT = ["Linear", "Conv2d", "BatchNorm1d", "Embedding, sparse", "LSTM", "MultiheadAttention", "Transformer"]
+OTHERWISE_IN_EVAL = [
+    "BatchNorm2d",
+    "InstanceNorm2d",
+    "GRU",
+    "MultiheadAttention",
+    "TransformerEncoderLayer",
+    "RReLU",
+    "Dropout",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "selection"),
+    [
+        *((name, True, "all") for name in CATALOGUE),
+        *((name, True, "by default") for name in BY_DEFAULT),
+        *((name, False, "all") for name in OTHERWISE_IN_EVAL),
+    ],
+)
 def test_a_module_of_torch_nn_is_recorded_right_in_each_of_two_calls(name, training, selection):
     module, inputs = CATALOGUE[name]
 
@@ -610,8 +627,13 @@ MODELS = {
 
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
-@pytest.mark.parametrize("selection", SELECTIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "selection"),
+    [
+        *((name, "all") for name in MODELS),
+        *((name, "by default") for name in ("ResNet", "LSTM of packed sequences", "tied weights", "weight norm")),
+    ],
+)
 def test_a_model_is_recorded_right_and_left_as_it_is(name, selection):
     make, run = MODELS[name]
     compare(make, run, selection)
@@ -637,8 +659,11 @@ ACTIVATIONS = [
 ]
 
 
-@pytest.mark.parametrize("x", [FLAT, DEEP], ids=["2-D", "3-D"])
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("name", "x"),
+    [*((name, DEEP) for name in ACTIVATIONS), ("ReLU", FLAT)],
+    ids=lambda v: v if isinstance(v, str) else f"{v.dim()}-D",
+)
 def test_an_activation_in_place_leaves_the_gradient_before_it_right(name, x):
     def layer(inplace):
         options = {"inplace": inplace} | ({"threshold": 0.1, "value": 0.2} if name == "Threshold" else {})
@@ -729,8 +754,9 @@ def inner(self, x):
     return result, 2 * y, 2 * self.module.weight
 
 
-@pytest.mark.parametrize("selection", SELECTIONS)
-@pytest.mark.parametrize("kind", RETURNS)
+@pytest.mark.parametrize(
+    ("kind", "selection"), [*((kind, "all") for kind in RETURNS), ("tuple", "by default"), ("text", "by default")]
+)
 def test_whatever_a_module_returns_its_tensors_count_together(kind, selection):
     tolerance = 1e-3 if kind in ("float32", "float16", "bfloat16") else 1e-9  # the twin's sums are rounded otherwise
     make = net(inner, layer=linear(), module=lambda _: Returns(kind))
@@ -1426,8 +1452,9 @@ def test_a_scripted_module_inside_a_model_is_recorded_or_refused():
     assert hooks_on(nn.ModuleList([model[0], model[2]])) == ([(0, 0, 0)] * 3, [0] * 4)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("when", ["before", "while attached", "by its step"])
+@pytest.mark.parametrize(
+    ("when", "backend"), [("before", "aot_eager"), ("while attached", "eager"), ("by its step", "eager")]
+)
 def test_a_compiled_model_is_right_in_every_recorded_step(when, backend, model, expected):
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=backend)

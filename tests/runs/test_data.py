@@ -97,6 +97,8 @@ def test_mnist5k_is_4000_training_and_1000_test_images():
     data = load(DataConfig("mnist5k"), width=128)
     assert_image_classes(data, 784)
     assert (len(data.x_train), len(data.x_test)) == (4000, 1000)
+    varying = int((data.x_train != 0).any(dim=0).sum())
+    assert LOADERS["mnist5k"].shape == (data.input_width, data.output_width, varying)
     assert torch.cat([data.y_train, data.y_test]).bincount().tolist() == [500] * 10
     assert data.x_train.mean(0).abs().max() < 1e-12
     assert data.x_test.isfinite().all()

@@ -31,8 +31,12 @@ def lesson(gain: float, depth: int, dtype: str) -> Result:
     return run(Config(init=InitConfig("identity", gain=gain), data=DataConfig("ones"), **options))
 
 
-def test_default_run_is_stable_but_stuck_and_says_why() -> None:
-    result = run(Config())
+@pytest.mark.parametrize(
+    "options",
+    [{"width": 48, "steps": 100, "record": RecordConfig(every=50)}, pytest.param({}, marks=pytest.mark.slow)],
+)
+def test_default_run_is_stable_but_stuck_and_says_why(options: dict[str, Any]) -> None:
+    result = run(Config(**options))
     assert verdict_of(result) == ("stable", "stuck")
     assert result.verdict is not None
     assert "try init=orthogonal activation=tanh" in result.verdict.text
@@ -44,32 +48,35 @@ def test_default_run_is_stable_but_stuck_and_says_why() -> None:
 
 
 def test_the_cure_it_names_works() -> None:
-    result = run(Config(init=InitConfig("orthogonal"), activation="tanh", record=RecordConfig(every=50)))
+    cure: dict[str, Any] = {"init": InitConfig("orthogonal"), "activation": "tanh"}
+    result = run(Config(width=48, steps=50, record=RecordConfig(every=25), **cure))
     assert verdict_of(result) == ("stable", "trained")
-    # About 90 % with plain PyTorch; the floor leaves room for another order of rounding.
-    assert summary(result)["training"]["train_accuracy"] > 0.85
+    # 12 seeds gave 0.71 to 0.82, and without the cure 0.10 to 0.16.
+    assert summary(result)["training"]["train_accuracy"] > 0.4
 
 
 @pytest.mark.parametrize(
     ("steps", "optimizer", "seeds"),
-    [(400, OptimizerConfig("sgd", lr=0.01), 1), (200, OptimizerConfig("momentum", lr=0.003), 3)],
+    [
+        (120, OptimizerConfig("momentum", lr=0.005), 3),
+        pytest.param(400, OptimizerConfig("sgd", lr=0.01), 3, marks=pytest.mark.slow),
+    ],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_he_trains_thirty_layers(steps: int, optimizer: OptimizerConfig, seeds: int) -> None:
-    options = {"depth": 30, "steps": steps, "optimizer": optimizer, "record": RecordConfig(every=steps)}
+    options = {"depth": 30, "width": 64, "steps": steps, "optimizer": optimizer, "record": RecordConfig(every=steps)}
     results = run_stack([Config(seed=seed, **options) for seed in range(seeds)])
     assert {verdict_of(result) for result in results} == {("stable", "trained")}
     accuracies = [summary(result)["training"]["train_accuracy"] for result in results]
-    assert accuracies[0] > 0.8  # the default seed
-    # Single networks spread widely, here as in plain PyTorch: 22 seeds of each gave 0.37 to 0.98, median 0.93.
-    assert statistics.median(accuracies) > 0.8
+    # 24 seeds of the short training gave 0.28 to 0.57, and networks that do not train stay below 0.2.
+    assert statistics.median(accuracies) > 0.25
 
 
 @pytest.mark.parametrize(
     "init", [InitConfig("xavier"), InitConfig("torch_default"), InitConfig("normal", std=0.01)], ids=lambda i: i.name
 )
 def test_other_inits_leave_thirty_layers_at_chance(init: InitConfig) -> None:
-    result = run(Config(depth=30, width=64, steps=400, init=init, record=RecordConfig(every=100)))
+    result = run(Config(depth=30, width=32, steps=60, init=init, record=RecordConfig(every=20)))
     assert verdict_of(result) == ("vanishing", "stuck")
     found = summary(result)
     # Ten classes: the largest holds 10.2 % of the digits, and a network may tell one or two of them apart by luck.
@@ -79,10 +86,13 @@ def test_other_inits_leave_thirty_layers_at_chance(init: InitConfig) -> None:
     assert re.search("a step (changes the weights by a share of 10|leaves the weights)", found["verdict"]["text"])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    ("gain", "depth", "digits"),
-    [(1.5, 10, 57.66503906), (1.5, 149, 1.728214319659e26), (1.5, 150, 2.592321479488e26), (0.5, 150, 7.006492e-46)],
+    ("gain", "depth", "digits", "dtype"),
+    [
+        (1.5, 10, 57.66503906, "float64"),
+        (1.5, 150, 2.592321479488e26, "float32"),
+        (0.5, 150, 7.006492e-46, "float32"),
+    ],
 )
 def test_lesson_powers_of_one_and_a_half_and_of_a_half(gain: float, depth: int, digits: float, dtype: str) -> None:
     initial = lesson(gain, depth, dtype).initial
@@ -106,18 +116,20 @@ def test_lesson_weight_gradients_are_the_same_in_every_layer(gain: float) -> Non
     assert profile.max() - profile.min() < 1e-9
 
 
-def test_ten_thousand_layers_are_exact_in_summary_and_profile() -> None:
-    result = lesson(1.5, 10_000, "float32")
+@pytest.mark.parametrize("depth", [1800, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_of_layers_are_exact_in_summary_and_profile(depth: int) -> None:
+    """1.5^1750 is the first power beyond the range of float64."""
+    result = lesson(1.5, depth, "float32")
     assert result.initial is not None
     assert result.prediction is not None
-    layers, step = np.arange(1, 10_001), math.log10(1.5)
+    layers, step = np.arange(1, depth + 1), math.log10(1.5)
     assert result.initial.profile("output") == pytest.approx(layers * step, abs=1e-9, rel=0)
-    assert result.initial.profile("output_grad") == pytest.approx((10_000 - layers) * step, abs=1e-9, rel=0)
+    assert result.initial.profile("output_grad") == pytest.approx((depth - layers) * step, abs=1e-9, rel=0)
     assert result.prediction.log10_output == pytest.approx(layers * step, abs=1e-9, rel=0)
-    assert result.prediction.log10_output_grad == pytest.approx((10_000 - layers) * step, abs=1e-9, rel=0)
+    assert result.prediction.log10_output_grad == pytest.approx((depth - layers) * step, abs=1e-9, rel=0)
     ratio = summary(result)["initial"]["log10_first_over_last"]
-    assert ratio["output"] == pytest.approx(-9_999 * math.log10(1.5), abs=1e-9)
-    assert ratio["output_grad"] == pytest.approx(9_999 * math.log10(1.5), abs=1e-9)
+    assert ratio["output"] == pytest.approx(-(depth - 1) * step, abs=1e-9)
+    assert ratio["output_grad"] == pytest.approx((depth - 1) * step, abs=1e-9)
     # 1.5^219 = 3.7e38 is the first power beyond float32's 3.4e38.
     assert result.initial.failing_layer("output", "float32", overflow=True) == 219
 
@@ -209,10 +221,12 @@ def test_data_that_lsuv_cannot_scale_weights_by_are_a_mistake_of_the_options() -
         small(init=InitConfig("lsuv"), width=1, data=DataConfig("ones"))
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize(
+    ("normalization", "residual"),
+    [*((name, "none") for name in NORMALIZATIONS), *(("layer", name) for name in RESIDUALS if name != "none")],
+)
 def test_every_cure_runs_and_is_named(normalization: str, residual: str) -> None:
-    result = small(normalization=normalization, residual=residual, activation="tanh")
+    result = small(normalization=normalization, residual=residual, activation="tanh", depth=6)
     assert result.status == "complete"
     assert result.training is not None
     assert result.training.diverged_at is None
@@ -222,13 +236,20 @@ def test_every_cure_runs_and_is_named(normalization: str, residual: str) -> None
 
 
 @pytest.mark.parametrize(
-    "options", [{"residual": "zero"}, {"residual": "depth"}, {"residual": "depth", "normalization": "layer"}], ids=str
+    "options",
+    [
+        {"residual": "zero"},
+        {"residual": "depth"},
+        pytest.param({"residual": "depth", "normalization": "layer"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_skip_connections_let_a_deep_relu_network_train(options: dict[str, str]) -> None:
-    """Without them the same run is stuck below 0.2 (and see the default run above); these reach 0.6 to 0.85."""
-    result = run(Config(depth=60, steps=120, width=64, record=RecordConfig(every=40), **options))  # type: ignore[arg-type]
+    """Without them the same run is stuck below 0.2 (and see the default run above); these reach 0.5 to 0.8."""
+    rest: dict[str, Any] = {"record": RecordConfig(every=25), "optimizer": OptimizerConfig("sgd", lr=0.03)}
+    result = run(Config(depth=60, steps=50, width=32, **rest, **options))  # type: ignore[arg-type]
     assert verdict_of(result) == ("stable", "trained")
-    assert summary(result)["training"]["train_accuracy"] > 0.5
+    assert summary(result)["training"]["train_accuracy"] > 0.4
 
 
 def test_batch_normalisation_alone_makes_gradients_explode() -> None:
@@ -244,7 +265,7 @@ def test_batch_normalisation_alone_makes_gradients_explode() -> None:
 def test_a_run_leaves_the_process_as_it_was() -> None:
     torch.manual_seed(1)
     threads, dtype, state = torch.get_num_threads(), torch.get_default_dtype(), torch.get_rng_state()
-    small(threads=2, dtype="float64")
+    small(threads=2, dtype="float64", depth=3, steps=1)
     assert torch.get_num_threads() == threads
     assert torch.get_default_dtype() == dtype
     assert torch.equal(torch.get_rng_state(), state)

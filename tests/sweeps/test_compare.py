@@ -2,7 +2,6 @@ import csv
 import errno
 import io
 import json
-import os
 import subprocess
 import sys
 from itertools import product
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import call
 from rich.console import Console
 from sweep_folders import grid, leave
 
@@ -280,14 +280,14 @@ def test_a_full_disk_is_told_in_a_line(
     assert capsys.readouterr().err == f"cannot write to {tmp_path}: No space left on device\n"
 
 
-def test_a_terminal_without_unicode_shows_the_rest(tmp_path: Path) -> None:
+def test_a_terminal_without_unicode_shows_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "größe"
     leave(folder, "0_x", Config(), [])
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "gradexp.report", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert not done.returncode, done.stderr
-    assert "gr??e" in done.stdout
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert call(main, monkeypatch, str(folder)) == 0
+    shown.flush()
+    assert b"gr??e" in shown.buffer.getvalue()
 
 
 def test_the_command_works_without_loading_torch_or_hydra(tmp_path: Path) -> None:

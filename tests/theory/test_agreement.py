@@ -68,11 +68,11 @@ def test_with_few_networks_the_first_sample_is_judged_by_its_own_spread() -> Non
     log_ratio = history.samples[0, 0, 0, 0] - history.samples[0, 0, -1, 0]
     assert found.z == pytest.approx((log_ratio - prediction.first_output_grad[0]) / prediction.first_sd[0], rel=1e-4)
     # Over many networks these z are about standard normal.
-    mlp, x, prediction = relu_stack(400)
+    mlp, x, prediction = relu_stack(250)
     alone = measured(mlp, x).samples[0, :, 0, 0]
     z = (alone - prediction.first_output_grad[0]) / prediction.first_sd[0]
-    assert abs(np.nanmean(z)) < 4 / math.sqrt(400)
-    assert np.nanstd(z) == pytest.approx(1, abs=0.15)
+    assert abs(np.nanmean(z)) < 4 / math.sqrt(250)
+    assert np.nanstd(z) == pytest.approx(1, abs=4.5 / math.sqrt(2 * 250))
 
 
 def test_seven_networks_count_as_few_and_eight_as_many() -> None:
@@ -117,8 +117,8 @@ def test_dead_networks_and_single_layers_have_nothing_to_compare() -> None:
 
 
 def test_jacobian_moments_of_real_networks() -> None:
-    # J of 5 factors D W, n = 300, one network in 30: m_2 / m_1² by trace, against 1 + L(mu_2 / mu_1² - 1 - s_1).
-    n, depth, networks = 200, 4, 40
+    # J of 5 factors D W, m_2 / m_1² by trace, against 1 + L(mu_2 / mu_1² - 1 - s_1).
+    n, depth, networks = 100, 4, 40
     for weights, orthogonal in (("lecun", False), ("orthogonal", True)):
         for activation, gain in (("linear", 1.0), ("relu", math.sqrt(2)), ("tanh", 1.2)):
             mlp = MLP([n] * (depth + 1), activation, networks=networks, dtype=torch.float64, draw=False)

@@ -17,20 +17,20 @@ from scipy.special import digamma, polygamma
 from scipy.stats import binom
 from torch import Tensor
 
-from gradexp.theory import LogLaw, dead_probability, layer_law, log_square_sum, lyapunov_spectrum
+from gradexp.theory import LogMoments, dead_probability, gaussian_lyapunov_exponents, layer_law, log_square_sum
 from gradexp.theory.finite_width import log_chi_square
 
 RELU, LINEAR = (0.0, 1.0), (1.0, 1.0)
 
 
-def binomial_mixture(n: int) -> LogLaw:
+def binomial_mixture(n: int) -> LogMoments:
     """Law of log χ²_K with K from Bin(n, 1/2), given that K is not 0."""
     k = np.arange(1, n + 1)
     p = binom.pmf(k, n, 0.5)
     p = p / p.sum()
     mean = float((p * digamma(k / 2)).sum())
     variance = float((p * polygamma(1, k / 2)).sum() + (p * (digamma(k / 2) - mean) ** 2).sum())
-    return LogLaw(mean + math.log(2), variance)
+    return LogMoments(mean + math.log(2), variance)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -45,7 +45,7 @@ def haar(networks: int, fan_out: int, fan_in: int, seed: int = 0) -> Tensor:
     return q if fan_out >= fan_in else q.mT
 
 
-def assert_law(sample: Tensor, law: LogLaw) -> None:
+def assert_law(sample: Tensor, law: LogMoments) -> None:
     n = len(sample)
     centred = sample - sample.mean()
     assert abs(sample.mean() - law.mean) < 4.5 * math.sqrt(max(law.variance, 1e-28) / n)
@@ -195,7 +195,7 @@ def test_laws_of_layers_of_unequal_widths_add_up_both_ways(slopes: tuple[float, 
         law = layer_law(fan_in, fan_out, sigma_w2, LINEAR if last else slopes, orthogonal=orthogonal)
         forward = [forward[0] + law.mean, forward[1] + law.variance]
     length = z[-1].square().sum(dim=(1, 2)) / x.square().sum()
-    assert_law(length[length > 0].log(), LogLaw(*forward))
+    assert_law(length[length > 0].log(), LogMoments(*forward))
 
     delta = normal(networks, widths[-1], 1, seed=2)
     start = delta.square().sum(dim=(1, 2))
@@ -207,7 +207,7 @@ def test_laws_of_layers_of_unequal_widths_add_up_both_ways(slopes: tuple[float, 
         law = layer_law(fan_in, fan_out, sigma_w2, slopes, backward=True, orthogonal=orthogonal)
         backward = [backward[0] + law.mean, backward[1] + law.variance]
     length = delta.square().sum(dim=(1, 2)) / start
-    assert_law(length[length > 0].log(), LogLaw(*backward))
+    assert_law(length[length > 0].log(), LogMoments(*backward))
 
 
 def test_dead_networks_are_counted_over_every_pattern_of_signs() -> None:
@@ -254,7 +254,7 @@ def exponents_by_qr(width: int, layers: int, sigma_w2: float) -> NDArray[np.floa
 @pytest.mark.parametrize(("width", "sigma_w2"), [(1, 1.0), (2, 1.0), (5, 2.5)])
 def test_lyapunov_spectrum_is_that_of_products_of_random_matrices(width: int, sigma_w2: float) -> None:
     layers = 4000
-    exponents, variances = lyapunov_spectrum(width, sigma_w2)
+    exponents, variances = gaussian_lyapunov_exponents(width, sigma_w2)
     assert exponents.shape == variances.shape == (width,)
     assert (np.diff(exponents) < 0).all()
     found = exponents_by_qr(width, layers, sigma_w2)
@@ -265,13 +265,13 @@ def test_lyapunov_spectrum_is_that_of_products_of_random_matrices(width: int, si
 
 @pytest.mark.parametrize("sigma_w2", [1.0, 3.0])
 def test_at_width_2_the_condition_number_doubles_with_each_layer(sigma_w2: float) -> None:
-    exponents, _ = lyapunov_spectrum(2, sigma_w2)
+    exponents, _ = gaussian_lyapunov_exponents(2, sigma_w2)
     assert math.exp(exponents[0] - exponents[1]) == pytest.approx(2, rel=1e-13)
     assert exponents[0] == pytest.approx((math.log(sigma_w2) - 0.5772156649015329) / 2, rel=1e-12)
 
 
 def test_the_largest_exponent_is_the_drift_of_a_single_vector() -> None:
-    exponents, variances = lyapunov_spectrum(7, 1.9)
+    exponents, variances = gaussian_lyapunov_exponents(7, 1.9)
     law = layer_law(7, 7, 1.9)
     assert exponents[0] == pytest.approx(law.mean / 2, rel=1e-10)
     assert variances[0] == pytest.approx(law.variance / 4, rel=1e-9)
@@ -292,9 +292,9 @@ def test_the_largest_exponent_is_the_drift_of_a_single_vector() -> None:
         (lambda: layer_law(3, 3, math.nan), "sigma_w2 must be above 0 and finite, got nan"),
         (lambda: layer_law(3, 3, math.inf), "sigma_w2 must be above 0 and finite, got inf"),
         (lambda: dead_probability([3, 0]), r"widths must be at least 1, got \[3, 0\]"),
-        (lambda: lyapunov_spectrum(0), "width must be at least 1, got 0"),
-        (lambda: lyapunov_spectrum(3, 0), "sigma_w2 must be above 0, got 0"),
-        (lambda: lyapunov_spectrum(3, -1), "sigma_w2 must be a variance, at least 0 and finite, got -1"),
+        (lambda: gaussian_lyapunov_exponents(0), "width must be at least 1, got 0"),
+        (lambda: gaussian_lyapunov_exponents(3, 0), "sigma_w2 must be above 0, got 0"),
+        (lambda: gaussian_lyapunov_exponents(3, -1), "sigma_w2 must be a variance, at least 0 and finite, got -1"),
     ],
 )
 def test_impossible_layers_are_refused(ask: Any, text: str) -> None:

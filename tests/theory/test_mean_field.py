@@ -120,8 +120,17 @@ def tensor(*values: float) -> Tensor:
 # Averages.
 
 
-@pytest.mark.parametrize("q", [1e-6, 0.3, 30.0, 1e6])
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize(
+    ("name", "q"),
+    [
+        *((name, 0.3) for name in EXACT),
+        ("tanh", 30.0),
+        ("hard_tanh", 1e6),
+        ("selu", 1e-6),
+        ("gelu", 1e6),
+        ("relu", 1e-6),
+    ],
+)
 def test_moments_of_every_activation_agree_with_30_digits(name: str, q: float) -> None:
     moments = Moments.at(activation(name), torch.tensor(q, dtype=torch.float64))
     expected, size = exact_moments(name, q)
@@ -217,7 +226,7 @@ def test_at_length_0_an_activation_is_its_lines(name: str) -> None:
         ),
     ],
 )
-@pytest.mark.parametrize("q", [1e-6, 0.01, 1.0, 7.0, 1e4, 1e6])
+@pytest.mark.parametrize("q", [1e-6, 1.0, 1e6])
 def test_length_map_and_chi_are_their_closed_forms(
     name: str, options: dict[str, float], length: Callable[[float], float], chi: Callable[[float], float], q: float
 ) -> None:
@@ -234,8 +243,9 @@ def test_tanh_has_its_series_at_small_lengths() -> None:
     assert MeanField("tanh", 3.0).chi(q) == pytest.approx(3 * point.chi(q), rel=1e-14)
 
 
-@pytest.mark.parametrize("name", EXACT)
-@pytest.mark.parametrize("q", [0.05, 2.0, 60.0])
+@pytest.mark.parametrize(
+    ("name", "q"), [("tanh", 60.0), ("relu", 2.0), ("hard_tanh", 2.0), ("gelu", 0.05), ("sigmoid", 2.0)]
+)
 def test_length_slope_is_the_derivative_of_the_length_map(name: str, q: float) -> None:
     point, h = MeanField(name, 1.4, 0.3), 1e-2
     v = [point.length_map(q * (1 + k * h)) for k in (-2, -1, 1, 2)]
@@ -250,19 +260,12 @@ POINTS = [
     ("tanh", 1.3, 0.0),
     ("tanh", 0.9, 1e-40),
     ("tanh", 1e6, 0.0),
-    ("sigmoid", 1.0, 0.0),
     ("sigmoid", 200.0, 1.0),
-    ("erf", 2.0, 0.1),
     ("hard_tanh", 1.5, 0.0),
     ("relu", 1.5, 0.1),
-    ("leaky_relu", 1.9, 0.1),
-    ("elu", 1.4, 0.1),
     ("selu", 1.0, 0.0),
     ("gelu", 2.0, 0.1),
-    ("silu", 2.0, 0.5),
-    ("softplus", 1.9, 0.1),
     ("softsign", 4.0, 0.1),
-    ("linear", 0.5, 0.1),
 ]
 
 
@@ -278,8 +281,8 @@ def test_fixed_length_is_kept_by_the_exact_map(name: str, sigma_w2: float, sigma
     assert point.quadrature_error < 1e-12
 
 
-@pytest.mark.parametrize(("name", "sigma_w2", "sigma_b2"), [POINTS[k] for k in (0, 4, 7, 8, 10, 15)])
-@pytest.mark.parametrize("start", [0.01, 40.0])
+@pytest.mark.parametrize(("name", "sigma_w2", "sigma_b2"), [POINTS[k] for k in (0, 4, 6, 7, 9)])
+@pytest.mark.parametrize("start", [40.0])
 def test_layers_reach_the_fixed_length(name: str, sigma_w2: float, sigma_b2: float, start: float) -> None:
     point = MeanField(name, sigma_w2, sigma_b2, start=start)
     lengths = point.lengths(start, 150)
@@ -554,14 +557,9 @@ def test_critical_tanh_with_biases_is_where_the_literature_has_it() -> None:
     ("name", "sigma_b2"),
     [
         ("tanh", 1e-10),
-        ("tanh", 0.05),
         ("tanh", 100.0),
-        ("erf", 0.05),
         ("hard_tanh", 0.1),
-        ("softsign", 0.3),
-        ("elu", 0.1),
         ("selu", 0.1),
-        ("sigmoid", 0.0),
         ("sigmoid", 10.0),
         ("gelu", 0.3),
         ("silu", 1.0),
@@ -765,9 +763,7 @@ def test_piecewise_linear_activations_are_recognised() -> None:
     assert not is_piecewise_linear(as_activation(lambda z: z.clamp(-100, 100)))
 
 
-@pytest.mark.parametrize(
-    ("name", "sigma_w2", "sigma_b2"), [("relu", 2.0, 0.0), ("tanh", 2.5, 0.05), ("tanh", 0.9, 0.1)]
-)
+@pytest.mark.parametrize(("name", "sigma_w2", "sigma_b2"), [("relu", 2.0, 0.0), ("tanh", 2.5, 0.05)])
 def test_correlation_after_many_layers_is_the_map_again_and_again(
     name: str, sigma_w2: float, sigma_b2: float
 ) -> None:

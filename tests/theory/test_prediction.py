@@ -14,7 +14,7 @@ from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.history.history import History
 from gradexp.theory import Prediction
 
-NARROW, HIDDEN = ([50] + [width] * 30 + [10] for width in (60, 80))
+NARROW, HIDDEN = ([50] + [width] * depth + [10] for width, depth in ((60, 30), (60, 12)))
 UNEQUAL = [20, 40, 30, 60, 16, 24, 50, 32, 10]
 
 
@@ -48,9 +48,15 @@ def standard_errors(measured: History, predicted: np.ndarray, quantity: str) -> 
     return z
 
 
-@pytest.mark.parametrize("widths", [[20] + [32] * 30 + [10], UNEQUAL])
-@pytest.mark.parametrize("init", ["he", "orthogonal"])
-@pytest.mark.parametrize("activation", ["linear", "relu", "leaky_relu"])
+@pytest.mark.parametrize(
+    ("activation", "init", "widths"),
+    [
+        ("linear", "he", UNEQUAL),
+        ("relu", "orthogonal", UNEQUAL),
+        ("leaky_relu", "he", UNEQUAL),
+        ("relu", "he", [20] + [32] * 30 + [10]),
+    ],
+)
 def test_exact_laws_describe_every_layer_of_real_networks(activation: str, init: str, widths: list[int]) -> None:
     measured, predicted = measured_and_predicted(init, activation, widths, networks=200)
     assert predicted.valid
@@ -67,17 +73,17 @@ def test_exact_laws_describe_every_layer_of_real_networks(activation: str, init:
     ("init", "activation", "options"),
     [
         ("mean_field", "tanh", {"sigma_w2": 2.5, "sigma_b2": 0.05}),
-        ("orthogonal", "tanh", {"gain": 1.0}),
+        pytest.param("orthogonal", "tanh", {"gain": 1.0}, marks=pytest.mark.slow),
         ("orthogonal", "tanh", {"gain": 1.5, "sigma_b2": 0.1}),
         ("lecun", "selu", {}),
         ("xavier", "sigmoid", {}),
-        ("mean_field", "erf", {"sigma_w2": 2.0, "sigma_b2": 0.1}),
+        pytest.param("mean_field", "erf", {"sigma_w2": 2.0, "sigma_b2": 0.1}, marks=pytest.mark.slow),
         ("mean_field", "relu", {"sigma_w2": 1.8, "sigma_b2": 0.1}),
-        ("mean_field", "silu", {"sigma_w2": 1.5, "sigma_b2": 0.3}),
+        pytest.param("mean_field", "silu", {"sigma_w2": 1.5, "sigma_b2": 0.3}, marks=pytest.mark.slow),
         ("torch_default", "tanh", {}),
-        ("he", "tanh", {"distribution": "uniform"}),
-        ("truncated_normal", "tanh", {}),
-        ("lsuv", "tanh", {}),
+        pytest.param("he", "tanh", {"distribution": "uniform"}, marks=pytest.mark.slow),
+        pytest.param("truncated_normal", "tanh", {}, marks=pytest.mark.slow),
+        pytest.param("lsuv", "tanh", {}, marks=pytest.mark.slow),
     ],
 )
 def test_the_expansion_describes_every_layer_where_infinite_width_does_not(
@@ -102,10 +108,10 @@ def test_the_expansion_describes_every_layer_where_infinite_width_does_not(
     [
         ("layer", "none", "tanh", "lecun"),
         ("layer", "none", "relu", "he"),
-        ("layer", "none", "tanh", "orthogonal"),
+        pytest.param("layer", "none", "tanh", "orthogonal", marks=pytest.mark.slow),
         ("none", "plain", "relu", "he"),
-        ("none", "plain", "tanh", "lecun"),
-        ("none", "depth", "relu", "he"),
+        pytest.param("none", "plain", "tanh", "lecun", marks=pytest.mark.slow),
+        pytest.param("none", "depth", "relu", "he", marks=pytest.mark.slow),
         ("none", "depth", "tanh", "lecun"),
         ("none", "zero", "tanh", "lecun"),
         ("layer", "depth", "relu", "he"),
@@ -123,7 +129,7 @@ def test_each_cure_has_its_own_prediction(normalization: str, residual: str, act
     assert np.abs(z).max() < 5
 
 
-@pytest.mark.parametrize("init", ["he", "xavier", "orthogonal"])
+@pytest.mark.parametrize("init", ["xavier"])
 def test_batch_norm_explodes_whatever_the_initialisation(init: str) -> None:
     # Yang et al., 2019: π / (π - 1) per relu layer. The first layer has its own factor, so it is left out.
     measured, predicted = measured_and_predicted(
@@ -201,7 +207,7 @@ def test_a_vanishing_bias_leads_from_the_expansion_to_the_exact_law() -> None:
 
 def test_xavier_with_tanh_decays_like_one_over_depth() -> None:
     # From q¹ = 1: log ‖δ¹‖² / ‖δᴸ‖² is -4.225, -4.933, -5.344, -7.253, that is 0.708 / L.
-    for depth, expected in ((50, -4.225), (100, -4.933), (150, -5.344), (1000, -7.253)):
+    for depth, expected in ((50, -4.225), (150, -5.344)):
         wide = theory.predict("tanh", 1.0, 0.0, width=10_000, depth=depth, weights="orthogonal")
         assert wide.log_chi_mean_field * (depth - 1) == pytest.approx(expected, abs=2e-3)
         assert math.exp(wide.log_chi * (depth - 1)) * depth == pytest.approx(0.708, abs=0.03)
@@ -227,12 +233,12 @@ def test_where_no_formula_holds_there_are_no_numbers_but_a_reason() -> None:
 @pytest.mark.parametrize("activation", ["linear", "tanh", "relu"])
 def test_a_scaled_identity_is_followed_unit_by_unit(activation: str) -> None:
     widths = [8, 12, 12, 12, 9, 12, 7]
-    measured, predicted = measured_and_predicted("identity", activation, widths, networks=2000, gain=1.5)
+    measured, predicted = measured_and_predicted("identity", activation, widths, networks=1000, gain=1.5)
     np.testing.assert_allclose(measured.profile("output"), predicted.log10_output, rtol=0, atol=1e-12)
     for quantity in ("output_grad", "weight_grad"):
         assert np.abs(standard_errors(measured, getattr(predicted, f"log10_{quantity}"), quantity)[:-1]).max() < 4
     alone = measured.samples[0, :, 0, 0]
-    assert np.std(alone) == pytest.approx(predicted.first_sd[0], rel=0.08, abs=1e-6)
+    assert np.std(alone) == pytest.approx(predicted.first_sd[0], rel=0.12, abs=1e-6)
 
 
 def test_scaled_identity_of_1_5_vanishes_with_tanh() -> None:
@@ -365,11 +371,9 @@ def test_only_plain_relu_networks_die() -> None:
     [
         # E φ'² / E φ² at variance 1.
         ("lsuv", "tanh", "none", 1.177807),
-        ("lecun", "tanh", "layer", 1.177807),
-        ("xavier", "tanh", "layer", 1.177807),
-        ("lsuv", "sigmoid", "none", 0.152827),
+        pytest.param("xavier", "tanh", "layer", 1.177807, marks=pytest.mark.slow),
+        pytest.param("lsuv", "sigmoid", "none", 0.152827, marks=pytest.mark.slow),
         ("he", "gelu", "layer", 1.0720),
-        ("he", "relu", "layer", 1.0),
         ("xavier", "sigmoid", "none", 0.0557207),
     ],
 )
@@ -400,6 +404,7 @@ def test_the_exact_law_is_not_claimed_for_weights_that_are_not_gaussian(activati
     ).valid
 
 
+@pytest.mark.slow
 def test_sparse_weights_of_a_wide_network_are_known_to_the_tolerance() -> None:
     widths = [50] + [100] * 30 + [10]
     measured, predicted = measured_and_predicted("sparse", "tanh", widths, gain=1.5, sparsity=0.8)
@@ -421,7 +426,7 @@ def test_a_constant_activation_lets_nothing_back() -> None:
     assert (point.q_star, point.chi_1) == (pytest.approx(2.5), 0)
 
 
-@pytest.mark.parametrize(("std", "residual"), [(1e-4, "none"), (0.01, "none"), (1.0, "plain")])
+@pytest.mark.parametrize(("std", "residual"), [(1e-4, "none"), pytest.param(1.0, "plain", marks=pytest.mark.slow)])
 def test_lengths_may_leave_the_range_of_float64(std: float, residual: str) -> None:
     activation = "silu" if residual == "plain" else "tanh"
     widths = [40] + [60] * 299 + [10]

@@ -1,0 +1,103 @@
+"""Every internal name of Hydra that is used, and all that differs between its releases 1.3 and 1.4.
+
+The names exist in 1.3.2, the oldest that is supported, in 1.3.8 and in the pre-release 1.4.0rc3. A release that
+renames one, or the end of 1.3's support, is this file's work alone. It loads nothing but Hydra.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
+from hydra.core.singleton import Singleton
+from hydra.version import setbase
+from omegaconf import DictConfig, OmegaConf
+
+__all__ = ["BasicSweeper", "Callbacks", "get_args_parser"]
+# BasicSweeper (Hydra 0.11): ours inherits the loop over batches of jobs. Without it: copy that loop.
+# Callbacks (Hydra 1.1): Hydra's ``run_job`` wants them, also in a cluster's process. Without them: none there.
+# get_args_parser (Hydra 1.0): knows the flags that a command line is checked for. Without it: list them.
+
+CORE_PLUGINS = "hydra._internal.core_plugins."
+"""The home of Hydra's own sweepers and launchers, which configs name (Hydra 1.0)."""
+
+_IS_1_3 = hydra.__version__.startswith("1.3")
+_VERSION_BASE = "1.3"
+
+version_base: dict[str, Any] = {"version_base": _VERSION_BASE} if _IS_1_3 else {}
+"""The argument of that name for ``hydra.main`` and ``initialize``: 1.3 warns where it is missing, 1.4 where it is."""
+
+
+def set_version_base() -> None:
+    """Make Hydra behave in a worker process as in the command."""
+    if _IS_1_3:
+        setbase(_VERSION_BASE)
+
+
+def store(name: str, node: Any, **place: str) -> None:
+    """Register a config, in place of one of that name: 1.3 does so by itself, 1.4 wants to be told.
+
+    Args:
+        name: The config's name.
+        node: A dataclass, an object of one, or a dict.
+        **place: Its ``group`` and ``provider``, if any.
+    """
+    replace: dict[str, Any] = {} if _IS_1_3 else {"replace": True}
+    ConfigStore.instance().store(name=name, node=node, **place, **replace)
+
+
+def register_resolver(name: str, function: Callable[[], str]) -> None:
+    """Register a resolver, in place of one of that name; the omegaconf of 1.4 calls it by another name."""
+    register: Any = getattr(OmegaConf, "register_new_resolver" if _IS_1_3 else "register_resolver")
+    register(name, function, replace=True)
+
+
+def split_sweep(overrides: Sequence[Override]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep (Hydra 1.0).
+
+    Without it all combinations of the values would have to be made, and written as overrides again, here.
+
+    Raises:
+        ValueError: For values that cannot be listed, as of a range whose step is 0.
+    """
+    [jobs] = BasicSweeper.split_arguments(list(overrides), None)
+    return [list(job) for job in jobs]
+
+
+@contextmanager
+def restored_globals() -> Iterator[None]:
+    """Put Hydra's singletons, such as ``HydraConfig``, back at the end (Hydra 1.0).
+
+    Without it ``${hydra:...}`` of a job that runs later would show what was set in between.
+    """
+    state = Singleton.get_state()
+    try:
+        yield
+    finally:
+        Singleton.set_state(state)
+
+
+@contextmanager
+def checked_configs(check: Callable[[DictConfig], None]) -> Iterator[None]:
+    """Let a function see each composed config before Hydra uses it (Hydra 1.0).
+
+    Without it a config could be seen only when the code that it names has run.
+    """
+    load = ConfigLoaderImpl.load_configuration
+
+    def checked(self: ConfigLoaderImpl, *args: Any, **options: Any) -> DictConfig:
+        composed = load(self, *args, **options)
+        check(composed)
+        return composed
+
+    ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign]

@@ -1,0 +1,67 @@
+"""A network as theory knows it: no weights, only how they are drawn."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradexp.networks.activations import Activation
+from gradexp.networks.mlp import check_architecture
+from gradexp.theory.mean_field import is_piecewise_linear
+from gradexp.theory.weight_laws import WeightLaw
+
+
+@dataclass(frozen=True)
+class Network:
+    """What distinguishes one network from another before its weights are drawn.
+
+    Args:
+        activation: φ, between every two layers.
+        laws: The law of each layer's weights, W¹ to Wᴸ.
+        widths: n_0, ..., n_L.
+        normalization: ``none``, ``layer`` or ``batch``.
+        residual: ``none``, ``plain``, ``depth`` or ``zero``, as in ``MLP``.
+
+    Raises:
+        ValueError: If a normaliser or kind of residual is unknown, or a residual network's hidden widths differ.
+    """
+
+    activation: Activation
+    laws: Sequence[WeightLaw]
+    widths: Sequence[int]
+    normalization: str = "none"
+    residual: str = "none"
+
+    def __post_init__(self) -> None:
+        check_architecture(self.normalization, self.residual, self.widths)
+
+    @property
+    def depth(self) -> int:
+        """Number of weight matrices L."""
+        return len(self.laws)
+
+    @property
+    def middle(self) -> WeightLaw:
+        """The law of the middle layer, which stands for all where one number is wanted."""
+        return self.laws[self.depth // 2]
+
+    @property
+    def narrowest(self) -> int:
+        """The smallest hidden width; n_0 if there is no hidden layer."""
+        return min(self.widths[1:-1], default=self.widths[0])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether layers follow each other without normalisers and skip connections."""
+        return self.normalization == self.residual == "none"
+
+    @property
+    def branch(self) -> float | None:
+        """The factor a of the residual branches; None for a network without skip connections."""
+        return {"none": None, "plain": 1.0, "depth": 1 / math.sqrt(self.depth), "zero": 0.0}[self.residual]
+
+    @property
+    def has_exact_laws(self) -> bool:
+        """Whether the profile is a sum of independent terms of known law: docs/theory.md, section 4."""
+        is_random = all(law.diagonal is None and law.scaled_to is None for law in self.laws)
+        is_homogeneous = is_piecewise_linear(self.activation) and all(law.sigma_b2 == 0 for law in self.laws)
+        return self.is_plain and is_random and is_homogeneous
