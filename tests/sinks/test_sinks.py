@@ -24,7 +24,7 @@ from gradexp.history.verdict import Verdict
 from gradexp.runs.result import Result
 from gradexp.runs.summary import summary
 from gradexp.runs.training import Training
-from gradexp.sinks import tensorboard
+from gradexp.sinks import files, tensorboard
 from gradexp.sinks.console import Console, sparkline
 from gradexp.sinks.files import Files
 from gradexp.sinks.lines import range_lines
@@ -168,8 +168,8 @@ def test_a_file_is_whole_before_it_takes_its_name(tmp_path, monkeypatch):
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
-    files = Files(tmp_path)
-    files.write("initial", result(status="running"))
+    sink = Files(tmp_path)
+    sink.write("initial", result(status="running"))
     before = {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)}
 
     def full(path, _histories):
@@ -178,7 +178,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_part(tmp_path, monkey
 
     monkeypatch.setattr(files, "write_csv", full)
     with pytest.raises(OSError, match="no space left"):
-        files.write("end", result())
+        sink.write("end", result())
     after = {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)}
     assert after.keys() == before.keys()
     assert after["layers.csv"] == before["layers.csv"]
