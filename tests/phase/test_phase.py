@@ -9,7 +9,7 @@ import command_line
 import numpy as np
 import pytest
 
-from gradexp import theory
+from gradexp import plotting, theory
 from gradexp.phase.__main__ import main
 from gradexp.phase.plane import QUANTITIES, measure_dots, phase_plane, weight_scales, write_plane
 
@@ -187,10 +187,13 @@ def test_help_lists_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_a_sweep_draws_one_plane_for_each_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Path] = []
+    monkeypatch.setattr(plotting, "save", lambda _figure, path, _dpi: drawn.append(path) or path)
     assert call(monkeypatch, "-m", *SMALL, "activation=linear,relu") == 0
-    assert len(list(Path("multirun").glob("*/*/*/phase.png"))) == 2
+    assert [path.name for path in drawn] == ["phase", "critical_region"] * 2
+    assert len({path.parent for path in drawn}) == 2
     # Networks in the plane are measured only when asked for.
     assert not list(Path("multirun").glob("*/*/*/dots.csv"))
     for path in Path("multirun").glob("*/*/*/critical_region.csv"):
-        drawn = {row["activation"] for row in csv.DictReader(path.read_text().splitlines())}
-        assert drawn == ({"linear"} if "linear" in path.parent.name else {"linear", "relu"})
+        names = {row["activation"] for row in csv.DictReader(path.read_text().splitlines())}
+        assert names == ({"linear"} if "linear" in path.parent.name else {"linear", "relu"})

@@ -168,13 +168,15 @@ def test_data_that_say_not_enough_are_loaded() -> None:
 WANTING = [
     tanh(2.5, 0.05),
     pytest.param(tanh(0.5), marks=pytest.mark.slow),
-    Config(init=InitConfig("xavier")),
+    pytest.param(Config(init=InitConfig("xavier")), marks=pytest.mark.slow),
     Config(init=InitConfig("he", gain=2), sigma_b2=0.1),
     pytest.param(Config(init=InitConfig("torch_default"), activation="tanh"), marks=pytest.mark.slow),
     Config(init=InitConfig("identity", gain=0.5), activation="tanh"),
-    Config(activation="sigmoid"),
+    pytest.param(Config(activation="sigmoid"), marks=pytest.mark.slow),
     pytest.param(Config(activation="gelu", init=InitConfig("xavier")), marks=pytest.mark.slow),
-    Config(activation="leaky_relu", negative_slope=0.3, init=InitConfig("normal")),
+    pytest.param(
+        Config(activation="leaky_relu", negative_slope=0.3, init=InitConfig("normal")), marks=pytest.mark.slow
+    ),
     Config(normalization="batch"),
     Config(residual="plain"),
 ]
