@@ -1,7 +1,8 @@
 """Every internal name of Hydra that is used, and all that differs between its releases 1.3 and 1.4.
 
 The names exist in 1.3.2, the oldest that is supported, in 1.3.8 and in the pre-release 1.4.0rc3. A release that
-renames one, or the end of 1.3's support, is this file's work alone. It loads nothing but Hydra.
+renames one, or the end of 1.3's support, is this file's work, but for the base class of our sweeper in
+``hydra_plugins``: a plug-in may load nothing of ours, and Hydra 1.3 makes that class anew when it looks for plug-ins.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +20,7 @@ from hydra.core.singleton import Singleton
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["BasicSweeper", "Callbacks", "get_args_parser"]
-# BasicSweeper (Hydra 0.11): ours inherits the loop over batches of jobs. Without it: copy that loop.
+__all__ = ["Callbacks", "get_args_parser"]
 # Callbacks (Hydra 1.1): Hydra's ``run_job`` wants them, also in a cluster's process. Without them: none there.
 # get_args_parser (Hydra 1.0): knows the flags that a command line is checked for. Without it: list them.
 

@@ -6,9 +6,8 @@ Hydra imports this module whenever one of its programs starts, gradexp's or not:
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-
-from gradexp.cli.hydra_internals import BasicSweeper
 
 
 @dataclass
