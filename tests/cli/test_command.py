@@ -171,7 +171,7 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         (["data=file", "data.path=nope.npz"], "data.path='nope.npz': there is no such file"),
         (["hydra.run.dir=/dev/null/x"], "cannot write to /dev/null"),
         (["nonsense"], "Error parsing override 'nonsense'"),
-        (["init=null"], "ValueError: Config group override must be a string"),
+        (["init=null"], "init must be the name of one choice, got null"),
         (["optimizer.lr=1e39"], "optimizer.lr must be at most 3e+38 in size"),
         (["threads=100000"], "threads must be at most 1024, got 100000"),
         (["normalisation=batch"], "unknown option 'normalisation'; did you mean 'normalization'?"),
