@@ -75,7 +75,7 @@ def test_a_mistake_is_told_in_a_line(
     assert text in error
     assert len(error) < 1500
     assert "HYDRA_FULL_ERROR" not in error
-    assert not list(Path().rglob("summary.json"))
+    assert not list(Path().rglob("layers.csv"))
 
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
