@@ -26,11 +26,12 @@ class _PlainLayer:
     """
 
     width: int
-    law_below: WeightLaw  # of layer l
     law_above: WeightLaw  # of layer l + 1; sigma_w2 is the effective one
     moments: Moments  # at length q
     q: Tensor  # variance of a unit of z, in the infinitely wide network
     next_q: Tensor  # the same of layer l + 1
+    share_below: float  # n / m, the share of a fixed length that Wˡ leaves to the n units; 0 if it fixes none
+    share_above: float  # the same of Wˡ⁺¹, on the way back
     weight_share: Tensor  # s, the share of q that comes from W and not from the biases
     length_bias: Tensor  # β, mean of K / q - 1
     length_variance: Tensor  # ν, variance of K / q
@@ -59,12 +60,12 @@ def expand(network: Network, mean_square: Tensor) -> Profile:
         omega = 3 * m.slope4 / m.slope2.square() - 1  # (36)
         covariance = m.square_slope2 / m.slope2 - m.square
         kappa = m.square_slope2 / (m.square * m.slope2)
-        if layer.law_above.orthogonal:
-            omega, kappa = omega - 2, kappa - 1
-        if layer.law_below.orthogonal:  # (45)
+        if layer.share_above:
+            omega, kappa = omega - 2 * layer.share_above, kappa - layer.share_above
+        if layer.share_below:  # (45)
             radial_slope = layer.weight_share * m.slope2_he2 / m.slope2
-            omega = omega - radial_slope.square() / 2
-            covariance = covariance - layer.weight_share * m.square_he2 * radial_slope / 2
+            omega = omega - layer.share_below * radial_slope.square() / 2
+            covariance = covariance - layer.share_below * layer.weight_share * m.square_he2 * radial_slope / 2
         step = (w2 * m.slope2).log()  # (10)
         mean_field.append(mean_field[-1] + step)
         # (41), term by term
@@ -123,8 +124,9 @@ def _forward(network: Network, mean_square: Tensor) -> tuple[list[_PlainLayer], 
         next_q = w2 * m.square + law_above.sigma_b2  # (8)
         per_square = w2 / next_q
         unit_variance = m.fourth - m.square.square()  # of φ² (27)
-        if law.orthogonal:  # (45)
-            unit_variance = unit_variance - (weight_share * m.square_he2).square() / 2
+        share_below, share_above = network.length_share(index, n), network.length_share(index + 1, n)
+        if share_below:  # (45)
+            unit_variance = unit_variance - share_below * (weight_share * m.square_he2).square() / 2
         length_noise = per_square.square() * unit_variance / n  # (30)
         length_slope = per_square * m.u_value_slope  # (28)
         next_bias = length_slope * length_bias + per_square * m.square_he4 * (
@@ -136,11 +138,12 @@ def _forward(network: Network, mean_square: Tensor) -> tuple[list[_PlainLayer], 
         layers.append(
             _PlainLayer(
                 n,
-                law,
                 law_above,
                 m,
                 q,
                 next_q,
+                share_below,
+                share_above,
                 weight_share,
                 length_bias,
                 length_variance,

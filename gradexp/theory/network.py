@@ -59,6 +59,14 @@ class Network:
         """The factor a of the residual branches; None for a network without skip connections."""
         return {"none": None, "plain": 1.0, "depth": 1 / math.sqrt(self.depth), "zero": 0.0}[self.residual]
 
+    def length_share(self, index: int, n: int) -> float:
+        """Return which share of a vector of fixed length n units hold that ``laws[index]`` leads to, either way.
+
+        Orthogonal weights keep lengths in as many dimensions as their larger side has; others keep none.
+        """
+        larger = max(self.widths[index], self.widths[index + 1])
+        return n / larger if self.laws[index].orthogonal else 0.0
+
     @property
     def has_exact_laws(self) -> bool:
         """Whether the profile is a sum of independent terms of known law: docs/theory.md, section 4."""

@@ -212,7 +212,8 @@ def _layer_norm_step(network: Network, index: int, m: Moments) -> tuple[Tensor, 
     """Return what order 1 / width adds to log chi at hidden layer ``index + 1`` under layer norm, and the noise."""
     is_top = index + 2 == network.depth
     divisor = _divisor(network, index, m)
-    mean, variance, covariance = _through_layer_norm(m, network.widths[index + 1], network.laws[index + 1], is_top)
+    n, law = network.widths[index + 1], network.laws[index + 1]
+    mean, variance, covariance = _through_layer_norm(m, n, law, network.length_share(index + 1, n), is_top)
     # The next layer divides by what this layer's units decide too.
     return mean - divisor.mean, variance + divisor.variance - 2 * covariance * (not is_top)
 
@@ -222,7 +223,10 @@ def _divisor(network: Network, index: int, m: Moments) -> LogMoments:
     law, fan_in, n = network.laws[index], network.widths[index], network.widths[index + 1]
     if n == 1:  # the mean is all there is, and nothing is left to divide by
         return LogMoments(-math.inf, 0.0)
-    mean, variance = (-1 / n, 0.0) if law.orthogonal else (log_chi_square(n - 1).mean - math.log(n), 2 / n)  # (50)
+    mean, variance = log_chi_square(n - 1).mean - math.log(n), 2 / n  # (50)
+    if law.orthogonal:
+        unfixed = (1 - network.length_share(index, n)) / n
+        mean, variance = -1 / n - unfixed, 2 * unfixed
     if index > 0:  # the layer below is normalised too, and hands on E φ² over a sphere (51)
         weight_share = law.sigma_w2 * m.square / (law.sigma_w2 * m.square + law.sigma_b2)
         per_square = weight_share / m.square
@@ -233,13 +237,16 @@ def _divisor(network: Network, index: int, m: Moments) -> LogMoments:
     return LogMoments(mean, variance)
 
 
-def _through_layer_norm(m: Moments, n: int, law: WeightLaw, is_top: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _through_layer_norm(
+    m: Moments, n: int, law: WeightLaw, length_share: float, is_top: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Follow ‖P D Wᵀδ‖² through one layer, P the projection of a normaliser's way back.
 
     Args:
         m: Averages at variance 1.
         n: The layer's width.
         law: The law of W.
+        length_share: The share of a fixed length that W leaves to the n units on the way back.
         is_top: Whether W belongs to the last layer, which has no normaliser.
 
     Returns:
@@ -247,8 +254,8 @@ def _through_layer_norm(m: Moments, n: int, law: WeightLaw, is_top: bool) -> tup
     """
     omega = _omega(m) - m.slope2_he2.square() / (2 * m.slope2.square()) - m.slope2_he1.square() / m.slope2.square()
     kappa = m.square_slope2 / (m.square * m.slope2)
-    if law.orthogonal:
-        omega, kappa = omega - 2, kappa - 1
+    if length_share:
+        omega, kappa = omega - 2 * length_share, kappa - length_share
     next_q = law.sigma_w2 * m.square + law.sigma_b2
     alignment = 1.0 if is_top else law.sigma_b2 / next_q  # r
     # (52)

@@ -103,6 +103,18 @@ def test_the_expansion_describes_every_layer_where_infinite_width_does_not(
     assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.sd_output_grad[0], rel=0.3)
 
 
+@pytest.mark.parametrize("normalization", ["none", "layer"])
+def test_orthogonal_weights_between_unequal_widths_fix_lengths_in_part_only(normalization: str) -> None:
+    widths = [100] + [20, 100] * 6 + [10]
+    measured, predicted = measured_and_predicted(
+        "orthogonal", "tanh", widths, networks=200, sigma_b2=0.1, gain=1.5, normalization=normalization
+    )
+    assert predicted.valid, predicted.reason
+    error = math.hypot(measured.at().log_chi_se(), predicted.tolerance)
+    assert abs(measured.log_chi() - predicted.log_chi) < 3.5 * error
+    assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.first_sd[0], rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("normalization", "residual", "activation", "init"),
     [
