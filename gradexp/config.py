@@ -205,7 +205,7 @@ class Config:
             raise ConfigError(
                 f"init 'lyapunov' is for activation {', '.join(LYAPUNOV_ACTIVATIONS)}, got '{self.activation}'"
             )
-        self._check_cures()
+        self._check_architecture()
         sparsity = self.init.sparsity
         _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
         known_device = re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.device)
@@ -236,7 +236,7 @@ class Config:
             allowed += f", multiples of record.every={record.every}"
         _require(all(fits), "record.profile_steps", list(record.profile_steps), allowed)
 
-    def _check_cures(self) -> None:
+    def _check_architecture(self) -> None:
         hidden = self.hidden_widths
         if self.residual != "none" and len(set(hidden)) > 1:
             raise ConfigError(f"residual={self.residual!r} needs hidden layers of equal width, got {hidden}")
