@@ -632,6 +632,7 @@ MODELS = {
     [
         *((name, "all") for name in MODELS),
         *((name, "by default") for name in ("ResNet", "LSTM of packed sequences", "tied weights", "weight norm")),
+        *((name, "by default") for name in ("lazy", "lists of parameters", "unused branch", "partly frozen")),
     ],
 )
 def test_a_model_is_recorded_right_and_left_as_it_is(name, selection):

@@ -93,8 +93,9 @@ def test_the_expansion_describes_every_layer_where_infinite_width_does_not(
     measured, predicted = measured_and_predicted(init, activation, NARROW, **options)
     assert predicted.valid, predicted.reason
     error = math.hypot(measured.at().log_chi_se(), predicted.tolerance)
-    assert abs(measured.log_chi() - predicted.log_chi) < 3.5 * error
-    if init != "orthogonal" or sigma_b2:  # at gain 1 infinite width is right to 1e-4 already
+    assert abs(measured.log_chi() - predicted.log_chi) < 4 * error
+    # At gain 1 infinite width is right to 1e-4 already, and with torch's weights to 3 or 4 standard errors.
+    if sigma_b2 or init not in ("orthogonal", "torch_default"):
         assert abs(measured.log_chi() - predicted.log_chi_mean_field) > 2 * error
     layers = np.arange(len(NARROW) - 2, -1, -1)
     z = standard_errors(measured, predicted.log10_output_grad, "output_grad")
@@ -120,7 +121,7 @@ def test_orthogonal_weights_between_unequal_widths_fix_lengths_in_part_only(norm
     [
         ("layer", "none", "tanh", "lecun"),
         ("layer", "none", "relu", "he"),
-        pytest.param("layer", "none", "tanh", "orthogonal", marks=pytest.mark.slow),
+        ("layer", "none", "tanh", "orthogonal"),
         ("none", "plain", "relu", "he"),
         pytest.param("none", "plain", "tanh", "lecun", marks=pytest.mark.slow),
         pytest.param("none", "depth", "relu", "he", marks=pytest.mark.slow),
@@ -135,10 +136,11 @@ def test_each_cure_has_its_own_prediction(normalization: str, residual: str, act
     )
     assert predicted.valid, predicted.reason
     error = math.hypot(measured.at().log_chi_se(), predicted.tolerance)
-    assert abs(measured.log_chi() - predicted.log_chi) < 3.5 * error
+    assert abs(measured.log_chi() - predicted.log_chi) < 4 * error
     assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.sd_output_grad[0], rel=0.3)
-    z = standard_errors(measured, predicted.log10_output, "output")
-    assert np.abs(z).max() < 5
+    off = measured.at().without_dead("output").mean(axis=0) - predicted.log10_output
+    se = measured.at().without_dead("output").std(axis=0, ddof=1) / 10  # of 100 networks
+    assert (np.abs(off) < 5 * se + np.arange(len(off)) * predicted.tolerance / (2 * math.log(10))).all()
 
 
 @pytest.mark.parametrize("init", ["xavier"])
@@ -422,7 +424,7 @@ def test_sparse_weights_of_a_wide_network_are_known_to_the_tolerance() -> None:
     measured, predicted = measured_and_predicted("sparse", "tanh", widths, gain=1.5, sparsity=0.8)
     assert predicted.valid
     error = math.hypot(measured.at().log_chi_se(), predicted.tolerance)
-    assert abs(measured.log_chi() - predicted.log_chi) < 3 * error
+    assert abs(measured.log_chi() - predicted.log_chi) < 4 * error
 
 
 def test_inputs_of_a_user_s_model_may_be_numpy_but_not_nan() -> None:
@@ -438,17 +440,25 @@ def test_a_constant_activation_lets_nothing_back() -> None:
     assert (point.q_star, point.chi_1) == (pytest.approx(2.5), 0)
 
 
-@pytest.mark.parametrize(("std", "residual"), [(1e-4, "none"), pytest.param(1.0, "plain", marks=pytest.mark.slow)])
-def test_lengths_may_leave_the_range_of_float64(std: float, residual: str) -> None:
+@pytest.mark.parametrize(
+    ("std", "residual", "depth"),
+    [
+        (1e-4, "none", 120),
+        (1e6, "plain", 60),
+        pytest.param(0.01, "none", 300, marks=pytest.mark.slow),
+        pytest.param(1.0, "plain", 300, marks=pytest.mark.slow),
+    ],
+)
+def test_lengths_may_leave_the_range_of_float64(std: float, residual: str, depth: int) -> None:
     activation = "silu" if residual == "plain" else "tanh"
-    widths = [40] + [60] * 299 + [10]
+    widths = [40] + [60] * (depth - 1) + [10]
     measured, predicted = measured_and_predicted("normal", activation, widths, 12, residual=residual, std=std)
     assert predicted.valid, predicted.reason
     assert abs(predicted.log10_output[-1]) > 100
-    spread = np.sqrt(np.arange(1, 301) * 5 / 60) / math.log(10)
+    spread = np.sqrt(np.arange(1, depth + 1) * 5 / 60) / math.log(10)
     for quantity in ("output", "output_grad", "weight_grad"):
         off = np.abs(measured.profile(quantity) - getattr(predicted, f"log10_{quantity}"))
-        allowed = (4 * spread / math.sqrt(12) + 300 * predicted.tolerance) if quantity == "output" else None
+        allowed = (4 * spread / math.sqrt(12) + depth * predicted.tolerance) if quantity == "output" else None
         if allowed is not None:
             assert (off < allowed + 0.3).all()
-        assert off.max() < 4 * predicted.sd_output_grad[0] + 300 * predicted.tolerance + 0.3
+        assert off.max() < 4 * predicted.sd_output_grad[0] + depth * predicted.tolerance + 0.3
