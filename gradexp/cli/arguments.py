@@ -11,8 +11,8 @@ from hydra.core.override_parser.types import Glob, QuotedString
 from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import Command
 from gradexp.cli.help import choices, list_options
-from gradexp.cli.lines import shortened
 from gradexp.cli.hydra_internals import get_args_parser
+from gradexp.cli.lines import shortened
 
 
 def check_flags(arguments: Sequence[str], about: Command) -> None:
