@@ -18,9 +18,9 @@ from rich.table import Table
 from experiments import EXPERIMENTS
 from experiments.lab.claims import Findings
 from gradexp.choices import ConfigError
-from gradexp.cli.arguments import Parser
 from gradexp.cli.errors import error_line
 from gradexp.cli.interruptions import Interrupted, Interruptions
+from gradexp.cli.lines import Parser
 from gradexp.sinks.progress import Progress
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gradexp.cli.arguments import Parser
-from gradexp.cli.errors import shortened
+from gradexp.cli.lines import Parser, shortened
 
 if TYPE_CHECKING:
     from tensorboard.program import TensorBoard

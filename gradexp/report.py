@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 from gradexp.choices import ConfigError
-from gradexp.cli.arguments import Parser
-from gradexp.cli.errors import shortened
 from gradexp.cli.interruptions import Interrupted, Interruptions
+from gradexp.cli.lines import Parser, shortened
 from gradexp.sweeps.report import report
 
 

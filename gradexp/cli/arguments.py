@@ -1,8 +1,6 @@
 """Flags of the command lines: mistakes are told in a line, and what would run somebody's code is refused."""
 
-import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,18 +10,9 @@ from hydra.core.override_parser.types import Glob, QuotedString
 
 from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import Command
-from gradexp.cli.errors import print_error, shortened
 from gradexp.cli.help import choices, list_options
 from gradexp.cli.hydra_internals import get_args_parser
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that tells a mistake in one line, with the exit code of all other mistakes."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print what is wrong, and end the program."""
-        print_error(f"{shortened(message)} ({self.prog} --help lists what there is)")
-        sys.exit(1)
+from gradexp.cli.lines import shortened
 
 
 def check_flags(arguments: Sequence[str], about: Command) -> None:

@@ -24,9 +24,10 @@ from gradexp.choices import ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.arguments import check_flags
 from gradexp.cli.composing import only_our_targets, store_config, to_config, without_hydra
-from gradexp.cli.errors import error_line, print_error, shortened
+from gradexp.cli.errors import error_line
 from gradexp.cli.hydra_internals import set_version_base, version_base
 from gradexp.cli.interruptions import Interrupted, Interruptions, line_of
+from gradexp.cli.lines import print_error, shortened
 from gradexp.config import Config
 from gradexp.runs.device import fix_order_of_sums
 

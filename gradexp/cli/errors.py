@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import sys
 
 from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
@@ -10,19 +9,15 @@ from omegaconf.errors import OmegaConfBaseException
 from gradexp.choices import ConfigError
 from gradexp.cli.about import RUN, Command
 from gradexp.cli.help import list_options
+from gradexp.cli.lines import shortened
 
-# Letters of a word, and of a line, beyond which they are cut.
-_LONGEST_WORD, _LONGEST = 400, 1000
+# Letters of a line beyond which it is cut.
+_LONGEST = 1000
 
 _OTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER, or of a sweep with hydra.sweep.dir=FOLDER"
 
 # Choices that come with an extra of the same name.
 _EXTRAS = {"hydra/launcher": ("joblib",)}
-
-
-def shortened(text: str) -> str:
-    """Return a text, and of words that fill a screen only their beginning and end."""
-    return re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda match: f"{match[0][:60]}...{match[0][-20:]}", text)
 
 
 def error_line(error: BaseException, about: Command = RUN) -> str:
@@ -62,11 +57,6 @@ def _text_of(error: BaseException, about: Command) -> str:
         return "not enough memory; choose a smaller depth, width, batch_size or seeds, or fewer data"
     # Not foreseen.
     return f"{type(error).__name__}: {lines[0] if lines else ''}\nHYDRA_FULL_ERROR=1 shows where it happened"
-
-
-def print_error(line: str) -> None:
-    """Print a line to standard error."""
-    print(line, file=sys.stderr)  # noqa: T201
 
 
 def _unknown_key(key: str, about: Command) -> str:

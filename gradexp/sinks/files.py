@@ -44,7 +44,7 @@ class Files:
             # Last, so that a summary that says "complete" stands beside files that are.
             write_summary(self.folder, summary(result))
         except Exception as error:  # also of an import that an interruption has cut short
-            if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error, OSError) and error.errno:
                 error.filename = error.filename or str(self.folder)  # a full disk has none
             failed = {"status": "failed", "error": str(error)} if result.status != "interrupted" else {}
             try:

@@ -75,7 +75,7 @@ def test_a_mistake_is_told_in_a_line(
     assert text in error
     assert len(error) < 1500
     assert "HYDRA_FULL_ERROR" not in error
-    assert not list(Path().rglob("layers.csv"))
+    assert all(json.loads(path.read_text())["status"] == "failed" for path in Path().rglob("summary.json"))
 
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
