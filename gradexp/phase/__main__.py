@@ -62,9 +62,9 @@ class PhaseConfig:
         if self.activation not in ACTIVATIONS:
             raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         for key, low in (("sigma_w2", 0.0), ("sigma_b2", 0.0), ("weight_scale", 1e-6)):
-            given = getattr(self, key)
-            if len(given) != 2 or not low <= given[0] < given[1] <= 1e6:
-                raise ConfigError(f"{key} must be [from, to] with {low:g} <= from < to <= 1e6, got {given}")
+            ends = getattr(self, key)
+            if len(ends) != 2 or not low <= ends[0] < ends[1] <= 1e6:
+                raise ConfigError(f"{key} must be [from, to] with {low:g} <= from < to <= 1e6, got {ends}")
         if len(self.dots) != 2 or min(self.dots) < 1:
             raise ConfigError(f"dots must be two numbers of at least 1, got {self.dots}")
         lowest = {"columns": 2, "rows": 2, "depth": 2, "width": 1, "seeds": 1, "seed": 0}
@@ -89,7 +89,7 @@ _DPI = 150
 
 def job(config: PhaseConfig, folder: Path, _overrides: list[str], _interruptions: Interruptions) -> None:
     """Compute, draw and write both pictures."""
-    import torch
+    import torch  # slow to load, as are the other imports here; --help does not wait for them
 
     torch.set_num_threads(1)  # tensors are small
     import numpy as np
@@ -107,8 +107,8 @@ def job(config: PhaseConfig, folder: Path, _overrides: list[str], _interruptions
         # Denser at the lower end, where the edge runs flat into the axis.
         low, high = config.sigma_b2
         b2 = low + (high - low) * np.linspace(0, 1, config.rows) ** 2
-        found = plane.phase_plane(config.activation, w2, b2, config.negative_slope, progress)
-    plane.write_plane(folder / "phase.csv", found)
+        diagram = plane.phase_plane(config.activation, w2, b2, config.negative_slope, progress)
+    plane.write_plane(folder / "phase.csv", diagram)
     dots = []
     if config.measure:
         across, up = _inside(config.sigma_w2, config.dots[0]), _inside(config.sigma_b2, config.dots[1])
@@ -116,7 +116,7 @@ def job(config: PhaseConfig, folder: Path, _overrides: list[str], _interruptions
         with _progress(console, "networks in the plane") as progress:
             dots = plane.measure_dots(config.activation, points, *size, progress)
         plane.write_rows(folder / "dots.csv", dots)
-    save(phase_figure(found, dots), folder / "phase", _DPI)
+    save(phase_figure(diagram, dots), folder / "phase", _DPI)
     with _progress(console, "weight scales") as progress:
         ends: tuple[float, float] = (config.weight_scale[0], config.weight_scale[1])
         lines, markers = (np.geomspace(*ends, count) for count in (61, 17))
@@ -124,16 +124,16 @@ def job(config: PhaseConfig, folder: Path, _overrides: list[str], _interruptions
         scales = plane.weight_scales(list(names), lines, markers, *size, progress)
     plane.write_rows(folder / "critical_region.csv", scales)
     save(weight_scale_figure(scales), folder / "critical_region", _DPI)
-    here = Path.cwd()
-    shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
-    console.print(f"pictures  {shown}/phase.png, critical_region.png", markup=False, soft_wrap=True)
+    current = Path.cwd()
+    path = folder.relative_to(current) if folder.is_relative_to(current) else folder
+    console.print(f"pictures  {path}/phase.png, critical_region.png", markup=False, soft_wrap=True)
     console.print("          and each as .svg, with its numbers as .csv", markup=False)
 
 
 def _inside(ends: list[float], count: int) -> list[float]:
     """Return the middles of equal parts of a range."""
     low, high = ends
-    return [low + (part + 0.5) / count * (high - low) for part in range(count)]
+    return [low + (index + 0.5) / count * (high - low) for index in range(count)]
 
 
 @contextmanager
@@ -142,7 +142,7 @@ def _progress(console: "Console", activity: str) -> "Iterator[Progress | None]":
     if not console.is_terminal:
         yield None
         return
-    from gradexp.sinks.progress import progress_bar
+    from gradexp.sinks.progress import progress_bar  # loads rich
 
     with progress_bar(console) as bar:
         task = bar.add_task(activity, total=None)

@@ -1,4 +1,7 @@
-"""Figures of the phase diagram."""
+"""Figures of the phase diagram.
+
+Functions import matplotlib, which is slow to load, when they are called.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -54,7 +57,7 @@ def phase_figure(plane: "PhaseDiagram", dots: Sequence["MeasuredPoint"] = ()) ->
     axes.plot(*plane.edge.T, color="black", linewidth=2.5, label=r"edge of chaos, $\chi_1 = 1$")
     measured = [(dot, math.exp(dot.log_chi)) for dot in dots if dot.log_chi is not None]
     if measured:
-        one = measured[0][0]
+        first = measured[0][0]
         x, y = [dot.sigma_w2 for dot, _ in measured], [dot.sigma_b2 for dot, _ in measured]
         axes.scatter(x, y, s=120, color="white", zorder=3)  # a rim, to be seen on any colour
         axes.scatter(
@@ -64,7 +67,7 @@ def phase_figure(plane: "PhaseDiagram", dots: Sequence["MeasuredPoint"] = ()) ->
             edgecolors="black",
             s=70,
             zorder=3,
-            label=f"measured: depth {one.depth}, width {one.width}, {one.networks} networks",
+            label=f"measured: depth {first.depth}, width {first.width}, {first.networks} networks",
             **colours,
         )
     axes.set_xlim(plane.sigma_w2[0], plane.sigma_w2[-1])
@@ -77,7 +80,10 @@ def phase_figure(plane: "PhaseDiagram", dots: Sequence["MeasuredPoint"] = ()) ->
 
 
 def _where_crossed(plane: "PhaseDiagram", levels: Iterable[float]) -> list[tuple[float, float]]:
-    """Return a place for the number of each line, at three quarters of the height, where there is room for it."""
+    """Return positions for the contour labels, at three quarters of the height.
+
+    Labels that would overlap are left out.
+    """
     row = int(np.searchsorted(plane.sigma_b2, plane.sigma_b2[0] + 0.75 * np.ptp(plane.sigma_b2)))
     rate, w2 = plane.rate[row], plane.sigma_w2
     taken: list[float] = []
@@ -106,9 +112,9 @@ def weight_scale_figure(scales: Sequence["WeightScalePoint"], decades: float = 3
     depth, width = scales[0].depth, scales[0].width
     names = {"identity": r"$\lambda\,I$", "gaussian": r"Gaussian, std $\lambda/\sqrt{n}$"}
     for index, (activation, weights) in enumerate(dict.fromkeys((s.activation, s.weights) for s in scales)):
-        own = [s for s in scales if (s.activation, s.weights) == (activation, weights)]
-        line = sorted((s.weight_scale, np.nan if s.predicted is None else s.predicted) for s in own)
-        dots = [(s.weight_scale, s.measured) for s in own if s.measured is not None]
+        points = [s for s in scales if (s.activation, s.weights) == (activation, weights)]
+        line = sorted((s.weight_scale, np.nan if s.predicted is None else s.predicted) for s in points)
+        dots = [(s.weight_scale, s.measured) for s in points if s.measured is not None]
         # Open markers are smaller than filled ones, as many lie on each other.
         filled = weights == "identity"
         style: dict[str, Any] = {"color": COLOURS[index], "markerfacecolor": COLOURS[index] if filled else "white"}
@@ -130,13 +136,13 @@ def weight_scale_figure(scales: Sequence["WeightScalePoint"], decades: float = 3
     axes.text(low * 1.02, 0, "trainable window", va="center", fontsize=9)
     left: dict[str, Any] = {"x": low * 1.02, "ha": "left"}
     right: dict[str, Any] = {"x": high / 1.02, "ha": "right"}
-    for edge, end, said, place in (
+    for edge, end, text, place in (
         (_LARGEST_FLOAT32, top, "float32 overflows", left),
         (_SMALLEST_FLOAT32, -top, "float32 underflows", right),
     ):
         if abs(edge) < top:
             axes.axhspan(edge, end, color="#888888", alpha=0.25, linewidth=0)
-            axes.text(y=(edge + end) / 2, s=said, va="center", fontsize=9, **place)
+            axes.text(y=(edge + end) / 2, s=text, va="center", fontsize=9, **place)
     axes.set_xlabel(r"weight scale $\lambda$")
     axes.set_ylabel(rf"$\|\delta^1\|\,/\,\|\delta^{{{depth}}}\|$: gradient at layer 1 over layer {depth}")
     axes.set_title(f"Critical region of {depth} layers of {width} units")

@@ -1,4 +1,4 @@
-"""Where in the plane of weight and bias variances a deep network can be trained: theory, and networks to check it.
+"""Phase diagram: which weight and bias variances let a deep network be trained, by theory and by measurement.
 
 ``python -m gradexp.phase`` draws what is computed here.
 """
@@ -88,11 +88,11 @@ def phase_plane(
     """Compute mean field on a grid.
 
     Args:
-        name: Activation.
+        name: Name of the activation.
         sigma_w2: Columns of the grid.
         sigma_b2: Rows of the grid.
-        negative_slope: Of ``leaky_relu``.
-        progress: Called with (points done, points in all).
+        negative_slope: Slope of ``leaky_relu`` below 0.
+        progress: Function that is called with (points done, points in all).
 
     Example:
         >>> plane = phase_plane("relu", [1.0, 2.0], [0.0])
@@ -101,13 +101,13 @@ def phase_plane(
     """
     phi = activation(name, negative_slope)
     points = [(w2, b2) for b2 in sigma_b2 for w2 in sigma_w2]
-    found = []
+    values = []
     for done, (w2, b2) in enumerate(points, 1):
         point = theory.MeanField(phi, float(w2), float(b2))
-        found.append([getattr(point, quantity) for quantity in QUANTITIES])
+        values.append([getattr(point, quantity) for quantity in QUANTITIES])
         if progress is not None:
             progress(done, len(points))
-    table = np.array(found).reshape(len(sigma_b2), len(sigma_w2), -1)
+    table = np.array(values).reshape(len(sigma_b2), len(sigma_w2), -1)
     return PhaseDiagram(
         name,
         np.asarray(sigma_w2, dtype=np.float64),
@@ -124,8 +124,8 @@ def _edge(name: str, negative_slope: float, highest: float) -> Array:
         return np.array([[critical, 0.0], [critical, highest]])
     q = torch.logspace(-8, 4, 800, dtype=torch.float64)
     w2, b2 = critical_line(phi, q)
-    there = (b2 > -1e-12) & attracts(w2, Moments.at(phi, q))
-    return np.asarray(torch.stack([w2, b2.clamp(min=0)], dim=1).where(there.unsqueeze(1), torch.nan).numpy())
+    exists = (b2 > -1e-12) & attracts(w2, Moments.at(phi, q))
+    return np.asarray(torch.stack([w2, b2.clamp(min=0)], dim=1).where(exists.unsqueeze(1), torch.nan).numpy())
 
 
 def measure_dots(
@@ -140,13 +140,13 @@ def measure_dots(
     """Measure real networks at some points (sigma_w2, sigma_b2).
 
     Args:
-        name: Activation.
-        points: Where.
+        name: Name of the activation.
+        points: Points to measure at.
         width: Units of every layer.
         depth: Number of weight matrices L.
         seeds: Neighbouring seeds, one of each network.
-        negative_slope: Of ``leaky_relu``.
-        progress: Called with (points done, points in all).
+        negative_slope: Slope of ``leaky_relu`` below 0.
+        progress: Function that is called with (points done, points in all).
     """
     points = list(points)
     dots = []
@@ -176,28 +176,28 @@ def weight_scales(
     the input is (1, ..., 1).
 
     Args:
-        names: Activations.
-        scales: Where theory predicts.
-        dots: Where networks are measured.
+        names: Names of the activations.
+        scales: Weight scales at which theory predicts.
+        dots: Weight scales at which networks are measured.
         width: Units of every layer.
         depth: Number of weight matrices L.
         seeds: Neighbouring seeds, one of each Gaussian network; an identity is the same for every seed.
-        negative_slope: Of ``leaky_relu``.
-        progress: Called with (points done, points in all).
+        negative_slope: Slope of ``leaky_relu`` below 0.
+        progress: Function that is called with (points done, points in all).
 
     Returns:
-        For each activation and kind of weights, first the predictions and then the measurements.
+        The predictions, followed by the measurements, of each activation and kind of weights.
 
     Example:
-        >>> found = weight_scales(["linear"], [1.5], [1.5], width=2, depth=150, seeds=[0])
-        >>> round(found[1].predicted, 4), round(found[1].measured, 4)  # 149 log10(1.5)
+        >>> points = weight_scales(["linear"], [1.5], [1.5], width=2, depth=150, seeds=[0])
+        >>> round(points[1].predicted, 4), round(points[1].measured, 4)  # 149 log10(1.5)
         (26.2376, 26.2376)
     """
     kinds = [(name, weights) for name in names for weights in ("identity", "gaussian")]
-    total, found = len(kinds) * (len(scales) + len(dots)), list[WeightScalePoint]()
+    total, points = len(kinds) * (len(scales) + len(dots)), list[WeightScalePoint]()
     for name, weights in kinds:
         for scale in map(float, [*scales, *dots]):
-            is_dot = len(found) % (len(scales) + len(dots)) >= len(scales)
+            is_dot = len(points) % (len(scales) + len(dots)) >= len(scales)
             measured = error = None
             if is_dot:
                 init, options = _INITS[weights](scale)
@@ -205,10 +205,10 @@ def weight_scales(
                 _, error, measured = _measure(name, init, width, depth, networks, negative_slope, options)
                 error = None if error is None else error * (depth - 1) / (2 * math.log(10))
             predicted = _predict_scale(name, weights, scale, width, depth, negative_slope)
-            found.append(WeightScalePoint(name, weights, scale, width, depth, predicted, measured, error))
+            points.append(WeightScalePoint(name, weights, scale, width, depth, predicted, measured, error))
             if progress is not None:
-                progress(len(found), total)
-    return found
+                progress(len(points), total)
+    return points
 
 
 _INITS: dict[str, Callable[[float], tuple[str, dict[str, Any]]]] = {

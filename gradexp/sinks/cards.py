@@ -1,4 +1,7 @@
-"""What a run leaves in TensorBoard's tabs beside the curves: charts side by side, words, pictures and histograms."""
+"""TensorBoard cards other than scalars: layout, text, figures, histograms.
+
+Functions import torch and TensorBoard, which are slow to load, when they are called.
+"""
 
 import shlex
 from collections.abc import Mapping
@@ -34,31 +37,31 @@ def layout() -> "Summary":
     """Return the layout of the Custom Scalars tab; those of several runs are merged into one."""
     from torch.utils.tensorboard.summary import custom_scalars
 
-    found: Summary = custom_scalars({"gradexp": {title: ["Multiline", tags] for title, tags in CHARTS.items()}})
-    return found
+    summary: Summary = custom_scalars({"gradexp": {title: ["Multiline", tags] for title, tags in CHARTS.items()}})
+    return summary
 
 
 def text_cards(result: Result) -> "list[Summary]":
-    """Return what the Text tab says of a run: its verdict, where its number format fails, its command and options.
+    """Return the texts of the Text tab: a run's verdict, where its number format fails, its command and its options.
 
     Args:
         result: A run at its end.
     """
     from torch.utils.tensorboard.summary import text
 
-    given = {key: value for key, value in options(result.config).items() if value is not None}
-    table = ["| option | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in given.items())]
+    values = {key: value for key, value in options(result.config).items() if value is not None}
+    table = ["| option | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in values.items())]
     command = shlex.join(["python", "-m", "gradexp.run", *result.overrides])
     verdict = result.verdict
-    said = "none: the run was not completed"
+    verdict_text = "none: the run was not completed"
     if verdict is not None:
-        found: list[str] = []
+        lines: list[str] = []
         if (initial := result.initial) is not None:
-            found = slope_lines(initial.at()) + theory_lines(result) + range_lines(initial.at(), result.config.dtype)
-        said = "\n\n".join([f"**{verdict.words}**", verdict.text, *found])
+            lines = slope_lines(initial.at()) + theory_lines(result) + range_lines(initial.at(), result.config.dtype)
+        verdict_text = "\n\n".join([f"**{verdict.words}**", verdict.text, *lines])
     # TensorBoard orders them by name.
-    parts = {"run/1 verdict": said, "run/2 command": f"    {command}", "run/3 options": "\n".join(table)}
-    return [text(tag, content) for tag, content in parts.items()]
+    cards = {"run/1 verdict": verdict_text, "run/2 command": f"    {command}", "run/3 options": "\n".join(table)}
+    return [text(tag, content) for tag, content in cards.items()]
 
 
 def picture(tag: str, figure: "Figure") -> "Summary":
@@ -71,23 +74,23 @@ def picture(tag: str, figure: "Figure") -> "Summary":
 
 
 def histograms(outputs: "Mapping[int, Distribution]") -> "list[Summary]":
-    """Return what the Histograms and Distributions tabs show of some layers.
+    """Return the histograms of some layers, for the Histograms and Distributions tabs.
 
     Args:
-        outputs: Layer -> how its outputs z are distributed over samples and units.
+        outputs: Layer -> distribution of its outputs z over samples and units.
     """
     from torch.utils.tensorboard.summary import histogram_raw
 
     return [
         histogram_raw(
             f"outputs/layer_{layer:03}",
-            min=float(own.edges[0]),
-            max=float(own.edges[-1]),
-            num=int(own.counts.sum()),
-            sum=own.total,
-            sum_squares=own.squares,
-            bucket_limits=own.edges.tolist(),
-            bucket_counts=[0, *own.counts.tolist()],  # the first reaches up to the smallest number
+            min=float(distribution.edges[0]),
+            max=float(distribution.edges[-1]),
+            num=int(distribution.counts.sum()),
+            sum=distribution.total,
+            sum_squares=distribution.squares,
+            bucket_limits=distribution.edges.tolist(),
+            bucket_counts=[0, *distribution.counts.tolist()],  # the first reaches up to the smallest number
         )
-        for layer, own in outputs.items()
+        for layer, distribution in outputs.items()
     ]

@@ -1,4 +1,4 @@
-"""What is printed: of a run a screen, of a job of a sweep a line."""
+"""Terminal output: a screen per run, a line per job of a sweep."""
 
 import multiprocessing
 import shlex
@@ -22,12 +22,12 @@ from gradexp.sinks.progress import Progress
 
 
 class Console:
-    """Tell a person: what is built, the profile at a glance, the training, the verdict.
+    """Print what is built, the profile at a glance, the training and the verdict.
 
     Args:
         folder: The run's own folder.
-        quiet: Print the verdict only.
-        console: Where to print; None: standard output.
+        quiet: Whether to print the verdict only.
+        console: The terminal to print to; None: standard output.
     """
 
     def __init__(self, folder: Path, quiet: bool = False, console: RichConsole | None = None) -> None:
@@ -81,7 +81,7 @@ class Console:
         if result.status != "complete":  # the command says in one line what happened
             return
         if training is not None and training.losses and not self.quiet:
-            self.console.print(f"\n[bold]Training[/bold]\n{_course(training)}")
+            self.console.print(f"\n[bold]Training[/bold]\n{_training_line(training)}")
             self._gradient(result.gradients)
         if verdict is not None:
             if not self.quiet:
@@ -89,13 +89,13 @@ class Console:
             self.console.print(f"[bold]{verdict.words}[/bold]")
             self.console.print(verdict.text, markup=False, soft_wrap=self.quiet)
         if not self.quiet:
-            parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())
-            shown = _short(self.folder)
-            self.console.print(f"\nfiles     {shown}", markup=False, soft_wrap=True)
+            timings = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())
+            folder = _short(self.folder)
+            self.console.print(f"\nfiles     {folder}", markup=False, soft_wrap=True)
             self.console.print(
-                f"look      python -m gradexp.board {shlex.quote(shown)}", markup=False, soft_wrap=True
+                f"look      python -m gradexp.board {shlex.quote(folder)}", markup=False, soft_wrap=True
             )
-            self.console.print(f"seconds   {result.seconds:.1f} ({parts})", markup=False)
+            self.console.print(f"seconds   {result.seconds:.1f} ({timings})", markup=False)
 
     def _gradient(self, history: History | None) -> None:
         """Show the real gradient that the probe saw last."""
@@ -111,8 +111,8 @@ class _ProfileTable:
 
     Args:
         depth: Number of layers.
-        console: Where it is printed.
-        title: Of the first column.
+        console: The terminal that the table is printed to.
+        title: Header of the first column.
     """
 
     def __init__(self, depth: int, console: RichConsole, title: str = "") -> None:
@@ -132,19 +132,19 @@ class _ProfileTable:
         style: str = "",
         beside: Array | None = None,
     ) -> None:
-        """Add a row, drawn on the scale of what stands beside it. Without a status every layer has a number."""
+        """Add a row, drawn on the scale of the row beside it. Without a status every layer has a number."""
         words = ["none"] * log10.size if status is None else [STATUSES[code] for code in status]
         sizes = [power_of_ten(log10[layer - 1], words[layer - 1]) for layer in self.layers]
         self.table.add_row(label, *sizes, sparkline(log10, status, blocks=self.blocks, beside=beside), style=style)
 
 
 class Line:
-    """Tell what became of one job of a sweep, in one line.
+    """Print the outcome of one job of a sweep, in one line.
 
     Args:
         folder: The job's own folder.
-        quiet: Print nothing.
-        console: Where to print; None: standard output.
+        quiet: Whether to print nothing.
+        console: The terminal to print to; None: standard output.
     """
 
     def __init__(self, folder: Path, quiet: bool = False, console: RichConsole | None = None) -> None:
@@ -170,16 +170,16 @@ class Line:
 
 
 def job_line(name: str, content: Mapping[str, Any]) -> str:
-    """Return what became of a complete job, from its folder's name and what its summary.json holds."""
-    found = metrics(content)
-    slope, loss = found["log_chi"], found["loss_last"]
+    """Return the outcome of a complete job, from its folder's name and the content of its summary.json."""
+    numbers = metrics(content)
+    slope, loss = numbers["log_chi"], numbers["loss_last"]
     facts = [
-        f"{found['gradient']:<9}",
-        f"{found['training']:<8}",
-        f"{found['theory']:<11}",
+        f"{numbers['gradient']:<9}",
+        f"{numbers['training']:<8}",
+        f"{numbers['theory']:<11}",
         f"log_chi {'' if slope is None else format(slope, '+.4f'):>7}",
         f"loss {'-' if loss is None else format(loss, '.4g'):>6}",
-        f"{found['seconds'] or 0.0:5.1f} s",
+        f"{numbers['seconds'] or 0.0:5.1f} s",
     ]
     return "  ".join([*facts, name])
 
@@ -203,9 +203,9 @@ def sparkline(
     """Draw values over layers on a log scale, at least one decade high, and mark layers without a number.
 
     Args:
-        log10: Shape ``(layer,)``, nan where there is no number.
-        status: Index into ``STATUSES`` of each layer. ``0`` marks zero, ``x`` inf or nan, ``?`` what is unknown.
-        width: Characters at most; a mark stands if one of the layers that share a character has none.
+        log10: Values, shape ``(layer,)``, nan where there is no number.
+        status: Index into ``STATUSES`` of each layer. ``0`` marks zero, ``x`` inf or nan, ``?`` unknown.
+        width: Greatest number of characters; a mark stands if one of the layers that share a character has none.
         blocks: Eight characters, from low to high.
         beside: Values that share the scale.
 
@@ -215,16 +215,16 @@ def sparkline(
     """
     if not log10.size:
         return ""
-    both = log10 if beside is None else np.concatenate([log10, beside])
-    there = both[np.isfinite(both)]
-    low, high = (there.min(), there.max()) if there.size else (0.0, 0.0)
+    values = log10 if beside is None else np.concatenate([log10, beside])
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     if high - low < 1:
         low = (low + high - 1) / 2 + 0.01  # off the middle, where rounding noise would flicker
         high = low + 1
     bars = []
-    for part in np.array_split(np.arange(log10.size), min(width, log10.size)):
-        numbers = log10[part]
-        missing = part[~np.isfinite(numbers)]
+    for layers in np.array_split(np.arange(log10.size), min(width, log10.size)):
+        numbers = log10[layers]
+        missing = layers[~np.isfinite(numbers)]
         if missing.size:
             words = {STATUSES[code] for code in status[missing]} if status is not None else set()
             bars.append(next((mark for word, mark in _MARKS.items() if word in words), _UNSEEN))
@@ -233,7 +233,7 @@ def sparkline(
     return "".join(bars)
 
 
-def _course(training: Any) -> str:
+def _training_line(training: Any) -> str:
     losses, tests = training.losses, training.tests
     line = f"loss {losses[0]:.4g} to {losses[-1]:.4g} in {len(losses)} steps"
     if training.diverged_at is not None:
@@ -245,5 +245,5 @@ def _course(training: Any) -> str:
 
 def _short(folder: Path) -> str:
     """Show a folder relative to the current directory, if it is inside."""
-    here = Path.cwd()
-    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
+    current = Path.cwd()
+    return str(folder.relative_to(current)) if folder.is_relative_to(current) else str(folder)

@@ -1,4 +1,7 @@
-"""One event file of TensorBoard, written by a thread of its own."""
+"""One event file of TensorBoard, written by a thread of its own.
+
+TensorBoard is imported when the first file is opened, since it is slow to load.
+"""
 
 import os
 import re
@@ -67,7 +70,7 @@ class EventFile:
 
         Args:
             summary: The summary.
-            step: Its training step, or its layer; None: none.
+            step: Its training step, or its layer; None for a summary without one.
 
         Raises:
             OSError: If an earlier one could not be written.

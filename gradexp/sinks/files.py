@@ -59,12 +59,12 @@ class Files:
 
 def _write_weights(path: Path, weights: dict[str, Any]) -> None:
     """Write weights.pt; torch itself makes a RuntimeError of a full disk."""
-    import torch
+    import torch  # is loaded by now, but not when a run starts
 
     buffer = io.BytesIO()
     torch.save(weights, buffer)
-    with replacing(path) as part:
-        part.write_bytes(buffer.getbuffer())
+    with replacing(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
 
 
 def write_summary(folder: Path, content: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def keep_until_replaced(folder: Path, sinks: Sequence[Sink]) -> list[Sink]:
 
     Args:
         folder: The run's folder.
-        sinks: What writes into it.
+        sinks: The sinks that write into it.
 
     Raises:
         ConfigError: If the folder holds files of another program.

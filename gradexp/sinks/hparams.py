@@ -1,4 +1,7 @@
-"""A run as one line of TensorBoard's HParams tab: its options, its verdict and its numbers."""
+"""A run as one line of TensorBoard's HParams tab: its options, its verdict and its numbers.
+
+Functions import TensorBoard, which is slow to load, when they are called.
+"""
 
 import dataclasses
 import typing
@@ -26,11 +29,11 @@ _VERDICTS = ("gradient", "training", "theory")
 
 
 def hparams(result: Result) -> "list[Summary]":
-    """Return the summaries that make a run known to the HParams tab: the columns, the options, the numbers, the end.
+    """Return the four summaries of a run's line in the HParams tab: its columns, its options, its numbers, its end.
 
     Every run has the same columns, whatever its scheme: an option that does not apply, or is null, is left empty.
-    What the run came to in words, its verdicts, cannot be metrics, which are numbers; they stand beside the options,
-    so that one can filter by them. The metric ``verdict_code``, one of ``CODES``, is there to colour lines by.
+    The verdicts are words and cannot be metrics, which are numbers; they stand beside the options, so that one can
+    filter by them. The metric ``verdict_code``, one of ``CODES``, is there to colour lines by.
 
     Args:
         result: A run at its end.
@@ -43,7 +46,7 @@ def hparams(result: Result) -> "list[Summary]":
     numbers = metrics(summary(result))
     words = {f"verdict.{key}": numbers.pop(key) for key in _VERDICTS}
     numbers["verdict_code"] = CODES.get(words["verdict.gradient"])
-    given = {_short(override.partition("=")[0].lstrip("+~")) for override in result.overrides}
+    typed_keys = {_short(override.partition("=")[0].lstrip("+~")) for override in result.overrides}
     start = SessionStartInfo(start_time_secs=result.started.timestamp())
     for key, value in (options(result.config) | words).items():
         if isinstance(value, bool):
@@ -55,18 +58,18 @@ def hparams(result: Result) -> "list[Summary]":
     status = "STATUS_SUCCESS" if result.status == "complete" else "STATUS_FAILURE"
     end_time = result.started.timestamp() + (result.seconds or 0)
 
-    def said(tag: str, **content: Any) -> Summary.Value:
-        own = metadata.create_summary_metadata(HParamsPluginData(**content))
-        return Summary.Value(tag=tag, metadata=own, tensor=metadata.NULL_TENSOR)
+    def plugin_value(tag: str, **content: Any) -> Summary.Value:
+        plugin_metadata = metadata.create_summary_metadata(HParamsPluginData(**content))
+        return Summary.Value(tag=tag, metadata=plugin_metadata, tensor=metadata.NULL_TENSOR)
 
-    experiment = Experiment(hparam_infos=_columns(given), metric_infos=_metrics(numbers))
+    experiment = Experiment(hparam_infos=_columns(typed_keys), metric_infos=_metrics(numbers))
     end = SessionEndInfo(status=Status.Value(status), end_time_secs=end_time)
-    there = {key: value for key, value in numbers.items() if value is not None and abs(value) < LARGEST_SCALAR}
+    scalars = {key: value for key, value in numbers.items() if value is not None and abs(value) < LARGEST_SCALAR}
     return [
-        Summary(value=[said(metadata.EXPERIMENT_TAG, experiment=experiment)]),
-        Summary(value=[said(metadata.SESSION_START_INFO_TAG, session_start_info=start)]),
-        Summary(value=[Summary.Value(tag=METRICS + key, simple_value=value) for key, value in there.items()]),
-        Summary(value=[said(metadata.SESSION_END_INFO_TAG, session_end_info=end)]),
+        Summary(value=[plugin_value(metadata.EXPERIMENT_TAG, experiment=experiment)]),
+        Summary(value=[plugin_value(metadata.SESSION_START_INFO_TAG, session_start_info=start)]),
+        Summary(value=[Summary.Value(tag=METRICS + key, simple_value=value) for key, value in scalars.items()]),
+        Summary(value=[plugin_value(metadata.SESSION_END_INFO_TAG, session_end_info=end)]),
     ]
 
 
@@ -74,8 +77,8 @@ def options(config: Config) -> dict[str, Any]:
     """Return every option that determines the numbers, as on a command line: the same keys in every run.
 
     Example:
-        >>> given = options(Config())
-        >>> given["init"], given["init.gain"], given["init.std"]
+        >>> values = options(Config())
+        >>> values["init"], values["init.gain"], values["init.std"]
         ('he', 1.0, None)
     """
     return {key: getattr(owner, name) for key, owner, name, _ in _entries(config)}
@@ -83,23 +86,23 @@ def options(config: Config) -> dict[str, Any]:
 
 def _entries(config: Any, prefix: str = "") -> list[tuple[str, Any, str, Any]]:
     """List each option as (key, object that holds it, its name there, its type)."""
-    found: list[tuple[str, Any, str, Any]] = []
+    entries: list[tuple[str, Any, str, Any]] = []
     types = typing.get_type_hints(type(config))
     for entry in dataclasses.fields(config):
         value, key = getattr(config, entry.name), _short(prefix + entry.name)
         if dataclasses.is_dataclass(value):
-            found += _entries(value, f"{key}.") if key not in UNHASHED else []
+            entries += _entries(value, f"{key}.") if key not in UNHASHED else []
         elif key not in UNHASHED:
-            found.append((key, config, entry.name, types[entry.name]))
-    return found
+            entries.append((key, config, entry.name, types[entry.name]))
+    return entries
 
 
 def _short(key: str) -> str:
-    """A group's choice is typed by the group's name alone: ``init=he`` sets ``init.name``."""
+    """Return a key as it is typed: a group's choice by the group's name alone, so ``init`` for ``init.name``."""
     return key.removesuffix(".name")
 
 
-def _columns(given: set[str]) -> "list[HParamInfo]":
+def _columns(typed_keys: set[str]) -> "list[HParamInfo]":
     """Describe the parameters, of which those named on the command line count as differing."""
     from tensorboard.plugins.hparams.api_pb2 import DataType, HParamInfo
 
@@ -109,7 +112,7 @@ def _columns(given: set[str]) -> "list[HParamInfo]":
     for key, kind in types.items():
         plain = {*typing.get_args(kind), kind} & {bool, int, float}
         name = "BOOL" if bool in plain else "FLOAT64" if plain else "STRING"
-        differs = key in _DIFFER or key in given
+        differs = key in _DIFFER or key in typed_keys
         infos.append(HParamInfo(name=key, type=DataType.Value(f"DATA_TYPE_{name}"), differs=differs))
     return infos
 

@@ -1,11 +1,11 @@
-"""What a run found at initialisation, in lines that the terminal and TensorBoard share."""
+"""The findings at initialisation as lines of text, for terminal and TensorBoard."""
 
 from gradexp.history.step import Step
 from gradexp.runs.result import Result
 
 
 def slope_lines(initial: Step) -> list[str]:
-    """Say how fast the gradient grows or shrinks, and how much the networks differ."""
+    """Return how fast the gradient grows or shrinks, and how much the networks differ."""
     lines = []
     slope, scale = initial.log_chi(), initial.depth_scale()
     if slope is not None:
@@ -20,7 +20,7 @@ def slope_lines(initial: Step) -> list[str]:
 
 
 def theory_lines(result: Result) -> list[str]:
-    """Say what theory expects of log_chi and how far the measurement is from it, or why it says nothing."""
+    """Return what theory expects of log_chi and how far the measurement is from it, or why theory is silent."""
     prediction, comparison = result.prediction, result.comparison
     if prediction is None or comparison is None:
         return []
@@ -35,7 +35,7 @@ def theory_lines(result: Result) -> list[str]:
 
 
 def range_lines(initial: Step, dtype: str) -> list[str]:
-    """Say from which layer on a number format would fail, for outputs and for output gradients."""
+    """Return from which layer on a number format would fail, for outputs and for output gradients."""
     lines = []
     for quantity, label, direction in (("output", "outputs", "up"), ("output_grad", "output gradients", "down")):
         for overflow, word in ((False, "underflow to 0"), (True, "overflow to inf")):

@@ -1,4 +1,7 @@
-"""The pictures of one run, small enough for a card of TensorBoard: the gradient over layers, and over training."""
+"""The pictures of one run, small enough for a card of TensorBoard: the gradient over layers, and over training.
+
+Functions import matplotlib, which is slow to load, when they are called.
+"""
 
 import io
 from collections.abc import Iterator
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PROFILE, TRAINING = "layers/output_gradient_at_initialisation", "layers/output_gradient_in_training"
-"""Their tags in TensorBoard."""
+"""The tags of the two pictures in TensorBoard."""
 
 SCALE = 45
 """Powers of ten from white, which is 1, to the darkest colours, in all runs alike; float32 holds nothing smaller."""
@@ -36,7 +39,7 @@ _OTHERS = ("#888888", "not seen")
 def profile_picture(result: Result) -> "Figure":
     """Draw the output gradient over layers at initialisation, theory, and where the run's number format fails.
 
-    Where it fails for outputs, the real gradient below may be lost too, whatever its own size.
+    If an output overflows or underflows, gradients below it may be lost even if their own size is fine.
 
     Args:
         result: A run whose profile is measured.
@@ -49,8 +52,8 @@ def profile_picture(result: Result) -> "Figure":
     label = f"measured, mean of {len(history.seeds)}" if len(history.seeds) > 1 else "measured"
     draw_profile(axes, history.at(), "output_grad", COLOURS[0], label, theory_label="theory ± 2 sd")
     powers_of_ten(axes)
-    for first, last, colour, said in _failures(history, result.config.dtype):
-        axes.axvspan(first - 0.5, last + 0.5, color=colour, alpha=0.3, linewidth=0, label=said)
+    for first, last, colour, failure in _failures(history, result.config.dtype):
+        axes.axvspan(first - 0.5, last + 0.5, color=colour, alpha=0.3, linewidth=0, label=failure)
     verdict = result.verdict
     axes.set_title(_title(result, verdict.gradient if verdict is not None else "at initialisation"), fontsize=10)
     axes.set_xlabel("layer (1 = input side)")
@@ -82,16 +85,16 @@ def training_picture(result: Result) -> "Figure":
     # A square root, so that the few powers of ten that matter near 1 can be seen, and no size is off the scale.
     root, back = (lambda x: np.sign(x) * np.sqrt(np.abs(x))), (lambda x: np.sign(x) * np.square(x))
     scale = ScalarMappable(FuncNorm((root, back), -SCALE, SCALE), cmap="RdBu_r")
-    shown = np.ix_(_some(history.depth), _some(len(history.steps)))
-    codes = history.status["output_grad"][:, 0].T[shown]  # layer by step
-    cells = scale.to_rgba(np.nan_to_num(history.log10["output_grad"][:, 0].T[shown]))[..., :3]
+    drawn = np.ix_(_some(history.depth), _some(len(history.steps)))
+    codes = history.status["output_grad"][:, 0].T[drawn]  # layer by step
+    cells = scale.to_rgba(np.nan_to_num(history.log10["output_grad"][:, 0].T[drawn]))[..., :3]
     legend = []
     for code, status in enumerate(STATUSES):
-        colour, said = _SPECIAL.get(status, _OTHERS)
+        colour, meaning = _SPECIAL.get(status, _OTHERS)
         where = codes == code
         if status not in ("ok", "subnormal") and where.any():
             cells[where] = to_rgb(colour)
-            legend.append((colour, said))
+            legend.append((colour, meaning))
     first, last = history.steps[0], history.steps[-1]
     half = max(1, last - first) / max(1, len(history.steps) - 1) / 2
     axes.imshow(
@@ -106,7 +109,7 @@ def training_picture(result: Result) -> "Figure":
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{value:.0f}}}$"))
     bar.set_label("norm of ∂L/∂z")
-    handles = [Patch(color=colour, label=said) for colour, said in dict.fromkeys(legend)]
+    handles = [Patch(color=colour, label=meaning) for colour, meaning in dict.fromkeys(legend)]
     if handles:
         axes.legend(handles=handles, fontsize=8, loc="upper left", framealpha=0.9)
     axes.set_title(_title(result, "in training"), fontsize=10)
@@ -118,7 +121,7 @@ def training_picture(result: Result) -> "Figure":
 
 
 def _failures(history: History, dtype: str) -> Iterator[tuple[int, int, str, str]]:
-    """Yield layers without a usable number as (first, last, colour, what is the matter)."""
+    """Yield layers without a usable number as (first, last, colour, failure)."""
     dead = 1 + np.flatnonzero((history.status["output_grad"][0] == STATUSES.index("zero")).all(axis=0))
     if dead.size:
         yield int(dead[0]), int(dead[-1]), "black", "exactly 0"
@@ -130,17 +133,17 @@ def _failures(history: History, dtype: str) -> Iterator[tuple[int, int, str, str
 
 
 def pictures(result: Result) -> "dict[str, Figure]":
-    """Return what there is to draw of a run, by tag."""
-    found = {}
+    """Return the figures of a run, by tag."""
+    figures = {}
     if result.initial is not None:
-        found[PROFILE] = profile_picture(result)
+        figures[PROFILE] = profile_picture(result)
     if result.gradients is not None and result.gradients.steps:
-        found[TRAINING] = training_picture(result)
-    return found
+        figures[TRAINING] = training_picture(result)
+    return figures
 
 
 def write_pictures(folder: Path, result: Result) -> None:
-    """Write what there is to draw of a run as PNG and SVG files, named as the last part of their tags."""
+    """Write the figures of a run as PNG and SVG files, named as the last part of their tags."""
     for tag, figure in pictures(result).items():
         save(figure, folder / tag.rpartition("/")[2], _DPI)
 
@@ -167,9 +170,9 @@ def _card() -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _title(result: Result, said: str) -> str:
+def _title(result: Result, subject: str) -> str:
     config = result.config
     init, usual = config.init, INIT_OPTIONS[config.init.name]
     special = "".join(f" {key}={value}" for key, value in init.options.items() if value != usual[key])
     layers = "layers" if config.depth > 1 else "layer"
-    return f"{init.name}{special}, {config.depth} {config.activation} {layers}: {said}"
+    return f"{init.name}{special}, {config.depth} {config.activation} {layers}: {subject}"

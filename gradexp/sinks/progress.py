@@ -9,13 +9,13 @@ from gradexp.runs.result import Result, Stage
 
 
 def progress_bar(console: RichConsole) -> RichProgress:
-    """Return a bar with what is done of how much, the rate and the remaining time, which is gone at its end."""
+    """Return a bar with the part that is done, the rate and the remaining time; it is gone at its end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     return RichProgress(*columns, console=console, transient=True)
 
 
 class _Rate(ProgressColumn):
-    """How much is done in a second."""
+    """The column of the rate, per second."""
 
     def render(self, task: Task) -> Text:
         """Return the rate, or nothing until it is known."""
@@ -23,12 +23,12 @@ class _Rate(ProgressColumn):
 
 
 class Progress:
-    """A sink that shows what is going on, and is gone when that ends.
+    """A sink that shows the current activity as a bar, and removes the bar at the activity's end.
 
     Args:
-        label: Stands before each activity.
-        quiet: Show nothing.
-        console: Where to draw; None: standard output.
+        label: Text before each activity.
+        quiet: Whether to show nothing.
+        console: The terminal to draw on; None: standard output.
     """
 
     def __init__(self, label: str = "", quiet: bool = False, console: RichConsole | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Where results go: files and TensorBoard. A sink is a class with ``write`` and ``close``, as in ``console.py``."""
+"""Event files for TensorBoard: profiles, curves, and the cards of the other files of this room."""
 
 import math
 import time
@@ -141,7 +141,7 @@ _BETWEEN_PICTURES = 30.0
 
 def write_points(writer: EventFile, steps: Points) -> None:
     """Write all values of a step as one event, which is several times smaller and faster than one for each."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.summary_pb2 import Summary  # loads TensorBoard
 
     for step, values in steps:
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])

@@ -1,4 +1,4 @@
-"""Many runs, one comparison: a table in the console, sweep.csv, figures and one page that holds them all."""
+"""The jobs of a sweep as rows that can be compared: what was swept, and what each job came to."""
 
 import json
 import math
@@ -26,9 +26,9 @@ class Row:
     """One job.
 
     Args:
-        job: Its folder and summary.
+        job: The job's folder and summary.
         swept: Swept key -> value; None where it does not apply.
-        numbers: What it came to (``gradexp.runs.summary.metrics``).
+        numbers: The job's results (``gradexp.runs.summary.metrics``).
     """
 
     job: Job
@@ -41,10 +41,10 @@ class SweepResults:
     """All jobs of a sweep.
 
     Args:
-        folder: Of the sweep.
+        folder: The sweep's folder.
         keys: Swept keys, as they first appear on a command line.
-        rows: Sorted by the swept keys, numbers by size.
-        damaged: What is wrong with the summaries of jobs that are left out.
+        rows: Jobs, sorted by the swept keys, numbers by size.
+        damaged: A line about each damaged summary, whose job is left out.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class SweepResults:
 
     @property
     def statuses(self) -> dict[str, int]:
-        """How many jobs there are of each status."""
+        """The number of jobs of each status."""
         return dict(Counter(row.job.status for row in self.rows))
 
 
@@ -93,7 +93,7 @@ def _read_jobs(folder: Path, attempts: int = 5) -> tuple[list[Job], list[str]]:
 
 
 def _as_it_is(job: Job) -> Job:
-    """Return a job, as interrupted if it says that it runs and does not."""
+    """Return a job; as interrupted if it says that it runs and does not."""
     if job.status != "running" or is_at_work(job.folder):
         return job
     return replace(job, summary={**job.summary, "status": "interrupted"})
@@ -109,14 +109,14 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
 
     Options that change no number, such as ``threads``, count only where nothing else differs.
     """
-    given = [key for job in jobs for key in _given(job)] + [_CONTENT]
-    differ = [key for key in dict.fromkeys(given) if len({json.dumps(value_of(job, key)) for job in jobs}) > 1]
+    typed_keys = [key for job in jobs for key in _overrides(job)] + [_CONTENT]
+    differ = [key for key in dict.fromkeys(typed_keys) if len({json.dumps(value_of(job, key)) for job in jobs}) > 1]
     if {"data", "data.path"} & set(differ):  # which say as much
         differ = [key for key in differ if key != _CONTENT]
     return [key for key in differ if key.partition(".")[0] not in UNHASHED] or differ
 
 
-def _given(job: Job) -> dict[str, str]:
+def _overrides(job: Job) -> dict[str, str]:
     """Return a job's overrides as key -> text."""
     pairs = (text.lstrip("+~").partition("=") for text in job.summary["overrides"])
     return {_CHOICES.get(key, key): value for key, _, value in pairs}
@@ -125,10 +125,10 @@ def _given(job: Job) -> dict[str, str]:
 def value_of(job: Job, key: str) -> Any:
     """Return an option of a job, None where it has none; of a preset, which is no option, what was typed."""
     if key == "experiment":
-        return _given(job).get(key)
+        return _overrides(job).get(key)
     value = job.summary["config"]
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
     if key == _CONTENT and isinstance(value, str):
         return value[:_DIGITS]
     return value.get("name") if key in GROUPS and isinstance(value, dict) else value

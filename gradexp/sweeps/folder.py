@@ -17,11 +17,11 @@ from gradexp.sinks.files import write_summary
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep, as its folder tells.
+    """One job of a sweep, as its folder describes it.
 
     Args:
         folder: The job's own folder; its name begins with the job's number.
-        summary: What its summary.json holds.
+        summary: Content of its summary.json.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class Job:
 
     @property
     def config_hash(self) -> str:
-        """What the job is known by."""
+        """The hash by which the job is recognised."""
         return str(self.summary["config_hash"])
 
     @property
@@ -53,11 +53,11 @@ def read_jobs(folder: Path, damaged: list[str] | None = None) -> list[Job]:
 
     Args:
         folder: The sweep's folder.
-        damaged: What is wrong with each summary that is damaged, filled in here; such jobs are then left out.
+        damaged: List to which a line about each damaged summary is added; such jobs are then left out.
 
     Raises:
-        ConfigError: If the folder is none, or a summary was written by another version, or, unless there is a list
-            for it, is damaged.
+        ConfigError: If the folder does not exist, or a summary was written by another version, or is damaged and
+            there is no list for it.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
@@ -87,11 +87,11 @@ def read_job(folder: Path) -> Job | None:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep does with the jobs it is asked for.
+    """The jobs of a sweep: complete, to run again in their folders, or to run for the first time.
 
     Args:
-        complete: How many are complete, and are not run.
-        again: How many have begun before, and are run again in their folders.
+        complete: Number of complete jobs, which are not run.
+        again: Number of jobs that have begun before, and are run again in their folders.
         folders: Index of each job that is to run -> name of its folder.
     """
 
@@ -101,7 +101,7 @@ class SweepPlan:
 
     @property
     def new(self) -> int:
-        """How many are run for the first time."""
+        """The number of jobs that are run for the first time."""
         return len(self.folders) - self.again
 
 
@@ -113,40 +113,41 @@ def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -
     the same options one is run.
 
     Args:
-        folder: Of the sweep; it need not exist.
-        hashes: Of each job.
-        name: Gives the folder of a job by its index and number.
+        folder: The sweep's folder; need not exist yet.
+        hashes: ``config_hash`` of each job, in the order of the command line.
+        name: Function that returns the folder's name of a job, from its index and its number.
 
     Raises:
-        ConfigError: If the folder is that of a run or holds results of another version, or two jobs would share one.
+        ConfigError: If the folder is that of a run or holds results of another version, or if two jobs would
+            share one.
     """
     if (folder / "summary.json").exists():
         raise ConfigError(f"{folder} is the folder of a single run; choose another one with hydra.sweep.dir=FOLDER")
     jobs = read_jobs(folder, damaged=[]) if folder.exists() else []
     # Of a job that was copied by hand the complete folder counts.
-    found = {job.config_hash: job for job in sorted(jobs, key=lambda job: job.status == "complete")}
+    jobs_by_hash = {job.config_hash: job for job in sorted(jobs, key=lambda job: job.status == "complete")}
     # A job that was killed before its first file has a folder all the same.
-    there = {path.name: (path / "summary.json").exists() for path in folder.glob("*/")}
-    empty = {number_of(name): name for name, has_summary in there.items() if not has_summary}
-    taken = {number_of(name) for name in there}
+    has_summary = {path.name: (path / "summary.json").exists() for path in folder.glob("*/")}
+    empty = {number_of(name): name for name, exists in has_summary.items() if not exists}
+    taken = {number_of(name) for name in has_summary}
     complete, again, folders = 0, 0, dict[int, str]()
-    for index, own in enumerate(hashes):
-        if own in hashes[:index]:
+    for index, config_hash in enumerate(hashes):
+        if config_hash in hashes[:index]:
             continue
-        if own in found:
-            if found[own].status == "complete":
+        if config_hash in jobs_by_hash:
+            if jobs_by_hash[config_hash].status == "complete":
                 complete += 1
             else:
                 again += 1
-                folders[index] = found[own].name
+                folders[index] = jobs_by_hash[config_hash].name
             continue
         number = next(n for n in count() if n not in taken or (n in empty and name(index, n) == empty[n]))
         taken.add(number)
         empty.pop(number, None)
         folders[index] = name(index, number)
     names = list(folders.values())
-    for twice in (own for own in names if names.count(own) > 1):
-        raise ConfigError(f"hydra.sweep.subdir gives two jobs the folder {twice}; put ${{hydra.job.num}} into it")
+    for shared in (entry for entry in names if names.count(entry) > 1):
+        raise ConfigError(f"hydra.sweep.subdir gives two jobs the folder {shared}; put ${{hydra.job.num}} into it")
     return SweepPlan(complete, again, folders)
 
 
@@ -173,9 +174,9 @@ def alone_in(folder: Path, who: str, remedy: str, wait: float = 0) -> Iterator[N
     """Keep others out of a folder; the lock is gone when this process is, however it ends.
 
     Args:
-        folder: Made if it does not exist.
-        who: What is to be there only once.
-        remedy: What to do about another one.
+        folder: The folder, made if it does not exist.
+        who: Name of what may be there only once, for the message.
+        remedy: Advice about another one, for the message.
         wait: Seconds that another one has to come to its end.
 
     Raises:
@@ -221,7 +222,7 @@ def mark_interrupted(folder: Path) -> None:
     """Correct the summaries of jobs that were ended from outside, such as joblib's when a sweep is interrupted.
 
     Args:
-        folder: Of the sweep.
+        folder: The sweep's folder.
     """
     for job in read_jobs(folder, damaged=[]):
         if job.status == "running":
@@ -234,8 +235,8 @@ def interrupt(job: Job, reason: str | None = None) -> dict[str, Any]:
     Where that cannot be written it stays as it is; the job runs again all the same.
 
     Args:
-        job: As it was read.
-        reason: Why it ended, for the summary's ``error``.
+        job: The job, as it was read.
+        reason: Reason why it ended, for the summary's ``error``.
     """
     content = {**job.summary, "status": "interrupted", "error": reason}
     with suppress(ConfigError, OSError), alone_in(job.folder / ".hydra", "run", "", wait=5):

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: all profiles over each other, and what it came to over the swept options."""
+"""Figures of a sweep's results over the swept options: a line over one of them, heat maps over two."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -36,14 +36,14 @@ Cell = tuple[dict[str, Any], list[Row]]
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a heat map shows.
+    """A number that is drawn over the swept options.
 
     Args:
-        label: With its definition.
-        legend: How to read it.
-        mark: Stands in a cell some of whose runs are lost to it, and what it means.
-        lost: Whether one of some runs is lost.
-        value: Its mean over some jobs, or None.
+        label: Name and definition, beside the scale.
+        legend: Sentence on how to read the figure.
+        mark: Mark of a cell some of whose runs are lost to it, and the meaning of the mark.
+        lost: Predicate of some jobs: whether one of them is lost.
+        value: Function of some jobs that returns their mean, or None.
         colours: Name of a colour map.
         diverging: Whether white stands for 0, in the middle.
     """
@@ -174,21 +174,21 @@ def _heat_map(cells: Sequence[Cell], x: str, y: str, quantity: Quantity) -> "Fig
     for shared, rows in cells:
         rest = {key: value for key, value in shared.items() if key not in (x, y)}
         panels.setdefault(option_label(rest), []).append((shared, rows))
-    shown = dict(list(panels.items())[:_MOST_PANELS])
+    drawn_panels = dict(list(panels.items())[:_MOST_PANELS])
     xs, ys = (distinct([shared[key] for shared, _ in cells]) for key in (x, y))
-    grids = [_grid(members, x, y, xs, ys, quantity) for members in shown.values()]
+    grids = [_grid(members, x, y, xs, ys, quantity) for members in drawn_panels.values()]
     numbers = np.abs([number for grid in grids for number in grid.flat if math.isfinite(number)])
     # A few extreme cells would leave all others white; and white is what noise about 0 should be.
     reach = max(float(np.quantile(numbers, 0.95)), 0.01) if numbers.size else 1.0
     limits = (-reach, reach) if quantity.diverging else (0.0, 1.0)
-    room = (9.5, 5.0) if len(shown) == 1 else (4.4, 3.6)
+    room = (9.5, 5.0) if len(drawn_panels) == 1 else (4.4, 3.6)
     size = (
-        min(max(0.62 * len(xs) + 1, 6.0 if len(shown) == 1 else 2.8), room[0]),
+        min(max(0.62 * len(xs) + 1, 6.0 if len(drawn_panels) == 1 else 2.8), room[0]),
         min(max(0.4 * len(ys) + 0.9, 2.5), room[1]),
     )
-    figure, axes_grid = panel_grid(len(shown), None, size)
+    figure, axes_grid = panel_grid(len(drawn_panels), None, size)
     written = sum(grid.size for grid in grids) <= _MOST_NUMBERS and size[0] >= 0.5 * len(xs)
-    for axes, (title, members), grid in zip(axes_grid, shown.items(), grids, strict=True):
+    for axes, (title, members), grid in zip(axes_grid, drawn_panels.items(), grids, strict=True):
         axes.set_facecolor(GREY)  # where nothing is known
         mesh = axes.imshow(grid, cmap=quantity.colours, vmin=limits[0], vmax=limits[1], aspect="auto", origin="lower")
         lost = {(ys.index(shared[y]), xs.index(shared[x])) for shared, rows in members if quantity.lost(rows)}
@@ -207,7 +207,7 @@ def _heat_map(cells: Sequence[Cell], x: str, y: str, quantity: Quantity) -> "Fig
     figure.supylabel(y)
     unknown = "" if all(np.isfinite(grid).all() for grid in grids) else "; grey: no number"
     marked = f"; {': '.join(quantity.mark)}" if any(quantity.lost(rows) for _, rows in cells) else ""
-    explain(figure, quantity.legend + marked + unknown, shown, panels)
+    explain(figure, quantity.legend + marked + unknown, drawn_panels, panels)
     return figure
 
 
@@ -229,14 +229,14 @@ def _write_cells(
     lost: set[tuple[int, int]],
     written: bool,
 ) -> None:
-    """Write into each cell its number where there is room, a mark if a run is lost, a dot for no number."""
+    """Write into each cell its number where there is room, a mark if a run is lost, and a dot if it has no number."""
     form = "{:+.2f}" if quantity.diverging else "{:.0%}"
     for (line, column), number in np.ndenumerate(grid):
-        there = math.isfinite(number)
-        text = form.format(round(number, 2) + 0.0) if there and written else "" if there else "·"
+        finite = math.isfinite(number)
+        text = form.format(round(number, 2) + 0.0) if finite and written else "" if finite else "·"
         if (line, column) in lost:
             text = f"{text} {quantity.mark[0]}".strip(" ·")
         if text:
             share = abs(number) / limits[1] if quantity.diverging else 1 - number
-            colour = "white" if there and share > 0.6 else "black"
+            colour = "white" if finite and share > 0.6 else "black"
             axes.text(column, line, text, ha="center", va="center", fontsize=9, color=colour)

@@ -54,8 +54,8 @@ def write_page(comparison: SweepResults, figures: Mapping[str, Path]) -> Path:
     """Write the page into the sweep's folder, and return its path.
 
     Args:
-        comparison: What it shows.
-        figures: Title -> PNG file, which the page holds a copy of.
+        comparison: The jobs of the sweep.
+        figures: Title -> PNG file, of which the page holds a copy.
     """
     page = comparison.folder / "report.html"
     with replacing(page) as path:
@@ -105,12 +105,12 @@ A click on a column's name sorts by it; the pointer over a number shows all its 
 
 def command_of(rows: Sequence[Row]) -> str | None:
     """Return a command that runs the jobs of a sweep again; None if they are not all combinations of some values."""
-    given = [dict(_split(text) for text in row.job.summary["overrides"]) for row in _by_number(rows)]
-    keys = list(given[0])
-    if any(set(own) != set(keys) for own in given):
+    overrides = [dict(_split(text) for text in row.job.summary["overrides"]) for row in _by_number(rows)]
+    keys = list(overrides[0])
+    if any(set(values_of_job) != set(keys) for values_of_job in overrides):
         return None
-    values = {key: list(dict.fromkeys(own[key] for own in given)) for key in keys}
-    jobs = {tuple(own[key] for key in keys) for own in given}
+    values = {key: list(dict.fromkeys(values_of_job[key] for values_of_job in overrides)) for key in keys}
+    jobs = {tuple(values_of_job[key] for key in keys) for values_of_job in overrides}
     if len(jobs) != math.prod(map(len, values.values())):
         return None
     many = "-m " if len(jobs) > 1 else ""
@@ -129,21 +129,21 @@ def _by_number(rows: Sequence[Row]) -> list[Row]:
 
 
 def _versions(rows: Sequence[Row]) -> str:
-    """Say when and with what the jobs ran; summaries of several machines may differ."""
+    """Return when and with what the jobs ran; summaries of several machines may differ."""
     summaries = [row.job.summary for row in rows]
     used = [
-        f"{key} {', '.join(found)}"
+        f"{key} {', '.join(versions)}"
         for key in ("torch", "python", "hydra")
-        if (found := sorted({str(each[key]) for each in summaries if each[key]}))
+        if (versions := sorted({str(each[key]) for each in summaries if each[key]}))
     ]
     devices = sorted({str(each["device_name"] or each["device"]) for each in summaries if each["device"]})
     began = min(str(each["started"]) for each in summaries)[:16].replace("T", " ")
-    parts = [f"gradexp {__version__}", *used, *([f"on {', '.join(devices)}"] if devices else [])]
-    return f"{', '.join(parts)}; begun {began} UTC, this page {datetime.now():%Y-%m-%d %H:%M}"
+    facts = [f"gradexp {__version__}", *used, *([f"on {', '.join(devices)}"] if devices else [])]
+    return f"{', '.join(facts)}; begun {began} UTC, this page {datetime.now():%Y-%m-%d %H:%M}"
 
 
 def _hint(rows: Sequence[Row]) -> str:
-    """Return words that the filter finds something for."""
+    """Return words for which the filter finds a job."""
     first = rows[len(rows) // 2]
     words = [f"{key}={_text(value)}" for key, value in list(first.swept.items())[:1]]
     return _escape(" ".join([*words, str(first.numbers["gradient"] or first.job.status)]))
@@ -171,7 +171,7 @@ def _head(key: str, rows: Sequence[Row]) -> str:
 
 
 def _line(row: Row, metrics: Sequence[str]) -> str:
-    """Return a job as a line of the table; ``data-words`` is what the filter looks at."""
+    """Return a job as a line of the table; the filter looks at ``data-words``."""
     job = row.job
     words = [f"{key}={_text(value)}" for key, value in row.swept.items()]
     words += [str(value) for value in (job.status, *row.numbers.values()) if isinstance(value, str)]

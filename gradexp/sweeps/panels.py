@@ -1,4 +1,7 @@
-"""Todo."""
+"""What the figures of a sweep share: panels, ticks, colours and labels.
+
+Functions import matplotlib, which is slow to load, when they are called.
+"""
 
 import json
 import textwrap
@@ -18,34 +21,36 @@ _MOST_LETTERS = 60
 GREY = "#d4d4d4"
 
 
-def explain(figure: "Figure", legend: str, shown: Mapping[str, Any], panels: Mapping[str, Any]) -> None:
-    """Write how to read a picture above it, and whether it shows all panels."""
-    left_out = f"\n{len(shown)} of {len(panels)} panels" if len(panels) > len(shown) else ""
+def explain(figure: "Figure", legend: str, drawn: Mapping[str, Any], panels: Mapping[str, Any]) -> None:
+    """Write above a figure how to read it, and how many of the panels are drawn if not all are."""
+    left_out = f"\n{len(drawn)} of {len(panels)} panels" if len(panels) > len(drawn) else ""
     # A long line would be cut off at the sides of a narrow picture.
     figure.suptitle("\n".join(textwrap.wrap(legend, int(12 * figure.get_figwidth()))) + left_out, fontsize=11)
 
 
 def label_ticks(axis: Any, values: Sequence[Any]) -> None:
-    """Name the places 0, 1, ... of an axis by values, of which many are thinned out."""
-    shown = range(0, len(values), -(-len(values) // MOST_TICKS))
-    axis.set_ticks(list(shown), labels=[short_text(values[place]) for place in shown])
+    """Label the places 0, 1, ... of an axis with values; of many values some are left out."""
+    places = range(0, len(values), -(-len(values) // MOST_TICKS))
+    axis.set_ticks(list(places), labels=[short_text(values[place]) for place in places])
 
 
-def distinct(given: Sequence[Any]) -> list[Any]:
-    """Return each value once: numbers by size, others in their order, what does not apply at the end."""
-    once = list({json.dumps(value): value for value in given}.values())
-    there = [value for value in once if value is not None]
-    return (sorted(there) if are_numbers(there) else there) + [None] * (None in once)
+def distinct(values: Sequence[Any]) -> list[Any]:
+    """Return each value once: numbers by size, others in their order, and None, which does not apply, at the end."""
+    unique = list({json.dumps(value): value for value in values}.values())
+    applicable = [value for value in unique if value is not None]
+    return (sorted(applicable) if are_numbers(applicable) else applicable) + [None] * (None in unique)
 
 
 def are_numbers(values: Sequence[Any]) -> bool:
-    """Whether values are numbers, but for those that do not apply."""
-    there = [value for value in values if value is not None]
-    return bool(there) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in there)
+    """Return whether all values are numbers, except those that do not apply."""
+    applicable = [value for value in values if value is not None]
+    return bool(applicable) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in applicable
+    )
 
 
 def panel_grid(count: int, columns: int | None, each: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
-    """Return a figure with so many panels, which share their axes."""
+    """Return a figure with ``count`` panels that share their axes."""
     from matplotlib.figure import Figure
 
     columns = columns or (count if count <= 3 else 2 if count == 4 else 3 if count <= 9 else 4)
@@ -71,14 +76,14 @@ def colour_scale(values: Sequence[Any]) -> Callable[[Any], Any]:
 
 
 def colour_bar(figure: "Figure", grid: Sequence["Axes"], key: str, values: Sequence[Any]) -> None:
-    """Add the colours of the values of an option beside the panels."""
+    """Add a bar with the colours of an option's values beside the panels."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap
 
     colours = ListedColormap([colour_scale(values)(value) for value in values])
     bar = figure.colorbar(ScalarMappable(cmap=colours), ax=list(grid))
-    shown = range(0, len(values), -(-len(values) // MOST_TICKS))
-    bar.set_ticks([(i + 0.5) / len(values) for i in shown], labels=[short_text(values[i]) for i in shown])
+    indices = range(0, len(values), -(-len(values) // MOST_TICKS))
+    bar.set_ticks([(i + 0.5) / len(values) for i in indices], labels=[short_text(values[i]) for i in indices])
     bar.set_label(f"{key} (dashed: theory)")
 
 

@@ -1,4 +1,7 @@
-"""Todo."""
+"""Figure of a sweep's profiles: the output gradient over layers, one line for jobs that differ in their seed only.
+
+Functions import matplotlib, which is slow to load, when they are called.
+"""
 
 import csv
 import math
@@ -37,10 +40,10 @@ class SeedBand:
     """log10 of the output gradient over layers, of the jobs of one cell.
 
     Args:
-        mean: Over living networks, shape ``(layer,)``, nan if there are none.
-        low: Smallest over them.
-        high: Largest over them.
-        theory: What is predicted, nan where it is unknown.
+        mean: Mean over the networks that are not dead, shape ``(layer,)``, nan if there are none.
+        low: Smallest value over these networks.
+        high: Largest value over them.
+        theory: Prediction, nan where it is unknown.
     """
 
     mean: Array
@@ -60,18 +63,18 @@ def read_profile(rows: Sequence[Row]) -> SeedBand | None:
     if not measured:
         return None
     layers = range(1, max(theory) + 1)
-    table = np.array([[own.get(layer, math.nan) for layer in layers] for own in measured.values()])
+    table = np.array([[profile.get(layer, math.nan) for layer in layers] for profile in measured.values()])
     # A dead network is left out at all layers, as from log_chi: one would hide the others, or bend their mean.
-    living = table[np.isfinite(table).all(axis=1)]
-    shown = living if len(living) else np.full((1, len(layers)), math.nan)
+    without_dead = table[np.isfinite(table).all(axis=1)]
+    networks = without_dead if len(without_dead) else np.full((1, len(layers)), math.nan)
     predictions = np.array([theory.get(layer, math.nan) for layer in layers])
-    return SeedBand(shown.mean(axis=0), shown.min(axis=0), shown.max(axis=0), predictions)
+    return SeedBand(networks.mean(axis=0), networks.min(axis=0), networks.max(axis=0), predictions)
 
 
 def _initial_rows(path: Path) -> list[tuple[int, int, float, float]]:
     """Return (seed, layer, log10 of the output gradient, theory's) from the head of a layers.csv, nan for none."""
     keys = ("log10_output_grad", "theory_log10_output_grad")
-    found = []
+    rows = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
@@ -81,16 +84,16 @@ def _initial_rows(path: Path) -> list[tuple[int, int, float, float]]:
                 phase, seed, layer, measured, theory = (fields[place] for place in places)
                 if phase != "init":
                     break  # rows of the training follow, maybe a million
-                found.append((int(seed), int(layer), float(measured or "nan"), float(theory or "nan")))
+                rows.append((int(seed), int(layer), float(measured or "nan"), float(theory or "nan")))
     except (OSError, ValueError, IndexError, csv.Error):  # not there yet, or being written
         return []
-    return found
+    return rows
 
 
 def profiles_figure(comparison: SweepResults) -> "Figure | None":
     """Draw log10 of the output gradient over layers, one line for the jobs that differ in their seed only.
 
-    Up to seven lines share a panel and a legend. More are spread over panels, with one option told by colour.
+    Up to seven lines share a panel and a legend. More are spread over panels, with one option told apart by colour.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -99,27 +102,29 @@ def profiles_figure(comparison: SweepResults) -> "Figure | None":
         return None
     hue, spread = _hue([shared for shared, _, _ in cells]) if len(cells) > MOST_LINES else (None, False)
     columns, panels = _in_panels(cells, hue, spread)
-    shown = dict(list(panels.items())[:_MOST_PROFILES])
-    size = (8.0, 4.6) if len(shown) == 1 else (3.2, 2.7) if len(shown) > 4 else (4.4, 3.3)
-    figure, grid = panel_grid(len(shown), columns, size)
+    drawn_panels = dict(list(panels.items())[:_MOST_PROFILES])
+    size = (8.0, 4.6) if len(drawn_panels) == 1 else (3.2, 2.7) if len(drawn_panels) > 4 else (4.4, 3.3)
+    figure, grid = panel_grid(len(drawn_panels), columns, size)
     values = distinct([shared[hue] for shared, _, _ in cells]) if hue else []
     colour_of = colour_scale(values)
     depth = max(len(profile.mean) for _, _, profile in cells)
-    for axes, (title, members) in zip(grid, shown.items(), strict=True):
+    for axes, (title, members) in zip(grid, drawn_panels.items(), strict=True):
         if spread and not hue:
             for _, _, profile in cells:  # behind the panel's only line, to be compared with it
                 axes.plot(np.arange(1, len(profile.mean) + 1), profile.mean, color=GREY, linewidth=1)
         for index, (shared, rows, profile) in enumerate(members):
             colour = colour_of(shared[hue]) if hue else COLOURS[0 if spread else index]
             layers = np.arange(1, len(profile.mean) + 1)
-            label = option_label({hue: shared[hue]}) if hue else (option_label(shared) or "measured") + _said(rows)
+            label = (
+                option_label({hue: shared[hue]}) if hue else (option_label(shared) or "measured") + _verdicts(rows)
+            )
             marker = "o" if len(layers) == 1 else ""
             axes.plot(layers, profile.mean, color=colour, linewidth=2, label=label, marker=marker)
             axes.fill_between(layers, profile.low, profile.high, color=colour, alpha=0.2, linewidth=0)
             axes.plot(layers, profile.theory, color=colour, linewidth=1.3, linestyle="--")
         axes.set_xlim(1 - 0.02 * depth, 1.02 * depth)
         axes.set_title(
-            title + (_said([row for _, rows, _ in members for row in rows]) if spread else ""), fontsize=10
+            title + (_verdicts([row for _, rows, _ in members for row in rows]) if spread else ""), fontsize=10
         )
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -128,7 +133,7 @@ def profiles_figure(comparison: SweepResults) -> "Figure | None":
     figure.supxlabel("layer (1 = input side)")
     figure.supylabel(LABELS["output_grad"])
     text = "gradients run from right to left: one that falls towards the left vanishes, one that rises explodes"
-    explain(figure, text, shown, panels)
+    explain(figure, text, drawn_panels, panels)
     if len(values) <= MOST_LINES:
         _profile_legend(figure, grid, cells, named=bool(hue) or not spread, sort=not spread)
     else:
@@ -136,14 +141,14 @@ def profiles_figure(comparison: SweepResults) -> "Figure | None":
     return figure
 
 
-def _said(rows: Sequence[Row]) -> str:
+def _verdicts(rows: Sequence[Row]) -> str:
     """Return the verdicts on the gradient of some jobs, as the end of a label."""
     words = dict.fromkeys(str(row.numbers["gradient"]) for row in rows if row.numbers["gradient"])
     return f": {' or '.join(words)}" if words else ""
 
 
 def _hue(shared: Sequence[Mapping[str, Any]]) -> tuple[str | None, bool]:
-    """Choose the option told by colour, and say that lines are spread over panels.
+    """Choose the option that colours tell apart, and return that lines are spread over panels.
 
     It is the one with most values of those that colours can tell: numbers, or a few names. None: each line has its
     own panel.
@@ -160,7 +165,7 @@ Line = tuple[dict[str, Any], list[Row], SeedBand]
 
 
 def _in_panels(cells: Sequence[Line], hue: str | None, spread: bool) -> tuple[int | None, dict[str, list[Line]]]:
-    """Sort lines into panels, and say how many columns of panels show their options in rows and columns."""
+    """Sort lines into panels, and return how many columns of panels show their options in rows and columns."""
     if not spread:
         return None, {"": list(cells)}
     keys = [key for key in cells[0][0] if key != hue]

@@ -50,15 +50,15 @@ def write_csv(comparison: SweepResults) -> None:
         writer.writerow(["job", "folder", "config_hash", "status", *comparison.keys, *comparison.rows[0].numbers])
         for row in comparison.rows:
             job = row.job
-            own = [job.number, job.name, job.config_hash, job.status]
-            writer.writerow([*own, *row.swept.values(), *row.numbers.values()])
+            job_fields = [job.number, job.name, job.config_hash, job.status]
+            writer.writerow([*job_fields, *row.swept.values(), *row.numbers.values()])
 
 
 _DPI = 110
 
 
 def write_figures(comparison: SweepResults) -> dict[str, Path]:
-    """Draw what there is to draw of a sweep into its folder, as PNG and SVG, and return title -> PNG file."""
+    """Draw the figures of a sweep into its folder, as PNG and SVG, and return title -> PNG file."""
     figures = {
         "Output gradient over layers, at initialisation": ("profiles", profiles_figure(comparison)),
         "log_chi over the swept options": ("log_chi", outcome_figure(comparison, LOG_CHI)),

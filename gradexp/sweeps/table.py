@@ -28,8 +28,8 @@ def print_table(comparison: SweepResults, console: Console) -> None:
         _print_groups(groups, console)
     others = {status: number for status, number in comparison.statuses.items() if status != "complete"}
     if others:
-        said = ", ".join(f"{number} {status}" for status, number in others.items())
-        console.print(f"not complete: {said}", markup=False)
+        counts = ", ".join(f"{number} {status}" for status, number in others.items())
+        console.print(f"not complete: {counts}", markup=False)
     failed = [row.job for row in comparison.rows if row.job.status == "failed"]
     for job in failed[:_ERRORS]:
         console.print(f"  {job.name}: {job.summary['error']}", markup=False, soft_wrap=True)
@@ -45,35 +45,35 @@ def _print_groups(groups: Sequence[tuple[dict[str, Any], list[Row]]], console: C
     same = {name: texts[0] for name, texts in columns.items() if len(set(texts)) == 1 and len(groups) > 1}
     # A mean and its spread stand side by side, unless there is none at all.
     alike = {name: text for name, text in same.items() if name not in ("log_chi", "± sd") or text == "-"}
-    shown = {name: texts[:_LINES] for name, texts in columns.items() if name not in alike}
+    visible = {name: texts[:_LINES] for name, texts in columns.items() if name not in alike}
     left_out = []
     for name in _LEAST:
-        if name in shown and _width(shown) > console.width:
-            del shown[name]
+        if name in visible and _width(visible) > console.width:
+            del visible[name]
             left_out.append(name)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    high = any("." in name for name in shown)
-    for name in shown:
+    high = any("." in name for name in visible)
+    for name in visible:
         head = _head(name) if "." in name else "\n" * high + name
         table.add_column(head, justify="left" if name in _VERDICTS else "right", no_wrap=True)
-    for line in zip(*shown.values(), strict=True):
+    for line in zip(*visible.values(), strict=True):
         table.add_row(*line)
     console.print(table)
     if len(groups) > _LINES:
         console.print(f"... and {len(groups) - _LINES} lines more in sweep.csv", markup=False)
-    if said := ", ".join(f"{name} {text}" for name, text in alike.items() if text != "-"):
-        console.print(f"all       {said}", markup=False)
+    if alike_text := ", ".join(f"{name} {text}" for name, text in alike.items() if text != "-"):
+        console.print(f"all       {alike_text}", markup=False)
     if left_out:
         console.print(f"no room   {', '.join(left_out)} (in sweep.csv)", markup=False)
 
 
 def _head(name: str) -> str:
-    """A dotted key takes two lines."""
+    """Break a dotted key into two lines."""
     return name.replace(".", ".\n", 1)
 
 
 def _width(columns: Mapping[str, Sequence[str]]) -> int:
-    """Return how wide a table is, whose columns are two spaces apart."""
+    """Return the width of a table whose columns are two spaces apart."""
     return sum(max(map(cell_len, [*_head(name).split("\n"), *texts])) + 2 for name, texts in columns.items()) - 2
 
 
