@@ -1,4 +1,4 @@
-"""Flags of the command lines: mistakes are told in a line, and what would run somebody's code is refused."""
+"""Flags of the command lines: a mistake gets one line, and what would run somebody's code is refused."""
 
 import argparse
 import re
@@ -18,7 +18,7 @@ from gradexp.cli.hydra_internals import get_args_parser
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that tells a mistake in one line, with the exit code of all other mistakes."""
+    """A parser that reports a mistake in one line, with the exit code of all other mistakes."""
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, and end the program."""
@@ -62,7 +62,7 @@ def check_flags(arguments: Sequence[str], about: Command) -> None:
 
 
 def _check_overrides(overrides: Sequence[str], about: Command) -> None:
-    """Check what Hydra would take in silence, or tell badly.
+    """Check what Hydra would accept in silence, or report badly.
 
     Raises:
         ConfigError: For the first mistake.
@@ -82,16 +82,16 @@ def _check_overrides(overrides: Sequence[str], about: Command) -> None:
             values = list(override.sweep_iterator()) if is_list else [value]
         except ValueError as error:  # of a range whose step is 0
             raise ConfigError(f"the values of {text} cannot be listed: {error}") from error
-        for one in values:
-            if isinstance(one, Glob):
+        for entry in values:
+            if isinstance(entry, Glob):
                 continue
-            if key in (*GROUPS, "experiment") and not override.is_delete() and not _is_choice(one, key):
+            if key in (*GROUPS, "experiment") and not override.is_delete() and not _is_choice(entry, key):
                 raise ConfigError(
                     f"{key} must be the name of one choice, got {text.partition('=')[2]}; "
                     f"choose one of {', '.join(choices(key))}"
                 )
-            if key in flags and not isinstance(one, bool | str | QuotedString):
-                raise ConfigError(f"{key} must be true or false, got {one}")
+            if key in flags and not isinstance(entry, bool | str | QuotedString):
+                raise ConfigError(f"{key} must be true or false, got {entry}")
         if key in _FOLDERS and not override.is_sweep_override():
             _check_folder(key, str(value))
 
