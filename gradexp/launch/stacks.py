@@ -66,6 +66,7 @@ def run_jobs(
                 except KeyboardInterrupt as raised:
                     interruption = raised
             ready.update(zip(chunk, results, strict=False))
+            del results  # each is to go once its job has its files
         if interruption and index not in ready:
             continue
         with stacks.handing_over(ready.pop(index, None)):
