@@ -12,10 +12,10 @@ class About:
     """What is known of an experiment before it is run.
 
     Args:
-        question: That it answers.
-        source: Where the claim comes from.
-        minutes: That it takes on two CPU cores.
-        quick: That it takes with ``--quick``.
+        question: The question that it answers.
+        source: The publication that makes the claim.
+        minutes: Minutes that it takes on two CPU cores.
+        quick: Minutes that it takes with ``--quick``.
     """
 
     question: str

@@ -119,7 +119,8 @@ def _list(console: Console) -> None:
 
 
 def _run(name: str, asked: argparse.Namespace, console: Console, place: str, interruptions: Interruptions) -> bool:
-    """Run one experiment, show its table, and say whether all its claims hold."""
+    """Run one experiment, show its table, and return whether all its claims hold."""
+    # Here, since they load torch and matplotlib, which a list of the experiments does without.
     from experiments.lab.lab import Lab
     from experiments.lab.results import Record, publish, save
 
@@ -138,9 +139,9 @@ def _run(name: str, asked: argparse.Namespace, console: Console, place: str, int
         # Without the networks, or the training, that its claims are about an experiment cannot look them up.
         is_left_out = asked.overrides and isinstance(error, LookupError | ValueError | AssertionError)
         is_told = isinstance(error, ConfigError | CompactHydraException | OmegaConfBaseException)
-        said = f"{' '.join(asked.overrides)} leaves out what its claims are about"
+        reason = f"{' '.join(asked.overrides)} leaves out what its claims are about"
         console.print("[red]failed[/red]  ", end="")
-        console.print(said if is_left_out and not is_told else error_line(error), markup=False, soft_wrap=True)
+        console.print(reason if is_left_out and not is_told else error_line(error), markup=False, soft_wrap=True)
         return False
     finally:
         progress.close()

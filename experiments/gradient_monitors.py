@@ -24,9 +24,10 @@ class Monitor:
     """A monitor of gradients.
 
     Args:
-        name: As its users know it.
-        module: Where its package keeps it.
-        ask: From that module and a network with gradients to the norm of each weight's gradient, as it reports it.
+        name: The name by which its users know it.
+        module: The module in which its package keeps it.
+        ask: A function of that module and a network with gradients, which returns the norm of each weight's gradient
+            as the monitor reports it.
         formula: The same of one gradient, as its source has it; None: torch's own, always at hand.
     """
 
@@ -97,7 +98,7 @@ def _wandb(module: Any, model: nn.Module) -> list[float]:
         for name, weight in named_weights(model).items():
             module.TorchHistory().log_tensor_stats(weight.grad, name)
     histograms = [logged.get(name) for name in named_weights(model)]  # none of what is not finite
-    return [math.nan if own is None else _of_histogram(own.histogram, own.bins) for own in histograms]
+    return [math.nan if entry is None else _of_histogram(entry.histogram, entry.bins) for entry in histograms]
 
 
 def _wandb_formula(gradient: Tensor) -> float:

@@ -13,6 +13,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 from scipy.stats import kendalltau
 
 from experiments.lab.claims import Claim, Findings, above, near
@@ -55,8 +56,9 @@ def reproduce(lab: Lab) -> Findings:
         shape = (f"widths={widths}", f"depth={len(widths) + 1}", "width=64")
         measured += lab.runs(*shape, *at_start)
         trained += lab.runs(*shape)
-    networks = {shape: own for shape, [own] in grouped(measured, _shape_of).items()}
-    starts = {shape: [_steps_to_start(one) for one in own] for shape, own in grouped(trained, _shape_of).items()}
+    networks = {shape: result for shape, [result] in grouped(measured, _shape_of).items()}
+    runs = grouped(trained, _shape_of)
+    starts = {shape: [_steps_to_start(result) for result in results] for shape, results in runs.items()}
     lengths = {}
     for name, (options, _) in SCHEMES.items():
         square = lab.run(f"width={WIDTH}", f"depth={LAYERS + 2}", *options, *at_start)
@@ -132,7 +134,7 @@ def _on_spread(networks: dict[Shape, Result]) -> list[Claim]:
 
 def _on_training(starts: dict[Shape, list[float]]) -> list[Claim]:
     sums = [_sum(shape) for shape in starts]
-    rank = float(kendalltau(sums, [median(own) for own in starts.values()]).statistic)
+    rank = float(kendalltau(sums, [median(steps) for steps in starts.values()]).statistic)
     wide, narrow = (fmean(math.isfinite(steps) for steps in starts[(width,) * 39]) for width in (64, 8))
     return [
         above("steps to start against Σ 1/n: Kendall's rank correlation", rank, 0.6),
@@ -150,8 +152,6 @@ def _variance(result: Result) -> float:
 
 
 def _figure(lengths: dict[str, Array], networks: dict[Shape, Result], starts: dict[Shape, list[float]]) -> "Figure":
-    from matplotlib.ticker import NullFormatter
-
     figure, axes = panels(["average length", "spread over networks", "start of training"], "", "")
     means, spread, start = axes
     layers = np.arange(1, LAYERS + 2)
@@ -165,8 +165,8 @@ def _figure(lengths: dict[str, Array], networks: dict[Shape, Result], starts: di
 
     sums = np.array(sorted(_sum(shape) for shape in networks))
     spread.plot(sums, 5 * sums, "--", color="black", linewidth=1, label="5 Σ 1 / width")
-    never = 1.2 * max((steps for own in starts.values() for steps in own if math.isfinite(steps)), default=1)
-    for shape, own in starts.items():
+    never = 1.2 * max((start for steps in starts.values() for start in steps if math.isfinite(start)), default=1)
+    for shape, steps in starts.items():
         equal = len(set(shape)) == 1
         style: dict[str, Any] = {
             "color": COLOURS[0 if equal else 1],
@@ -175,7 +175,7 @@ def _figure(lengths: dict[str, Array], networks: dict[Shape, Result], starts: di
         }
         spread.plot(_sum(shape), _variance(networks[shape]), **style, label=f"{'' if equal else 'un'}equal widths")
         spread.plot(_sum(shape), _law(shape)[1], "k_", markersize=10, label="exact law")
-        start.plot([_sum(shape)] * len(own), np.minimum(own, never), **style, alpha=0.6)
+        start.plot([_sum(shape)] * len(steps), np.minimum(steps, never), **style, alpha=0.6)
     spread.set(yscale="log", ylabel="variance of log ‖δ¹‖² over networks")
     entries = dict(zip(*reversed(spread.get_legend_handles_labels()), strict=True))  # one of each label
     spread.legend(entries.values(), entries, frameon=False, fontsize=9)

@@ -31,7 +31,7 @@ def reproduce(lab: Lab) -> Findings:
 
 def _claims(runs: Runs) -> list[Claim]:
     budget = runs["he", 40][0].config.steps
-    slowest = {key: slowest_to(own) for key, own in runs.items()}
+    slowest = {key: slowest_to(results) for key, results in runs.items()}
     earlier = ratio(median_steps_to(runs["he", 22]), median_steps_to(runs["xavier", 22]))
     # sqrt(5 / (128 * 39)) = 0.032 is the standard deviation of one network's slope.
     scatter = 0.1

@@ -261,15 +261,15 @@ def _critical_region(lab: Lab) -> "Figure":
 def _symptom_figure(trainings: list[Training]) -> "Figure":
     """Draw the losses, and how far the first step moves each layer."""
     figure, (losses, updates) = panels(["the loss", "the first step"], "", "training loss")
-    for colour, own in zip(COLOURS, trainings, strict=False):
-        values = np.array(training(own.result).losses)
-        has_diverged = training(own.result).diverged_at is not None
+    for colour, trained in zip(COLOURS, trainings, strict=False):
+        values = np.array(training(trained.result).losses)
+        has_diverged = training(trained.result).diverged_at is not None
         if has_diverged:
             losses.text(6, 4.55, f"{values[0]:.1e}, then {values[-1]:g}", color=colour, fontsize=9)
         values[~np.isfinite(values)] = np.nan
-        shown = np.minimum(values, 4.7)
-        losses.plot(shown, color=colour, marker="x" if has_diverged else "", markersize=9, label=own.label)
-        shares = np.array([own.share_changed(layer) for layer in range(1, own.result.config.depth + 1)])
+        clipped = np.minimum(values, 4.7)
+        losses.plot(clipped, color=colour, marker="x" if has_diverged else "", markersize=9, label=trained.label)
+        shares = np.array([trained.share_changed(layer) for layer in range(1, trained.result.config.depth + 1)])
         updates.plot(np.arange(1, len(shares) + 1), np.maximum(shares, -13), color=colour, linewidth=2)
         if np.isneginf(shares).any():
             updates.text(12, -13, "no weight changes", va="center", fontsize=9, color=colour)

@@ -62,7 +62,7 @@ def reproduce(lab: Lab) -> Findings:
         readings[monitor.name] = [vanishing, exploding]
         claims.append(same(f"{monitor.name} ({origin})", _judged([vanishing, exploding], truth), _expected(monitor)))
     # All of them that take torch's norm, unless it has been repaired.
-    lost = sum("all 0" in _judged(own, truth) for own in readings.values())
+    lost = sum("all 0" in _judged(lists, truth) for lists in readings.values())
     expected = 0 if _word_of_torch(1e-30) == "right" else len(MONITORS) - len(HISTOGRAMS)
     claims.append(same("monitors that read 0 in every layer of the vanishing one", lost, expected))
     readings[OURS] = [ours for _, ours in networks]
@@ -91,14 +91,14 @@ def _numpy(weight: nn.Parameter) -> Array:
 
 
 def _judged(readings: Lists, truth: Lists) -> str:
-    """Say of how many layers a monitor was right to a factor of ten, or what it said instead."""
-    said = []
-    for own, norms in zip(readings, truth, strict=True):
-        words = Counter(map(_word, own, norms))
-        said.append(
+    """Return for how many layers a monitor was right to a factor of ten, or what it reported instead."""
+    judgements = []
+    for network, norms in zip(readings, truth, strict=True):
+        words = Counter(map(_word, network, norms))
+        judgements.append(
             "all " + str(*words) if len(words) == 1 else ", ".join(f"{n} {word}" for word, n in words.items())
         )
-    return "; ".join(said)
+    return "; ".join(judgements)
 
 
 def _word(reading: float, norm: float) -> str:
@@ -140,7 +140,7 @@ def _figure(readings: Readings, truth: Lists) -> "Figure":
     titles = ["vanishing: xavier", "exploding: xavier, gain 2"]
     figure, axes = panels(titles, "layer", "norm of the weight gradient ∂L/∂W")
     for index, panel in enumerate(axes):
-        _draw(panel, {name: np.array(both[index]) for name, both in readings.items()}, np.array(truth[index]))
+        _draw(panel, {name: np.array(lists[index]) for name, lists in readings.items()}, np.array(truth[index]))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -151,10 +151,10 @@ def _draw(panel: "Axes", readings: dict[str, Array], truth: Array) -> None:
     panel.set_yscale("log")
     panel.plot(layers, truth, color="#BBBBBB", linewidth=9, label="truth")
     for name, (colour, style) in STYLES.items():
-        there = (readings[name] > 0) & np.isfinite(readings[name])
-        panel.plot(layers[there], readings[name][there], style, color=colour, linewidth=2, label=name)
+        drawable = (readings[name] > 0) & np.isfinite(readings[name])
+        panel.plot(layers[drawable], readings[name][drawable], style, color=colour, linewidth=2, label=name)
     for value, place, offset in ((0.0, truth.min() / 1e14, 8), (math.inf, truth.max() * 1e9, -8)):
-        lost = [name for name, own in readings.items() if (own == value).any()]
+        lost = [name for name, norms in readings.items() if (norms == value).any()]
         if lost:
             at = layers[np.any([readings[name] == value for name in lost], axis=0)]
             panel.plot(at, np.full(len(at), place), "x", color=COLOURS[1], markevery=3, markersize=5)

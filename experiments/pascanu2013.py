@@ -66,11 +66,11 @@ def _claims(runs: Runs, smaller: list[Result]) -> list[Claim]:
     pairs = list(zip(unclipped, clipped, strict=True))
     shares = [_first(short, "update") - _first(long, "update") for long, short in pairs]
     deviation = max(
-        np.abs(share + math.log10(_norm(own, "weight_grad") / THRESHOLD)).max()
-        for share, own in zip(shares, unclipped, strict=True)
+        np.abs(share + math.log10(_norm(result, "weight_grad") / THRESHOLD)).max()
+        for share, result in zip(shares, unclipped, strict=True)
     )
-    longest = max(_norm(own, "update") for own in clipped) / RATE
-    courses = np.array([[smoothed(own) for own in runs["vanishing", clipping]] for clipping in STYLES])
+    longest = max(_norm(result, "update") for result in clipped) / RATE
+    courses = np.array([[smoothed(result) for result in runs["vanishing", clipping]] for clipping in STYLES])
     return [
         *claims,
         same("exploding: gradient, by the verdict of gradexp", ", ".join(sorted(verdicts)), "exploding"),
@@ -94,7 +94,7 @@ def _first(result: Result, quantity: str) -> Array:
 
 
 def _norm(result: Result, quantity: str) -> float:
-    """Return the norm of all layers' together, in the first step."""
+    """Return the joint norm over all layers in the first step."""
     return float(np.sqrt(np.sum(10 ** (2 * _first(result, quantity)))))
 
 
@@ -110,9 +110,9 @@ def _figure(runs: Runs, smaller: list[Result]) -> "Figure":
             if gradient == "exploding" and not index:
                 update = 10 ** _first(result, "update")
                 axes[2].semilogy(1 + np.arange(len(update)), update, **line)
-    for index, (own, *_) in enumerate(grouped(smaller, lambda config: config.optimizer.lr).values()):
+    for index, (first, *_) in enumerate(grouped(smaller, lambda config: config.optimizer.lr).values()):
         line = {"linestyle": "-", "color": COLOURS[1], "alpha": 0.4, "linewidth": 1}
-        _draw_losses(axes[0], own, {**line, "label": f"_{index}" if index else "unclipped, smaller rates"})
+        _draw_losses(axes[0], first, {**line, "label": f"_{index}" if index else "unclipped, smaller rates"})
     for panel in axes[:2]:
         panel.set(xscale="log", yscale="log", ylim=(0.5, 5e5))
         guessing(panel)

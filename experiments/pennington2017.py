@@ -44,10 +44,10 @@ class Kind(NamedTuple):
 
     @property
     def options(self) -> list[str]:
-        """What makes the preset's networks such ones."""
+        """Options that make the preset's networks of this kind."""
         gain = math.sqrt(self.sigma_w2)
-        given = {"activation": self.activation, "init": self.init, "init.gain": gain, "sigma_b2": self.sigma_b2}
-        return [f"{key}={value}" for key, value in given.items()]
+        options = {"activation": self.activation, "init": self.init, "init.gain": gain, "sigma_b2": self.sigma_b2}
+        return [f"{key}={value}" for key, value in options.items()]
 
     @property
     def point(self) -> MeanField:
@@ -75,12 +75,12 @@ def _at_best_rate(results: Sequence[Result]) -> list[Result]:
 
 
 def _claims(moments: Mapping[Kind, SpectralMoments], best: Mapping[Kind, Sequence[Result]]) -> list[Claim]:
-    size = {kind: float(own.log10_m1.mean()) * math.log(10) for kind, own in moments.items()}
-    ratio = {kind: float(own.ratio.mean()) for kind, own in moments.items()}
+    size = {kind: float(measured.log10_m1.mean()) * math.log(10) for kind, measured in moments.items()}
+    ratio = {kind: float(measured.ratio.mean()) for kind, measured in moments.items()}
     theory = {
         kind: jacobian_moments(kind.point, FACTORS, orthogonal=kind.init == "orthogonal").ratio for kind in KINDS
     }
-    steps = {kind: median_steps_to(own, LEARNED) for kind, own in best.items()}
+    steps = {kind: median_steps_to(results, LEARNED) for kind, results in best.items()}
     lowest = lowest_loss(best[RELU])
     # Standard errors over the networks: of log m_1 0.004 with orthogonal weights and 0.05 with Gaussian ones, of the
     # ratio 0.001 and 3 %. ReLU's ratio is another 3 % above that of infinite width.

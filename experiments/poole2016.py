@@ -38,7 +38,7 @@ class Course(NamedTuple):
 
     Args:
         lengths: Mean squares of the outputs, shape ``(layer, LENGTHS)``.
-        correlations: Of the outputs of two inputs, averaged over pairs, shape ``(layer, CORRELATIONS)``.
+        correlations: Correlations of the outputs of two inputs, averaged over pairs, shape ``(layer, CORRELATIONS)``.
     """
 
     lengths: Array
@@ -61,8 +61,8 @@ def _claims(runs: Mapping[float, Sequence[Result]], courses: Sequence[Course]) -
     # Each layer's length scatters by sqrt(2 / 1000) and hands a part of that on. Over the layers of one network, in
     # which parallel inputs share their luck, that leaves a standard error of 2 %.
     lengths = [
-        near(f"σ_w {sigma:g}: length after {FEW} layers is q*", _length(own), point.q_star, 0.06 * point.q_star)
-        for (sigma, own), point in zip(runs.items(), points, strict=True)
+        near(f"σ_w {sigma:g}: length after {FEW} layers is q*", _length(results), point.q_star, 0.06 * point.q_star)
+        for (sigma, results), point in zip(runs.items(), points, strict=True)
     ]
     spread = max(course.lengths[FEW - 1].max() / course.lengths[FEW - 1].min() for course in courses)
     order, chaos, deep_chaos = (course.correlations[-1] for course in courses)
@@ -105,7 +105,7 @@ def _follow(network: MLP) -> Course:
 
 
 def _mean(courses: Sequence[Course]) -> Course:
-    return Course(*(np.mean(own, axis=0) for own in zip(*courses, strict=True)))
+    return Course(*(np.mean(field, axis=0) for field in zip(*courses, strict=True)))
 
 
 def _predicted(sigma: float, layers: int) -> Course:

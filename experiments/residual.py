@@ -81,7 +81,7 @@ def _on_gradients(measured: dict[str, Result]) -> list[Claim]:
 
 def _on_training(trained: Runs, plain: list[Result]) -> list[Claim]:
     early = {
-        name: {depth: fmean(map(_early_accuracy, own)) for depth, own in runs.items()}
+        name: {depth: fmean(map(_early_accuracy, results)) for depth, results in runs.items()}
         for name, runs in trained.items()
     }
     deepest = max(trained["plain"])

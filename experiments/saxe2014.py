@@ -38,7 +38,7 @@ Runs = dict[tuple[str, int], list[Result]]
 def reproduce(lab: Lab) -> Findings:
     """Train both initialisations at all depths and rates, and take the product of the deep networks' matrices."""
     runs = grouped(lab.runs(), lambda config: (config.init.name, config.depth))
-    best = {key: _at_best_rate(own) for key, own in runs.items()}
+    best = {key: _at_best_rate(results) for key, results in runs.items()}
     scaled = {
         depth: lab.runs("init=orthogonal", f"depth={depth}", f"optimizer.lr={PER_LAYER / depth}")
         for depth in (SHALLOW, DEEP)
@@ -50,9 +50,9 @@ def reproduce(lab: Lab) -> Findings:
 def _claims(
     runs: Runs, best: Runs, scaled: Mapping[int, Sequence[Result]], spectra: Mapping[str, Array]
 ) -> list[Claim]:
-    steps = {key: _median_steps(own) for key, own in best.items()}
+    steps = {key: _median_steps(results) for key, results in best.items()}
     deep, shallow = steps["orthogonal", DEEP], steps["orthogonal", SHALLOW]
-    at_scaled = {depth: _median_steps(own) for depth, own in scaled.items()}
+    at_scaled = {depth: _median_steps(results) for depth, results in scaled.items()}
     spread = spectra["orthogonal"][0] - spectra["orthogonal"][-1]
     middle = float(np.median(spectra["xavier"])) / (DEEP - 1)
     return [
@@ -86,7 +86,7 @@ def _at_best_rate(results: Sequence[Result]) -> list[Result]:
     """Return the results at the learning rate that has learned first, or if none has, with the lowest losses."""
     rates = grouped(results, lambda config: config.optimizer.lr)
     # The largest of them: some networks diverge at rates that are good for others.
-    return min(rates.values(), key=lambda own: (_median_steps(own), max(lowest_loss([one]) for one in own)))
+    return min(rates.values(), key=lambda runs: (_median_steps(runs), max(lowest_loss([result]) for result in runs)))
 
 
 def _spectrum(lab: Lab, init: str) -> Array:

@@ -47,10 +47,10 @@ Runs = dict[str, list[Result]]
 
 def reproduce(lab: Lab) -> Findings:
     """Measure deep networks at initialisation, and train some of several depths, with and without batch norm."""
-    measured = {name: lab.run(*own, DEEP, "seed=0", "seeds=8", "steps=0") for name, own in SCHEMES.items()}
+    measured = {name: lab.run(*options, DEEP, "seed=0", "seeds=8", "steps=0") for name, options in SCHEMES.items()}
     trained = grouped(lab.runs(), lambda config: f"{config.depth} layers")
-    deep = {name: lab.runs(DEEP, *own) for name, own in (CONTROL | CURED).items()}
-    rates = [one for rate in (0.001, 0.1) for one in lab.runs(DEEP, *TANH, f"optimizer.lr={rate}")]
+    deep = {name: lab.runs(DEEP, *options) for name, options in (CONTROL | CURED).items()}
+    rates = [result for rate in (0.001, 0.1) for result in lab.runs(DEEP, *TANH, f"optimizer.lr={rate}")]
     return Findings(_claims(measured, trained, deep, rates), {"yang2019": _figure(measured, trained, deep)})
 
 
@@ -79,8 +79,8 @@ def _claims(measured: dict[str, Result], trained: Runs, deep: Runs, rates: list[
 def _figure(measured: dict[str, Result], trained: Runs, deep: Runs) -> "Figure":
     titles = ["at initialisation", "training, relu with batch norm", "60 layers: control, and cures"]
     figure, (gradients, depths, others) = panels(titles, "training step", "")
-    shown = [name for name in measured if "1/2" not in name]  # a network of gain 1/2 is the same as of gain 2
-    for index, name in enumerate(shown):
+    labels = [name for name in measured if "1/2" not in name]  # a network of gain 1/2 is the same as of gain 2
+    for index, name in enumerate(labels):
         profile = initial(measured[name]).profile("output_grad")
         layers = np.arange(1, len(profile) + 1)
         # Those below are wider, as most lie on each other.

@@ -19,7 +19,7 @@ COMMANDS = f"""gradexp {__version__}: vanishing and exploding gradients, shown, 
 def run() -> None:
     """Run ``python -m gradexp.run``, as the installed script ``gradexp`` does."""
     leave_at_once()  # before the imports, which take half a second
-    from gradexp.run import main
+    from gradexp.run import main  # loads Hydra
 
     main()
 

@@ -17,6 +17,7 @@ from gradexp.config import Config
 
 def job(config: Config, folder: Path, overrides: list[str], interruptions: Interruptions) -> None:
     """Run one experiment and leave its files in a folder."""
+    # Here, since they load numpy and rich, which --help does without.
     from gradexp.runs import stacks
     from gradexp.runs.experiment import deliver, run
     from gradexp.runs.result import Sink
@@ -31,11 +32,11 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
     subruns, figures = (
         not of_sweep if asked is None else asked for asked in (config.record.subruns, config.record.figures)
     )
-    shown = Line(folder, config.quiet) if of_sweep else Console(folder, config.quiet)
+    screen = Line(folder, config.quiet) if of_sweep else Console(folder, config.quiet)
     files: list[Sink] = [TensorBoard(folder, subruns, figures), Files(folder, figures)]
     remedy = "wait for its end, or choose another folder with hydra.run.dir=FOLDER"
     with alone_in(folder / ".hydra", "run", remedy, wait=_REPORT_LOOKS):
-        sinks = [*keep_until_replaced(folder, files), shown]
+        sinks = [*keep_until_replaced(folder, files), screen]
         if (result := stacks.take(config)) is not None:
             with interruptions.held():
                 deliver(result, sinks, overrides)

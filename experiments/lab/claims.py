@@ -67,7 +67,7 @@ def same(text: str, measured: object, expected: object) -> Claim:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Write a number with so many digits; None as ``none``."""
+    """Return a number as text with ``digits`` digits, ``none`` for None."""
     if value is None:
         return "none"
     if not math.isfinite(value):

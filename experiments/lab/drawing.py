@@ -1,29 +1,25 @@
 """What the figures of the experiments have in common."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.lab.measures import GUESSING, WINDOW, smoothed
 from gradexp.plotting import COLOURS
 from gradexp.runs.result import Result
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 __all__ = ["COLOURS", "courses", "guessing", "panels"]
 
 
-def panels(titles: Sequence[str], xlabel: str, ylabel: str) -> "tuple[Figure, list[Axes]]":
+def panels(titles: Sequence[str], xlabel: str, ylabel: str) -> tuple[Figure, list[Axes]]:
     """Return a figure of panels side by side, with a grid and the same labels.
 
     Args:
         titles: One per panel.
-        xlabel: Of every panel.
-        ylabel: Of the first one.
+        xlabel: Label of every panel.
+        ylabel: Label of the first one.
     """
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(3.5 * max(len(titles), 2), 4), layout="constrained")
     axes: list[Axes] = list(figure.subplots(1, len(titles), squeeze=False)[0])
     for panel, title in zip(axes, titles, strict=True):
@@ -35,7 +31,7 @@ def panels(titles: Sequence[str], xlabel: str, ylabel: str) -> "tuple[Figure, li
     return figure, axes
 
 
-def courses(panel: "Axes", results: Sequence[Result], colour: str, label: str) -> None:
+def courses(panel: Axes, results: Sequence[Result], colour: str, label: str) -> None:
     """Draw the training losses of some networks, of which the first names them all."""
     for index, result in enumerate(results):
         course = smoothed(result)
@@ -43,6 +39,6 @@ def courses(panel: "Axes", results: Sequence[Result], colour: str, label: str) -
         panel.plot(steps, course, color=colour, label=f"_{label}" if index else label)
 
 
-def guessing(panel: "Axes", loss: float = GUESSING, label: str = "guessing") -> None:
+def guessing(panel: Axes, loss: float = GUESSING, label: str = "guessing") -> None:
     """Draw the loss of a network that ignores its input."""
     panel.axhline(loss, color="black", linewidth=1, linestyle=":", label=label)

@@ -18,9 +18,9 @@ class Lab:
         preset: Name of a file in ``configs/experiment/``.
         quick: Options of the quick version; none for the full one.
         overrides: Options that have the last word, as on the command line.
-        device: As the option of that name.
-        progress: Told what is going on.
-        sinks: Told of every run as well.
+        device: The device of all networks, as the option of that name has it.
+        progress: The bar that shows what is going on.
+        sinks: Further receivers of every stage of every run.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class Lab:
         self.sinks = [self.progress, *sinks]
 
     def configs(self, *overrides: str, most: int | None = None) -> list[Config]:
-        """Return the options of each network of the preset, or of so many, with some changed."""
-        given = [f"experiment={self.preset}", f"device={self.device}", *self.quick, *overrides, *self.overrides]
-        return compose(given, most)
+        """Return the options of each network of the preset, or of the first ``most``, with some changed."""
+        options = [f"experiment={self.preset}", f"device={self.device}", *self.quick, *overrides, *self.overrides]
+        return compose(options, most)
 
     def hidden_layers(self, *overrides: str) -> MLP:
         """Return the preset's first network, or its ``seeds``, without the first and the last layer's own widths.
@@ -69,12 +69,13 @@ class Lab:
         Each has the numbers that ``gradexp.runs.run`` gives it alone.
         """
         configs = self.configs(*overrides)
-        found: dict[int, Result] = {}
+        results: dict[int, Result] = {}
         for stack in stackable_groups(configs):
-            for part in chunks(stack, configs[stack[0]]):
-                self.progress.label = f"{self.done} networks done, {len(part)} at work: "
-                found.update(zip(part, run_stack([configs[index] for index in part], self.sinks), strict=True))
-                self.done += len(part)
-        threads = f", {found[0].threads} thread{'s' if found[0].threads != 1 else ''}"
-        self.device_name = f"{found[0].device} ({found[0].device_name}{threads if found[0].device == 'cpu' else ''})"
-        return [found[index] for index in range(len(configs))]
+            for chunk in chunks(stack, configs[stack[0]]):
+                self.progress.label = f"{self.done} networks done, {len(chunk)} at work: "
+                results.update(zip(chunk, run_stack([configs[index] for index in chunk], self.sinks), strict=True))
+                self.done += len(chunk)
+        first = results[0]
+        threads = f", {first.threads} thread{'s' if first.threads != 1 else ''}" if first.device == "cpu" else ""
+        self.device_name = f"{first.device} ({first.device_name}{threads})"
+        return [results[index] for index in range(len(configs))]

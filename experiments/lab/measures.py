@@ -1,4 +1,4 @@
-"""What several runs tell together."""
+"""Numbers that summarise several runs."""
 
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -29,7 +29,7 @@ def initial(result: Result) -> History:
 
 
 def training(result: Result) -> Training:
-    """Return the course of a run's training."""
+    """Return the record of a run's training."""
     assert result.training is not None
     return result.training
 
@@ -60,8 +60,8 @@ def mean_profile(results: Sequence[Result], quantity: str) -> Array:
 
 def smoothed(result: Result) -> Array:
     """Return the mean loss over the last ten steps, for each step from the tenth on; nan once it has diverged."""
-    there = training(result).losses
-    losses = np.array(there + [np.nan] * (result.config.steps - len(there)))
+    before = training(result).losses
+    losses = np.array(before + [np.nan] * (result.config.steps - len(before)))
     if len(losses) < WINDOW:
         return np.empty(0)
     with np.errstate(over="ignore", invalid="ignore"):

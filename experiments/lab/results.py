@@ -26,12 +26,12 @@ class Record:
     """One experiment as it was run.
 
     Args:
-        name: Of the experiment.
+        name: Name of the experiment.
         about: What was known before.
         findings: What it found.
-        seconds: That it took.
-        device: On which it ran.
-        options: With which it was called.
+        seconds: Seconds that it took.
+        device: The device on which it ran.
+        options: The options with which it was called.
     """
 
     name: str
@@ -54,13 +54,13 @@ class Record:
 
 def save(record: Record, folder: Path) -> Path:
     """Write the table and the figures into a folder of the experiment's name, and return that."""
-    own = folder / record.name
-    own.mkdir(parents=True, exist_ok=True)
+    own_folder = folder / record.name
+    own_folder.mkdir(parents=True, exist_ok=True)
     figures = record.findings.figures
     for name, figure in figures.items():
-        save_figure(figure, own / name, _DPI)
-    (own / "results.md").write_text(section(record, [f"{name}.png" for name in figures]), encoding="utf-8")
-    return own
+        save_figure(figure, own_folder / name, _DPI)
+    (own_folder / "results.md").write_text(section(record, [f"{name}.png" for name in figures]), encoding="utf-8")
+    return own_folder
 
 
 def publish(record: Record, folder: Path) -> None:
@@ -73,8 +73,8 @@ def publish(record: Record, folder: Path) -> None:
     file = folder / "RESULTS.md"
     sections = _sections(file.read_text(encoding="utf-8")) if file.is_file() else {}
     sections[record.name] = section(record, paths)
-    parts = [_TITLE, _overview(sections), *(sections[name] for name in sorted(sections))]
-    file.write_text("\n".join(parts), encoding="utf-8")
+    texts = [_TITLE, _overview(sections), *(sections[name] for name in sorted(sections))]
+    file.write_text("\n".join(texts), encoding="utf-8")
 
 
 def section(record: Record, figures: list[str]) -> str:
@@ -104,10 +104,10 @@ def _overview(sections: dict[str, str]) -> str:
     lines = ["| experiment | claims that hold | seconds |", "|---|---|---|"]
     totals = [0, 0, 0]
     for name in sorted(sections):
-        found = re.search(r", (\d+) s on .*: (\d+) of (\d+) claims hold", sections[name])
-        assert found is not None
-        seconds, held, claims = map(int, found.groups())
-        totals = [total + own for total, own in zip(totals, (held, claims, seconds), strict=True)]
+        counts = re.search(r", (\d+) s on .*: (\d+) of (\d+) claims hold", sections[name])
+        assert counts is not None
+        seconds, held, claims = map(int, counts.groups())
+        totals = [total + count for total, count in zip(totals, (held, claims, seconds), strict=True)]
         lines.append(f"| [{name}](#{name}) | {held} of {claims} | {seconds} |")
     lines.append("| all | {} of {} | {} |".format(*totals))
     return "\n".join([*lines, ""])
@@ -115,5 +115,5 @@ def _overview(sections: dict[str, str]) -> str:
 
 def _sections(text: str) -> dict[str, str]:
     """Split a file of results into its sections by name."""
-    parts = re.split(r"^## (\S+)$", text, flags=re.MULTILINE)[1:]
-    return {name: f"## {name}{body.rstrip()}\n" for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    pieces = re.split(r"^## (\S+)$", text, flags=re.MULTILINE)[1:]
+    return {name: f"## {name}{body.rstrip()}\n" for name, body in zip(pieces[::2], pieces[1::2], strict=True)}

@@ -1,1 +1,1 @@
-"""What the command lines share: help, errors, interruptions, and Hydra."""
+"""What the command lines share: composing options with Hydra, help, errors in one line, interruptions, exit codes."""

@@ -39,7 +39,7 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
     HYDRA_FULL_ERROR=1 errors keep their traceback.
 
     Args:
-        job: Given the checked options, the run's own folder, the overrides and a sink for interruptions.
+        job: A function of the checked options, the run's own folder, the overrides and a sink for interruptions.
         about: Name, help and schema.
 
     Returns:
@@ -116,7 +116,7 @@ def _checked(composed: DictConfig, about: Command, folder: Path | None, override
         return to_config(composed, about.schema)
     except (ConfigError, OmegaConfBaseException) as error:
         if folder is not None:
-            from gradexp.runs.summary import unstarted_summary
+            from gradexp.runs.summary import unstarted_summary  # loads numpy, as does the next
             from gradexp.sinks.files import write_summary
 
             write_summary(

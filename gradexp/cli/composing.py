@@ -33,7 +33,7 @@ def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
     Raises:
         OmegaConfBaseException: For an unknown key, which is no job but a mistake.
     """
-    from gradexp.runs.summary import config_hash, hash_of, recorded
+    from gradexp.runs.summary import config_hash, hash_of, recorded  # loads numpy
 
     try:
         return config_hash(to_config(composed)), None
@@ -51,7 +51,7 @@ def ahead_of_its_job(composed: DictConfig) -> Iterator[None]:
 
 
 def only_our_targets() -> AbstractContextManager[None]:
-    """Refuse configs that name code to be run, before Hydra runs it."""
+    """Check, before Hydra runs it, that each config names no code but plug-ins."""
 
     def check(composed: DictConfig) -> None:
         if composed.get("hydra") is not None:
@@ -91,8 +91,8 @@ def expand(params: Mapping[str, Any] | None, overrides: Sequence[str], loader: C
     Raises:
         ConfigError: If there is none.
     """
-    given = [f"{key}={value}" for key, value in (params or {}).items()] + list(overrides)
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
+    all_overrides = [f"{key}={value}" for key, value in (params or {}).items()] + list(overrides)
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(all_overrides)
     try:
         jobs = split_sweep(parsed)
     except ValueError as error:  # of a range whose step is 0, for one
@@ -103,13 +103,13 @@ def expand(params: Mapping[str, Any] | None, overrides: Sequence[str], loader: C
 
 
 def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
-    """Return the options that a command line of ``gradexp.run`` gives to each of its jobs, and run none.
+    """Return the options of each job of a command line of ``gradexp.run``, without running any.
 
     Values separated by commas sweep, as after ``-m``; a preset that sweeps does so here too.
 
     Args:
         overrides: The command line.
-        most: Of so many jobs only, the first ones; None: of all.
+        most: The number of jobs, the first ones; None: all.
 
     Raises:
         ConfigError: For a value that cannot work.
@@ -124,13 +124,13 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
     with hydra.initialize_config_dir(str(CONFIG_DIR), **version_base):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-        plain = [text for text, own in zip(overrides, parsed, strict=True) if not own.is_sweep_override()]
+        plain = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
         sweeper = hydra.compose("config", plain, return_hydra_config=True).hydra.sweeper
         return [to_config(hydra.compose("config", job)) for job in expand(sweeper.params, overrides, loader)[:most]]
 
 
 def store_config(about: Command, scratch: str | None) -> None:
-    """Give Hydra a command's schema, help and folders."""
+    """Register a command's schema, help and folders with Hydra."""
     store(name="schema" if about.schema is Config else about.name, node=about.schema)
     for group, choices in GROUPS.items() if about.schema is Config else ():
         for choice, options in choices.items():

@@ -21,7 +21,7 @@ _EXTRAS = {"hydra/launcher": ("joblib",)}
 
 
 def error_line(error: BaseException, about: Command = RUN) -> str:
-    """Say in one or two lines what was wrong, what was given and what is allowed."""
+    """Return in one or two lines what was wrong, what was given and what is allowed."""
     return "\n".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in _lines(error, about))
 
 
@@ -60,7 +60,7 @@ def _text_of(error: BaseException, about: Command) -> str:
 
 
 def _unknown_key(key: str, about: Command) -> str:
-    known = [option.key for option in list_options(about.schema)]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    keys = [option.key for option in list_options(about.schema)]
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return f"unknown option '{key}'{hint} (python -m gradexp.{about.name} --help lists them all)"

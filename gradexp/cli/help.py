@@ -31,14 +31,14 @@ def choices(group: str) -> list[str]:
 def list_options(schema: type = Config, prefix: str = "") -> list[Option]:
     """List every option with its default and the string under its field in the schema's source."""
     texts = _field_texts(schema)
-    found = []
+    options = []
     for entry in fields(schema):
         if isinstance(entry.type, type) and is_dataclass(entry.type):
-            found += list_options(entry.type, f"{entry.name}.")
+            options += list_options(entry.type, f"{entry.name}.")
         else:
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-            found.append(Option(prefix + entry.name, default, texts[entry.name]))
-    return found
+            options.append(Option(prefix + entry.name, default, texts[entry.name]))
+    return options
 
 
 def _field_texts(cls: type) -> dict[str, str]:
@@ -55,22 +55,22 @@ def _field_texts(cls: type) -> dict[str, str]:
 @cache  # OmegaConf asks for it several times while it composes a config, help or not
 def help_text(about: Command) -> str:
     """Return what ``--help`` prints of a command: summary, example, groups, options, activations."""
-    shown = {group: named for group, named in GROUPS.items() if group not in about.unused}
+    groups = {group: named for group, named in GROUPS.items() if group not in about.unused}
     lines = [about.summary, "", f"  python -m gradexp.{about.name} {about.example}", ""]
     if about.schema is Config:
         lines += ["Choices, each with its own options (group=choice, group.option=value):", ""]
-        for group, named in shown.items():
+        for group, named in groups.items():
             lines.append(f"  {group}")
-            for name, own in named.items():
-                options = " ".join(f"{group}.{key}={_yaml(value)}" for key, value in own.items())
+            for name, defaults in named.items():
+                options = " ".join(f"{group}.{key}={_yaml(value)}" for key, value in defaults.items())
                 lines.append(f"    {group}={name:<17} {options}".rstrip())
         lines += [f"  experiment (presets): {', '.join(choices('experiment'))}", ""]
     lines += ["Options:", ""]
     for option in list_options(about.schema):
-        parts = option.key.split(".")
-        if parts[-1] == "name" or parts[0] in about.unused:
+        names = option.key.split(".")
+        if names[-1] == "name" or names[0] in about.unused:
             continue
-        default = "" if parts[0] in GROUPS else f"={_yaml(option.default)}"
+        default = "" if names[0] in GROUPS else f"={_yaml(option.default)}"
         lines.append(f"  {option.key + default:<26} {option.text}")
     if about.unused:
         lines += ["", "The other options of gradexp.run are taken too, and change nothing here."]

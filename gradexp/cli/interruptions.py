@@ -42,7 +42,7 @@ def _leave(signum: int, _frame: object) -> NoReturn:
 
 
 def line_of(interruption: BaseException) -> str:
-    """Return what the command says of an interruption; its first note tells what there is and what to do."""
+    """Return the line a command prints about an interruption, with its first note: what is left and what to do."""
     return "; ".join(["interrupted", *getattr(interruption, "__notes__", [])[:1]])
 
 
@@ -66,7 +66,7 @@ class Interruptions:
         self._unraisable: Any = None
 
     def __enter__(self) -> Self:
-        """Take over the signals, unless they are ignored, as in a job that outlives its terminal."""
+        """Handle the signals from now on, unless they are ignored, as in a job that outlives its terminal."""
         for signum in _SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 self._before[signum] = signal.signal(signum, self._interrupt)
@@ -77,7 +77,7 @@ class Interruptions:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the signals back, or ignore them if nothing but the end of the process is left to do."""
+        """Restore the handlers of the signals, or ignore them if nothing but the end of the process is left to do."""
         sys.unraisablehook = self._unraisable
         for signum, handler in self._before.items():
             signal.signal(signum, signal.SIG_IGN if handler is _leave else handler)

@@ -20,7 +20,7 @@ def check_targets(settings: Any, key: str = "hydra") -> None:
 
     Args:
         settings: A mapping, list or value.
-        key: Where it stands.
+        key: The key under which they stand.
 
     Raises:
         ConfigError: For the first that does.

@@ -1,1 +1,1 @@
-"""Where the jobs of a sweep run: in this process, as stacks, or as tasks of a cluster."""
+"""Where the jobs of a sweep run: the sweeper, and launchers for stacks in this process, for Slurm and for Ray."""

@@ -37,10 +37,10 @@ class Task:
     """Some jobs that one process of the cluster runs: what is sent there.
 
     Args:
-        callbacks: Hydra's.
+        callbacks: Hydra's callbacks.
         function: What a job does.
         jobs: Their composed configs.
-        directory: Where the command was called, from where relative paths count.
+        directory: The folder in which the command was called; relative paths start there.
     """
 
     callbacks: Callbacks
@@ -62,9 +62,9 @@ def run_task(task: Task) -> None:
             run_jobs(context, task.function, task.jobs)
         except KeyboardInterrupt:
             for job in task.jobs:  # the command may not be there any more to say so
-                found = read_job(_folder(job))
-                if found is not None and found.status == "interrupted":
-                    interrupt(found, _STOPPED)
+                run = read_job(_folder(job))
+                if run is not None and run.status == "interrupted":
+                    interrupt(run, _STOPPED)
 
 
 _STOPPED = "stopped by a signal, such as the one ahead of a time limit"
@@ -81,7 +81,7 @@ class Engine(Protocol):
         """Send tasks off; scripts and logs go to a folder of the sweep's. Return in a line what was done."""
 
     def poll(self) -> Iterable[tuple[int, str | None]]:
-        """Wait for a moment; then give the index of each task that has ended, and why if not by itself."""
+        """Wait for a moment; then yield the index of each task that has ended, and why if not by itself."""
 
     def cancel(self) -> None:
         """Ask all tasks to come to an end."""
@@ -91,7 +91,7 @@ class Engine(Protocol):
 
 
 def launch(launcher: Any, engine: Engine, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-    """Run jobs on a cluster, and tell each one's outcome in a line when its task has ended.
+    """Run jobs on a cluster, and print the outcome of each in a line when its task has ended.
 
     Raises:
         ConfigError: If there is no such cluster, or it refuses the tasks.
@@ -114,10 +114,10 @@ def launch(launcher: Any, engine: Engine, job_overrides: Sequence[Sequence[str]]
     ends: dict[int, JobReturn] = {}
     waiting: set[int] = set()
     try:
-        said = engine.submit(run_task, tasks, folder)
+        announcement = engine.submit(run_task, tasks, folder)
         waiting.update(range(len(tasks)))
         if not quiet:
-            console.print(said, markup=False, soft_wrap=True)
+            console.print(announcement, markup=False, soft_wrap=True)
         while waiting:
             progress.advance("jobs", len(ends), len(jobs))
             for index, reason in engine.poll():
@@ -151,21 +151,21 @@ def _settle(job: DictConfig, config: Config | None, reason: str | None, console:
     """Read what became of a job whose task has ended; what it could not write itself is written here."""
     folder = _folder(job)
     deadline = time.monotonic() + (0 if reason else _UNTIL_SEEN)
-    while ((found := read_job(folder)) is None or found.status == "running") and time.monotonic() < deadline:
+    while ((run := read_job(folder)) is None or run.status == "running") and time.monotonic() < deadline:
         time.sleep(1)
-    stopped = found is not None and found.status == "interrupted"
+    stopped = run is not None and run.status == "interrupted"
     if reason is None:
         nothing = f"left no result in {folder}: all nodes must share its file system"
         reason = _STOPPED if stopped else nothing
-    if found is None:
+    if run is None:
         options = without_hydra(job) if config is None else as_dict(config)
         content = unstarted_summary(options, list(job.hydra.overrides.task), reason, "interrupted")
         folder.mkdir(parents=True, exist_ok=True)
         write_summary(folder, content)
     else:
-        content = found.summary
-        if found.status == "running" or stopped:
-            content = interrupt(found, reason)
+        content = run.summary
+        if run.status == "running" or stopped:
+            content = interrupt(run, reason)
     if content["status"] != "complete":
         print(f"{folder.name}: {content['error']}", file=sys.stderr)  # noqa: T201
         return JobReturn(status=JobStatus.FAILED)

@@ -18,8 +18,8 @@ class Ray:
     """Tasks as remote functions.
 
     Args:
-        address: Of the cluster: ``auto`` for the one of this machine or of the environment variable RAY_ADDRESS,
-            ``HOST:PORT``, or ``local`` to start one here for the time of the sweep.
+        address: Address of the cluster: ``auto`` for the one of this machine or of the environment variable
+            RAY_ADDRESS, ``HOST:PORT``, or ``local`` to start one here for the time of the sweep.
         cpus_per_task: Cores of a task; None: one.
         gpus_per_task: GPUs of a task; a fraction shares one.
         max_retries: How often a task begins anew whose node or process was lost.
@@ -54,7 +54,7 @@ class Ray:
             ConfigError: If there is no cluster, or it refuses.
         """
         try:
-            import ray
+            import ray  # an extra
         except ImportError:
             raise ConfigError(
                 "hydra/launcher=ray_cluster needs ray; install it with pip install 'gradexp[ray]'"
@@ -80,7 +80,7 @@ class Ray:
         return f"ray       {len(tasks)} tasks on {len(nodes)} nodes of {context.address_info['gcs_address']}"
 
     def _knock(self) -> None:
-        """Say at once what Ray says after more than a minute: that nobody listens at an address."""
+        """Check that somebody listens at the address, which Ray itself tells only after more than a minute."""
         host, _, port = self.address.rpartition(":")
         if not host or not port.isdecimal() or "/" in host:
             return
@@ -97,7 +97,7 @@ class Ray:
         )
 
     def poll(self) -> Iterator[tuple[int, str | None]]:
-        """Wait for a moment; then give each task that has ended, and why if not by itself."""
+        """Wait for a moment; then yield each task that has ended, and why if not by itself."""
         ray = self._ray
         ended, _ = ray.wait(list(self._waiting), num_returns=len(self._waiting), timeout=_PAUSE)
         for reference in ended:

@@ -58,7 +58,7 @@ class Slurm:
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise ConfigError("hydra/launcher=slurm submits with sbatch, which is not there: is this a login node?")
         try:
-            import submitit
+            import submitit  # an extra
         except ImportError:
             raise ConfigError(
                 "hydra/launcher=slurm needs submitit; install it with pip install 'gradexp[slurm]'"
@@ -82,7 +82,7 @@ class Slurm:
         return f"slurm     {count} as job {', '.join(self._arrays)}, output in {logs}"
 
     def poll(self) -> Iterator[tuple[int, str | None]]:
-        """Wait for some seconds; then give each task that has ended, and why if not by itself."""
+        """Wait for some seconds; then yield each task that has ended, and why if not by itself."""
         time.sleep(self._pause)
         self._pause = min(_LONGEST, 1.2 * self._pause)
         states = self._states()
@@ -118,7 +118,7 @@ class Slurm:
 
     @staticmethod
     def _refuse_a_second(logs: Path) -> None:
-        """Refuse a sweep whose earlier start was killed, but not its tasks."""
+        """Check that no tasks of an earlier start of the sweep are still in the queue."""
         ours = {path.name for path in logs.glob("*")}
         queue = _run("squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}").stdout.split()
         if left := sorted({name.partition("_")[0] for name in queue if name in ours}):

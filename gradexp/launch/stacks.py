@@ -1,7 +1,4 @@
-"""Jobs of a sweep in one process, those that can be stacked together.
-
-Hydra does not scan modules named with an underscore.
-"""
+"""Jobs of a sweep in one process, those that can be stacked together."""
 
 import json
 import sys
@@ -45,10 +42,10 @@ def run_jobs(
     callbacks are those of the basic launcher.
 
     Args:
-        context: Hydra's.
+        context: Hydra's context.
         task: What a job does.
         jobs: Their composed configs.
-        most: Most jobs of a stack; None: worked out from the free memory.
+        most: The largest number of jobs of a stack; None: worked out from the free memory.
     """
     setup_globals()
     settings = jobs[0].hydra
@@ -62,12 +59,14 @@ def run_jobs(
     for index, job in enumerate(jobs):
         chunk = chunk_of[index]
         if len(chunk) > 1 and index == chunk[0]:
+            results: list[Result] = []
             with env_override(_environment(job)):
                 try:
-                    ready.update(zip(chunk, _train(configs, chunk), strict=False))
+                    _train(configs, chunk, results)
                 except KeyboardInterrupt as raised:
                     interruption = raised
-                    ready.update(zip(chunk, raised.args[0] if raised.args else [], strict=False))
+            ready.update(zip(chunk, results, strict=False))
+            del results  # each is to go once its job has its files
         if interruption and index not in ready:
             continue
         with stacks.handing_over(ready.pop(index, None)):
@@ -114,23 +113,23 @@ def _plan(configs: Sequence[Config | None], shared: Sequence[str], most: int | N
     plan: dict[int, list[int]] = {}
     for stack in stacks.stackable_groups(configs, shared):
         config = configs[stack[0]]
-        parts = [[index] for index in stack]
+        chunks = [[index] for index in stack]
         if config is not None and len(stack) > 1:
             # Without the data or the device each job says so itself.
             with suppress(ConfigError, RuntimeError, AssertionError):
-                parts = stacks.chunks(stack, config, most)
-        plan.update({index: part for part in parts for index in part})
+                chunks = stacks.chunks(stack, config, most)
+        plan.update({index: chunk for chunk in chunks for index in chunk})
     return plan
 
 
-def _train(configs: Sequence[Config | None], chunk: Sequence[int]) -> list[Result]:
-    """Return the results of a chunk, or none if it cannot be trained together: each job then runs alone."""
+def _train(configs: Sequence[Config | None], chunk: Sequence[int], results: list[Result]) -> None:
+    """Fill a list with the results of a chunk; leave it empty, so that jobs run alone, if training together fails."""
     together = [config for index in chunk if (config := configs[index]) is not None]
     try:
-        return run_stack(together, [Progress(f"{len(chunk)} networks: ", together[0].quiet)])
+        run_stack(together, [Progress(f"{len(chunk)} networks: ", together[0].quiet)], results)
     except ConfigError:  # of the data or the device, which each job will say
-        return []
+        results.clear()
     except Exception as error:
+        results.clear()
         first_line = str(error).partition("\n")[0]
         print(f"a stack of {len(chunk)} jobs failed, they run alone: {first_line}", file=sys.stderr)  # noqa: T201
-        return []

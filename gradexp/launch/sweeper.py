@@ -1,4 +1,4 @@
-"""What the resumable sweeper does. Hydra does not scan modules named with an underscore."""
+"""The resumable sweeper: runs the jobs that a sweep's folder does not hold yet, and compares them all."""
 
 import os
 import shlex
@@ -44,14 +44,14 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
             if not (most is None and or_null) and not (isinstance(most, int) and most >= 1):
                 raise ConfigError(f"{key} must be at least 1{or_null}, got {most}")
         loader = sweeper.hydra_context.config_loader = _ComposeOnce(sweeper.hydra_context.config_loader)
-        composed = [loader.compose(sweeper.config, own) for own in jobs]
+        composed = [loader.compose(sweeper.config, overrides) for overrides in jobs]
         names = _names(sweeper, jobs)
 
         def folder_of(index: int, number: int) -> str:
-            own = composed[index]
-            with open_dict(own):
-                own.hydra.job.num, own.hydra.job.override_dirname = number, names[index]
-            return folder_name(str(own.hydra.sweep.subdir))
+            job = composed[index]
+            with open_dict(job):
+                job.hydra.job.num, job.hydra.job.override_dirname = number, names[index]
+            return folder_name(str(job.hydra.sweep.subdir))
 
         planned = plan(folder, _hashes(composed), folder_of)
         again = f", {planned.again} to run again" if planned.again else ""
@@ -92,7 +92,7 @@ def _option(folder: Path) -> str:
 
 @contextmanager
 def _how_to_go_on(folder: Path) -> Iterator[None]:
-    """Let an interruption say how to go on with the sweep."""
+    """Add to an interruption how to go on with the sweep."""
     try:
         yield
     except KeyboardInterrupt as interruption:
@@ -111,7 +111,7 @@ def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
     try:
         for at in range(0, len(batch), most):
             ends: Sequence[JobReturn] = sweeper.launcher.launch(batch[at : at + most], at)
-            failed += sum(one.status is not JobStatus.COMPLETED for one in ends)
+            failed += sum(end.status is not JobStatus.COMPLETED for end in ends)
     except KeyboardInterrupt:
         mark_interrupted(folder)
         raise
@@ -121,10 +121,10 @@ def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
 def _hashes(composed: Sequence[DictConfig]) -> list[str]:
     """Return what each job is known by; a job whose options cannot work will say so itself, unless all are such."""
     hashes, mistakes = [], []
-    for one in composed:
-        with ahead_of_its_job(one):
-            own, mistake = hash_of_job(one)
-        hashes.append(own)
+    for job in composed:
+        with ahead_of_its_job(job):
+            job_hash, mistake = hash_of_job(job)
+        hashes.append(job_hash)
         mistakes += [mistake] if mistake else []
     if len(mistakes) == len(composed):
         raise ConfigError(mistakes[0])
@@ -140,8 +140,8 @@ def _names(sweeper: Any, jobs: Sequence[Sequence[str]]) -> list[str]:
     shared = set(jobs[0]).intersection(*jobs[1:])
     if len(jobs) == 1:
         shared = {text for text in jobs[0] if text.partition("=")[0] in left_out}
-    own = ([text for text in job if text not in shared] for job in jobs)
-    return [",".join(sorted(texts)) for texts in own]
+    differing = ([text for text in job if text not in shared] for job in jobs)
+    return [",".join(sorted(texts)) for texts in differing]
 
 
 def _share_cores(sweeper: Any) -> None:
@@ -153,7 +153,7 @@ def _share_cores(sweeper: Any) -> None:
 
 
 class _ComposeOnce:
-    """A config loader that gives a launcher what the sweeper has composed, which takes longer than a job's files.
+    """A config loader that hands a launcher what the sweeper has composed: composing takes longer than a job's files.
 
     Each config is handed out once, since a job changes its own.
     """

@@ -40,11 +40,11 @@ def he_(
     (``mode="fan_in"``) or of the output gradients (``"fan_out"``) is kept (He et al., 2015, arXiv:1502.01852).
 
     Args:
-        weight: Shape ``(out, in, *kernel)``. Changed in place.
-        gain: Multiplies the standard deviation.
+        weight: Weight of one layer, shape ``(out, in, *kernel)``; changed in place.
+        gain: Factor of the standard deviation.
         mode: ``fan_in`` or ``fan_out``.
         distribution: ``normal`` or ``uniform``, with the same variance.
-        generator: Where the numbers come from.
+        generator: Generator of the random numbers; None: torch's global one.
 
     Raises:
         ValueError: For an unknown mode or distribution.
@@ -140,11 +140,11 @@ def truncated_normal_(
     what remains. torch's ``trunc_normal_`` cuts at ±2 unless told otherwise, and so never cuts a small std.
 
     Args:
-        weight: Shape ``(out, in, *kernel)``. Changed in place.
-        gain: Multiplies the standard deviation.
+        weight: Weight of one layer, shape ``(out, in, *kernel)``; changed in place.
+        gain: Factor of the standard deviation.
         std: Standard deviation; None is He's, sqrt(2 / fan_in).
         corrected: Whether ``std`` is that of the weights, or of the normal distribution before the cut.
-        generator: Where the numbers come from.
+        generator: Generator of the random numbers; None: torch's global one.
     """
     fan_in, _ = fans(weight)
     std = math.sqrt(2 / fan_in) if std is None else std
@@ -169,12 +169,12 @@ def sparse_(
     sets a share of each input's *outgoing* weights to 0.
 
     Args:
-        weight: Shape ``(out, in, *kernel)``. Changed in place.
-        gain: Multiplies the standard deviation.
+        weight: Weight of one layer, shape ``(out, in, *kernel)``; changed in place.
+        gain: Factor of the standard deviation.
         std: Standard deviation of the other weights; None is 1 / sqrt(their number per unit), which keeps the
             mean square of a linear layer's outputs.
         sparsity: Share of 0, at least 0 and below 1.
-        generator: Where the numbers come from.
+        generator: Generator of the random numbers; None: torch's global one.
 
     Raises:
         ValueError: If ``sparsity`` is outside [0, 1).
@@ -280,10 +280,10 @@ def lsuv_(
     *,
     generator: Source = None,
 ) -> Tensor:
-    """Draw ``weight`` as ``orthogonal_`` does: what ``lsuv`` starts from.
+    """Draw ``weight`` as ``orthogonal_`` does; ``lsuv`` starts from it.
 
     ``initialize`` then scales each layer by data, so that its outputs on a batch have variance gain², to a relative
-    ``tolerance`` and in at most so many ``iterations`` (Mishkin & Matas, 2015, arXiv:1511.06422): see
+    ``tolerance`` and in at most ``iterations`` divisions (Mishkin & Matas, 2015, arXiv:1511.06422): see
     ``gradexp.networks.lsuv``.
     """
     return orthogonal_(weight, gain, generator=generator)
@@ -301,10 +301,10 @@ def scheme_name(init: str, options: Mapping[str, Any]) -> str:
     name = ALIASES.get(init, init)
     if name not in INITS:
         raise ValueError(f"unknown init {init!r}; choose one of {', '.join([*INITS, *ALIASES])}")
-    own = INIT_OPTIONS[name]
+    allowed = INIT_OPTIONS[name]
     for option in options:
-        if option not in own:
-            raise ValueError(f"init '{init}' has no option '{option}'; it takes {', '.join(own)}")
+        if option not in allowed:
+            raise ValueError(f"init '{init}' has no option '{option}'; it takes {', '.join(allowed)}")
     return name
 
 

@@ -51,10 +51,10 @@ def scale_to_unit_variance(
                 if not 0 < value < float("inf"):
                     raise ValueError(f"lsuv cannot scale layer '{name}', whose outputs have variance {value:g}")
             ratio = variance / gain**2
-            off = (ratio - 1).abs() >= tolerance
-            if not off.any():
+            is_off = (ratio - 1).abs() >= tolerance
+            if not is_off.any():
                 break
-            factor = torch.where(off, ratio.rsqrt(), 1)
+            factor = torch.where(is_off, ratio.rsqrt(), 1)
             weight.mul_(factor.view(-1, *[1] * (weight.dim() - 1)))
         scaled_output: Tensor = module.forward(*args, **kwargs)
         return scaled_output

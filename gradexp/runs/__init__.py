@@ -1,8 +1,6 @@
-"""One run, from options to result: ``run`` is what ``python -m gradexp.run`` calls, without Hydra.
+"""One run from options to result: data, stages, training, recording, verdict, and what summary.json holds.
 
-from gradexp.runs import run
-
-result = run(Config(depth=150, init=InitConfig("he")))
+``run`` is what ``python -m gradexp.run`` calls, without Hydra: ``run(Config(depth=150, init=InitConfig("he")))``.
 """
 
 from typing import TYPE_CHECKING, Any

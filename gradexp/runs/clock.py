@@ -22,8 +22,8 @@ class Clock:
             yield
         finally:
             for result in self.results:
-                parts = result.seconds_by_part
-                parts[name] = parts.get(name, 0) + self._share(begin)
+                seconds = result.seconds_by_part
+                seconds[name] = seconds.get(name, 0) + self._share(begin)
 
     def stop(self) -> None:
         """Note the time of the whole run."""

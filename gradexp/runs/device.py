@@ -1,4 +1,7 @@
-"""Where a run computes."""
+"""Where a run computes.
+
+torch is imported inside functions: it takes a second, and commands use this file before they need it.
+"""
 
 import os
 import platform
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def fix_order_of_sums() -> None:
-    """Get bit for bit the same numbers for a network alone and in a stack.
+    """Make a network's numbers the same bit for bit, alone and in a stack.
 
     MKL reads this at its first use, so that it comes too late for a program that has used torch before.
     """
@@ -32,8 +35,8 @@ def find_device(name: str) -> "torch.device":
     device = torch.device(name)
     number = int(name.partition(":")[2] or 0)  # torch keeps the last eight bits of it
     if device.type == "cuda" and number >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ConfigError(f"device={name} is not there: PyTorch finds {found} CUDA devices; use device=cpu or auto")
+        count = torch.cuda.device_count()
+        raise ConfigError(f"device={name} is not there: PyTorch finds {count} CUDA devices; use device=cpu or auto")
     return device
 
 

@@ -1,6 +1,7 @@
 """One run, from options to verdict: the only file that knows all the others.
 
-``run`` is what ``python -m gradexp.run`` calls, and what a script calls that does without Hydra.
+``run`` is what ``python -m gradexp.run`` calls, and what a script calls that does without Hydra. torch is
+imported inside functions, so that a run has its first file, and records an interruption, while it is still loading.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ def run(config: Config, sinks: Sequence[Sink] = (), overrides: Sequence[str] = (
 
     Args:
         config: The options.
-        sinks: Told of every stage; on an error or an interruption they still get the stage ``end``.
+        sinks: Receivers of every stage; on an error or an interruption they still get the stage ``end``.
         overrides: The command line, for the record.
 
     Returns:
@@ -42,30 +43,31 @@ def run(config: Config, sinks: Sequence[Sink] = (), overrides: Sequence[str] = (
     return result
 
 
-def run_stack(configs: Sequence[Config], sinks: Sequence[Sink] = ()) -> list[Result]:
+def run_stack(
+    configs: Sequence[Config], sinks: Sequence[Sink] = (), results: list[Result] | None = None
+) -> list[Result]:
     """Run several experiments as one stack of networks, each with the numbers that ``run`` gives.
 
     Args:
         configs: Options that differ in ``init``, ``sigma_b2`` and ``seed`` only (see ``gradexp.runs.stacks``).
-        sinks: Told the first run's stages, for a look at the progress.
+        sinks: Sinks that follow the first run, for a progress bar.
+        results: Empty list that gets the results, so that an interruption does not lose them; None: a new one.
 
     Returns:
         What was found, for each config; ``deliver`` hands it to the sinks of a run. Times are shares of the stack's.
 
     Raises:
         ConfigError: If there are none, or they differ in another option.
-        KeyboardInterrupt: With the results, of status ``interrupted``, as its argument.
+        KeyboardInterrupt: Passed on once ``results`` holds what there is, with status ``interrupted``.
     """
     if len(stackable_groups(configs)) != 1:
         different = _different(configs)
         text = f"{', '.join(different)} must be the same in all runs of a stack" if different else "configs is empty"
         raise ConfigError(text)
-    results = [Result(config) for config in configs]
+    results = [] if results is None else results
+    results += [Result(config) for config in configs]
     try:
         _run(results, sinks)
-    except KeyboardInterrupt as interruption:
-        interruption.args = (results,)
-        raise
     finally:
         for sink in sinks:
             sink.close()
@@ -75,12 +77,12 @@ def run_stack(configs: Sequence[Config], sinks: Sequence[Sink] = ()) -> list[Res
 def _different(configs: Sequence[Config]) -> list[str]:
     """Return the options that keep some runs from being one stack."""
     options = [as_dict(config) for config in configs]
-    shared = [key for own in options[:1] for key in own if key not in FREE]
-    return [key for key in shared if any(own[key] != options[0][key] for own in options)]
+    shared = [key for first in options[:1] for key in first if key not in FREE]
+    return [key for key in shared if any(other[key] != options[0][key] for other in options)]
 
 
 def deliver(result: Result, sinks: Sequence[Sink], overrides: Sequence[str] = ()) -> None:
-    """Tell the sinks of a run what ``run_stack`` has found."""
+    """Hand a result of ``run_stack`` to the sinks of its run."""
     result.overrides = list(overrides)
     status, result.status = result.status, "running"  # until the last file is there
     try:
@@ -126,7 +128,6 @@ def _run(results: list[Result], sinks: Sequence[Sink]) -> None:
     try:
         tell(sinks, "start", results[0])
         with clock.part("importing torch"):
-            # Here, so that a run has its first file, and an interruption is recorded, while torch is still loading.
             from gradexp.runs.stages import measure_and_train
         with _threads(results[0].config.threads or 1), _plain_torch():
             measure_and_train(results, sinks, clock)
@@ -160,7 +161,7 @@ def _plain_torch() -> Iterator[None]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Use so many CPU threads, and afterwards as many as before."""
+    """Set the number of CPU threads, and restore it afterwards."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What training makes small: losses by name, with the targets they take and what guessing costs."""
+"""Training losses by name, with the targets they take and the loss of guessing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ def batch_losses(output: Tensor, y: Tensor, loss: str) -> Tensor:
     """Return each network's mean loss over its batch (for mse also over outputs), shape ``(networks,)``.
 
     Args:
-        output: Shape ``(networks, batch, n_L)``.
+        output: Outputs, shape ``(networks, batch, n_L)``.
         y: Classes, shape ``(networks, batch)``, or values like ``output``.
         loss: A key of ``LOSSES``.
     """

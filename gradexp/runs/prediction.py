@@ -20,8 +20,8 @@ def predict_run(
         config: The options of the run.
         x: Inputs of the profile, shape ``(sample, n_0)``, float64.
         outputs: Width of the last layer.
-        batch: As in ``theory.predict_layers``.
-        input_variance: As in ``theory.predict_layers``.
+        batch: The argument of that name of ``theory.predict_layers``.
+        input_variance: The argument of that name of ``theory.predict_layers``.
 
     Raises:
         ConfigError: If an option cannot work.

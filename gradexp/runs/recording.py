@@ -26,9 +26,9 @@ class Recording:
     """Keeps the results of some runs up to date while their networks are trained together.
 
     Args:
-        results: Of each network of the stack.
+        results: One per network of the stack.
         model: The stack.
-        probe: What records it.
+        probe: The probe that records its training.
         x: Inputs of which outputs are kept for histograms, shape ``(batch, n_0)``.
     """
 
@@ -38,12 +38,12 @@ class Recording:
         self.probe = probe
         self.x = x
         config = results[0].config
-        tenths = {round(config.steps * part / 10) for part in range(1, 11)}
+        tenths = {round(config.steps * tenth / 10) for tenth in range(1, 11)}
         self._sampled_after = tenths if config.record.histograms else set[int]()
         self._due = time.monotonic() + _BETWEEN
 
     def after(self, step: int) -> None:
-        """Take in what there is after a step, where that is due."""
+        """Update the results after a step, if it is time to."""
         begin = time.monotonic()
         if len(self.results) == 1 and begin >= self._due:  # of a stack nobody follows a single network
             self.read()
@@ -53,7 +53,7 @@ class Recording:
             sample_outputs(self.results, self.model, self.x, step + 1)
 
     def read(self) -> None:
-        """Give each result the gradients that the probe has recorded so far."""
+        """Copy the gradients that the probe has recorded so far into each result."""
         for result in self.results:
             result.gradients = None  # before another copy is made
         gradients = self.probe.history
@@ -64,18 +64,18 @@ class Recording:
 
 @torch.no_grad()
 def sample_outputs(results: Sequence[Result], model: MLP, x: Tensor, step: int) -> None:
-    """Keep how the outputs z of a handful of layers are distributed, after so many training steps.
+    """Keep histograms of the outputs z of a handful of layers.
 
     Args:
-        results: Of each network of the stack, which get them. Those of networks that have diverged do not.
+        results: One per network of the stack, which get the histograms; those of diverged networks get none.
         model: The stack.
-        x: Shape ``(batch, n_0)``.
-        step: How many steps it has been trained for.
+        x: Inputs, shape ``(batch, n_0)``.
+        step: Number of training steps so far.
     """
-    seen: dict[int, Tensor] = {}
+    captured: dict[int, Tensor] = {}
 
     def keep(layer: int, _module: Any, _inputs: Any, output: Tensor) -> None:
-        seen[layer] = output
+        captured[layer] = output
 
     layers = np.unique(np.linspace(1, model.depth, _LAYERS).round().astype(int)).tolist()
     hooks = [model.layers[layer - 1].register_forward_hook(partial(keep, layer)) for layer in layers]
@@ -87,12 +87,13 @@ def sample_outputs(results: Sequence[Result], model: MLP, x: Tensor, step: int) 
             hook.remove()
     for index, result in enumerate(results):
         if result.training is None or result.training.diverged_at is None:
-            outputs = {layer: distribution(output[index].cpu().numpy()) for layer, output in seen.items()}
-            result.outputs.append((step, {layer: own for layer, own in outputs.items() if own is not None}))
+            outputs = {layer: distribution(output[index].cpu().numpy()) for layer, output in captured.items()}
+            histograms = {layer: histogram for layer, histogram in outputs.items() if histogram is not None}
+            result.outputs.append((step, histograms))
 
 
 def distribution(values: Array) -> Distribution | None:
-    """Return how some numbers are distributed, or None if none is finite.
+    """Return the histogram of some numbers, or None if none is finite.
 
     Example:
         >>> int(distribution(np.array([0.0, 1.0, 1.0])).counts.sum())

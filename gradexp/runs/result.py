@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # importing them would load torch, and a run's first files ar
 
 
 class Distribution(NamedTuple):
-    """How often which numbers occur, those left out that are not finite.
+    """Histogram of the finite values, with their sum and sum of squares.
 
     Args:
         counts: Shape ``(bins,)``.
-        edges: From the smallest to the largest number, shape ``(bins + 1,)``.
-        total: Sum of the numbers.
+        edges: Edges of the bins from the smallest to the largest value, shape ``(bins + 1,)``.
+        total: Sum of the values.
         squares: Sum of their squares.
     """
 
@@ -37,19 +37,19 @@ class Result:
 
     Args:
         config: The resolved options.
-        overrides: What was given on the command line.
+        overrides: The options of the command line.
         status: ``running``, ``complete``, ``interrupted`` or ``failed``; divergence is complete.
         error: One line, if failed.
-        device: Where it runs, for example ``"cuda:0"``.
+        device: Device it runs on, for example ``"cuda:0"``.
         device_name: The device's own name.
         threads: CPU threads.
-        building: What is built, in one line.
+        building: What is built, in four lines.
         initial: The profile at initialisation, of all networks, with theory's beside it.
         prediction: What theory says of the network.
         comparison: How far the measurement is from that.
         training: Losses and accuracies.
         gradients: What the probe has recorded in training; brought up to date now and then while it goes on.
-        outputs: (training steps so far, layer -> how its outputs z of one batch are distributed), for histograms.
+        outputs: (training steps so far, layer -> histogram of its outputs z of one batch).
         verdict: The outcome.
         weights: The final parameters, if they are to be saved.
         progress: (activity, done, total) of what is going on.
@@ -92,7 +92,7 @@ class Sink(Protocol):
     """Where results go: ``write`` is called again and again as a run becomes known."""
 
     def write(self, stage: Stage, result: Result) -> None:
-        """Take in what is known at a stage; ``progress`` comes in between."""
+        """Handle what is known at a stage; ``progress`` comes in between."""
 
     def close(self) -> None:
         """Release files and terminal."""

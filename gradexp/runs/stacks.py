@@ -1,4 +1,7 @@
-"""Jobs of a sweep as stacks of networks: which can be stacked, how many at a time, and how each gets its result."""
+"""Jobs of a sweep as stacks of networks: which can be stacked, how many at a time, and how each gets its result.
+
+torch is imported inside ``stack_size``: ``experiment`` and the launchers use this file before torch is loaded.
+"""
 
 import json
 import os
@@ -35,7 +38,7 @@ def stackable_groups(configs: Sequence[Config | None], alike: Sequence[str] | No
     """Group jobs that can run as one stack, in the order of the first of each.
 
     Args:
-        configs: Of each job; None where it cannot be stacked.
+        configs: The options of each job; None where it cannot be stacked.
         alike: A further text per job, which those of one stack share.
 
     Returns:
@@ -52,23 +55,23 @@ def stackable_groups(configs: Sequence[Config | None], alike: Sequence[str] | No
 
 
 def cluster_tasks(configs: Sequence[Config | None], most: int, alike: Sequence[str] | None = None) -> list[list[int]]:
-    """Group jobs into tasks of a cluster of at most so many jobs each; those of one stack stay together.
+    """Group jobs into tasks of a cluster; jobs of one stack stay together.
 
     Args:
-        configs: As for ``stacks``.
-        most: Jobs of a task.
-        alike: As for ``stacks``.
+        configs: The options of each job; None where it cannot be stacked.
+        most: The largest number of jobs of a task.
+        alike: A further text per job, which those of one stack share.
 
     Returns:
         Indices of the jobs, each once.
     """
     grouped: list[list[int]] = []
     for stack in stackable_groups(configs, alike):
-        for part in split(stack, -(-len(stack) // most)):
-            if grouped and len(grouped[-1]) + len(part) <= most:
-                grouped[-1] += part
+        for chunk in split(stack, -(-len(stack) // most)):
+            if grouped and len(grouped[-1]) + len(chunk) <= most:
+                grouped[-1] += chunk
             else:
-                grouped.append(list(part))
+                grouped.append(list(chunk))
     return sorted(grouped)
 
 
@@ -76,16 +79,16 @@ def chunks(jobs: Sequence[int], config: Config, most: int | None = None) -> list
     """Split the jobs of a stack into chunks of about equal size that fit into memory and are fast.
 
     Args:
-        jobs: Indices.
-        config: Of any of them.
-        most: The largest size; None: worked out.
+        jobs: Their indices.
+        config: The options of any of them.
+        most: The largest size of a chunk; None: worked out.
     """
-    return [list(part) for part in split(jobs, -(-len(jobs) // max(1, most or stack_size(config))))]
+    return [list(chunk) for chunk in split(jobs, -(-len(jobs) // max(1, most or stack_size(config))))]
 
 
-def split(items: Sequence[_Item], parts: int) -> list[Sequence[_Item]]:
-    """Split a sequence into so many parts of about equal size."""
-    ends = [len(items) * part // parts for part in range(parts + 1)]
+def split(items: Sequence[_Item], count: int) -> list[Sequence[_Item]]:
+    """Split a sequence into ``count`` pieces of about equal size."""
+    ends = [len(items) * index // count for index in range(count + 1)]
     return [items[first:last] for first, last in pairwise(ends)]
 
 
@@ -133,7 +136,7 @@ _ready: ContextVar[Result | None] = ContextVar("gradexp_ready", default=None)
 
 @contextmanager
 def handing_over(result: Result | None) -> Iterator[None]:
-    """Let a job find its result, which a stack has computed before."""
+    """Keep the result that a stack has computed ready for a job to ``take``."""
     token = _ready.set(result)
     try:
         yield

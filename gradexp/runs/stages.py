@@ -36,7 +36,7 @@ _Network = tuple[Result, int]  # whose network it is, and its seed
 
 
 def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock) -> None:
-    """Take runs that share a stack through all stages: data, weights, profile, theory, training, verdict."""
+    """Run all stages for runs that share a stack: data, weights, profile, theory, training, verdict."""
     config = results[0].config  # what it shares with the others is taken from it
     device = find_device(config.device)
     name = device_name(device)
@@ -103,20 +103,20 @@ def _measure(
     """
     x = data.x_train[: results[0].config.batch_size]
     networks = [(result, seed) for result in results for seed in result.seeds]
-    parts, histories = _parts(networks, data), []
+    groups, histories = _groups(networks, data), []
     kept: list[MLP] = []
-    for index, part in enumerate(parts):
+    for index, group in enumerate(groups):
 
         def share(activity: str, done: int, total: int, before: int = index) -> None:
-            progress(activity, before * total + done, len(parts) * total)
+            progress(activity, before * total + done, len(groups) * total)
 
         with clock.part("weights"):
-            stack = _build(part, data, device, partial(share, "drawing weights"))
-        own = [place for place, (result, seed) in enumerate(part) if seed == result.config.seed]
-        kept += [stack] if len(own) == stack.networks else [stack.network(place) for place in own]
+            stack = _build(group, data, device, partial(share, "drawing weights"))
+        places = [place for place, (result, seed) in enumerate(group) if seed == result.config.seed]
+        kept += [stack] if len(places) == stack.networks else [stack.network(place) for place in places]
         with clock.part("profile"):
             report = partial(share, "profile at initialisation")
-            histories.append(exact_profile(stack, x, seeds=[seed for _, seed in part], progress=report))
+            histories.append(exact_profile(stack, x, seeds=[seed for _, seed in group], progress=report))
         del stack  # before the next one is built
     measured = join(histories)
     start = 0
@@ -128,16 +128,16 @@ def _measure(
 
 
 def _judge(results: Sequence[Result], data: Dataset, clock: Clock) -> None:
-    """Set theory beside what was measured at initialisation. Networks that differ in their seed share it."""
-    known: dict[str, Prediction] = {}
+    """Predict each run's profile and compare. Runs that differ only in seed share a prediction."""
+    predictions: dict[str, Prediction] = {}
     for result in results:
         assert result.initial is not None
         with clock.part("theory"):
             law = repr((result.config.init, result.config.sigma_b2))
-            if law not in known:
+            if law not in predictions:
                 x = data.x_train[: result.config.batch_size]
-                known[law] = predict_run(result.config, x, data.output_width)
-            result.prediction = known[law]
+                predictions[law] = predict_run(result.config, x, data.output_width)
+            result.prediction = predictions[law]
             result.initial.theory = result.prediction.arrays
             result.comparison = compare(result.prediction, result.initial)
         result.verdict = run_verdict(result.config, result.initial, theory=result.comparison)
@@ -159,8 +159,8 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
     try:
         train(
             model,
-            _part(data.x_train, data.y_train, data, loss, model),
-            _part(data.x_test, data.y_test, data, loss, model),
+            _on_device(data.x_train, data.y_train, data, loss, model),
+            _on_device(data.x_test, data.y_test, data, loss, model),
             [batches(len(data.x_train), config.batch_size, generator(seed, "batches")) for seed in seeds],
             loss,
             optimizer,
@@ -178,12 +178,12 @@ def _widths(config: Config, data: Dataset) -> list[int]:
     return [data.input_width, *config.hidden_widths, data.output_width]
 
 
-def _parts(networks: Sequence[_Network], data: Dataset) -> list[Sequence[_Network]]:
+def _groups(networks: Sequence[_Network], data: Dataset) -> list[Sequence[_Network]]:
     """Split the networks into stacks of about equal size that fit into memory."""
     config = networks[0][0].config
     size = count_weights(_widths(config, data)) * (8 if config.dtype == "float64" else 4)
-    parts = min(len(networks), math.ceil(len(networks) * size / _STACK))
-    return split(networks, parts)
+    count = min(len(networks), math.ceil(len(networks) * size / _STACK))
+    return split(networks, count)
 
 
 def _build(
@@ -237,8 +237,8 @@ def _draw(
     return stack
 
 
-def _part(x: "torch.Tensor", y: "torch.Tensor", data: Dataset, loss: str, model: MLP) -> Split:
-    """Move a part of the data to the model's device and number format."""
+def _on_device(x: torch.Tensor, y: torch.Tensor, data: Dataset, loss: str, model: MLP) -> Split:
+    """Move one split of the data to the model's device and number format."""
     weight = next(model.parameters())
     target = targets(y, loss, data.classes).to(weight.device)
     return Split(
@@ -249,7 +249,7 @@ def _part(x: "torch.Tensor", y: "torch.Tensor", data: Dataset, loss: str, model:
 
 
 def _describe(result: Result, data: Dataset, loss: str) -> str:
-    """Say in four lines what is built."""
+    """Return what is built, in four lines."""
     config = result.config
     hidden, widths = config.hidden_widths, _widths(result.config, data)
     parameters = sum((fan_in + config.bias) * fan_out for fan_in, fan_out in pairwise(widths))

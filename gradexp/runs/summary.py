@@ -107,7 +107,7 @@ def summary(result: Result) -> dict[str, Any]:
 
 
 def metrics(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run came to: one flat row from the content of its summary.json, None where not applicable."""
+    """Return the outcome of a run: one flat row from the content of its summary.json, None where not applicable."""
     initial, theory, training, verdict = (content[key] for key in ("initial", "theory", "training", "verdict"))
     return {
         **{key: verdict[key] for key in ("gradient", "training", "theory")},

@@ -1,4 +1,4 @@
-"""Reading summary.json, whoever wrote it: it is taken as it should be, or refused in a line."""
+"""Reading summary.json, whoever wrote it: checked in full, or refused in one line."""
 
 import json
 import math
@@ -49,9 +49,9 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         raise DamagedSummaryError(f"{path} is damaged ({text}); delete its folder to run that job again") from error
     except OSError as error:
         raise DamagedSummaryError(f"{path} cannot be read: {error.strerror}") from error
-    found = (summary.get("schema"), summary.get("gradexp")) if isinstance(summary, dict) else (None, None)
-    if found != (SCHEMA, __version__):
-        version, schema = (_cut(value) for value in reversed(found))
+    versions = (summary.get("schema"), summary.get("gradexp")) if isinstance(summary, dict) else (None, None)
+    if versions != (SCHEMA, __version__):
+        version, schema = (_cut(value) for value in reversed(versions))
         raise ConfigError(
             f"{path} was written by gradexp {version} (schema {schema}), this is {__version__} (schema {SCHEMA}); "
             "choose another folder"

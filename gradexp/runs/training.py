@@ -29,14 +29,14 @@ class Split(NamedTuple):
 
 @dataclass
 class Training:
-    """The course of a training, filled in step by step so that an interruption loses nothing.
+    """The record of a training, filled in step by step so that an interruption loses nothing.
 
     Args:
         losses: Training loss of each step's batch, before the step's update.
         accuracies: Share of each batch classified right; empty for regression.
         tests: (step, test loss, test accuracy or None), measured before that step's update.
         diverged_at: First step whose loss is not finite or whose update left a weight that is not.
-        train_accuracy: Over the whole training part, at the end.
+        train_accuracy: Accuracy on the whole training part at the end.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -67,17 +67,17 @@ def train(
     Args:
         model: A network, or a stack of them whose parameters have a leading network dimension. Maps
             ``(networks, batch, n_0)`` to ``(networks, batch, n_L)``.
-        train_part: What the batches are taken from.
-        test_part: Evaluated ten times on the way.
-        batches: For each network, index batches into the training part.
+        train_part: The data that batches are taken from.
+        test_part: The data that is evaluated ten times on the way.
+        batches: One iterator per network, over index batches into the training part.
         loss: A key of ``LOSSES``.
-        optimizer: Updates the model, each element by itself.
+        optimizer: The optimizer of the model's parameters; it must update each element by itself.
         steps: Number of updates.
-        probe: Collected after every backward pass, before clipping.
+        probe: The probe on the model; it collects after every backward pass, before clipping.
         logs: One per network, filled in as training goes on.
         clip_norm: Largest allowed norm of the whole gradient of a network, ``g ← g min(1, clip_norm / ‖g‖)``
             (Pascanu et al., 2013); None: no clipping.
-        on_step: Called after each step with its number.
+        on_step: A function that is called after each step with its number.
     """
     parameters = list(model.parameters())
     networks = len(logs)
@@ -87,7 +87,7 @@ def train(
         for step in range(steps):
             if step % between_tests == 0:
                 _test(model, test_part, loss, step, logs)
-            rows = torch.stack([next(own) for own in batches]).to(train_part.x.device)
+            rows = torch.stack([next(stream) for stream in batches]).to(train_part.x.device)
             output = model(train_part.x[rows])
             losses = batch_losses(output, train_part.y[rows], loss)
             losses.sum().backward()
@@ -107,8 +107,8 @@ def train(
                 break
     with torch.no_grad():
         for network, weights in kept:
-            for parameter, own in zip(parameters, weights, strict=True):
-                parameter[network].copy_(own)
+            for parameter, weight in zip(parameters, weights, strict=True):
+                parameter[network].copy_(weight)
     if any(log.diverged_at is None for log in logs):
         _test(model, test_part, loss, steps, logs)
         _, accuracies = evaluate(model, train_part, loss, networks)
@@ -117,9 +117,9 @@ def train(
                 log.train_accuracy = accuracy
 
 
-def _test(model: nn.Module, part: Split, loss: str, step: int, logs: Sequence[Training]) -> None:
+def _test(model: nn.Module, split: Split, loss: str, step: int, logs: Sequence[Training]) -> None:
     """Add an evaluation to the log of each network that has not diverged."""
-    for log, value, accuracy in zip(logs, *evaluate(model, part, loss, len(logs)), strict=True):
+    for log, value, accuracy in zip(logs, *evaluate(model, split, loss, len(logs)), strict=True):
         if log.diverged_at is None:
             log.tests.append((step, value, accuracy))
 
@@ -144,12 +144,12 @@ def shares_correct(output: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, part: Split, loss: str, networks: int = 1
+    model: nn.Module, split: Split, loss: str, networks: int = 1
 ) -> tuple[list[float], list[float] | list[None]]:
-    """Return each network's loss and accuracy (None for regression) over a whole part of the data."""
-    output = torch.cat([model(rows.expand(networks, *rows.shape)) for rows in part.x.split(_ROWS)], dim=1)
-    losses: list[float] = batch_losses(output, part.y.expand(networks, *part.y.shape), loss).tolist()
-    accuracies = [None] * networks if part.labels is None else shares_correct(output, part.labels).tolist()
+    """Return each network's loss and accuracy (None for regression) over all of a split."""
+    output = torch.cat([model(rows.expand(networks, *rows.shape)) for rows in split.x.split(_ROWS)], dim=1)
+    losses: list[float] = batch_losses(output, split.y.expand(networks, *split.y.shape), loss).tolist()
+    accuracies = [None] * networks if split.labels is None else shares_correct(output, split.labels).tolist()
     return losses, accuracies
 
 
@@ -158,7 +158,7 @@ def clip(parameters: list[nn.Parameter], largest: float, networks: int = 1) -> N
     """Scale all gradients of a network together so that their joint L2 norm is at most ``largest``.
 
     Unlike ``torch.nn.utils.clip_grad_norm_`` the norm neither under- nor overflows, and each network of a stack is
-    scaled by its own.
+    scaled by its own norm.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     logs = torch.stack([log10_norm(gradient, networks) for gradient in gradients])
@@ -170,7 +170,7 @@ def clip(parameters: list[nn.Parameter], largest: float, networks: int = 1) -> N
 
 
 def all_finite(parameters: list[nn.Parameter], networks: int = 1) -> Tensor:
-    """Say of each network whether every element of every parameter is finite, shape ``(networks,)``."""
+    """Return for each network whether every element of every parameter is finite, shape ``(networks,)``."""
     # aminmax passes nan on, and is much faster than isfinite.
     ends = [end for p in parameters for end in torch.aminmax(p.detach().reshape(networks, -1), dim=1)]
     return torch.stack(ends).isfinite().all(0)

@@ -1,4 +1,4 @@
-"""What a run amounts to: its gradient, its training and theory in one line, with a remedy."""
+"""The verdict on a run: gradient, training and theory in one line, with a remedy."""
 
 import math
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def run_verdict(
     Args:
         config: The run's options.
         initial: The profile at initialisation.
-        losses: Of each training step.
+        losses: Training loss of each step.
         diverged_at: First step whose loss or weight is not finite.
         chance: Loss of a network that ignores its input.
         gradients: What the probe recorded in training.
@@ -104,13 +104,13 @@ def _share_changed(gradients: History | None) -> float | None:
         return None
     share = gradients.log10["update"] - gradients.log10["weight"]
     unchanged = gradients.status["update"] == STATUSES.index("zero")
-    known = np.where(unchanged, -np.inf, share)[-1:]
-    known = known[~np.isnan(known)]
-    return float(np.median(known)) if known.size else None
+    last = np.where(unchanged, -np.inf, share)[-1:]
+    last = last[~np.isnan(last)]
+    return float(np.median(last)) if last.size else None
 
 
 def _is_blind(initial: History, losses: Sequence[float]) -> bool:
-    """Say whether a network got its chance to learn, and cannot tell its inputs apart."""
+    """Return whether a network had its chance to learn, and cannot tell its inputs apart."""
     return len(losses) >= _ENOUGH_STEPS and _cosine(initial) > ALIGNED
 
 

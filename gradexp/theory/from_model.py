@@ -19,7 +19,7 @@ def from_model(model: nn.Module, x: Tensor | None = None, *, kinks: Sequence[flo
 
     Args:
         model: ``nn.Sequential`` of ``nn.Linear`` with one elementwise activation between them, or an ``MLP``.
-        x: Inputs, shape ``(sample, n_0)``; None: of mean square 1.
+        x: Inputs, shape ``(sample, n_0)``; None: one of mean square 1.
         kinks: Every z at which an activation that is not built in, or a derivative of it, jumps.
 
     Raises:
@@ -91,7 +91,7 @@ def read_weights(model: nn.Module) -> tuple[list[WeightLaw], list[int], Activati
     if not pairs:
         raise ValueError(f"{type(model).__name__} has no nn.Linear")
     between = activations[:-1]
-    if any(repr(one) != repr(between[0]) for one in between):
+    if any(repr(module) != repr(between[0]) for module in between):
         raise ValueError(f"all activations must be alike, got {', '.join(dict.fromkeys(map(repr, between)))}")
     return *_read(pairs), (between[0] or torch.nn.Identity()) if between else None
 

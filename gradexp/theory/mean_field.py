@@ -228,7 +228,7 @@ class MeanField:
         return 1 - math.exp(brentq(excess, low, 0.0, xtol=1e-14, rtol=1e-14))
 
     def correlation_after(self, layers: int, c: float = 0.0) -> float:
-        """Return the correlation after so many layers, from c at the first, at the fixed length.
+        """Return the correlation after ``layers`` layers, from c at the first, at the fixed length.
 
         The map is followed by interpolation between 25 angles, good to about 3e-4.
 

@@ -23,8 +23,8 @@ class WeightLaw:
         orthogonal: Whether W is a gain times an orthogonal (Haar) matrix; sigma_w2 is then gain² · fan_in / m, m the
             larger of fan_in and fan_out.
         diagonal: The gain of a scaled identity, which is not random at all; else None.
-        scaled_to: With LSUV, the variance over the data to which the layer's outputs are scaled; else None.
-        tolerance: With LSUV, the relative error of that variance that is left as it is.
+        scaled_to: Variance over the data to which LSUV scales the layer's outputs; None for other schemes.
+        tolerance: Relative error of that variance which LSUV leaves as it is.
 
     Raises:
         ValueError: If a variance is negative or not finite.

@@ -1,6 +1,7 @@
 """``hydra/launcher=ensemble``, ``slurm`` and ``ray_cluster``: where the jobs of a sweep run.
 
-Hydra imports this module whenever one of its programs starts, gradexp's or not: it must load nothing but Hydra.
+Hydra imports this module whenever one of its programs starts, gradexp's or not: it must load nothing but Hydra,
+and imports gradexp inside functions only.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +24,7 @@ class _Launcher(Launcher, ABC):
     config: DictConfig
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep it."""
+        """Keep the arguments."""
         self.hydra_context = hydra_context
         self.task_function = task_function
         self.config = config
@@ -34,7 +35,7 @@ class EnsembleLauncherConf:
     """Options of the ensemble launcher. Those of clusters are in ``configs/hydra/launcher/``.
 
     Args:
-        max_members: Most jobs of a stack; null: worked out from the free memory.
+        max_members: The largest number of jobs of a stack; null: worked out from the free memory.
     """
 
     _target_: str = "hydra_plugins.gradexp_launchers.launchers.EnsembleLauncher"
@@ -70,7 +71,7 @@ class _ClusterLauncher(_Launcher, ABC):
 
     @abstractmethod
     def engine(self) -> Any:
-        """Return the cluster (``_cluster.Engine``)."""
+        """Return the cluster (``gradexp.launch.cluster.Engine``)."""
 
 
 class SlurmLauncher(_ClusterLauncher):

@@ -1,6 +1,7 @@
 """``hydra/sweeper=resumable``, gradexp's own: Hydra's basic sweeper, which goes on where a sweep broke off.
 
-Hydra imports this module whenever one of its programs starts, gradexp's or not: it must load nothing but Hydra.
+Hydra imports this module whenever one of its programs starts, gradexp's or not: it must load nothing but Hydra,
+and imports gradexp inside functions only.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ class ResumableSweeperConf:
     """Options of the sweeper, as Hydra's basic one has them.
 
     Args:
-        max_batch_size: Most jobs that a launcher is given at a time; null: all.
+        max_batch_size: The largest number of jobs that a launcher gets at a time; null: all.
         params: Options to sweep over, such as ``depth: 10,50,150``; the command line goes before them.
     """
 
@@ -25,7 +26,7 @@ class ResumableSweeperConf:
 
 
 class ResumableSweeper(BasicSweeper):
-    """Run the jobs that a sweep's folder does not hold yet, and compare them all (see ``gradexp.sweep``)."""
+    """Run the jobs that a sweep's folder does not hold yet, and compare them all (see ``gradexp.launch.sweeper``)."""
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs that the arguments make."""

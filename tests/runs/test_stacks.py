@@ -265,7 +265,7 @@ def test_a_result_is_taken_by_the_job_with_its_options_only() -> None:
     assert stacks.take(Config(depth=5)) is None
 
 
-def test_an_interrupted_stack_passes_on_what_it_has() -> None:
+def test_an_interrupted_stack_leaves_what_it_has_in_the_callers_list() -> None:
     class Impatient:
         def write(self, stage: str, result: Result) -> None:
             if stage == "step" and result.training is not None and len(result.training.losses) == 3:
@@ -274,9 +274,9 @@ def test_an_interrupted_stack_passes_on_what_it_has() -> None:
         def close(self) -> None:
             pass
 
-    with pytest.raises(KeyboardInterrupt) as interruption:
-        run_stack(jobs(), [Impatient()])
-    (results,) = interruption.value.args
+    results: list[Result] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_stack(jobs(), [Impatient()], results)
     assert [result.status for result in results] == ["interrupted"] * 5
     assert all(len(losses(result)) == 3 and result.gradients.steps == [0, 1, 2] for result in results)
 
