@@ -23,7 +23,7 @@ from gradexp.cli.composing import without_hydra
 from gradexp.cli.hydra_internals import Callbacks
 from gradexp.cli.interruptions import Interruptions
 from gradexp.config import Config, as_dict
-from gradexp.launch.stacks import alike, checked, compose, run_jobs
+from gradexp.launch.ensemble import alike, checked, compose, run_jobs
 from gradexp.runs import stacks
 from gradexp.runs.summary import unstarted_summary
 from gradexp.sinks.console import job_line
