@@ -1,1 +1,4 @@
-"""The command ``python -m gradexp.predict``: what a run would find, before it is made."""
+"""The command ``python -m gradexp.predict``: what theory says of a run before it is made, and what to change.
+
+``forecast`` computes it as numbers, ``text`` writes it down, and ``__main__`` prints it.
+"""

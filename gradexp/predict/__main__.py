@@ -1,4 +1,4 @@
-"""``python -m gradexp.predict``: say what a network will do at initialisation, without building it."""
+"""``python -m gradexp.predict``: print what a network will do at initialisation, without building it."""
 
 from gradexp.cli.interruptions import leave_at_once
 
@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
+from gradexp._version import __version__
 from gradexp.cli.about import Command
 from gradexp.cli.command import command
 from gradexp.cli.interruptions import Interruptions
@@ -27,12 +28,11 @@ ABOUT = Command(
 
 def job(config: Config, _folder: Path, _overrides: list[str], _interruptions: Interruptions) -> None:
     """Print a forecast."""
-    import torch
+    import torch  # slow to load, as are the other imports here; --help does not wait for them
 
     torch.set_num_threads(1)  # tensors are small
     from rich.console import Console
 
-    from gradexp._version import __version__
     from gradexp.predict.forecast import forecast
     from gradexp.predict.text import describe
 

@@ -1,4 +1,4 @@
-"""What theory says of a run before it is started, and what to change, as numbers and as text.
+"""What theory says of a run before it is started, and what to change.
 
 ``forecast`` is what ``python -m gradexp.predict`` calls, and what a script calls that does without Hydra.
 """
@@ -25,7 +25,7 @@ from gradexp.theory import Prediction
 
 # A critical sigma_w2 beyond this is no remedy: it is reached by saturating nearly every unit.
 _ABSURD = 20.0
-# Of more networks than this share an input dies.
+# Above this probability that an input dies, call the network dead.
 _DEAD = 0.5
 
 
@@ -34,10 +34,10 @@ class Change:
     """Options to type in place of the present ones, and what theory says of them.
 
     Args:
-        options: As typed on a command line.
-        reason: Why, in words.
+        options: Options, as typed on a command line.
+        reason: Reason for them, in words.
         config: The run after the change.
-        prediction: Of that run.
+        prediction: Prediction of that run.
     """
 
     options: str
@@ -56,14 +56,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Forecast:
-    """All that is known of a run without running it; ``describe`` in ``gradexp.predict.text`` prints it.
+    """All that is known of a run without running it; ``describe`` in ``gradexp.predict.text`` makes a text of it.
+
+    A ``gradexp.theory.Prediction`` holds the numbers; a forecast adds a verdict and advice.
 
     Args:
-        config: The options.
-        inputs: What is known of the inputs, in words.
-        prediction: Of the profile at initialisation.
-        verdict: Its ``gradient`` is stable, vanishing, exploding, dead or unknown.
-        changes: What to try, the least change first.
+        config: The options of the run.
+        inputs: Description of the inputs, in words.
+        prediction: Prediction of the profile at initialisation.
+        verdict: Verdict whose ``gradient`` is stable, vanishing, exploding, dead or unknown.
+        changes: Changes to try, the least first.
     """
 
     config: Config
@@ -79,7 +81,7 @@ class Forecast:
 
     @functools.cached_property
     def cosine(self) -> float | None:
-        """What two unrelated inputs' outputs have in common: the mean-field correlation at the last layer, from 0."""
+        """Cosine of two unrelated inputs at the output: the mean-field correlation at the last layer, from 0."""
         if self.point is None or self.config.depth == 1:
             return None
         return self.point.correlation_after(self.config.depth - 1)
@@ -104,8 +106,8 @@ def forecast(config: Config) -> Forecast:
         ConfigError: If an option cannot work.
 
     Example:
-        >>> found = forecast(Config(activation="sigmoid", init=InitConfig("xavier")))
-        >>> found.verdict.gradient, found.changes[0].options
+        >>> sigmoid = forecast(Config(activation="sigmoid", init=InitConfig("xavier")))
+        >>> sigmoid.verdict.gradient, sigmoid.changes[0].options
         ('vanishing', 'activation=tanh init=lecun')
     """
     inputs = _inputs(config)
@@ -186,12 +188,12 @@ def _candidates(config: Config, prediction: Prediction) -> Iterator[tuple[dict[s
     if critical is None:
         sigma_b2, critical = 0.0, _critical(config, 0.0)
     if critical is None or critical > _ABSURD:
-        said = "is never critical" if critical is None else f"is critical at sigma_w2={critical:.4g} only"
+        critical_at = "is never critical" if critical is None else f"is critical at sigma_w2={critical:.4g} only"
         other = _typed(config, _critical_init(theory.critical_sigma_w2("tanh", sigma_b2)), sigma_b2)
-        yield {"activation": "tanh", **other}, f"{name} {said}"
+        yield {"activation": "tanh", **other}, f"{name} {critical_at}"
         return
-    is_there = math.isclose(prediction.sigma_w2, critical, rel_tol=1e-3) and prediction.sigma_b2 == sigma_b2
-    if not is_there or prediction.point is None:
+    is_critical = math.isclose(prediction.sigma_w2, critical, rel_tol=1e-3) and prediction.sigma_b2 == sigma_b2
+    if not is_critical or prediction.point is None:
         yield _typed(config, _critical_init(critical), sigma_b2), "critical: chi_1 = 1"
     if name in LYAPUNOV_ACTIVATIONS and config.init.name != "lyapunov":
         drift = zero_drift_sigma_w2(prediction.widths[config.depth // 2], name, config.negative_slope)
@@ -201,7 +203,7 @@ def _candidates(config: Config, prediction: Prediction) -> Iterator[tuple[dict[s
 
 
 def _branches(config: Config) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield skip connections, which tame what no initialisation does."""
+    """Yield skip connections, which keep gradients where no initialisation does."""
     if config.depth > 3 and len(set(config.hidden_widths)) == 1:
         if config.residual == "none":
             yield {"residual": "plain"}, "each layer adds to the gradient instead of multiplying it"
@@ -224,14 +226,14 @@ def _critical_init(sigma_w2: float) -> dict[str, Any]:
 
 
 def _typed(config: Config, options: dict[str, Any], sigma_b2: float) -> dict[str, Any]:
-    """Add what has to be said beside them, as other options stay on the command line."""
+    """Add the options that must be typed with these, since others stay on the command line."""
     if config.init.gain != 1:
         options = {**options, "init.gain": 1}
     return {**options, "sigma_b2": f"{sigma_b2:.5g}"} if sigma_b2 or config.sigma_b2 else options
 
 
 def _with(config: Config, options: dict[str, Any]) -> Config:
-    """Return the config that these options would make of it on the command line."""
+    """Return the config with these options typed on its command line."""
     new = {key: value for key, value in options.items() if not key.startswith("init")}
     if "init" in options:
         sigma_w2 = options.get("init.sigma_w2")

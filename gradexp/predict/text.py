@@ -12,8 +12,8 @@ from gradexp.theory import Prediction
 Rows = Iterator[tuple[str, str, str]]
 
 
-def _network(found: Forecast) -> Rows:
-    config, widths = found.config, found.prediction.widths
+def _network(forecast: Forecast) -> Rows:
+    config, widths = forecast.config, forecast.prediction.widths
     hidden = widths[1:-1]
     layers = f"{config.depth} {config.activation} layer{'s' if config.depth > 1 else ''}"
     ends = [f"{widths[0]} inputs", f"{widths[-1]} outputs"]
@@ -21,16 +21,16 @@ def _network(found: Forecast) -> Rows:
     first = f"{layers} of {config.units} units" if hidden else layers
     yield "network", ", ".join([first, *config.additions, *ends]), ""
     yield "init", f"{config.init.name} ({options})", ""
-    yield "inputs", found.inputs, ""
+    yield "inputs", forecast.inputs, ""
 
 
-def _infinite_width(found: Forecast) -> Rows:
-    prediction, point = found.prediction, found.point
+def _infinite_width(forecast: Forecast) -> Rows:
+    prediction, point = forecast.prediction, forecast.point
     differ = len({(law.sigma_w2, law.sigma_b2) for law in prediction.laws}) > 1
     middle = f" of layer {len(prediction.laws) // 2 + 1}; layers differ" if differ else ""
     yield "sigma_w2", _number(prediction.sigma_w2), f"fan_in Var(W){middle}"
     yield "sigma_b2", _number(prediction.sigma_b2), f"Var(b){middle}"
-    additions = found.config.additions
+    additions = forecast.config.additions
     missing = f"not defined with {' and '.join(additions)}" if additions else "a scaled identity is no random matrix"
     yield "q*", *(("none", missing) if point is None else (_number(point.q_star), _length(point)))
     chi_1 = prediction.chi_1
@@ -50,17 +50,17 @@ def _infinite_width(found: Forecast) -> Rows:
         log_chi = math.log(chi_1)
         xi_grad = math.inf if abs(log_chi) < 1e-12 else -1 / log_chi
         yield "xi_grad", _number(xi_grad), _pace(xi_grad, "squared gradients", "shrink by e", "grow by e")
-    share = found.depth_over_reach
+    share = forecast.depth_over_reach
     if share is not None:
         bound = "trainable below about 1, as Schoenholz et al. (2017) found in experiments"
         yield "L/6xi_c", _number(share), f"depth over 6 xi_c: {bound if share else 'no bound, as xi_c is infinite'}"
-    cosine = found.cosine
+    cosine = forecast.cosine
     if cosine is not None:
         yield "cosine", f"{cosine:.4f}", "of what two unrelated inputs have become at the output"
 
 
-def _finite_width(found: Forecast) -> Rows:
-    config, prediction = found.config, found.prediction
+def _finite_width(forecast: Forecast) -> Rows:
+    config, prediction = forecast.config, forecast.prediction
     slope, sd = prediction.log_chi, prediction.log_chi_sd
     if slope is None or sd is None:
         yield "log_chi", "none", "no formula holds at this width" if config.depth > 1 else "there is one layer only"
@@ -93,16 +93,16 @@ def _finite_width(found: Forecast) -> Rows:
     yield "formula", prediction.reason if prediction.valid else f"none: {prediction.reason}", ""
 
 
-def _outcome(found: Forecast) -> Rows:
-    yield "verdict", found.verdict.text, ""
-    share, chi_1 = found.depth_over_reach, found.prediction.chi_1
+def _outcome(forecast: Forecast) -> Rows:
+    yield "verdict", forecast.verdict.text, ""
+    share, chi_1 = forecast.depth_over_reach, forecast.prediction.chi_1
     if share is not None and share > 1 and chi_1:
         fate = "all inputs look alike" if chi_1 < 1 else "near inputs look unrelated"
         yield "", f"{share:.3g} times deeper than 6 xi_c: hard to train, as {fate} at the output", ""
-    elif found.cosine is not None and found.cosine > ALIGNED:
-        yield "", f"all inputs look alike at the output (cosine {found.cosine:.4f}): hard to train", ""
-    name = "or" if found.verdict.gradient == "stable" else "change"
-    for change in found.changes:
+    elif forecast.cosine is not None and forecast.cosine > ALIGNED:
+        yield "", f"all inputs look alike at the output (cosine {forecast.cosine:.4f}): hard to train", ""
+    name = "or" if forecast.verdict.gradient == "stable" else "change"
+    for change in forecast.changes:
         yield name, f"{change.options}", ""
         yield "", f"{_power(change.prediction)}; {change.reason}", ""
         name = "or"
@@ -111,12 +111,12 @@ def _outcome(found: Forecast) -> Rows:
 _SECTIONS = {"": _network, "In infinite width": _infinite_width, "At this width": _finite_width, "Outcome": _outcome}
 
 
-def describe(found: Forecast) -> str:
+def describe(forecast: Forecast) -> str:
     """Return a forecast as the command prints it: network, infinite width, this width, outcome."""
     sections = [
-        "\n".join([title] * bool(title) + [_row(*row) for row in rows(found)])
+        "\n".join([title] * bool(title) + [_row(*row) for row in rows(forecast)])
         for title, rows in _SECTIONS.items()
-        if found.prediction.laws or rows in (_network, _outcome)
+        if forecast.prediction.laws or rows in (_network, _outcome)
     ]
     return "\n\n".join(sections)
 
@@ -132,12 +132,12 @@ def _number(value: float) -> str:
 
 
 def _power(prediction: Prediction) -> str:
-    """Show the ratio of first and last gradient with its standard deviation."""
+    """Return the ratio of first and last gradient with its standard deviation."""
     ratio, sd = prediction.first_over_last, float(prediction.sd_output_grad[0])
     if ratio is None:
         return "no number is known"
-    shown = round(ratio, 1) + 0.0  # no -0.0
-    return f"10^{shown:+.1f} ± {sd:.1f}" if prediction.valid else f"10^{shown:+.1f}"
+    rounded = round(ratio, 1) + 0.0  # no -0.0
+    return f"10^{rounded:+.1f} ± {sd:.1f}" if prediction.valid else f"10^{rounded:+.1f}"
 
 
 def _length(point: theory.MeanField) -> str:
