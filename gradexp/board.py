@@ -56,7 +56,7 @@ _OPTION = re.compile(f"{_BEFORE}([a-z][\\w.]*)={_VALUE}")
 
 
 def main() -> None:
-    """Serve until Ctrl-C, or say in one line what is wrong."""
+    """Serve until Ctrl-C, or print one line that says what is wrong."""
     parser = Parser(
         prog="python -m gradexp.board",
         description="Start TensorBoard on this machine, and print the address at which the gradients are shown.",
@@ -101,7 +101,7 @@ def _refuse(line: str) -> None:
 
 
 def run_names(folder: Path) -> list[str]:
-    """Return what TensorBoard calls the runs in a folder or below it: the paths to their event files."""
+    """Return TensorBoard's names of the runs in a folder or below it: the paths to their event files."""
     return [
         str(Path(path).relative_to(folder))
         for path, _, names in os.walk(folder)
@@ -121,8 +121,8 @@ def colour_groups(names: Sequence[str]) -> str:
         '(?:^|[/_,])init=([^,/]+)'
     """
     options = [dict(_OPTION.findall(name)) for name in names]
-    values = {key: {own.get(key) for own in options} for own in options[:1] for key in own if key != "seed"}
-    differ = [key for key, found in values.items() if len(found) > 1 and None not in found]
+    values = {key: {run.get(key) for run in options} for run in options[:1] for key in run if key != "seed"}
+    differ = [key for key, choices in values.items() if len(choices) > 1 and None not in choices]
     if differ:
         return f"{_BEFORE}{re.escape('init' if 'init' in differ else differ[0])}={_VALUE}"
     return "^(.*?)(?:(?:^|/)theory(?:/lower|/upper)?)?$"
@@ -132,14 +132,14 @@ def launch(folder: Path, port: int | None = None) -> str:
     """Start TensorBoard in a thread, on the loopback interface only, and return its address.
 
     Args:
-        folder: Of a run, or of several.
-        port: To listen at; None: the first free one from 6006 on, or any if many are taken.
+        folder: Folder of a run, or of several.
+        port: Port to listen at; None: the first free one from 6006 on, or any if many are taken.
 
     Raises:
         ImportError: If TensorBoard is not installed.
         OSError: If the port is taken.
     """
-    from tensorboard.program import TensorBoardServerException
+    from tensorboard.program import TensorBoardServerException  # may be missing, which main reports
 
     printed = io.StringIO()
     try:
@@ -157,7 +157,7 @@ def launch(folder: Path, port: int | None = None) -> str:
 
 
 def _configured(folder: Path, port: int | None) -> "TensorBoard":
-    from tensorboard import default
+    from tensorboard import default  # slow to load, as is all of TensorBoard
     from tensorboard.program import TensorBoard
 
     server = TensorBoard(plugins=[*default.get_plugins(), _start_plugin(folder)])
@@ -175,7 +175,7 @@ def profile_link(names: Sequence[str]) -> str:
     """Return what follows TensorBoard's address to show the profile of the gradient above all other cards.
 
     Args:
-        names: Of the runs, which decide on their colours.
+        names: Names of the runs, which decide on their colours.
     """
     pinned = quote(json.dumps([{"plugin": "scalars", "tag": PINNED}], separators=(",", ":")))
     colours = quote(f"regex:{colour_groups(names)}")
@@ -188,7 +188,7 @@ def start_page(names: Sequence[str]) -> tuple[str, str]:
     No address can carry all of these settings. The browser runs the script only if its hash is announced.
 
     Args:
-        names: Of the runs.
+        names: Names of the runs.
     """
     kept = f"JSON.parse(localStorage.getItem({json.dumps(_KEPT_BY)}) || '{{}}')"
     changed = f"JSON.stringify(Object.assign({kept}, {json.dumps(_SETTINGS)}))"
@@ -201,7 +201,7 @@ def start_page(names: Sequence[str]) -> tuple[str, str]:
 
 def _start_plugin(folder: Path) -> Any:
     """Return a plugin without a tab, which serves the start page from TensorBoard's own address."""
-    from tensorboard.backend import http_util
+    from tensorboard.backend import http_util  # slow to load, as is all of TensorBoard
     from tensorboard.plugins.base_plugin import TBPlugin
     from werkzeug.wrappers import Request
 

@@ -19,18 +19,18 @@ class ConfigError(ValueError):
     """An option has a value that cannot work; the text says which, what was given and what is allowed."""
 
 
-def check_choice(key: str, given: object, choices: Sequence[str]) -> None:
-    """Refuse what is none of the choices.
+def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
+    """Check that a value is one of the choices.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is none of them.
     """
-    if given not in choices:
-        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {given!r}")
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def asked_for(function: Callable[..., Any], **facts: Any) -> dict[str, Any]:
-    """Return those facts of a run that a function asks for, by keyword-only parameters."""
+    """Return those facts of a run that a function has keyword-only parameters for."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # written in C without a signature, such as torch.Tensor.zero_

@@ -205,11 +205,11 @@ class Config:
             raise ConfigError(
                 f"init 'lyapunov' is for activation {', '.join(LYAPUNOV_ACTIVATIONS)}, got '{self.activation}'"
             )
-        self._check_cures()
+        self._check_architecture()
         sparsity = self.init.sparsity
         _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
-        known_device = re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.device)
-        _require(bool(known_device), "device", self.device, "auto, cpu, cuda or cuda:N")
+        device_match = re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.device)
+        _require(bool(device_match), "device", self.device, "auto, cpu, cuda or cuda:N")
 
     @property
     def hidden_widths(self) -> list[int]:
@@ -225,8 +225,8 @@ class Config:
     @property
     def additions(self) -> list[str]:
         """The normaliser and the skip connections, if there are any, as typed on a command line."""
-        given = {"normalization": self.normalization, "residual": self.residual}
-        return [f"{key}={value}" for key, value in given.items() if value != "none"]
+        settings = {"normalization": self.normalization, "residual": self.residual}
+        return [f"{key}={value}" for key, value in settings.items() if value != "none"]
 
     def _check_profile_steps(self) -> None:
         record = self.record
@@ -236,7 +236,7 @@ class Config:
             allowed += f", multiples of record.every={record.every}"
         _require(all(fits), "record.profile_steps", list(record.profile_steps), allowed)
 
-    def _check_cures(self) -> None:
+    def _check_architecture(self) -> None:
         hidden = self.hidden_widths
         if self.residual != "none" and len(set(hidden)) > 1:
             raise ConfigError(f"residual={self.residual!r} needs hidden layers of equal width, got {hidden}")
@@ -305,27 +305,29 @@ def as_dict(config: Config) -> dict[str, Any]:
     """Return the resolved options; init, data and optimizer hold their name and their own options only."""
     options = dataclasses.asdict(config)
     for group, choices in GROUPS.items():
-        own = choices[options[group]["name"]]
-        options[group] = {key: value for key, value in options[group].items() if key == "name" or key in own}
+        choice_options = choices[options[group]["name"]]
+        options[group] = {
+            key: value for key, value in options[group].items() if key == "name" or key in choice_options
+        }
     return options
 
 
 def _resolve(group: str, config: Any, choices: dict[str, dict[str, Any]]) -> None:
-    """Give the unset options of a group's choice their defaults; refuse options it does not have."""
+    """Give the unset options of a group's choice their defaults, and check that it has those that are set."""
     _require(config.name in choices, group, config.name, f"one of {', '.join(choices)}")
-    own = choices[config.name]
+    defaults = choices[config.name]
     for entry in dataclasses.fields(config):
         if entry.name == "name":
             continue
-        given = getattr(config, entry.name)
-        if entry.name in own:
-            setattr(config, entry.name, own[entry.name] if given is None else given)
-        elif given is not None:
-            raise ConfigError(f"{group} '{config.name}' has no option '{entry.name}'; it takes {', '.join(own)}")
+        value = getattr(config, entry.name)
+        if entry.name in defaults:
+            setattr(config, entry.name, defaults[entry.name] if value is None else value)
+        elif value is not None:
+            raise ConfigError(f"{group} '{config.name}' has no option '{entry.name}'; it takes {', '.join(defaults)}")
 
 
 def _check_fields(group: str, schema: type) -> None:
-    """Refuse a choice with an option that the schema, and with it the command line, does not know."""
+    """Check that the schema, and with it the command line, knows every option of every choice."""
     for name, options in GROUPS[group].items():
         for option in options.keys() - {entry.name for entry in dataclasses.fields(schema)}:
             raise ConfigError(
@@ -336,26 +338,26 @@ def _check_fields(group: str, schema: type) -> None:
 
 def _numbers(config: Any, prefix: str = "") -> list[tuple[str, float]]:
     """List every option that is a number, as (dotted key, value)."""
-    found = []
+    numbers = []
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
-            found += _numbers(value, f"{entry.name}.")
+            numbers += _numbers(value, f"{entry.name}.")
         elif isinstance(value, int | float):
-            found.append((prefix + entry.name, value))
-    return found
+            numbers.append((prefix + entry.name, value))
+    return numbers
 
 
 def _get(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = getattr(config, part)
+    for name in key.split("."):
+        config = getattr(config, name)
     return config
 
 
 def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
     if not condition:
-        shown = repr(value) if isinstance(value, str) else value
-        raise ConfigError(f"{key} must be {allowed}, got {shown}")
+        quoted = repr(value) if isinstance(value, str) else value
+        raise ConfigError(f"{key} must be {allowed}, got {quoted}")
 
 
 _check_fields("init", InitConfig)

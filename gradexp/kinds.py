@@ -1,4 +1,4 @@
-"""What kind of value each option takes, for options that Python gives; Hydra checks those of a command line."""
+"""The kinds of options that are set in Python, checked and converted; Hydra checks those of a command line."""
 
 import functools
 import operator
@@ -15,7 +15,7 @@ class WrongKindError(Exception):
 
 
 def convert(config: Any, choices: Sequence[str] = ()) -> None:
-    """Give each field of a dataclass of options a plain value of its kind, such as an int in place of numpy's.
+    """Convert each field of a dataclass of options to a plain value of its kind, such as numpy's integers to int.
 
     Args:
         config: The options, changed in place.
