@@ -81,7 +81,7 @@ class Forecast:
 
     @functools.cached_property
     def cosine(self) -> float | None:
-        """Cosine of two unrelated inputs' outputs: the mean-field correlation at the last layer, from 0."""
+        """Cosine of two unrelated inputs at the output: the mean-field correlation at the last layer, from 0."""
         if self.point is None or self.config.depth == 1:
             return None
         return self.point.correlation_after(self.config.depth - 1)
