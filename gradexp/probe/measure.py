@@ -12,8 +12,8 @@ from torch.nn.parameter import UninitializedBuffer
 
 from gradexp.history.history import History
 from gradexp.numerics.torch_internals import buffers_of, steps_in_backward
+from gradexp.probe.calls import tensors_in
 from gradexp.probe.probe import GradientProbe
-from gradexp.probe.trace import tensors_in
 
 
 def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **options: Any) -> History:

@@ -17,10 +17,11 @@ from torch import nn
 from gradexp.history.history import History
 from gradexp.history.step import QUANTITIES, STATUSES, Array
 from gradexp.numerics.torch_internals import is_dynamo_loaded
+from gradexp.probe.calls import ProbeSpec, Statistic
 from gradexp.probe.hooks import Hooks
 from gradexp.probe.readings import PendingStep, ProbeStep
 from gradexp.probe.selection import Select, module_kind, selected_modules, unwrap
-from gradexp.probe.trace import ProbeSpec, Statistic, Trace
+from gradexp.probe.trace import Trace
 from gradexp.probe.updates import Updates
 from gradexp.probe.weights import Weights, is_unscaled, scale_of_loss
 
@@ -258,6 +259,7 @@ class GradientProbe:
         return self._row_of(name, call)
 
     def _record(self, label: int, trace: Trace) -> None:
+        held = trace.passes.notice()  # until all are read
         self._check_backward(trace)
         weights = {name: tensors for name, tensors in self._weights.items() if tensors or not self._by_default}
         pending = PendingStep(self._networks)
@@ -267,7 +269,8 @@ class GradientProbe:
                 pending.mark(quantity, self._row_of(name), "hook_missed")
         rows = {name: self._row_of(name) for name in weights}
         if "weight_grad" in self._quantities:
-            self._weights.add_gradients(pending, weights, rows)
+            self._weights.add_gradients(pending, weights, rows, trace.passes.moved)
+        del held
         if "weight" in self._quantities:
             self._weights.add_norms(pending, weights, rows)
         self._undo_scale(pending)
@@ -298,8 +301,8 @@ class GradientProbe:
         if model is None:
             raise RuntimeError("the model that the probe watches is gone")
         wanted = {"output_grad", "weight_grad"} & set(self._quantities)
-        has_gradient = (
-            trace.count_backwards() > 0
+        has_gradient = trace.passes.is_anything_left() and (
+            len(trace.passes) > 0
             or self._weights.have_passed()
             or any(p.grad is not None for p in model.parameters())
         )
