@@ -110,13 +110,13 @@ class Parameters:
 
     def gradients(self) -> list[Tensor | None]:
         """Return what ``.grad`` of each parameter holds."""
-        return [None if parameter is None else parameter.grad for parameter in self._now()]
+        return [parameter.grad if parameter is not None and parameter.is_leaf else None for parameter in self._now()]
 
     def states(self) -> list[State]:
         """Return which tensor in which version ``.grad`` of each parameter holds."""
         return [
             (id(parameter), 0, 0)
-            if parameter is None or (gradient := parameter.grad) is None
+            if parameter is None or not parameter.is_leaf or (gradient := parameter.grad) is None
             else (id(parameter), id(gradient), _version(gradient))
             for parameter in self._now()
         ]
@@ -281,8 +281,9 @@ class Passes:
         if before is None or before == states:
             return
         changed = [n for n, (old, new) in enumerate(zip(before, states, strict=True)) if old[1] and old != new]
-        # While FSDP computes, modules have other parameters than in between: those fare as the rest.
+        # While FSDP or functional_call computes, modules have other parameters than in between.
         strangers = {number for number in changed if before[number][0] != states[number][0]}
+        self._states = [before[number] if number in strangers else state for number, state in enumerate(states)]
         changed = [number for number in changed if number not in strangers]
         thrown = {number for number in changed if not states[number][1]}
         thrown.update(self._zero([number for number in changed if number not in thrown]))

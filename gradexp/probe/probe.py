@@ -19,6 +19,7 @@ from gradexp.history.step import QUANTITIES, STATUSES, Array
 from gradexp.numerics.torch_internals import is_dynamo_loaded
 from gradexp.probe.calls import ProbeSpec, Statistic
 from gradexp.probe.hooks import Hooks
+from gradexp.probe.order import merged
 from gradexp.probe.readings import PendingStep, ProbeStep
 from gradexp.probe.selection import Select, module_kind, selected_modules, unwrap
 from gradexp.probe.trace import Trace
@@ -118,7 +119,7 @@ class GradientProbe:
         self._updates: Updates | None = None
         self._names = list(modules)
         self._rows: dict[_Row, int] = {}
-        self._called: dict[_Row, None] = {}  # in the order of their first calls
+        self._order: dict[_Row, None] = {}  # of those that were called, as in the forward pass
         self._steps: list[int] = []
         self._readings: list[ProbeStep] = []
         self._collects = 0
@@ -216,7 +217,7 @@ class GradientProbe:
         self._fetch_updates()
         # A lazy module shows only when it is first called whether it has a weight of two dimensions.
         all_rows = [(n, 0) for n in self._names if not self._steps or (n, 0) in self._rows]
-        rows = [*self._called, *(row for row in all_rows if row not in self._called)]
+        rows = [*self._order, *(row for row in all_rows if row not in self._order)]
         columns = [self._rows.get(row, -1) for row in rows]
         # A module's weights are the same in all its calls.
         of_weights = [self._rows.get((name, 0), -1) for name, _ in rows]
@@ -254,16 +255,18 @@ class GradientProbe:
     def _row_of(self, name: str, call: int = 0) -> int:
         return self._rows.setdefault((name, call), len(self._rows))
 
-    def _row_of_call(self, name: str, call: int) -> int:
-        self._called[name, call] = None
-        return self._row_of(name, call)
+    def _keep_order(self, calls: list[_Row]) -> None:
+        if not self._order.keys() >= set(calls):
+            places = {name: place for place, name in enumerate(self._names)}
+            rows = merged([*self._order], [*dict.fromkeys(calls)], lambda row: (places[row[0]], row[1]))
+            self._order = dict.fromkeys(rows)
 
     def _record(self, label: int, trace: Trace) -> None:
         held = trace.passes.notice()  # until all are read
         self._check_backward(trace)
         weights = {name: tensors for name, tensors in self._weights.items() if tensors or not self._by_default}
         pending = PendingStep(self._networks)
-        trace.add(pending, self._row_of_call, weights)
+        self._keep_order(trace.add(pending, self._row_of, weights))
         for name in trace.hidden(weights):
             for quantity in ("output", "output_grad"):
                 pending.mark(quantity, self._row_of(name), "hook_missed")

@@ -80,14 +80,22 @@ class Trace:
         wanted = set(kept)
         return sorted((call for call in self.calls if call.run in wanted), key=attrgetter("position"))
 
-    def add(self, pending: PendingStep, row_of: Callable[[str, int], int], names: Container[str]) -> None:
-        """Add what the hooks saw of some modules to a pending step, in the order of first calls."""
+    def add(
+        self, pending: PendingStep, row_of: Callable[[str, int], int], names: Container[str]
+    ) -> list[tuple[str, int]]:
+        """Add what the hooks saw of some modules to a pending step.
+
+        Returns:
+            Name of the module and number of the call, for each call in the order of the forward pass.
+        """
+        calls = []
         with_gradient: set[int] = set()
         silent: list[tuple[int, ModuleCall]] = []
         for call in self.kept_calls():
             if call.name not in names:
                 continue
             row = row_of(call.name, call.index)
+            calls.append((call.name, call.index))
             if call.is_empty:
                 continue
             for size in call.outputs:
@@ -115,6 +123,7 @@ class Trace:
                 pending.mark("output_grad", row, "hook_missed")
             elif row not in with_gradient and "output_grad" not in call.missed:
                 pending.mark("output_grad", row, "unused" if call.expected else "frozen")
+        return calls
 
     def _call_of(self, name: str, graph: bool) -> ModuleCall | None:
         """Return the call that a forward hook belongs to, or None for one that does not count."""
