@@ -6,7 +6,8 @@ so that a torch release that renames one is this file's work alone.
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -159,6 +160,22 @@ def steps_in_backward(parameter: Tensor) -> bool:
     Without it the gradient that such a step uses up before the collect would count as unused.
     """
     return bool(parameter._post_accumulate_grad_hooks)
+
+
+@contextmanager
+def without_accumulate_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Keep hooks that run once ``.grad`` is complete from running (torch 2.1).
+
+    Without it a model whose optimizer steps in the backward pass could not be measured and left as it was.
+    """
+    hooks = [(hooks, dict(hooks)) for parameter in parameters if (hooks := parameter._post_accumulate_grad_hooks)]
+    try:
+        for active, _ in hooks:
+            active.clear()
+        yield
+    finally:
+        for active, before in hooks:
+            active.update(before)
 
 
 def parameters_of(module: nn.Module) -> list[nn.Parameter]:

@@ -409,6 +409,21 @@ def inner_uses(tensors: Sequence[Tensor]) -> list[list[Position]] | None:
     return [uses[source] for source in sources]
 
 
+def has_node(tensor: Tensor, name: str) -> bool:
+    """Return whether a graph has a node of some name."""
+    waiting = [tensor.grad_fn]
+    visited = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            if node.name() == name:
+                return True
+            new = {source for source, _ in node.next_functions} - visited
+            visited |= new
+            waiting += new
+    return False
+
+
 def first_leaf(tensor: Tensor) -> Any:
     """Return the node that adds to ``.grad`` of some leaf of a tensor's graph, or None if none is near."""
     if tensor.grad_fn is None:

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
@@ -320,6 +321,16 @@ class Passes:
 def accumulator(parameter: Tensor) -> Node:
     """Return the node that adds to a leaf's ``.grad``."""
     return get_gradient_edge(parameter).node
+
+
+def is_known_to_others(parameter: Tensor) -> bool:
+    """Return whether somebody holds the node that adds to a leaf's ``.grad``, maybe with a hook on it."""
+    mark = "gradexp"
+    notes: Any = accumulator(parameter).metadata
+    notes[mark] = True  # gone with the node, if nobody holds that
+    del notes
+    notes = accumulator(parameter).metadata
+    return bool(notes.pop(mark, False))
 
 
 def _telling(module: nn.Module) -> list[tuple[weakref.ref[nn.Module], str]]:

@@ -12,11 +12,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from gradexp.history.history import History
 from gradexp.history.step import QUANTITIES, STATUSES, Array
-from gradexp.numerics.torch_internals import is_dynamo_loaded
+from gradexp.numerics.torch_internals import backward_number, is_dynamo_loaded
 from gradexp.probe.calls import ProbeSpec, Statistic
 from gradexp.probe.hooks import Hooks
 from gradexp.probe.order import merged
@@ -204,6 +204,15 @@ class GradientProbe:
             yield
         finally:
             Hooks.alone.recorder = before
+
+    def count(self, loss: Tensor) -> Any:
+        """Count the next pass from a loss as if it added to ``.grad``; return the handle of the hook that does it."""
+
+        def begin(_: Tensor) -> None:
+            if self._recorder.trace is not None:
+                self._recorder.trace.passes.counting = backward_number()
+
+        return loss.register_hook(begin)
 
     def discard(self) -> None:
         """Forget what was seen since the last collect, such as a pass whose gradients were set to zero again."""
