@@ -6,12 +6,14 @@ so that a torch release that renames one is this file's work alone.
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.autograd.graph import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 # The key of tensors inside autograd.grad(..., is_grads_batched=True) and vectorised Jacobians.
@@ -46,6 +48,33 @@ def after_backward(callback: Callable[[], None]) -> None:
     Without it a backward pass that failed halfway would be recorded as if it were complete.
     """
     Variable._execution_engine.queue_callback(callback)
+
+
+def keeps_graph() -> bool:
+    """Return whether the backward pass that is running keeps its graph for another one (torch 2.5).
+
+    Without it the gradient of each output would have to be kept after each pass, in case that a second one comes.
+    """
+    return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def will_execute(node: Node) -> bool | None:
+    """Return whether the running backward pass executes a node; None for a leaf whose gradient it only returns.
+
+    Known since torch 1.13. Without it passes of ``autograd.grad`` would count as if they added to ``.grad``.
+    """
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that autograd.grad was asked for
+        return None
+
+
+def creation_number(node: Node) -> int:
+    """Return a number that grows with each node that a thread adds to a graph (torch 2.1).
+
+    Without it the search for outputs that depend on each other would walk through the whole graph.
+    """
+    return node._sequence_nr()
 
 
 def in_transform() -> bool:
@@ -133,12 +162,47 @@ def steps_in_backward(parameter: Tensor) -> bool:
     return bool(parameter._post_accumulate_grad_hooks)
 
 
+@contextmanager
+def without_accumulate_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Keep hooks that run once ``.grad`` is complete from running (torch 2.1).
+
+    Without it a model whose optimizer steps in the backward pass could not be measured and left as it was.
+    """
+    hooks = [(hooks, dict(hooks)) for parameter in parameters if (hooks := parameter._post_accumulate_grad_hooks)]
+    try:
+        for active, _ in hooks:
+            active.clear()
+        yield
+    finally:
+        for active, before in hooks:
+            active.update(before)
+
+
 def parameters_of(module: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that a module directly owns (torch 0.1).
 
     ``parameters(recurse=False)`` is public, but slower, and leaves out a parameter's second name.
     """
     return [parameter for parameter in module._parameters.values() if parameter is not None]
+
+
+def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return the parameters that a module directly owns, by name (torch 0.1).
+
+    Without: ``named_parameters``, which is slower.
+    """
+    return dict(module._parameters.items())
+
+
+def parameter_of(module: nn.Module, name: str) -> nn.Parameter | None:
+    """Return a parameter that a module directly owns, None if it has none of that name (torch 0.1).
+
+    Without: ``getattr``, which runs whatever a module makes of it, such as a parametrization.
+    """
+    try:
+        return module._parameters[name]
+    except KeyError:
+        return None
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from gradexp.numerics.torch_internals import in_transform, is_dynamo_loaded, is_traced, set_grad_enabled
-from gradexp.probe.trace import ProbeSpec, Trace
+from gradexp.probe.calls import ProbeSpec
+from gradexp.probe.passes import Parameters
+from gradexp.probe.trace import Trace
 
 
 class _Alone(threading.local):
@@ -38,6 +40,7 @@ class Hooks:
         self.trace: Trace | None = None
         self._model = weakref.ref(model)
         self._modules = {name: weakref.ref(module) for name, module in modules.items()}
+        self._parameters = Parameters(model, modules)
         self._plan = plan
         self._handles: list[Any] = []
         self._eager = False
@@ -45,7 +48,7 @@ class Hooks:
 
     def open(self, with_hooks: bool = True) -> None:
         """Begin a new trace, with hooks attached unless only weights are to be recorded."""
-        self.trace = Trace(self._plan)
+        self.trace = Trace(self._plan, self._parameters)
         if with_hooks and not self._handles:
             self._attach()
         measuring = self._plan.outputs or self._plan.gradients

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from gradexp.history.history import History
-from gradexp.numerics.torch_internals import buffers_of, steps_in_backward
+from gradexp.numerics.torch_internals import buffers_of, without_accumulate_hooks
+from gradexp.probe.calls import has_node, tensors_in
+from gradexp.probe.passes import is_known_to_others
 from gradexp.probe.probe import GradientProbe
-from gradexp.probe.trace import tensors_in
 
 
 def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **options: Any) -> History:
@@ -38,8 +39,8 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
 
     Raises:
         TypeError: If the batch is none of these, ``loss_fn`` is not callable, or the loss is no tensor.
-        ValueError: If the inputs are empty, the loss is not one number or does not depend on any parameter, the
-            model's weights change in the backward pass itself, or the model is on the meta device.
+        ValueError: If the inputs are empty, the loss is not one number or does not depend on any parameter, or the
+            model is on the meta device.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
@@ -54,16 +55,12 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
     if not callable(loss_fn) or isinstance(loss_fn, type):
         kind = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
         raise TypeError(f"loss_fn must be a function or module that returns a loss, got {kind}")
-    if isinstance(model, nn.Module) and any(steps_in_backward(p) for p in model.parameters()):
-        raise ValueError(
-            "a hook steps an optimizer in the backward pass, so that measuring would change the weights; "
-            "use GradientProbe in the training loop instead"
-        )
     probe = GradientProbe(model, **options)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device, where there are no numbers to measure")
     modules = [model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
     with _restored(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe, probe.alone():
+        is_hooked = _may_be_hooked(modules)  # the graph of the forward pass would hide it
         loss = loss_fn(_run(model, inputs), *targets)
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
@@ -71,7 +68,11 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
             raise ValueError(f"loss_fn must return one number, got a tensor of shape {tuple(loss.shape)}")
         if not loss.requires_grad:
             raise ValueError("the loss does not depend on any parameter that requires a gradient")
-        loss.backward()
+        with without_accumulate_hooks(p for module in modules for p in module.parameters()):
+            if is_hooked:
+                _backward_without_hooks(loss, modules, probe)
+            else:
+                loss.backward()
         probe.collect(0)
     return probe.history
 
@@ -91,12 +92,35 @@ def _run(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
+def _may_be_hooked(modules: list[nn.Module]) -> bool:
+    """Return whether hooks may take gradients away as they come, for a training that would then have them twice."""
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in modules):
+        return False  # which waits for the gradients that it has hooked
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad and not is_lazy(p)]
+    return any(is_known_to_others(p) for p in parameters if not hasattr(p, "full_tensor"))
+
+
+def _backward_without_hooks(loss: Tensor, modules: list[nn.Module], probe: GradientProbe) -> None:
+    """Run a backward pass that puts gradients into ``.grad`` past the hooks of whoever waits for them there."""
+    if loss.grad_fn is None or has_node(loss, "CheckpointFunctionBackward"):
+        loss.backward()  # reentrant checkpoints allow nothing else
+        return
+    leaves = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
+    handle = probe.count(loss)
+    for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves, allow_unused=True), strict=True):
+        if gradient is not None:  # a function that runs a pass of its own may have brought some already
+            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+    handle.remove()
+
+
 @contextmanager
 def _restored(modules: list[nn.Module], batch: Any) -> Iterator[None]:
     """Put back gradients, buffers and random number generators."""
     leaves: list[Tensor] = [p for module in modules for p in module.parameters()]
     leaves += [tensor for tensor in tensors_in(batch) if tensor.requires_grad and tensor.is_leaf]
     gradients = [leaf.grad for leaf in leaves]
+    # Such as the gradients of a larger format that hooks add to.
+    attached = [(x, x.detach().clone()) for leaf in leaves for x in vars(leaf).values() if isinstance(x, Tensor)]
     buffers = [
         (submodule, name, buffer, None if isinstance(buffer, UninitializedBuffer) else buffer.detach().clone())
         for module in modules
@@ -117,6 +141,8 @@ def _restored(modules: list[nn.Module], batch: Any) -> Iterator[None]:
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         with torch.no_grad():
+            for extra, content in attached:
+                extra.copy_(content)
             for submodule, name, buffer, value in buffers:
                 if value is not None:
                     buffers_of(submodule)[name] = buffer

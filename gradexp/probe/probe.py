@@ -12,15 +12,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from gradexp.history.history import History
 from gradexp.history.step import QUANTITIES, STATUSES, Array
-from gradexp.numerics.torch_internals import is_dynamo_loaded
+from gradexp.numerics.torch_internals import backward_number, is_dynamo_loaded
+from gradexp.probe.calls import ProbeSpec, Statistic
 from gradexp.probe.hooks import Hooks
+from gradexp.probe.order import merged
 from gradexp.probe.readings import PendingStep, ProbeStep
 from gradexp.probe.selection import Select, module_kind, selected_modules, unwrap
-from gradexp.probe.trace import ProbeSpec, Statistic, Trace
+from gradexp.probe.trace import Trace
 from gradexp.probe.updates import Updates
 from gradexp.probe.weights import Weights, is_unscaled, scale_of_loss
 
@@ -117,7 +119,7 @@ class GradientProbe:
         self._updates: Updates | None = None
         self._names = list(modules)
         self._rows: dict[_Row, int] = {}
-        self._called: dict[_Row, None] = {}  # in the order of their first calls
+        self._order: dict[_Row, None] = {}  # of those that were called, as in the forward pass
         self._steps: list[int] = []
         self._readings: list[ProbeStep] = []
         self._collects = 0
@@ -203,6 +205,15 @@ class GradientProbe:
         finally:
             Hooks.alone.recorder = before
 
+    def count(self, loss: Tensor) -> Any:
+        """Count the next pass from a loss as if it added to ``.grad``; return the handle of the hook that does it."""
+
+        def begin(_: Tensor) -> None:
+            if self._recorder.trace is not None:
+                self._recorder.trace.passes.counting = backward_number()
+
+        return loss.register_hook(begin)
+
     def discard(self) -> None:
         """Forget what was seen since the last collect, such as a pass whose gradients were set to zero again."""
         if self._attached and self._recorder.trace is not None:
@@ -215,7 +226,7 @@ class GradientProbe:
         self._fetch_updates()
         # A lazy module shows only when it is first called whether it has a weight of two dimensions.
         all_rows = [(n, 0) for n in self._names if not self._steps or (n, 0) in self._rows]
-        rows = [*self._called, *(row for row in all_rows if row not in self._called)]
+        rows = [*self._order, *(row for row in all_rows if row not in self._order)]
         columns = [self._rows.get(row, -1) for row in rows]
         # A module's weights are the same in all its calls.
         of_weights = [self._rows.get((name, 0), -1) for name, _ in rows]
@@ -253,21 +264,25 @@ class GradientProbe:
     def _row_of(self, name: str, call: int = 0) -> int:
         return self._rows.setdefault((name, call), len(self._rows))
 
-    def _row_of_call(self, name: str, call: int) -> int:
-        self._called[name, call] = None
-        return self._row_of(name, call)
+    def _keep_order(self, calls: list[_Row]) -> None:
+        if not self._order.keys() >= set(calls):
+            places = {name: place for place, name in enumerate(self._names)}
+            rows = merged([*self._order], [*dict.fromkeys(calls)], lambda row: (places[row[0]], row[1]))
+            self._order = dict.fromkeys(rows)
 
     def _record(self, label: int, trace: Trace) -> None:
+        held = trace.passes.notice()  # until all are read
         self._check_backward(trace)
         weights = {name: tensors for name, tensors in self._weights.items() if tensors or not self._by_default}
         pending = PendingStep(self._networks)
-        trace.add(pending, self._row_of_call, weights)
+        self._keep_order(trace.add(pending, self._row_of, weights))
         for name in trace.hidden(weights):
             for quantity in ("output", "output_grad"):
                 pending.mark(quantity, self._row_of(name), "hook_missed")
         rows = {name: self._row_of(name) for name in weights}
         if "weight_grad" in self._quantities:
-            self._weights.add_gradients(pending, weights, rows)
+            self._weights.add_gradients(pending, weights, rows, trace.passes.moved)
+        del held
         if "weight" in self._quantities:
             self._weights.add_norms(pending, weights, rows)
         self._undo_scale(pending)
@@ -298,8 +313,8 @@ class GradientProbe:
         if model is None:
             raise RuntimeError("the model that the probe watches is gone")
         wanted = {"output_grad", "weight_grad"} & set(self._quantities)
-        has_gradient = (
-            trace.count_backwards() > 0
+        has_gradient = trace.passes.is_anything_left() and (
+            len(trace.passes) > 0
             or self._weights.have_passed()
             or any(p.grad is not None for p in model.parameters())
         )

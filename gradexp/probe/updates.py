@@ -47,7 +47,7 @@ class Updates:
 
     def is_late(self, trace: Trace) -> bool:
         """Return whether the optimizer has used up the gradients that a collect is to record."""
-        return trace is self._trace_at_step and 0 < trace.count_backwards() == self._backwards_at_step
+        return trace is self._trace_at_step and 0 < len(trace.passes) == self._backwards_at_step
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -73,7 +73,7 @@ class Updates:
     def _see_after(self) -> None:
         self._in_step = False
         self._trace_at_step = self._recorder.trace
-        self._backwards_at_step = self._trace_at_step.count_backwards() if self._trace_at_step else 0
+        self._backwards_at_step = len(self._trace_at_step.passes) if self._trace_at_step else 0
         if self._due:
             self._due = False
             for name, weights in self._weights.items():

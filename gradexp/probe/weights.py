@@ -1,7 +1,7 @@
 """Gradients and norms of the watched modules' weights, and the state of a GradScaler."""
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch.nn.parameter import is_lazy
 
 from gradexp.numerics.norms import has_values
 from gradexp.numerics.torch_internals import parameters_of, scaler_states, steps_in_backward
+from gradexp.probe.calls import ProbeSpec, statistics
 from gradexp.probe.readings import PendingStep, TensorSize, measure_all, tensor_size
-from gradexp.probe.trace import ProbeSpec, statistics
 
 _ByName = Mapping[str, list[nn.Parameter]]
 
@@ -66,15 +66,24 @@ class Weights:
         """Return whether a watched weight has received a gradient."""
         return any(self._passing.values())
 
-    def add_gradients(self, pending: PendingStep, weights: _ByName, rows: Mapping[str, int]) -> None:
-        """Add what ``.grad`` of each module's weights holds or has held, or the status of a missing gradient."""
+    def add_gradients(
+        self, pending: PendingStep, weights: _ByName, rows: Mapping[str, int], moved: Container[int]
+    ) -> None:
+        """Add what ``.grad`` of each module's weights holds or has held, or the status of a missing gradient.
+
+        Args:
+            pending: The step to add to.
+            weights: The weights of each module.
+            rows: The row of each module.
+            moved: Ids of weights whose gradient a hook has taken away from ``.grad``.
+        """
         measurable: list[tuple[int, Tensor]] = []
         for name, parameters in weights.items():
             row = rows[name]
             trained = [weight for weight in parameters if weight.requires_grad]
             gradients = [gradient for weight in trained if (gradient := weight.grad) is not None]
             if len(gradients) < max(1, len(parameters)):  # a module without weights has nothing to train
-                self._mark_missing(pending, row, trained, bool(gradients))
+                self._mark_missing(pending, row, trained, bool(gradients), moved)
             for gradient in gradients:
                 if has_values(gradient):
                     measurable.append((row, gradient))
@@ -87,7 +96,14 @@ class Weights:
                 for name, value in statistics("weight_grad", gradient, self._plan):
                     pending.add_statistic(name, row, value)
 
-    def _mark_missing(self, pending: PendingStep, row: int, trained: list[nn.Parameter], has_gradient: bool) -> None:
+    def _mark_missing(
+        self,
+        pending: PendingStep,
+        row: int,
+        trained: list[nn.Parameter],
+        has_gradient: bool,
+        moved: Container[int],
+    ) -> None:
         """Set the status of a module without all its gradients, or add those that an optimizer has used up."""
         if not trained:
             pending.mark("weight_grad", row, "frozen")
@@ -103,6 +119,9 @@ class Weights:
                 else:
                     for size in sizes:
                         pending.add("weight_grad", row, size)
+            elif weight.grad is None and id(weight) in moved:
+                has_gradient = True
+                pending.mark("weight_grad", row, "hook_missed")
         if not has_gradient:
             pending.mark("weight_grad", row, "unused")
 

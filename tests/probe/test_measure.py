@@ -7,8 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from gradexp import MLP, initialize, measure
+from gradexp.history.step import STATUSES
 
 
 @pytest.fixture(autouse=True)
@@ -157,10 +159,69 @@ def test_a_mistake_gets_one_clear_line(given, error, message):
         measure(**arguments)
 
 
-def test_a_model_that_steps_its_optimizer_in_the_backward_pass_is_refused():
-    model = nn.Linear(3, 1)
-    model.weight.register_post_accumulate_grad_hook(lambda p: p.data.sub_(p.grad))
+def gradient_size(model, x):
+    twin = copy.deepcopy(model).double()
+    return torch.autograd.grad(twin(x.double()).square().sum(), twin.weight)[0].norm().item()
+
+
+logged = []
+
+
+def steps(parameter):
+    parameter.data.sub_(parameter.grad)
+
+
+@pytest.mark.parametrize("hook", [steps, logged.append])
+def test_hooks_that_run_once_a_gradient_is_complete_do_not_run(hook):
+    model, x = nn.Linear(3, 1), torch.ones(2, 3)
+    model.weight.register_post_accumulate_grad_hook(hook)
     before = model.weight.detach().clone()
-    with pytest.raises(ValueError, match="use GradientProbe in the training loop instead"):
-        measure(model, lambda y: y.sum(), torch.ones(2, 3))
+    history = measure(model, lambda y: y.square().sum(), x)
     assert torch.equal(model.weight, before)
+    assert 10 ** history.profile("weight_grad")[0] == pytest.approx(gradient_size(model, x), rel=1e-6)
+    assert not logged
+    model(x).sum().backward()  # after it they run again
+    assert logged or not torch.equal(model.weight, before)
+    logged.clear()
+
+
+@pytest.mark.filterwarnings("ignore:.*use_reentrant.*:UserWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_hooks_that_move_gradients_away_get_none_of_a_measurement(reentrant):
+    class Model(nn.Sequential):
+        def forward(self, x):
+            return checkpoint(self[0], x, use_reentrant=True) if reentrant else self[0](x)
+
+    model, x = Model(nn.Linear(3, 2)), torch.ones(2, 3, requires_grad=True)
+    weight = model[0].weight
+    weight.main_grad = torch.ones(2, 3)
+    node = weight.view_as(weight).grad_fn.next_functions[0][0]
+
+    def move(*_):
+        weight.main_grad.add_(weight.grad)
+        weight.grad = None
+
+    node.register_hook(move)
+    history = measure(model, lambda y: y.square().sum(), x)
+    assert torch.equal(weight.main_grad, torch.ones(2, 3))
+    assert weight.grad is None
+    if reentrant:
+        assert STATUSES[history.status["weight_grad"][0, 0, 0]] == "hook_missed"
+    else:
+        assert 10 ** history.profile("weight_grad")[0] == pytest.approx(gradient_size(model[0], x.detach()), rel=1e-6)
+    y = model[0](x.detach()).detach()
+    assert 10 ** history.profile("output_grad")[0] == pytest.approx((2 * y).norm().item(), rel=1e-6)
+
+
+def test_passes_inside_a_measured_loss_do_not_count_whoever_holds_its_graph():
+    model = nn.Linear(3, 1)
+    x = torch.ones(2, 3, requires_grad=True)
+    held = model(x)  # as an earlier loss that is still a variable
+
+    def loss(y):
+        return (torch.autograd.grad(y.square().sum(), x, create_graph=True)[0] ** 2).sum()
+
+    history = measure(model, loss, x)
+    # The slope is 2 y w, so that d loss / dy = 8 y |w|^2.
+    size = (8 * held * model.weight.square().sum()).norm().item()
+    assert 10 ** history.profile("output_grad")[0] == pytest.approx(size, rel=1e-5)

@@ -248,50 +248,14 @@ def test_weight_gradients_are_as_clipped_if_collected_after_clipping():
     assert_right(probe.history, expected, 1e-5)
 
 
-def test_two_losses_on_one_graph_count_as_two_parts_of_a_batch():
-    model, (x, y) = Net().double(), batch(dtype=torch.float64)
-    losses = F.cross_entropy, lambda z, _: z.square().mean()
-    first, second = (reference(model, [(x, y)], loss) for loss in losses)
-    with GradientProbe(model) as probe:
-        z = model(x)
-        losses[0](z, y).backward(retain_graph=True)
-        losses[1](z, y).backward()
-        probe.collect(0)
-    pairs = zip(first["output_grad"], second["output_grad"], strict=True)
-    joint = [0.5 * math.log10(10 ** (2 * a) + 10 ** (2 * b)) for a, b in pairs]
-    total = reference(model, [(x, y)], lambda z, y: losses[0](z, y) + losses[1](z, y))
-    assert_right(probe.history, total | {"output_grad": joint}, 1e-12)
-
-
-def test_a_double_backward_counts_both_passes():
-    model, (x, _) = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1)).double(), batch(dtype=torch.float64)
-    x.requires_grad_()
-
-    def outputs():
-        z1 = model[0](x)
-        return z1, model[2](z1.tanh())
-
-    z1, z2 = outputs()
-    first = torch.autograd.grad(z2.sum(), [x, z1, z2], create_graph=True)
-    penalty = first[0].square().sum()
-    second = torch.autograd.grad(penalty, [z1, model[0].weight, model[2].weight])
-    with GradientProbe(model) as probe:
-        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
-        slope.square().sum().backward()
-        probe.collect(0)
-    history = probe.history
-    expected = math.log10(math.sqrt((first[1].square().sum() + second[0].square().sum()).item()))
-    assert history.profile("output_grad")[0] == pytest.approx(expected, abs=1e-12)
-    assert history.profile("output_grad")[1] == pytest.approx(math.log10(first[2].detach().norm()), abs=1e-12)
-    assert history.profile("weight_grad") == pytest.approx([math.log10(g.norm()) for g in second[1:]], abs=1e-12)
-
-
-def test_gradients_that_autograd_grad_returns_reach_outputs_and_no_weights():
-    model, (x, y) = Net().double(), batch(dtype=torch.float64)
+def test_gradients_that_autograd_grad_returns_are_nobodys():
+    # What becomes of them, such as a step by hand, is not to be seen.
+    model, (x, y) = Net(), batch()
     with GradientProbe(model) as probe:
         torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
         probe.collect(0)
-    assert probe.history.profile("output_grad") == pytest.approx(reference(model, [(x, y)])["output_grad"], abs=1e-12)
+    assert probe.history.profile("output") == pytest.approx(reference(model, [(x, y)])["output"], abs=1e-6)
+    assert status(probe.history, "output_grad") == ["hook_missed"] * 4
     assert status(probe.history, "weight_grad") == ["unused"] * 4
 
 
