@@ -103,7 +103,7 @@ class RecordConfig:
     """What is recorded during training."""
 
     every: int = 1
-    """record the real gradients at every so many training steps"""
+    """record the real gradients every N training steps"""
     profile_steps: list[int] = field(default_factory=list)
     """training steps whose real gradient is drawn over layers in TensorBoard, as runs of their own"""
     histograms: bool = False
