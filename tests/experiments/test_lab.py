@@ -103,6 +103,8 @@ def test_all_goes_on_after_an_error(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (["he2015", "--out", ""], "argument --out: it must name a folder"),
+        (["he2015", "hydra.run.dir=x"], "hydra.run.dir=x is of a single run; an experiment takes --out FOLDER"),
         (["he2014"], "unknown experiment 'he2014'; choose one of lesson, "),
         (["--all", "lesson"], "--all runs every experiment, so leave out lesson"),
         (["init.gain=2"], "init.gain=2 changes how an experiment is run, and none is named"),
