@@ -81,6 +81,12 @@ class History:
         theory: What theory predicts of each layer, shape ``(layer,)``: ``log10_output``, ``log10_output_grad``,
             ``log10_weight_grad``, and the standard deviation ``sd_output_grad`` of one sample of one network; empty
             if it was not asked.
+        total_grad: log10 of the norm of all parameters' gradients together, which is what clipping sees, shape
+            ``(step, network)``, nan where it is not known; None if it was not recorded.
+        loss: The loss's value, same shape, nan where it is not known; None if it was not given.
+        time_log10: ``"quantity/name"`` -> sizes at each time step of a recurrent layer, shape ``(step, network,
+            time)`` (probe with ``time=True`` only; ``over_time`` reads them).
+        time_status: The same for indices into ``STATUSES``.
     """
 
     phase: str
@@ -97,6 +103,10 @@ class History:
     stats: dict[str, Array] = field(default_factory=dict)
     samples: Array | None = None
     theory: dict[str, Array] = field(default_factory=dict)
+    total_grad: Array | None = None
+    loss: Array | None = None
+    time_log10: dict[str, Array] = field(default_factory=dict)
+    time_status: dict[str, NDArray[np.int8]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.calls = self.calls or [0] * len(self.names)
@@ -131,6 +141,40 @@ class History:
             self.dtypes,
             self.theory,
         )
+
+    def over_time(self, name: str, step: int = -1) -> Step:
+        """Return what a recurrent layer does at each time step, as a ``Step`` whose layers are the time steps.
+
+        Its sizes are those of the layer's output at that time and of the whole gradient with respect to it, through
+        all later time steps too. So ``history.over_time("lstm.l0").first_over_last("output_grad")`` says how much
+        of the gradient at the last time step is left at the first. For a module that is called once per time step,
+        such as ``nn.LSTMCell``, these are its calls.
+
+        Args:
+            name: Of a row: a recurrent module, or one of its layers.
+            step: Index (not label) of the recorded step.
+
+        Raises:
+            ValueError: If nothing is recorded over time under that name.
+        """
+        recorded = self.at(step)
+        calls = [row for row, own in enumerate(self.names) if own == name]
+        log10 = {
+            key.partition("/")[0]: x[step] for key, x in self.time_log10.items() if key.partition("/")[2] == name
+        }
+        status = {
+            key.partition("/")[0]: x[step] for key, x in self.time_status.items() if key.partition("/")[2] == name
+        }
+        if not log10 and len(calls) > 1:
+            of_calls = [quantity for quantity in ("output", "output_grad") if quantity in recorded.log10]
+            log10 = {quantity: recorded.log10[quantity][:, calls] for quantity in of_calls}
+            status = {quantity: recorded.status[quantity][:, calls] for quantity in of_calls}
+        if not log10:
+            known = sorted({key.partition("/")[2] for key in self.time_log10})
+            choice = f"choose one of {', '.join(known)}" if known else "record with time=True"
+            raise ValueError(f"nothing is recorded over time for '{name}'; {choice}")
+        times = next(iter(log10.values())).shape[-1]
+        return Step(self.phase, [f"{name}[{time}]" for time in range(times)], log10, status, dtypes=dict(self.dtypes))
 
     def profile(self, quantity: str, step: int = -1) -> Array:
         """Return ``Step.profile``: log10 of a quantity per layer, averaged over networks."""
@@ -184,7 +228,7 @@ class History:
             yield dict(zip(COLUMNS, row, strict=True))
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """Return ``rows()`` as a pandas DataFrame.
+        """Return ``rows()`` as a pandas DataFrame, with columns for further quantities such as ``vector_grad``.
 
         Raises:
             ImportError: If pandas is not installed.
@@ -193,7 +237,11 @@ class History:
             import pandas as pd
         except ImportError as error:
             raise ImportError("to_dataframe needs pandas; install it with pip install 'gradexp[pandas]'") from error
-        return pd.DataFrame(self._rows(), columns=list(COLUMNS))
+        further = [quantity for quantity in self.log10 if f"log10_{quantity}" not in COLUMNS]
+        frame = pd.DataFrame(self._rows(), columns=list(COLUMNS))
+        for quantity in further:
+            frame[f"log10_{quantity}"] = self.log10[quantity].ravel()
+        return frame
 
     def plot(self, quantity: str = "output_grad", step: int = -1) -> "matplotlib.figure.Figure":
         """Return a figure of one profile: log10 size over layers."""
@@ -320,7 +368,8 @@ class History:
         for index, step in enumerate(self.steps):
             columns["step"] = repeat(step)
             for quantity, values in self.log10.items():
-                columns[f"log10_{quantity}"] = or_none(values[index])
+                if f"log10_{quantity}" in columns:
+                    columns[f"log10_{quantity}"] = or_none(values[index])
                 if f"status_{quantity}" in columns:
                     columns[f"status_{quantity}"] = statuses[self.status[quantity][index].ravel()].tolist()
             yield from zip(*columns.values(), strict=False)  # the constant ones have no end
@@ -342,14 +391,16 @@ def _read_fields(raw: IO[bytes]) -> dict[str, Any]:
 
 
 _PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes")
-_ARRAY_DICTS = ("log10", "status", "largest_log10", "stats", "theory")
-_OPTIONAL = ("dead_fraction", "output_cosine", "samples")
+_ARRAY_DICTS = ("log10", "status", "largest_log10", "stats", "theory", "time_log10", "time_status")
+_OPTIONAL = ("dead_fraction", "output_cosine", "samples", "total_grad", "loss")
 # Which dimension of an array, or of the arrays in a dict, is that of the networks.
 _NETWORK_AXES = {
-    **dict.fromkeys(("log10", "status", "largest_log10", "stats"), 1),
+    **dict.fromkeys(("log10", "status", "largest_log10", "stats", "time_log10", "time_status"), 1),
     "dead_fraction": 0,
     "output_cosine": 0,
     "samples": 1,
+    "total_grad": 1,
+    "loss": 1,
 }
 
 

@@ -12,13 +12,28 @@ Array = NDArray[np.float64]
 
 QUANTITIES = ("output", "output_grad", "weight_grad", "weight", "update")
 
-STATUSES = ("ok", "zero", "subnormal", "nonfinite", "unused", "frozen", "not_called", "hook_missed")
+VECTOR_QUANTITIES = ("vector_grad", "vector")
+"""What a probe records of parameters with too few dimensions for a weight, if asked: biases, gains, scales."""
+
+STATUSES = (
+    "ok",
+    "zero",
+    "subnormal",
+    "nonfinite",
+    "unused",
+    "frozen",
+    "not_called",
+    "hook_missed",
+    "not_optimized",
+    "rounding",
+)
 """The statuses of a cell; a History holds the index. Only ``ok`` and ``subnormal`` cells have a number.
 
 ok: as expected. zero: every element is exactly 0. subnormal: elements are below the smallest normal number of
 their dtype, so digits are lost. nonfinite: an element is inf or nan. unused: a parameter that no loss reached.
 frozen: a parameter that takes no gradient. not_called: a module that was not run, or on no sample. hook_missed: a
-gradient that should have been seen but was not.
+gradient that should have been seen but was not. not_optimized: a trained parameter that no known optimizer steps.
+rounding: a sum of terms that cancel, so that what is left is their rounding error.
 """
 
 SEEN = [STATUSES.index(name) for name in ("ok", "zero", "subnormal", "nonfinite")]
