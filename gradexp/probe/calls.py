@@ -9,9 +9,9 @@ import dataclasses
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from gradexp.numerics.torch_internals import (
     version_of,
 )
 from gradexp.probe.passes import BackwardPass, ForwardPass, Passes, accumulator
-from gradexp.probe.readings import TensorSize, tensor_size
+from gradexp.probe.readings import PendingStep, TensorSize, tensor_size
 
 Statistic = Callable[[Tensor], Tensor]
 Position = tuple[Any, int]  # a node of the graph and which of its outputs, or of its inputs
@@ -48,6 +48,8 @@ class ProbeSpec:
         per_sample: Whether to take the norm of each sample's gradient too.
         stats: Further statistics of each measured tensor, by name.
         networks: Number of independent networks along the first dimension of each tensor.
+        is_stack: Whether there is such a dimension, even for one network.
+        time: Whether to take each time step of recurrent layers too.
     """
 
     outputs: bool = True
@@ -55,6 +57,21 @@ class ProbeSpec:
     per_sample: bool = False
     stats: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)
     networks: int = 1
+    is_stack: bool = False
+    time: bool = False
+
+
+class Inside(Protocol):
+    """What is recorded of the inside of a module in one call."""
+
+    def add(
+        self,
+        pending: PendingStep,
+        row_of: Callable[[str, int], int],
+        names: Container[str],
+        passes: Sequence[BackwardPass] | None,
+    ) -> list[str]:
+        """Add it to a step and return the names of its rows, of which some may lack a gradient."""
 
 
 class Measured(NamedTuple):
@@ -95,6 +112,7 @@ class ModuleCall:
     is_empty = False  # it returned tensors without a single element, of which there is nothing to measure
     missed: tuple[str, ...] = ()  # quantities of which something is unseen
     stats: Sequence[tuple[str, Tensor]] = ()  # of outputs, one value per network
+    inside: Inside | None = None
     earlier: Sequence[list[Arrival]] = ()  # of output tensors that a checkpoint has made anew since
 
     def __init__(self, name: str, run: ForwardPass, plan: ProbeSpec, passes: Passes, position: int) -> None:
@@ -283,7 +301,7 @@ class OutputGradient:
         plan = self._call.plan
         gradient = gradient if self.shape is None else gradient.reshape(self.shape)
         stats = statistics("output_grad", gradient, plan) if plan.stats else ()
-        return Measured(stats, _sample_norms(gradient, plan.networks) if self.with_samples else None)
+        return Measured(stats, _sample_norms(gradient, plan) if self.with_samples else None)
 
 
 class ViewGradient(OutputGradient):
@@ -465,9 +483,9 @@ def _is_own_view(module: nn.Module, base: Tensor, args: Any) -> bool:
     return plain and hooks_are_ours and not any(arg is base or base_of(arg) is base for arg in tensors_in(args))
 
 
-def _sample_norms(gradient: Tensor, networks: int) -> ScaledNorm:
-    shape = gradient.shape[networks > 1 :]
-    return scaled_norm(gradient, max(1, networks * (shape[0] if shape else 1)))
+def _sample_norms(gradient: Tensor, plan: ProbeSpec) -> ScaledNorm:
+    shape = gradient.shape[plan.is_stack :]
+    return scaled_norm(gradient, max(1, plan.networks * (shape[0] if shape else 1)))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -12,6 +12,8 @@ from torch import nn
 from gradexp.numerics.torch_internals import in_transform, is_dynamo_loaded, is_traced, set_grad_enabled
 from gradexp.probe.calls import ProbeSpec
 from gradexp.probe.passes import Parameters
+from gradexp.probe.recurrent import layer_names
+from gradexp.probe.recurrent_call import RecurrentCall
 from gradexp.probe.trace import Trace
 
 
@@ -83,6 +85,9 @@ class Hooks:
             module = reference()
             if isinstance(module, torch.jit.ScriptModule):  # whose hooks would have to be compiled too
                 self._out_of_reach.add(name)
+            elif isinstance(module, nn.RNNBase) and (self._plan.time or layer_names(module)):
+                hook = _Hook(self, _see_recurrent, name)
+                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
             elif module is not None:
                 self._handles.append(module.register_forward_hook(_Hook(self, Trace.see_output, name)))
         if not isinstance(model, torch.jit.ScriptModule):
@@ -98,7 +103,7 @@ class _Hook:
     __torch_unserializable__ = True
     is_ours = True
 
-    def __init__(self, recorder: Hooks, method: Callable[..., None], *args: str) -> None:
+    def __init__(self, recorder: Hooks, method: Callable[..., object], *args: str) -> None:
         self.recorder = recorder
         self.method = method
         self.args = args
@@ -123,6 +128,18 @@ class _Hook:
     def __reduce__(self) -> tuple[Any, ...]:
         # A callable of the standard library that ignores three arguments, so that loading needs no gradexp.
         return getattr, (nullcontext(), "__exit__")
+
+
+def _see_recurrent(
+    trace: Trace, graph: bool, name: str, module: nn.RNNBase, args: Any, kwargs: dict[str, Any], output: Any
+) -> None:
+    """Measure what a recurrent module returned, and keep what tells what its layers did."""
+    call = trace.see_output(graph, name, module, args, output)
+    if call is not None and not call.is_empty:
+        if not isinstance(call.inside, RecurrentCall):
+            call.inside = RecurrentCall(call, module, args, kwargs, output)
+        if call.expected:
+            call.inside.hook(output)
 
 
 class _Eager:

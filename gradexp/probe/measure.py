@@ -73,7 +73,7 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
                 _backward_without_hooks(loss, modules, probe)
             else:
                 loss.backward()
-        probe.collect(0)
+        probe.collect(0, loss)
     return probe.history
 
 

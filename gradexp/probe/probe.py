@@ -4,7 +4,7 @@ import operator
 import sys
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, Self
@@ -15,20 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradexp.history.history import History
-from gradexp.history.step import QUANTITIES, STATUSES, Array
-from gradexp.numerics.torch_internals import backward_number, is_dynamo_loaded
+from gradexp.history.step import QUANTITIES, STATUSES, VECTOR_QUANTITIES, Array
+from gradexp.networks.mlp import MLP
+from gradexp.numerics.torch_internals import all_parameters_of, backward_number, is_dynamo_loaded
 from gradexp.probe.calls import ProbeSpec, Statistic
 from gradexp.probe.hooks import Hooks
+from gradexp.probe.optimizers import Optimizers, held_by, unwrapped
 from gradexp.probe.order import merged
-from gradexp.probe.readings import PendingStep, ProbeStep
-from gradexp.probe.selection import Select, module_kind, selected_modules, unwrap
+from gradexp.probe.readings import PendingStep, ProbeStep, TensorSize, loss_value, stacked_over_time
+from gradexp.probe.selection import Select, module_kind, select_rows, unwrap
 from gradexp.probe.trace import Trace
 from gradexp.probe.updates import Updates
 from gradexp.probe.weights import Weights, is_unscaled, scale_of_loss
 
 _Row = tuple[str, int]  # name of a module, and which of its calls in a pass
 
-_OF_WEIGHTS = ("weight_grad", "weight", "update")
+_OF_WEIGHTS = ("weight_grad", "weight", "update", *VECTOR_QUANTITIES)
 
 
 class GradientProbe:
@@ -41,27 +43,43 @@ class GradientProbe:
     Recorded per row, which is one call of one module in a forward pass, and per step are log10 of the rms of
     ``output`` (all floating tensors that a module returned) and of the L2 norms of ``output_grad`` (the gradient
     of those tensors), ``weight_grad`` (what ``.grad`` holds at ``collect``), ``weight`` and ``update`` (the
-    optimizer's change). A module's weights are its own parameters of two or more dimensions, taken as one;
-    biases are left out. Several forward and backward passes before one ``collect`` count as one batch,
+    optimizer's change). A module's weights are its own parameters of two or more dimensions, taken as one; those of
+    a parametrized layer are the tensors that are trained, and its ``weight`` is what it computes with. Biases and
+    other parameters of fewer dimensions are left out, unless ``vector_grad`` and ``vector`` are asked for. The norm
+    of all gradients together, of parameters of any shape, is the history's ``total_grad``.
+
+    ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` of several layers or directions have a row for each, such as ``lstm.l0``
+    and ``lstm.l0_reverse``, with the numbers that it would have as a module of its own. Those of lower layers are
+    computed anew from the module's inputs, weights and output gradients, which takes about as long as the module
+    itself, and are ``hook_missed`` where that cannot be: with dropout between the layers, or under autocast.
+
+    Several forward and backward passes before one ``collect`` count as one batch,
     concatenated. Passes under ``torch.no_grad()``, and those that no backward pass went through while others
     had one, are not recorded. Under DistributedDataParallel ``output_grad`` is that of this process.
 
     Args:
         model: Any module.
         select: The modules to record: a function of name and module, or patterns of names such as
-            ``"blocks.*.mlp"``. None: those that directly own a parameter of two or more dimensions. Modules whose
-            weight is parametrized own none; their ``parametrizations.weight`` does.
-        quantities: Some of ``output``, ``output_grad``, ``weight_grad``, ``weight``, ``update``. None: the first
-            three, and the others too if an optimizer is given.
+            ``"blocks.*.mlp"``, in which ``*`` stays between two dots and ``**`` crosses them. Names are
+            without those of wrappers. Weights of a module that a pattern selects are all that are in it; of one that
+            a function selects its own, or all that are in it if it owns none; and its vectors if there are none.
+            None: modules that directly own a parameter of two or more dimensions.
+        quantities: Some of ``output``, ``output_grad``, ``weight_grad``, ``weight``, ``update``, ``vector_grad``,
+            ``vector``. None: the first three, and the next two if an optimizer is given. The last two are of
+            parameters with fewer dimensions than a weight has, and give modules that have only such a row.
         stats: Name -> function from a tensor to a 0-d tensor, taken of outputs, output gradients and weight
             gradients, where those are recorded; averaged over the tensors that make up a cell.
         every: The interval N: collects number 0, N, 2N, ... are recorded. At other steps no hook is attached.
-        optimizer: The optimizer whose steps are watched for ``update``, which is complete at the next collect.
+        optimizer: The optimizer, or several, whose steps are watched for ``update``, complete at the next collect.
+            Wrappers, such as accelerate's, are taken off. Weights that none of them holds are ``not_optimized``.
         scaler: The ``torch.amp.GradScaler`` in use; gradients are recorded as if there were none.
         per_sample: Whether to record each sample's norm of output gradients too (samples along the first dimension of
             the output; for modules with one output tensor). A mean loss makes each 1/batch as large.
-        networks: The number of independent networks along the first dimension of outputs and weights (a stacked MLP).
+        networks: The number of independent networks along the first dimension of outputs and weights; None: those of
+            an ``MLP``, and one in any other model.
         seeds: The networks' seeds, for the History; None: 0, 1, ...
+        time: Whether to record each time step of recurrent modules too, which are run once more for it, step by step
+            and in float64: ``history.over_time(name)``.
 
     Raises:
         ValueError: If nothing is selected, a quantity is unknown, ``update`` is asked for without an optimizer,
@@ -82,42 +100,53 @@ class GradientProbe:
         model: nn.Module,
         select: Select | None = None,
         every: int = 1,
-        optimizer: torch.optim.Optimizer | None = None,
-        networks: int = 1,
+        optimizer: Optimizers | None = None,
+        networks: int | None = None,
         seeds: list[int] | None = None,
         *,
         quantities: Iterable[str] | None = None,
         stats: Mapping[str, Statistic] | None = None,
         scaler: torch.amp.GradScaler | None = None,
         per_sample: bool = False,
+        time: bool = False,
     ) -> None:
-        _check_kinds(model, optimizer, stats)
+        _check_kinds(model, stats)
+        optimizers = unwrapped(optimizer)
+        networks = _networks_of(model) if networks is None else networks
         for option, value in (("every", every), ("networks", networks)):
             if _whole(option, value) < 1:
                 raise ValueError(f"{option} must be at least 1, got {value}")
-        self._quantities = _quantities(quantities, optimizer, per_sample)
+        self._quantities = _quantities(quantities, bool(optimizers), per_sample)
         if stats and scaler is not None and scaler.is_enabled():
             raise ValueError("stats would be of scaled gradients; give either stats= or an enabled scaler=")
         model = unwrap(model)
-        if optimizer is not None:
-            stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if optimizers:
+            stepped = set().union(*map(held_by, optimizers))
             if not any(id(parameter) in stepped for parameter in model.parameters()):
                 raise ValueError("the optimizer has none of this model's parameters")
-        modules = selected_modules(model, select)
+        self._of_vectors = not set(VECTOR_QUANTITIES).isdisjoint(self._quantities)
+        selection = select_rows(model, select, self._of_vectors)
         self._model = weakref.ref(model)
         self._by_default = select is None
         self._every = every
-        self._optimizer = optimizer
+        self._optimizers = optimizers
         self._scaler = scaler
         self._networks = networks
         self._seeds = list(range(networks)) if seeds is None else list(seeds)
         self._plan = ProbeSpec(
-            "output" in self._quantities, "output_grad" in self._quantities, per_sample, dict(stats or {}), networks
+            "output" in self._quantities,
+            "output_grad" in self._quantities,
+            per_sample,
+            dict(stats or {}),
+            networks,
+            networks > 1 or isinstance(model, MLP),
+            time,
         )
-        self._recorder = Hooks(model, modules, self._plan)
-        self._weights = Weights(modules, self._plan)
+        self._recorder = Hooks(model, selection.modules, self._plan)
+        self._weights = Weights(selection.rows, self._plan, "weight" in self._quantities)
         self._updates: Updates | None = None
-        self._names = list(modules)
+        self._names = list(selection.rows)
+        self._modules_of = selection.modules_of
         self._rows: dict[_Row, int] = {}
         self._order: dict[_Row, None] = {}  # of those that were called, as in the forward pass
         self._steps: list[int] = []
@@ -156,8 +185,8 @@ class GradientProbe:
         if self._attached:
             raise RuntimeError("the probe is attached already")
         self._open()
-        if self._optimizer is not None and "update" in self._quantities:
-            self._updates = Updates(self._optimizer, self._weights, self._networks, self._recorder)
+        if self._optimizers and "update" in self._quantities:
+            self._updates = Updates(self._optimizers, self._weights, self._networks, self._recorder)
         self._attached = True
         return self
 
@@ -171,7 +200,7 @@ class GradientProbe:
             self._fetch_updates()
             self._updates = None
 
-    def collect(self, step: int | None = None) -> None:
+    def collect(self, step: int | None = None, loss: Tensor | float | None = None) -> None:
         """Record what the hooks saw since the last collect, and the weights' gradients.
 
         Call it after ``backward()`` and before the optimizer's step; before gradients are clipped to record them
@@ -179,17 +208,20 @@ class GradientProbe:
 
         Args:
             step: The label of the recorded step; None: the number of this collect, counted from 0.
+            loss: The loss's value, for the history: a number, or a tensor with one element, or one for each network.
 
         Raises:
             RuntimeError: If the probe is not attached, no backward pass has been run, or the optimizer that the
                 probe knows has already made its step.
-            TypeError: If ``step`` is no whole number.
+            TypeError: If ``step`` is no whole number, or ``loss`` no number.
+            ValueError: If ``loss`` is a tensor of another shape.
         """
         if not self._attached:
             raise RuntimeError("the probe is not attached; use it in a with statement or call attach()")
         label = self._collects if step is None else _whole("step", step)
+        value = None if loss is None else loss_value(loss, self._networks)
         if self._recorder.trace is not None:
-            self._record(label, self._recorder.trace)
+            self._record(label, self._recorder.trace, value)
         self._collects += 1
         self._close()
         if self._collects % self._every or not self._needs_hooks():
@@ -246,6 +278,13 @@ class GradientProbe:
             history.stats[name] = self._stacked([r.stats.get(name) for r in self._readings], indices, np.nan)
         if self._plan.per_sample:
             history.samples = self._stacked_samples(columns)
+        for name in ("total_grad", "loss"):
+            values = [getattr(reading, name) for reading in self._readings]
+            if any(value is not None for value in values):
+                unknown = np.full(self._networks, np.nan)
+                setattr(history, name, np.stack([unknown if value is None else value for value in values]))
+        if self._plan.time:
+            history.time_log10, history.time_status = stacked_over_time(self._readings)
         return history
 
     def _open(self) -> None:
@@ -270,21 +309,22 @@ class GradientProbe:
             rows = merged([*self._order], [*dict.fromkeys(calls)], lambda row: (places[row[0]], row[1]))
             self._order = dict.fromkeys(rows)
 
-    def _record(self, label: int, trace: Trace) -> None:
+    def _record(self, label: int, trace: Trace, loss: Tensor | float | None) -> None:
         held = trace.passes.notice()  # until all are read
         self._check_backward(trace)
-        weights = {name: tensors for name, tensors in self._weights.items() if tensors or not self._by_default}
+        vectors = self._weights.vectors() if self._of_vectors else {}
+        weights = {name: w for name, w in self._weights.items() if w or vectors.get(name) or not self._by_default}
         pending = PendingStep(self._networks)
+        pending.loss = loss
         self._keep_order(trace.add(pending, self._row_of, weights))
-        for name in trace.hidden(weights):
-            for quantity in ("output", "output_grad"):
-                pending.mark(quantity, self._row_of(name), "hook_missed")
-        rows = {name: self._row_of(name) for name in weights}
-        if "weight_grad" in self._quantities:
-            self._weights.add_gradients(pending, weights, rows, trace.passes.moved)
+        hidden = set(trace.hidden(self._modules_of.get(name, name) for name in weights))
+        for name in weights if hidden else ():
+            if self._modules_of.get(name, name) in hidden:
+                for quantity in ("output", "output_grad"):
+                    pending.mark(quantity, self._row_of(name), "hook_missed")
+        of_rows = {name: vectors[name] for name in weights} if vectors else {}
+        self._add_parameters(pending, weights, of_rows, trace.passes.moved)
         del held
-        if "weight" in self._quantities:
-            self._weights.add_norms(pending, weights, rows)
         self._undo_scale(pending)
         reading = self._read(pending)
         self._steps.append(label)
@@ -292,19 +332,39 @@ class GradientProbe:
         if self._updates is not None:
             self._updates.expect()
 
+    def _add_parameters(
+        self,
+        pending: PendingStep,
+        weights: Mapping[str, list[nn.Parameter]],
+        vectors: Mapping[str, list[nn.Parameter]],
+        moved: Container[int],
+    ) -> None:
+        """Add what the parameters and their gradients hold."""
+        rows = {name: self._row_of(name) for name in weights}
+        model = self._model()
+        measured: dict[int, TensorSize] = {}
+        if "vector_grad" in self._quantities:
+            measured |= self._weights.add_gradients(pending, "vector_grad", vectors, rows, moved)
+        if "vector" in self._quantities:
+            self._weights.add_vectors(pending, vectors, rows)
+        if "weight_grad" in self._quantities:
+            measured |= self._weights.add_gradients(pending, "weight_grad", weights, rows, moved)
+            if model is not None:
+                self._weights.add_total(pending, all_parameters_of(model), measured, moved)
+        if "weight" in self._quantities:
+            self._weights.add_norms(pending, weights, rows)
+
     def _read(self, pending: PendingStep) -> ProbeStep:
         """Read a pending step, together with updates that were measured since the last one and belong to that."""
         if self._updates is not None:
             self._updates.add(pending, self._row_of)
         reading = pending.read(len(self._rows))
         if "update" in reading.log10:
-            earlier = self._readings[-1]
-            earlier.log10["update"] = reading.log10.pop("update")
-            earlier.status["update"] = reading.status.pop("update")
+            self._readings[-1].take_over("update", reading)
         return reading
 
     def _fetch_updates(self) -> None:
-        if self._updates is not None and self._updates.measured:
+        if self._updates is not None and not self._updates.is_empty:
             self._read(PendingStep(self._networks))
 
     def _check_backward(self, trace: Trace) -> None:
@@ -333,7 +393,8 @@ class GradientProbe:
         """Record gradients as if a GradScaler had not multiplied the loss."""
         scaler, model = self._scaler, self._model()
         if scaler is not None and scaler.is_enabled() and model is not None:
-            scaled = ["output_grad", *([] if is_unscaled(scaler, self._optimizer) else ["weight_grad"])]
+            of_parameters = ["weight_grad", "vector_grad", "total_grad"]
+            scaled = ["output_grad", *([] if is_unscaled(scaler, self._optimizers) else of_parameters)]
             pending.divide(scaled, scale_of_loss(scaler, next(model.parameters())))
 
     def _stacked(self, steps: Sequence[NDArray[Any] | None], columns: list[int], otherwise: float) -> Array:
@@ -361,21 +422,20 @@ class GradientProbe:
         return stacked
 
 
-def _quantities(
-    wanted: Iterable[str] | None, optimizer: torch.optim.Optimizer | None, per_sample: bool
-) -> tuple[str, ...]:
+def _quantities(wanted: Iterable[str] | None, has_optimizer: bool, per_sample: bool) -> tuple[str, ...]:
+    known = QUANTITIES + VECTOR_QUANTITIES
     if wanted is None:
-        return QUANTITIES if optimizer is not None else QUANTITIES[:3]
+        return QUANTITIES if has_optimizer else QUANTITIES[:3]
     names = [wanted] if isinstance(wanted, str) else list(wanted)
-    unknown = [quantity for quantity in names if quantity not in QUANTITIES]
+    unknown = [quantity for quantity in names if quantity not in known]
     if unknown or not names:
         fault = f"unknown quantity '{unknown[0]}'" if unknown else "quantities is empty"
-        raise ValueError(f"{fault}; choose from {', '.join(QUANTITIES)}")
-    if "update" in names and optimizer is None:
+        raise ValueError(f"{fault}; choose from {', '.join(known)}")
+    if "update" in names and not has_optimizer:
         raise ValueError("the quantity 'update' needs optimizer=, whose steps are watched")
     if per_sample and "output_grad" not in names:
         raise ValueError("per_sample=True needs the quantity 'output_grad'")
-    return tuple(quantity for quantity in QUANTITIES if quantity in names)
+    return tuple(quantity for quantity in known if quantity in names)
 
 
 def _whole(name: str, value: Any) -> int:
@@ -387,10 +447,13 @@ def _whole(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be a whole number, got {value!r}") from None
 
 
-def _check_kinds(model: Any, optimizer: Any, stats: Any) -> None:
+def _networks_of(model: nn.Module) -> int:
+    """Return how many networks a model of this library stacks."""
+    return model.networks if isinstance(model, MLP) else 1
+
+
+def _check_kinds(model: Any, stats: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {module_kind(model)}")
-    if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "register_step_pre_hook")):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {module_kind(optimizer)}")
     if stats is not None and not isinstance(stats, Mapping):
         raise TypeError(f"stats must map names to functions, got {module_kind(stats)}")

@@ -45,6 +45,9 @@ class ProbeStep:
         dtypes: Quantity -> number formats of its tensors, such as ``"float32"``.
         stats: Statistic -> mean over the tensors that make up a cell.
         samples: Row -> log10 norm of each sample's output gradient, shape ``(network, sample)``.
+        total_grad: log10 norm of all parameters' gradients together, shape ``(network,)``; None if not recorded.
+        loss: Its value, shape ``(network,)``; None if not given.
+        over_time: Recurrent layer -> what it did at each time step, in place of the rows.
     """
 
     rows: int
@@ -54,12 +57,32 @@ class ProbeStep:
     dtypes: dict[str, str] = field(default_factory=dict)
     stats: dict[str, Array] = field(default_factory=dict)
     samples: dict[int, Array] = field(default_factory=dict)
+    total_grad: Array | None = None
+    loss: Array | None = None
+    over_time: dict[str, "ProbeStep"] = field(default_factory=dict)
 
     def open(self, quantity: str) -> None:
         """Add a quantity whose cells are all ``not_called`` yet."""
         if quantity not in self.log10:
             self.log10[quantity] = np.full((self.networks, self.rows), np.nan)
             self.status[quantity] = np.full((self.networks, self.rows), _CODES["not_called"], np.int8)
+
+    def take_over(self, quantity: str, later: "ProbeStep") -> None:
+        """Take the cells of a quantity that were measured only later."""
+        log10, status = later.log10.pop(quantity), later.status.pop(quantity)
+        if quantity in self.log10:  # from another optimizer's step
+            rows = self.log10[quantity].shape[1]
+            absent = status[:, :rows] == _CODES["not_called"]
+            log10[:, :rows] = np.where(absent, self.log10[quantity], log10[:, :rows])
+            status[:, :rows] = np.where(absent, self.status[quantity], status[:, :rows])
+        self.log10[quantity], self.status[quantity] = log10, status
+
+    def take_out_total(self) -> None:
+        """Make the joint norm of all gradients, which was added as a quantity of the first row, what it is."""
+        if "total_grad" in self.log10:
+            log10, status = self.log10.pop("total_grad")[:, 0], self.status.pop("total_grad")[:, 0]
+            self.total_grad = np.where(status == _CODES["zero"], -np.inf, log10)
+            self.dtypes.pop("total_grad", None)
 
 
 class PendingStep:
@@ -75,6 +98,8 @@ class PendingStep:
         self._stats: dict[str, list[tuple[int, Value]]] = {}
         self._samples: list[tuple[int, ScaledNorm]] = []
         self._scale: tuple[Sequence[str], Value] | None = None
+        self._over_time: dict[str, PendingStep] = {}
+        self.loss: Value | None = None
 
     def add(self, quantity: str, row: int, size: TensorSize) -> None:
         """Add a tensor to a cell. One without elements, such as the gradient of no sample, is left out."""
@@ -96,9 +121,15 @@ class PendingStep:
         """Add the norms of some samples of a row."""
         self._samples.append((row, sizes))
 
+    def over_time(self, name: str) -> "PendingStep":
+        """Return the step in which the rows are the time steps of a recurrent layer."""
+        return self._over_time.setdefault(name, PendingStep(self._networks))
+
     def divide(self, quantities: Sequence[str], scale: Value) -> None:
         """Divide some quantities by a factor that multiplied the loss. Their status stays that of the tensors."""
         self._scale = (quantities, scale)
+        for steps in self._over_time.values():
+            steps.divide(quantities, scale)
 
     def read(self, rows: int) -> ProbeStep:
         """Copy everything to the host, in one transfer from each device, and judge each cell."""
@@ -107,6 +138,7 @@ class PendingStep:
         values += [value for pairs in self._stats.values() for _, value in pairs]
         values += [value for _, sizes in self._samples for value in sizes]
         values += [self._scale[1]] if self._scale else []
+        values += [] if self.loss is None else [self.loss]
         on_host = _HostValues(values)
         log10 = _log10(*(on_host.table(len(self._sizes), self._networks) for _ in range(2)))
         reading = ProbeStep(rows, self._networks)
@@ -127,6 +159,10 @@ class PendingStep:
             reading.status[quantity][:, row] = _CODES[status]
         if self._scale:
             self._undo_scale(reading, float(on_host.next()[0]))
+        if self.loss is not None:
+            reading.loss = np.broadcast_to(on_host.next(), (self._networks,)).astype(float)
+        reading.take_out_total()
+        reading.over_time = {name: steps.read(1 + max(steps._rows)) for name, steps in self._over_time.items()}
         return reading
 
     def _judge(
@@ -143,7 +179,8 @@ class PendingStep:
         if len(cells) and np.bincount(cells).max() > 1:
             order = np.argsort(cells, kind="stable")
             cells, first = np.unique(cells[order], return_index=True)
-            log10 = np.logaddexp.reduceat(log10[order] * _NEPER, first) / _NEPER
+            with np.errstate(invalid="ignore"):  # nan with a number is nan
+                log10 = np.logaddexp.reduceat(log10[order] * _NEPER, first) / _NEPER
             counts, smallest = np.add.reduceat(counts[order], first), np.maximum.reduceat(smallest[order], first)
         rms = log10 - 0.5 * np.log10(np.maximum(counts, 1))[:, None]
         # An element below the smallest normal number has lost digits; the rms stands for the elements.
@@ -208,3 +245,39 @@ def _log10(norms: Array, exponents: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         log10: Array = np.log10(norms) + exponents * LOG10_2
     return log10
+
+
+def loss_value(loss: Tensor | float, networks: int) -> Value:
+    """Return a loss as one value, or one for each network, still on its device.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is a tensor of another shape.
+    """
+    if isinstance(loss, Tensor):
+        if loss.numel() not in (1, networks):
+            raise ValueError(f"loss must be one number, got a tensor of shape {tuple(loss.shape)}")
+        return loss.detach().reshape(-1).double()
+    if isinstance(loss, bool) or not isinstance(loss, (int, float, np.number)):
+        raise TypeError(f"loss must be a number or a tensor, got {loss!r}")
+    return float(loss)
+
+
+def stacked_over_time(steps: Sequence[ProbeStep]) -> tuple[dict[str, Array], dict[str, NDArray[np.int8]]]:
+    """Return ``"quantity/name"`` -> log10 and status of each time step, shape ``(step, network, time)``."""
+    cells = [
+        (index, f"{quantity}/{name}", inner.log10[quantity], inner.status[quantity])
+        for index, step in enumerate(steps)
+        for name, inner in step.over_time.items()
+        for quantity in inner.log10
+    ]
+    lengths: dict[str, int] = {}
+    for _, key, values, _ in cells:
+        lengths[key] = max(lengths.get(key, 0), values.shape[1])
+    networks = steps[0].networks if steps else 1
+    log10 = {key: np.full((len(steps), networks, length), np.nan) for key, length in lengths.items()}
+    status = {key: np.full(values.shape, _CODES["not_called"], np.int8) for key, values in log10.items()}
+    for index, key, values, codes in cells:
+        log10[key][index, :, : values.shape[1]] = values
+        status[key][index, :, : values.shape[1]] = codes
+    return log10, status

@@ -56,11 +56,16 @@ class Trace:
         if not is_recomputing() and self._inside:
             self._inside.pop()
 
-    def see_output(self, graph: bool, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        """Measure what a module returned and hook the gradients of its tensors (a hook after its forward)."""
+    def see_output(self, graph: bool, name: str, module: nn.Module, args: Any, output: Any) -> ModuleCall | None:
+        """Measure what a module returned and hook the gradients of its tensors (a hook after its forward).
+
+        Returns:
+            The call, if it counts.
+        """
         call = self._call_of(name, graph)
         if call is not None:
             self._handles += call.see_output(module, args, output)
+        return call
 
     def hidden(self, names: Iterable[str]) -> list[str]:
         """Return the modules that ran where hooks see nothing, or that an unnoticed compilation hides."""
@@ -86,12 +91,17 @@ class Trace:
         """Add what the hooks saw of some modules to a pending step.
 
         Returns:
-            Name of the module and number of the call, for each call in the order of the forward pass.
+            Name of the row and number of the call, for each call in the order of the forward pass.
         """
         calls = []
         with_gradient: set[int] = set()
         silent: list[tuple[int, ModuleCall]] = []
         for call in self.kept_calls():
+            passes = self.passes.counted(call.name)
+            if call.inside is not None and not call.is_empty:
+                inner = [(name, call.index) for name in call.inside.add(pending, row_of, names, passes)]
+                calls += inner
+                self._judge_inside(pending, call, [row_of(*row) for row in inner], with_gradient, silent)
             if call.name not in names:
                 continue
             row = row_of(call.name, call.index)
@@ -102,7 +112,6 @@ class Trace:
                 pending.add("output", row, size)
             for name, value in call.stats:
                 pending.add_statistic(name, row, value)
-            passes = self.passes.counted(call.name)
             gradients = call.counted(passes or ())
             if gradients:
                 with_gradient.add(row)
@@ -124,6 +133,25 @@ class Trace:
             elif row not in with_gradient and "output_grad" not in call.missed:
                 pending.mark("output_grad", row, "unused" if call.expected else "frozen")
         return calls
+
+    def _judge_inside(
+        self,
+        pending: PendingStep,
+        call: ModuleCall,
+        rows: list[int],
+        with_gradient: set[int],
+        silent: list[tuple[int, ModuleCall]],
+    ) -> None:
+        """Say of the rows inside of a call whether gradients came back to it."""
+        passes = self.passes.counted(call.name)
+        gradients = call.counted(passes or ())
+        if gradients:
+            with_gradient.update(rows)
+        elif gradients is None or call.has_failed() or (passes is None and call.arrivals):
+            for row in rows:
+                pending.mark("output_grad", row, "hook_missed")
+        else:
+            silent += [(row, call) for row in rows]
 
     def _call_of(self, name: str, graph: bool) -> ModuleCall | None:
         """Return the call that a forward hook belongs to, or None for one that does not count."""

@@ -1,97 +1,162 @@
-"""The change of each weight by the optimizer's last step."""
+"""The change of each weight by the last step of the optimizer that holds it."""
 
 import weakref
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradexp.numerics.norms import has_values
 from gradexp.probe.hooks import Hooks
+from gradexp.probe.optimizers import held_by
 from gradexp.probe.readings import PendingStep, TensorSize, tensor_size
 from gradexp.probe.trace import Trace
 from gradexp.probe.weights import Weights
 
 
 class Updates:
-    """What each step of an optimizer changes, seen from hooks before and after it.
+    """What the steps of some optimizers change, seen from hooks before and after them.
 
     Args:
-        optimizer: The optimizer, whose next step after ``expect`` is watched.
-        weights: The weights whose changes are measured.
-        networks: Number of independent networks along the first dimension.
-        recorder: The hooks that know which backward passes come before a step.
+        optimizers: The next step of each after ``expect`` is watched.
+        weights: Whose changes are wanted.
+        networks: Independent networks along the first dimension.
+        recorder: Tells which backward passes come before a step.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, weights: Weights, networks: int, recorder: Hooks) -> None:
-        self._due = False
-        self._in_step = False
-        self._recorder = recorder
-        self._trace_at_step: Trace | None = None
-        self._backwards_at_step = 0
+    def __init__(
+        self, optimizers: Sequence[torch.optim.Optimizer], weights: Weights, networks: int, recorder: Hooks
+    ) -> None:
         self.measured: list[tuple[str, TensorSize]] = []
+        self.missing: list[tuple[str, str]] = []  # rows without a number, and the status of each
+        self._optimizers = optimizers
         self._weights = weights
-        self._networks = networks
-        self._before: dict[str, list[Tensor]] = {}
-        self._handles = [
-            optimizer.register_step_pre_hook(_weakly(self, Updates._see_before)),
-            optimizer.register_step_post_hook(_weakly(self, Updates._see_after)),
-        ]
+        self._steps = [_StepsOfOne(optimizer, self, weights, networks, recorder) for optimizer in optimizers]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step was seen since ``add``."""
+        return not self.measured and not self.missing
 
     def expect(self) -> None:
-        """Watch the next step, or the one that is being made if it runs the backward pass itself, as LBFGS does."""
-        self._due = True
-        if self._in_step and not self._before:
-            self._see_before()
+        """Watch each optimizer's next step, or the one it is making if that runs the backward pass, as LBFGS does."""
+        for steps in self._steps:
+            steps.expect()
 
     def is_late(self, trace: Trace) -> bool:
-        """Return whether the optimizer has used up the gradients that a collect is to record."""
-        return trace is self._trace_at_step and 0 < len(trace.passes) == self._backwards_at_step
+        """Return whether an optimizer has used up the gradients that a collect is to record."""
+        return any(steps.is_late(trace) for steps in self._steps)
 
     def remove(self) -> None:
         """Remove the hooks."""
+        for steps in self._steps:
+            steps.remove()
+
+    def add(self, pending: PendingStep, row_of: Callable[[str], int]) -> None:
+        """Add what was measured since the last time."""
+        for name, part in self.measured:
+            pending.add("update", row_of(name), part)
+        for name, status in self.missing:
+            pending.mark("update", row_of(name), status)
+        self.measured, self.missing = [], []
+
+    def see_missing(self, weights: Mapping[str, list[nn.Parameter]]) -> None:
+        """Note the rows whose weights no optimizer holds, and those with a weight that several hold."""
+        holders = Counter(key for optimizer in self._optimizers for key in held_by(optimizer))
+        for name, group in weights.items():
+            counts = [holders[id(weight)] for weight in group]
+            if counts and max(counts) == 0:
+                is_trained = any(weight.requires_grad for weight in group)
+                self.missing.append((name, "not_optimized" if is_trained else "frozen"))
+            elif counts and max(counts) > 1:  # the change by one of them alone would not be the weight's
+                self.missing.append((name, "hook_missed"))
+
+
+class _StepsOfOne:
+    """The steps of one optimizer.
+
+    Args:
+        optimizer: Held by its hooks.
+        updates: Takes what is measured.
+        weights: Whose changes are wanted, where the optimizer holds them.
+        networks: Independent networks along the first dimension.
+        recorder: Tells which backward passes come before a step.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, updates: Updates, weights: Weights, networks: int, recorder: Hooks
+    ) -> None:
+        self._optimizer = weakref.ref(optimizer)
+        self._updates = weakref.ref(updates)
+        self._weights = weights
+        self._networks = networks
+        self._recorder = recorder
         self._due = False
-        self._before = {}
+        self._in_step = False
+        self._trace_at_step: Trace | None = None
+        self._backwards_at_step = 0
+        self._rows: dict[str, list[nn.Parameter]] = {}
+        self._before: list[tuple[str, nn.Parameter, Tensor]] = []
+        self._handles = [
+            optimizer.register_step_pre_hook(_weakly(self, _StepsOfOne._see_before)),
+            optimizer.register_step_post_hook(_weakly(self, _StepsOfOne._see_after)),
+        ]
+
+    def expect(self) -> None:
+        self._due = True
+        if self._in_step and not self._rows:
+            self._see_before()
+
+    def is_late(self, trace: Trace) -> bool:
+        return trace is self._trace_at_step and 0 < len(trace.passes) == self._backwards_at_step
+
+    def remove(self) -> None:
+        self._due = False
+        self._forget()
         for handle in self._handles:
             handle.remove()
 
-    def add(self, pending: PendingStep, row_of: Callable[[str], int]) -> None:
-        """Add the changes that were measured since the last time."""
-        for name, size in self.measured:
-            pending.add("update", row_of(name), size)
-        self.measured = []
-
     def _see_before(self) -> None:
         self._in_step = True
-        if self._due:
-            self._before = {
-                name: [weight.detach().clone() for weight in weights if has_values(weight)]
-                for name, weights in self._weights.items()
-            }
+        optimizer = self._optimizer()
+        if self._due and optimizer is not None:
+            held = held_by(optimizer)
+            self._rows = dict(self._weights.items())
+            self._before = [
+                (name, weight, weight.detach().clone())
+                for name, weights in self._rows.items()
+                for weight in weights
+                if id(weight) in held and has_values(weight)
+            ]
 
     def _see_after(self) -> None:
         self._in_step = False
         self._trace_at_step = self._recorder.trace
         self._backwards_at_step = len(self._trace_at_step.passes) if self._trace_at_step else 0
-        if self._due:
+        updates = self._updates()
+        if self._due and updates is not None:
             self._due = False
-            for name, weights in self._weights.items():
-                old = self._before.get(name, [])
-                for weight, before in zip([w for w in weights if has_values(w)], old, strict=True):
-                    change = _wide(weight.detach()) - before
-                    self.measured.append((name, tensor_size(change, self._networks)))
-            self._before = {}
+            for name, weight, before in self._before:
+                change = _wide(weight.detach()) - before
+                updates.measured.append((name, tensor_size(change, self._networks)))
+            updates.see_missing(self._rows)
+            self._forget()
+
+    def _forget(self) -> None:
+        self._rows = {}
+        self._before = []
 
 
-def _weakly(owner: Updates, method: Callable[[Updates], None]) -> Callable[..., None]:
+def _weakly(owner: _StepsOfOne, method: Callable[[_StepsOfOne], None]) -> Callable[..., None]:
     """Return a hook that does not keep its owner alive."""
     reference = weakref.ref(owner)
 
     def hook(*_: Any) -> None:
-        updates = reference()
-        if updates is not None:
-            method(updates)
+        alive = reference()
+        if alive is not None:
+            method(alive)
 
     return hook
 

@@ -1,50 +1,62 @@
-"""Gradients and norms of the watched modules' weights, and the state of a GradScaler."""
+"""What a row's own parameters tell: the gradients of its weights and vectors at the collect, and the weights."""
 
-import weakref
-from collections.abc import Container, Iterator, Mapping
+import math
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from gradexp.numerics.norms import has_values
-from gradexp.numerics.torch_internals import parameters_of, scaler_states, steps_in_backward
+from gradexp.numerics.torch_internals import in_transform, is_traced, scaler_states, steps_in_backward
 from gradexp.probe.calls import ProbeSpec, statistics
+from gradexp.probe.parameters import RowParameters
+from gradexp.probe.parametrized import Computing
 from gradexp.probe.readings import PendingStep, TensorSize, measure_all, tensor_size
 
 _ByName = Mapping[str, list[nn.Parameter]]
 
 
 class Weights:
-    """The parameters of two or more dimensions that modules directly own, as one weight per module.
+    """The parameters of each row: those with the dimensions of a weight as one weight, the others as one vector.
 
     Args:
-        modules: The watched modules by name, held weakly.
-        plan: The numbers to take: of how many networks, and which further statistics of gradients.
+        rows: Which parameters each row stands for, by its name.
+        plan: The number of networks, and further statistics of gradients.
+        computed: Whether the weights that parametrized layers compute with are to be measured.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], plan: ProbeSpec) -> None:
-        self._modules = [
-            (name, weakref.ref(module), least_dimensions(module), hasattr(module, "has_uninitialized_params"))
-            for name, module in modules.items()
-        ]
+    def __init__(self, rows: Mapping[str, RowParameters], plan: ProbeSpec, computed: bool) -> None:
+        self._rows = rows
         self._plan = plan
-        self._passing: dict[int, list[TensorSize]] = {}  # id of a weight -> its gradient in each backward pass
+        self._is_computed = computed
+        self._computing: set[str] = set()  # rows whose modules may compute a weight
+        self._computed: dict[int, TensorSize] = {}  # id of what computes a weight -> the size of that
+        self._passing: dict[int, list[TensorSize]] = {}  # id of a parameter -> its gradient in each backward pass
         self._handles: list[Any] = []
         self._used_up = True  # some weights may need to be watched
 
     def items(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
-        """Yield the name and the weights, as they are now, of each module that is still there."""
-        for name, reference, least, was_lazy in self._modules:
-            module = reference()
-            if module is None:
-                continue
-            parameters = [p for p in parameters_of(module) if not (was_lazy and is_lazy(p))]
-            yield name, [parameter for parameter in parameters if parameter.dim() >= least]
+        """Yield the name and the weights, as they are now, of each row whose module is still there."""
+        for name, parameters in self._rows.items():
+            if not parameters.is_gone:
+                yield name, parameters.weights()
+
+    def vectors(self) -> dict[str, list[nn.Parameter]]:
+        """Return the vectors of each row, by its name."""
+        return {name: parameters.vectors() for name, parameters in self._rows.items()}
 
     def watch(self) -> None:
-        """See the gradients of weights that an optimizer inside the backward pass uses up before the collect."""
+        """See what is gone at the collect: computed weights, and gradients that an optimizer uses up earlier."""
+        if self._is_computed:
+            self._computing = {name for name, row in self._rows.items() if row.computes()}
+            computing = (
+                x for name in self._computing for x in self._rows[name].computed() if isinstance(x, Computing)
+            )
+            for module in {id(module): module for module in computing}.values():
+                hook = _ComputedHook(self._computed, id(module), self._plan.networks)
+                self._handles.append(module.register_forward_hook(hook))
         if not self._used_up:
             return
         self._used_up = False
@@ -61,52 +73,65 @@ class Weights:
             handle.remove()
         self._handles.clear()
         self._passing.clear()
+        self._computed.clear()
 
     def have_passed(self) -> bool:
         """Return whether a watched weight has received a gradient."""
         return any(self._passing.values())
 
     def add_gradients(
-        self, pending: PendingStep, weights: _ByName, rows: Mapping[str, int], moved: Container[int]
-    ) -> None:
-        """Add what ``.grad`` of each module's weights holds or has held, or the status of a missing gradient.
+        self,
+        pending: PendingStep,
+        quantity: str,
+        parameters: _ByName,
+        rows: Mapping[str, int],
+        moved: Container[int],
+    ) -> dict[int, TensorSize]:
+        """Add what ``.grad`` of some parameters holds or has held, or the status of a missing gradient.
 
         Args:
             pending: The step to add to.
-            weights: The weights of each module.
-            rows: The row of each module.
-            moved: Ids of weights whose gradient a hook has taken away from ``.grad``.
+            quantity: ``"weight_grad"`` or ``"vector_grad"``.
+            parameters: Those of each row.
+            rows: The row of each name.
+            moved: Ids of parameters whose gradient a hook has taken away from ``.grad``.
+
+        Returns:
+            The size of each gradient that was measured, by the id of its parameter.
         """
-        measurable: list[tuple[int, Tensor]] = []
-        for name, parameters in weights.items():
+        cells: list[tuple[int, nn.Parameter, Tensor]] = []
+        for name, group in parameters.items():
             row = rows[name]
-            trained = [weight for weight in parameters if weight.requires_grad]
-            gradients = [gradient for weight in trained if (gradient := weight.grad) is not None]
-            if len(gradients) < max(1, len(parameters)):  # a module without weights has nothing to train
-                self._mark_missing(pending, row, trained, bool(gradients), moved)
-            for gradient in gradients:
+            pairs = [(p, p.grad) for p in group if p.requires_grad and p.grad is not None]
+            if len(pairs) < max(1, len(group)):  # a module without weights has nothing to train
+                trained = [parameter for parameter in group if parameter.requires_grad]
+                self._mark_missing(pending, quantity, row, trained, bool(pairs), moved)
+            for parameter, gradient in pairs:
                 if has_values(gradient):
-                    measurable.append((row, gradient))
+                    cells.append((row, parameter, gradient))
                 else:
-                    pending.mark("weight_grad", row, "hook_missed")
-        sizes = measure_all([gradient for _, gradient in measurable], self._plan.networks)
-        for (row, gradient), size in zip(measurable, sizes, strict=True):
-            pending.add("weight_grad", row, size)
-            if self._plan.stats:
-                for name, value in statistics("weight_grad", gradient, self._plan):
+                    pending.mark(quantity, row, "hook_missed")
+        unique = {id(parameter): gradient for _, parameter, gradient in cells}
+        sizes = dict(zip(unique, measure_all(list(unique.values()), self._plan.networks), strict=True))
+        for row, parameter, gradient in cells:
+            pending.add(quantity, row, sizes[id(parameter)])
+            if self._plan.stats and quantity == "weight_grad":
+                for name, value in statistics(quantity, gradient, self._plan):
                     pending.add_statistic(name, row, value)
+        return sizes
 
     def _mark_missing(
         self,
         pending: PendingStep,
+        quantity: str,
         row: int,
         trained: list[nn.Parameter],
         has_gradient: bool,
         moved: Container[int],
     ) -> None:
-        """Set the status of a module without all its gradients, or add those that an optimizer has used up."""
+        """Set the status of a row without all its gradients, or add those that an optimizer has used up."""
         if not trained:
-            pending.mark("weight_grad", row, "frozen")
+            pending.mark(quantity, row, "frozen")
             return
         for weight in trained:
             if weight.grad is None and steps_in_backward(weight):
@@ -115,36 +140,89 @@ class Weights:
                 has_gradient |= sizes != []
                 if sizes is None or len(sizes) > 1:
                     # After unseen or several backward passes there is no one gradient to speak of.
-                    pending.mark("weight_grad", row, "hook_missed")
+                    pending.mark(quantity, row, "hook_missed")
                 else:
                     for size in sizes:
-                        pending.add("weight_grad", row, size)
+                        pending.add(quantity, row, size)
             elif weight.grad is None and id(weight) in moved:
                 has_gradient = True
-                pending.mark("weight_grad", row, "hook_missed")
+                pending.mark(quantity, row, "hook_missed")
         if not has_gradient:
-            pending.mark("weight_grad", row, "unused")
+            pending.mark(quantity, row, "unused")
 
-    def add_norms(self, pending: PendingStep, weights: _ByName, rows: Mapping[str, int]) -> None:
-        """Add the norms of the weights themselves."""
-        for name, parameters in weights.items():
-            if not parameters:
+    def add_total(
+        self,
+        pending: PendingStep,
+        parameters: Iterable[nn.Parameter],
+        measured: Mapping[int, TensorSize],
+        moved: Container[int],
+    ) -> None:
+        """Add the gradients of all parameters as one, unless some were used up in the backward pass."""
+        networks = self._plan.networks
+        others = []
+        for parameter in parameters:
+            gradient = parameter.grad
+            if gradient is None:
+                if parameter.requires_grad and (id(parameter) in moved or steps_in_backward(parameter)):
+                    return
+            elif networks > 1 and (not parameter.dim() or parameter.shape[0] % networks):
+                return
+            elif id(parameter) not in measured:
+                if not has_values(gradient):
+                    return
+                others.append(gradient)
+        sizes = [*measured.values(), *measure_all(_joined(others) if networks == 1 else others, networks)]
+        for size in [_joint_size(sizes)] if networks == 1 and all(map(_is_plain, sizes)) else sizes:
+            pending.add("total_grad", 0, size)
+
+    def add_norms(self, pending: PendingStep, parameters: _ByName, rows: Mapping[str, int]) -> None:
+        """Add the weights themselves: those that the layers compute with."""
+        for name, group in parameters.items():
+            weights: Sequence[Tensor | Computing] = self._rows[name].computed() if name in self._computing else group
+            if not weights:
                 pending.mark("weight", rows[name], "frozen")
-            for weight in parameters:
-                if has_values(weight):
+            for weight in weights:
+                if isinstance(weight, Computing) and id(weight) in self._computed:
+                    pending.add("weight", rows[name], self._computed[id(weight)])
+                elif isinstance(weight, Tensor) and has_values(weight):
                     pending.add("weight", rows[name], tensor_size(weight, self._plan.networks))
                 else:
                     pending.mark("weight", rows[name], "hook_missed")
 
+    def add_vectors(self, pending: PendingStep, vectors: _ByName, rows: Mapping[str, int]) -> None:
+        """Add the norms of the vectors themselves."""
+        for name, group in vectors.items():
+            if not group:
+                pending.mark("vector", rows[name], "frozen")
+            for vector in group:
+                if has_values(vector):
+                    pending.add("vector", rows[name], tensor_size(vector, self._plan.networks))
+                else:
+                    pending.mark("vector", rows[name], "hook_missed")
 
-def least_dimensions(module: nn.Module) -> int:
-    """Return the least number of dimensions of a weight.
 
-    In a stacked layer the networks' dimension comes first, and a bias has two.
-    """
-    networks = module.__dict__.get("networks")
-    parameters = [p for p in parameters_of(module) if not is_lazy(p)]
-    return 3 if any(parameter.dim() == 3 and parameter.shape[0] == networks for parameter in parameters) else 2
+def _joined(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors with the joint norm of some, with few that are small."""
+    small: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    large = []
+    for tensor in tensors:
+        if type(tensor) is Tensor and tensor.dim() < 2 and tensor.layout is torch.strided:
+            small.setdefault((tensor.device, tensor.dtype), []).append(tensor.reshape(-1))
+        else:
+            large.append(tensor)
+    with torch.no_grad():
+        return [*large, *map(torch.cat, small.values())]
+
+
+def _is_plain(size: TensorSize) -> bool:
+    """Return whether a size is a number on the host whose square is an ordinary float64 number."""
+    return isinstance(size[0], float) and not size[1] and (not size[0] or 1e-140 < size[0] < 1e140)
+
+
+def _joint_size(sizes: Sequence[TensorSize]) -> TensorSize:
+    """Return the size of several tensors together."""
+    norm = math.sqrt(sum(norm * norm for norm, *_ in sizes if isinstance(norm, float)))
+    return norm, 0.0, sum(count for _, _, count, _ in sizes), sizes[0][3] if sizes else torch.float32
 
 
 def scale_of_loss(scaler: torch.amp.GradScaler, like: Tensor) -> Tensor:
@@ -153,19 +231,20 @@ def scale_of_loss(scaler: torch.amp.GradScaler, like: Tensor) -> Tensor:
     return scale
 
 
-def is_unscaled(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer | None) -> bool:
-    """Return whether the scaler has divided the weights' gradients by its scale already.
+def is_unscaled(scaler: torch.amp.GradScaler, optimizers: Iterable[torch.optim.Optimizer]) -> bool:
+    """Say whether the scaler has divided the weights' gradients by its scale already.
 
     Raises:
-        RuntimeError: If that differs between optimizers, or the scaler has made its step.
+        RuntimeError: If it cannot be known, or the scaler has made its step.
     """
     states = scaler_states(scaler)
-    if optimizer is not None:
-        states = {id(optimizer): states[id(optimizer)]} if id(optimizer) in states else {}
-    stages = {state["stage"].name for state in states.values()}
+    keys = [id(optimizer) for optimizer in optimizers] or list(states)
+    # Of an optimizer whose turn has not come the scaler knows nothing yet.
+    stages = {states[key]["stage"].name if key in states else "READY" for key in keys}
     if len(stages) > 1:
         raise RuntimeError(
-            "the gradients of some optimizers are unscaled and of others not; give the probe its optimizer"
+            "the gradients of some optimizers are unscaled and of others not; give the probe its optimizer, or "
+            "unscale those of all before collect"
         )
     if stages == {"STEPPED"}:
         raise RuntimeError("collect must be called before scaler.step(optimizer)")
@@ -183,3 +262,21 @@ class _WeightHook:
 
     def __call__(self, gradient: Tensor) -> None:
         self.sizes.append(tensor_size(gradient, self.networks))
+
+
+class _ComputedHook:
+    """Measure a weight when it is computed; a copied or pickled model gets a hook that does nothing in its place."""
+
+    __torch_unserializable__ = True
+
+    def __init__(self, sizes: dict[int, TensorSize], key: int, networks: int) -> None:
+        self.sizes = sizes
+        self.key = key
+        self.networks = networks
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if not is_traced() and not in_transform() and isinstance(output, Tensor) and has_values(output):
+            self.sizes[self.key] = tensor_size(output.detach(), self.networks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")

@@ -96,7 +96,7 @@ def total(output):
     return loss
 
 
-def reference(make, run, loss=total):
+def reference(make, run, loss=total, by_default=False):
     """Return what each cell should be, a number or a status: ``(name, call, quantity) -> expected``."""
     torch.manual_seed(0)
     model = make()
@@ -130,10 +130,33 @@ def reference(make, run, loss=total):
     for name, module in model.named_modules():
         for quantity in ("output", "output_grad"):
             cells.setdefault((name, 0, quantity), "not_called")
-        own = [p for p in module._parameters.values() if p is not None and p.dim() > 1]
-        if own:
-            cells[name, 0, "weight_grad"] = _gradient_of(own, gradients)
-    return cells
+        weights = [p for p in module._parameters.values() if p is not None and p.dim() > 1]
+        if parametrize.is_parametrized(module):
+            weights += list(module.parametrizations.parameters())
+        if weights:
+            cells[name, 0, "weight_grad"] = _gradient_of(weights, gradients)
+    return _cells_of_layers(model, cells, gradients) if by_default else cells
+
+
+def _cells_of_layers(model, cells, gradients):
+    """Return what is expected without a selection, for parametrized layers and for layers of recurrent modules.
+
+    What the layers of a recurrent module output is a matter of its own tests, so it is None here.
+    """
+    computing = {n for n, m in model.named_modules() if isinstance(m, parametrize.ParametrizationList)}
+    found = {key: value for key, value in cells.items() if key[0] not in computing}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase) and module.num_layers * (1 + module.bidirectional) > 1:
+            calls = [key[1] for key in found if key[0] == name and key[2] == "output"]
+            found = {key: value for key, value in found.items() if key[0] != name}
+            for layer in (f"l{k}{d}" for k in range(module.num_layers) for d in ("", "_reverse")):
+                weights = [
+                    p for n, p in module.named_parameters() if n.startswith("weight") and n.endswith(f"_{layer}")
+                ]
+                if weights:
+                    found.update(dict.fromkeys((f"{name}.{layer}", call, "output") for call in calls))
+                    found[f"{name}.{layer}", 0, "weight_grad"] = _gradient_of(weights, gradients)
+    return found
 
 
 def direct_gradients(tensors, gradients):
@@ -225,7 +248,7 @@ def differences(got, expected, missed=(), tolerance=1e-9):
     wrong = []
     for key, value in expected.items():
         found = got.get(key, "no row")
-        if found == value or (found == "hook_missed" and key[:2] in missed):
+        if found == value or value is None or (found == "hook_missed" and key[:2] in missed):
             continue
         if not (isinstance(found, float) and isinstance(value, float) and abs(found - value) <= tolerance):
             wrong.append((key, found, value))
@@ -238,7 +261,7 @@ def check(make, run, twin=None, run_twin=None, select=None, missed=(), tolerance
     assert hooks_left == hooks
     assert len(plain) == len(watched)
     assert all(is_same(a, b) for a, b in zip(plain, watched, strict=True)), "the probe changed something"
-    expected, got = reference(twin or make, run_twin or run), recorded(probe)
+    expected, got = reference(twin or make, run_twin or run, by_default=select is None), recorded(probe)
     of_weights = {name for name, _, quantity in expected if quantity == "weight_grad"}
     expected = {key: value for key, value in expected.items() if select or key[0] in of_weights}
     assert differences(got, expected, missed, tolerance) == []

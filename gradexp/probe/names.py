@@ -1,0 +1,68 @@
+"""Names of modules as the user wrote them, and patterns of names."""
+
+import re
+from functools import cache
+
+from torch import nn
+
+# Under these names wrappers keep the module that they wrap; no user's module is called so.
+_INSIDE = ("_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Under these too, but users may have modules of that name.
+_INSIDE_OF = {
+    "module": ("DistributedDataParallel", "DataParallel", "AveragedModel", "DeepSpeedEngine"),
+    "_module": ("GradSampleModule", "DPDDP", "DifferentiallyPrivateDistributedDataParallel"),
+}
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return each module by its name without those of wrappers: of compiled, sharded, checkpointed and other modules.
+
+    A wrapper has the name of the module inside, which comes later, is the one that is called, and wins.
+    """
+    wrapped: set[str] = set()
+    modules: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        for child, _ in module.named_children():
+            classes = _INSIDE_OF.get(child, ())
+            if child in _INSIDE or any(base.__name__ in classes for base in type(module).__mro__):
+                wrapped.add(f"{prefix}{child}")
+        modules[_without(name, wrapped)] = module
+    return modules
+
+
+def _without(name: str, wrapped: set[str]) -> str:
+    if not wrapped:
+        return name
+    parts = name.split(".")
+    return ".".join(part for end, part in enumerate(parts, 1) if ".".join(parts[:end]) not in wrapped)
+
+
+def is_callable(module: nn.Module) -> bool:
+    """Return whether a module can be called, unlike ``nn.ModuleList`` and other containers."""
+    return type(module).forward is not nn.Module.forward or "forward" in module.__dict__
+
+
+def is_match(name: str, pattern: str) -> bool:
+    """Return whether a pattern is that of a name.
+
+    ``?`` is a character, ``[a-c]`` one of some, ``*`` any run of characters inside a part of the name, and ``**`` any
+    run, dots included; ``**.`` may also be nothing.
+    """
+    return _compiled(pattern).fullmatch(name) is not None
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    pieces = re.findall(r"\*\*\.|\*\*|\*|\?|\[[^\]]+\]|.", pattern, re.DOTALL)
+    return re.compile("".join(_WILDCARDS.get(piece) or _one_of(piece) for piece in pieces), re.DOTALL)
+
+
+_WILDCARDS = {"**.": r"(?:.*\.)?", "**": ".*", "*": r"[^.]*", "?": r"[^.]"}
+
+
+def _one_of(piece: str) -> str:
+    if len(piece) < 3:
+        return re.escape(piece)
+    chosen = piece[1:-1].replace("\\", r"\\")
+    return f"[^{chosen[1:]}]" if chosen[0] == "!" else f"[{chosen}]"
