@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradexp.atomic_write import replacing
+from gradexp.history.encoding import printable
 from gradexp.history.plot import profile_figure
 from gradexp.history.scalars import Points, or_none, points, profile_points
 from gradexp.history.step import (
@@ -253,7 +255,8 @@ class History:
 
     def __str__(self) -> str:
         """Return a table of the last step, layer by layer, and the verdict."""
-        return table(self.at()) if self.steps else f"nothing is recorded yet of {self.depth} layers"
+        text = table(self.at()) if self.steps else f"nothing is recorded yet of {self.depth} layers"
+        return printable(text, getattr(sys.stdout, "encoding", None))
 
     def to_tensorboard(self, writer: "SummaryWriter", step: int = -1) -> None:
         """Write a profile, and the gradient over steps, to TensorBoard.
