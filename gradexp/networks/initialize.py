@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -44,7 +45,8 @@ def initialize(
     """Initialise every linear and convolutional layer of ``model``, in the order of ``model.modules()``.
 
     These are ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d`` and stacked layers: modules with an integer
-    ``networks`` and a weight of shape ``(networks, fan_out, fan_in)``. Other modules keep what they hold.
+    ``networks`` and a weight of shape ``(networks, fan_out, fan_in)``. Other modules keep what they hold; a warning
+    names their weights.
 
     Numbers are drawn on the CPU in float64 and then cast: the same seed gives the same network on any device, in
     any dtype and at any place of a stack, where network e has seed ``seed + e``. Biases have a generator of their
@@ -105,6 +107,7 @@ def initialize(
         return None if seed is None else seeds.generator(seed + network, purpose)
 
     layers = _layers(model)
+    _warn_of_others(model, layers)
     for done, (module, stacked) in enumerate(layers.values(), 1):
         with _drawn_on_cpu(module.weight, stacked) as weights:
             for network, weight in enumerate(weights):
@@ -129,6 +132,29 @@ def _takes_generator(scheme: Callable[..., Any]) -> bool:
         return "generator" in inspect.signature(scheme).parameters
     except ValueError:  # written in C without a signature, such as torch.Tensor.zero_
         return False
+
+
+def _warn_of_others(model: nn.Module, layers: dict[str, tuple[Any, bool]]) -> None:
+    """Warn of weights that are left as they are, by name."""
+    filled = {id(module.weight) for module, _ in layers.values()}
+    others = [
+        f"{module_name}.{name}".lstrip(".")
+        for module_name, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        # Of a stack a vector has two dimensions.
+        if id(parameter) not in filled
+        and (
+            nn.parameter.is_lazy(parameter)
+            or parameter.dim() > 1 + isinstance(getattr(module, "networks", None), int)
+        )
+    ]
+    if others:
+        shown = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
+        warnings.warn(
+            f"initialize fills linear and convolutional layers, and leaves {len(others)} other weights as they are: "
+            f"{shown}",
+            stacklevel=4,
+        )
 
 
 def _layers(model: nn.Module) -> dict[str, tuple[Any, bool]]:
