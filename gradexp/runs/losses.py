@@ -60,12 +60,14 @@ def targets(y: Tensor, loss: str, classes: int | None) -> Tensor:
 def chance_loss(data: Dataset, loss: str) -> float:
     """Return the training loss of a network that ignores its input.
 
-    Its outputs are equal, which costs the same whatever the class is, ln(classes) in cross entropy; or where targets
-    are numbers it returns the mean training target, which no constant output can beat in mse.
+    It returns what no constant output can beat: the logarithms of how frequent the training classes are, which costs
+    the entropy of the labels in cross entropy, ln(classes) where all are equally frequent; or where targets are numbers
+    the mean training target, in mse.
     """
     y = targets(data.y_train, loss, data.classes)
     if LOSSES[loss].takes_classes:
-        y, constant = y[:1], torch.zeros(1, data.output_width, dtype=torch.float64)
+        counts = torch.bincount(y, minlength=data.output_width).double()
+        constant = (counts / len(y)).clamp(min=torch.finfo(torch.float64).tiny).log().expand(len(y), -1)
     else:
         constant = y.mean(0).expand_as(y)
     return batch_losses(constant[None], y[None], loss).item()

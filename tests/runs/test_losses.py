@@ -1,5 +1,6 @@
 """Losses: which is taken, the targets it takes, and what guessing costs."""
 
+import dataclasses
 import math
 
 import pytest
@@ -43,11 +44,16 @@ def test_targets_are_one_hot_for_mse_on_classes_only():
     assert targets(real, "mse", None) is real
 
 
-def test_chance_loss_of_cross_entropy_is_that_of_equal_logits():
+def test_chance_loss_of_cross_entropy_is_the_entropy_of_the_labels():
     data = load(DataConfig("digits"), width=128)
-    logits = torch.zeros(1437, 10, dtype=torch.float64)
-    assert chance_loss(data, "cross_entropy") == pytest.approx(F.cross_entropy(logits, data.y_train).item())
-    assert chance_loss(data, "cross_entropy") == math.log(10)
+    chance = chance_loss(data, "cross_entropy")
+    logits = (data.y_train.bincount() / 1437.0).log().double().expand(1437, 10)
+    assert chance == pytest.approx(F.cross_entropy(logits, data.y_train).item(), rel=1e-6)
+    assert chance < math.log(10)
+    for frequency, expected in ((0.02, 0.0980391), (0.5, math.log(2)), (0.0, 0.0)):
+        labels = (torch.arange(1000) < 1000 * frequency).long()
+        two = dataclasses.replace(data, y_train=labels, classes=2)
+        assert chance_loss(two, "cross_entropy") == pytest.approx(expected, abs=1e-6)
 
 
 def test_chance_loss_of_mse_is_that_of_the_mean_target_and_no_constant_beats_it():
