@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from gradexp.integrations import ProbeOfTraining
+from gradexp.probe.weights import scale_of_loss
 
 try:
     import lightning.pytorch as pl
@@ -17,9 +20,10 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
     """Record each layer before an optimizer step, with gradients accumulated, unscaled and not yet clipped.
 
     Steps are labelled with ``trainer.global_step``. The probe is attached during the batches of a step, so that
-    validation is not seen. At the end a TensorBoard logger gets the gradient's profile and its ratio over steps.
-    In manual optimization clipping before ``step()`` shows in the weight gradients. Arguments: see
-    ``ProbeOfTraining``.
+    validation is not seen. Optimizers that step in turn, each after a backward pass of its own, have a recorded step
+    each; those that share a backward pass share it. In spawned processes rank 0 records. At the end a TensorBoard
+    logger gets the gradient's profile and its ratio over steps. In manual optimization clipping before ``step()`` shows
+    in the weight gradients. Arguments: see ``ProbeOfTraining``.
 
     Example::
 
@@ -29,10 +33,14 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make a new probe; ValueError for several optimizers, whose passes cannot be told apart here."""
-        if (count := len(trainer.optimizers)) != 1:
-            raise ValueError(f"GradientProbeCallback takes one optimizer, got {count}; use GradientProbe by hand")
-        self._start(pl_module, trainer.optimizers[0], getattr(trainer.precision_plugin, "scaler", None))
+        """Make a new probe."""
+        self._start(pl_module, trainer.optimizers, getattr(trainer.precision_plugin, "scaler", None))
+
+    def on_before_backward(self, trainer: pl.Trainer, _module: pl.LightningModule, loss: Tensor) -> None:
+        """Keep the loss's value, which a scaler has multiplied by then."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        is_scaled = scaler is not None and scaler.is_enabled()
+        self._add_loss(loss.detach() / scale_of_loss(scaler, loss) if is_scaled else loss)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Attach the probe at the first batch of a step."""
@@ -50,11 +58,15 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Remove the hooks and write to TensorBoard."""
         self.remove()
+        if trainer.is_global_zero:
+            self._leave_history()
         for logger in trainer.loggers:
             writer: Any = getattr(logger, "experiment", None)
             if hasattr(writer, "add_scalar"):
                 self.history.to_tensorboard(writer)
 
-    def on_exception(self, *_: Any) -> None:
+    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
         """Remove the hooks."""
         self.remove()
+        if trainer.is_global_zero:
+            self._leave_history()

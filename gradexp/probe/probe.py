@@ -228,6 +228,11 @@ class GradientProbe:
             self._recorder.detach()
         self._open()
 
+    def has_news(self) -> bool:
+        """Return whether a backward pass came by since the last collect, as far as that can be seen."""
+        trace = self._recorder.trace
+        return trace is not None and (trace.count_backwards() > 0 or not self._needs_hooks())
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other probes from seeing anything that this thread runs."""

@@ -61,8 +61,8 @@ def chance_loss(data: Dataset, loss: str) -> float:
     """Return the training loss of a network that ignores its input.
 
     It returns what no constant output can beat: the logarithms of how frequent the training classes are, which costs
-    the entropy of the labels in cross entropy, ln(classes) where all are equally frequent; or where targets are numbers
-    the mean training target, in mse.
+    the entropy of the labels in cross entropy, ln(classes) where all are equally frequent; or the mean training
+    target, in mse.
     """
     y = targets(data.y_train, loss, data.classes)
     if LOSSES[loss].takes_classes:

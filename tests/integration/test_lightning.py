@@ -102,11 +102,6 @@ class ByHand(Module):
             self.optimizers().zero_grad()
 
 
-class Adversarial(ByHand):
-    def configure_optimizers(self):
-        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.net[0], self.net[3])]
-
-
 def loader():
     torch.manual_seed(1)
     return DataLoader(TensorDataset(torch.randn(24, 6), torch.randint(3, (24,))), batch_size=4)
@@ -137,12 +132,14 @@ def reference(passes):
     }
 
 
-def assert_matches(history, steps, atol=1e-5):
+def assert_matches(history, steps, atol=1e-5, quantities=("output", "output_grad", "weight_grad")):
     """Check every recorded step against the passes that led to it."""
     assert history.names == LAYERS
     assert len(history.steps) == len(steps)
     for index, passes in enumerate(steps):
         for quantity, expected in reference(passes).items():
+            if quantity not in quantities:
+                continue
             assert np.allclose(history.log10[quantity][index, 0], expected, rtol=0, atol=atol), (index, quantity)
             assert (history.status[quantity][index] == STATUSES.index("ok")).all()
 
@@ -236,9 +233,91 @@ def test_manual_optimization_with_one_optimizer():
     assert_matches(callback.history, in_pairs(module))
 
 
-def test_several_optimizers_are_refused():
-    with pytest.raises(ValueError, match="takes one optimizer, got 2; use GradientProbe by hand"):
-        fit(Adversarial(), GradientProbeCallback())
+class Adversarial(Training, pl.LightningModule):
+    """Two parts whose optimizers step in turn, each after a backward pass of its own."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, _):
+        for optimizer in self.optimizers():
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+            self.zero_grad()
+
+    def configure_optimizers(self):
+        parts = [self.net[0]], [self.net[3], self.net[5]]
+        return [torch.optim.SGD([p for m in own for p in m.parameters()], lr=0.1) for own in parts]
+
+
+class Shared(Adversarial):
+    """Both optimizers step after one backward pass, as Muon and AdamW do."""
+
+    def training_step(self, batch, _):
+        self.manual_backward(self.loss(batch))
+        for optimizer in self.optimizers():
+            optimizer.step()
+        self.zero_grad()
+
+
+def changes(module, first, second):
+    return [
+        (module.seen[second][0][f"{i}.weight"].double() - module.seen[first][0][f"{i}.weight"].double())
+        .norm()
+        .log10()
+        for i in (0, 3, 5)
+    ]
+
+
+def test_optimizers_that_step_in_turn_have_a_recorded_step_each():
+    callback = GradientProbeCallback(every=2, quantities=["output", "output_grad", "weight_grad", "update"])
+    module = fit(Adversarial(), callback)
+    # Twelve steps in six batches, of which the first, third and fifth are recorded.
+    assert callback.history.steps == [0, 1, 4, 5, 8, 9]
+    recorded = [0, 1, 4, 5, 8, 9]
+    assert_matches(callback.history, [[module.seen[i]] for i in recorded], quantities=("output_grad", "weight_grad"))
+    updates, status = callback.history.log10["update"][:, 0], callback.history.status["update"][:, 0]
+    for index, step in enumerate(recorded[:-1]):
+        expected = changes(module, step, step + 1)
+        own = [0] if index % 2 == 0 else [1, 2]
+        assert np.allclose(updates[index, own], [expected[i] for i in own], rtol=0, atol=1e-4)
+        others = [row for row in range(3) if row not in own]
+        assert (status[index, others] == STATUSES.index("not_called")).all()
+    assert hooks_of(module) == []
+
+
+def test_optimizers_that_share_a_backward_pass_share_a_recorded_step():
+    callback = GradientProbeCallback(every=1, quantities=["output", "output_grad", "weight_grad", "update"])
+    module = fit(Shared(), callback)
+    assert callback.history.steps == [0, 2, 4, 6, 8, 10]
+    assert_matches(callback.history, [[own] for own in module.seen], quantities=("output_grad", "weight_grad"))
+    assert np.allclose(callback.history.log10["update"][0, 0], changes(module, 0, 1), rtol=0, atol=1e-4)
+
+
+def test_the_loss_and_the_total_gradient_are_recorded():
+    for plugin in ([], [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))]):
+        callback = GradientProbeCallback(every=1)
+        module = fit(Module(), callback, accumulate_grad_batches=2, plugins=plugin)
+        for index, passes in enumerate(in_pairs(module)):
+            twin = network().double()
+            twin.load_state_dict(passes[0][0])
+            loss = sum(F.cross_entropy(twin(x.double()), y) for _, (x, y) in passes) / 2
+            total = (
+                torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(twin.parameters()))]).norm().log10()
+            )
+            tolerance = 5e-3 if plugin else 1e-5
+            assert callback.history.loss[index, 0] == pytest.approx(loss.item(), rel=tolerance)
+            assert callback.history.total_grad[index, 0] == pytest.approx(total.item(), abs=tolerance)
+
+
+def test_a_training_in_another_process_leaves_its_history(tmp_path):
+    callback = GradientProbeCallback(every=1)
+    fit(Module(), callback)
+    there, here = callback, GradientProbeCallback(every=1)
+    there._process, there._file = -1, here._file  # as it would be after the copy into a spawned process
+    there._leave_history()
+    assert here.history.steps == callback.history.steps
+    assert np.array_equal(here.history.log10["output_grad"], callback.history.log10["output_grad"])
+    assert not here._file.exists()
 
 
 def test_select_and_quantities():
