@@ -22,8 +22,8 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
     Steps are labelled with ``trainer.global_step``. The probe is attached during the batches of a step, so that
     validation is not seen. Optimizers that step in turn, each after a backward pass of its own, have a recorded step
     each; those that share a backward pass share it. In spawned processes rank 0 records. At the end a TensorBoard
-    logger gets the gradient's profile and its ratio over steps. In manual optimization clipping before ``step()`` shows
-    in the weight gradients. Arguments: see ``ProbeOfTraining``.
+    logger gets the gradient's profile and its ratio over steps. In manual optimization clipping before ``step()``
+    shows in the weight gradients. Arguments: see ``ProbeOfTraining``.
 
     Example::
 
