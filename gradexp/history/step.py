@@ -25,7 +25,6 @@ STATUSES = (
     "not_called",
     "hook_missed",
     "not_optimized",
-    "rounding",
 )
 """The statuses of a cell; a History holds the index. Only ``ok`` and ``subnormal`` cells have a number.
 
@@ -33,7 +32,6 @@ ok: as expected. zero: every element is exactly 0. subnormal: elements are below
 their dtype, so digits are lost. nonfinite: an element is inf or nan. unused: a parameter that no loss reached.
 frozen: a parameter that takes no gradient. not_called: a module that was not run, or on no sample. hook_missed: a
 gradient that should have been seen but was not. not_optimized: a trained parameter that no known optimizer steps.
-rounding: a sum of terms that cancel, so that what is left is their rounding error.
 """
 
 SEEN = [STATUSES.index(name) for name in ("ok", "zero", "subnormal", "nonfinite")]

@@ -39,8 +39,9 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, _module: pl.LightningModule, loss: Tensor) -> None:
         """Keep the loss's value, which a scaler has multiplied by then."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        is_scaled = scaler is not None and scaler.is_enabled()
-        self._add_loss(loss.detach() / scale_of_loss(scaler, loss) if is_scaled else loss)
+        if scaler is not None and scaler.is_enabled():
+            loss = loss.detach() / scale_of_loss(scaler, loss)
+        self._add_loss(loss)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Attach the probe at the first batch of a step."""

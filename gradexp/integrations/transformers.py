@@ -45,7 +45,7 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
         self._start(objects["model"], optimizer, getattr(optimizer, "scaler", None))
         self._parameters = {id(parameter) for parameter in objects["model"].parameters()}
 
-    def on_step_begin(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Attach the probe, and watch the accelerator."""
         self._attach()
         if self._is_attached and not self._watched:
@@ -65,7 +65,7 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Collect, unless clipping has come before."""
-        if self._is_attached and not self._is_collected and getattr(args, "max_grad_norm", 0):
+        if self._is_attached and not self._is_collected and (getattr(args, "max_grad_norm", None) or 0) > 0:
             warnings.warn("the Trainer has clipped unseen, so that weight gradients are as clipped", stacklevel=2)
         if not self._is_collected:
             self._collect(state.global_step)

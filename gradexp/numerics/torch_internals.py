@@ -221,6 +221,16 @@ def all_parameters_of(model: nn.Module) -> list[nn.Parameter]:
     return list(parameters.values())
 
 
+def default_store() -> tuple[int, Any] | None:
+    """Return this process's rank and the store in which processes leave each other messages (torch 1.0), or None.
+
+    None if processes were not started together. Without it a probe that others lack could only hang.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    return torch.distributed.get_rank(), torch.distributed.distributed_c10d._get_default_store()
+
+
 def is_parametrized(module: nn.Module) -> bool:
     """Return whether a module computes some of its parameters (torch 1.9).
 

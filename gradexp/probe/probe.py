@@ -22,6 +22,7 @@ from gradexp.probe.calls import ProbeSpec, Statistic
 from gradexp.probe.hooks import Hooks
 from gradexp.probe.optimizers import Optimizers, held_by, unwrapped
 from gradexp.probe.order import merged
+from gradexp.probe.processes import await_other_probes
 from gradexp.probe.readings import PendingStep, ProbeStep, TensorSize, loss_value, stacked_over_time
 from gradexp.probe.selection import Select, module_kind, select_rows, unwrap
 from gradexp.probe.trace import Trace
@@ -153,6 +154,7 @@ class GradientProbe:
         self._readings: list[ProbeStep] = []
         self._collects = 0
         self._attached = False
+        self._has_met_others = False  # the probes of other processes
 
     def __enter__(self) -> Self:
         """Attach the hooks."""
@@ -180,10 +182,15 @@ class GradientProbe:
         """Start recording; returns the probe.
 
         Raises:
-            RuntimeError: If it is attached already, or the model is gone.
+            RuntimeError: If it is attached already, the model is gone, or its weights are sharded over several
+                processes and some of those attach none within a minute.
         """
         if self._attached:
             raise RuntimeError("the probe is attached already")
+        model = self._model()
+        if model is not None and not self._has_met_others:
+            await_other_probes(model)
+            self._has_met_others = True
         self._open()
         if self._optimizers and "update" in self._quantities:
             self._updates = Updates(self._optimizers, self._weights, self._networks, self._recorder)
@@ -231,7 +238,7 @@ class GradientProbe:
     def has_news(self) -> bool:
         """Return whether a backward pass came by since the last collect, as far as that can be seen."""
         trace = self._recorder.trace
-        return trace is not None and (trace.count_backwards() > 0 or not self._needs_hooks())
+        return trace is not None and (len(trace.passes) > 0 or not self._needs_hooks())
 
     @contextmanager
     def alone(self) -> Iterator[None]:

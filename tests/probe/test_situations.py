@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 import weakref
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradexp import GradientProbe, measure
 from gradexp.history.step import STATUSES
+from gradexp.probe.processes import await_other_probes
 
 
 @pytest.fixture(autouse=True)
@@ -437,6 +439,34 @@ def test_distributed_data_parallel_has_reduced_weight_gradients_and_the_process_
         for quantity in QUANTITIES:
             for step in range(2):
                 assert found[quantity][step, 0] == pytest.approx(expected[quantity], abs=1e-12)
+
+
+def attach_alone(rank, processes, folder):
+    begin_process(rank, processes, folder)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(Net().double(), mesh=init_device_mesh("cpu", (processes,)))
+    message = ""
+    if rank == 0:
+        try:
+            await_other_probes(model, timedelta(seconds=0.5), timedelta(seconds=0.1))
+        except RuntimeError as error:
+            message = str(error)
+    torch.distributed.barrier()
+    torch.save(message, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without torch.distributed")
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="FSDP2 does not run on the CPU in torch 2.6")
+@pytest.mark.filterwarnings("ignore:the probe waits for one:UserWarning")
+def test_a_probe_on_one_of_several_processes_with_sharded_weights_is_told_so(tmp_path):
+    first, second = run_processes(attach_alone, tmp_path)
+    assert first.startswith(
+        "no probe is attached on the processes [1]: the model's weights are sharded, so that every"
+    )
+    assert second == ""
 
 
 def train_sharded(rank, processes, folder):
