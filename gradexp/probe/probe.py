@@ -42,7 +42,9 @@ class GradientProbe:
     ``output`` (all floating tensors that a module returned) and of the L2 norms of ``output_grad`` (the gradient
     of those tensors), ``weight_grad`` (what ``.grad`` holds at ``collect``), ``weight`` and ``update`` (the
     optimizer's change). A module's weights are its own parameters of two or more dimensions, taken as one;
-    biases are left out. Several forward and backward passes before one ``collect`` count as one batch,
+    biases are left out. ``output_grad`` is the gradient of what is accumulated into ``.grad``: passes of
+    ``torch.autograd.grad``, and those whose gradients ``zero_grad`` threw away, do not count. Several backward passes
+    over one forward pass add up; several forward passes before one ``collect`` count as one batch,
     concatenated. Passes under ``torch.no_grad()``, and those that no backward pass went through while others
     had one, are not recorded. Under DistributedDataParallel ``output_grad`` is that of this process.
 
