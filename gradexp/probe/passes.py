@@ -113,7 +113,7 @@ class Parameters:
         """Return which tensor in which version ``.grad`` of each parameter holds, and those tensors."""
         modules = ((reference(), name) for reference, name in self._places)
         parameters = [None if module is None else parameter_of(module, name) for module, name in modules]
-        gradients = [None if p is None or not p.is_leaf else p.grad for p in parameters]
+        gradients = [p.grad if type(p) is nn.Parameter or (p is not None and p.is_leaf) else None for p in parameters]
         states = [
             (id(parameter), 0, 0) if gradient is None else (id(parameter), id(gradient), _version(gradient))
             for parameter, gradient in zip(parameters, gradients, strict=True)
@@ -144,6 +144,7 @@ class Passes:
     Attributes:
         finished: The passes that added to ``.grad`` and ran to their end.
         moved: Ids of parameters whose gradient a hook has taken away from ``.grad``.
+        by_number: The passes by autograd's number, whether they count or not.
         counting: Number of a pass that counts as if it added to ``.grad``.
     """
 
@@ -153,7 +154,7 @@ class Passes:
         self.moved: set[int] = set()
         self.counting = -1
         self._parameters = parameters
-        self._by_number: dict[int, BackwardPass] = {}
+        self.by_number: dict[int, BackwardPass] = {}
         self._nesting: list[BackwardPass] = []  # passes in which others may run
         self._states: list[State] | None = None  # after the last pass
         self._held: list[Tensor | None] = []  # gradients after the last pass, up to the next one or the collect
@@ -162,7 +163,7 @@ class Passes:
 
     def __len__(self) -> int:
         """Return the number of passes, whether they count or not."""
-        return len(self._by_number)
+        return len(self.by_number)
 
     def running(self, name: str, run: ForwardPass, gradient: Tensor | None = None) -> BackwardPass:
         """Return the pass that is running.
@@ -173,10 +174,10 @@ class Passes:
             gradient: The gradient that it brings, if it is at hand.
         """
         number = backward_number()
-        backward = self._by_number.get(number)
+        backward = self.by_number.get(number)
         if backward is None:
             is_counting = number == self.counting or self._accumulates(name, run.leaf, gradient)
-            backward = self._by_number[number] = self._begin(is_counting)
+            backward = self.by_number[number] = self._begin(is_counting)
         return backward
 
     def nest(self, name: str, run: ForwardPass) -> None:

@@ -60,7 +60,7 @@ class Trace:
         """Measure what a module returned and hook the gradients of its tensors (a hook after its forward)."""
         call = self._call_of(name, graph)
         if call is not None:
-            self._handles += call.see_output(module, args, output)
+            self._handles.extend(call.see_output(module, args, output))
 
     def hidden(self, names: Iterable[str]) -> list[str]:
         """Return the modules that ran where hooks see nothing, or that an unnoticed compilation hides."""
