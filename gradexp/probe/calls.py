@@ -136,7 +136,7 @@ class ModuleCall:
         """Note that a gradient is unseen."""
         self.missed += ("output_grad",)
 
-    def see_output(self, module: nn.Module, args: Any, output: Any) -> list[Any]:
+    def see_output(self, module: nn.Module, args: Any, output: Any) -> Sequence[Any]:
         """Measure what the module returned, and hook the gradients; return handles of hooks that would stay."""
         has_numbers = False
         is_empty = True
@@ -156,7 +156,7 @@ class ModuleCall:
         if not has_numbers:
             self.missed = ("output", "output_grad")
         if not self.plan.gradients or not taking_part:
-            return []
+            return ()
         self.expected = True
         if self.run.leaf is None:
             self.run.leaf = first_leaf(taking_part[0])
@@ -168,6 +168,11 @@ class ModuleCall:
             return None  # of other tensors than the last ones: they could not be added up
         gradients = []
         for arrivals in self.arrivals:
+            if len(arrivals) == 1:
+                backward, _, size, more = arrivals[0]
+                if backward in passes:
+                    gradients.append((size, more))
+                continue
             present = {arrival[0] for arrival in arrivals}
             brought = [backward for backward in passes if backward in present]
             if not brought:
@@ -192,15 +197,15 @@ class ModuleCall:
         if self.plan.stats:
             self.stats = [*self.stats, *statistics("output", tensor, self.plan)]
 
-    def _hook(self, tensors: Sequence[Tensor], module: nn.Module, args: Any) -> list[Any]:
+    def _hook(self, tensors: Sequence[Tensor], module: nn.Module, args: Any) -> Sequence[Any]:
         if len(tensors) == 1:
             gradient, hooked = _gradient_of(tensors[0], self, module, args)
             return gradient.attach(hooked)
         uses = inner_uses(tensors)
         if uses is None:
             self.miss_gradient()
-            return []
-        handles = []
+            return ()
+        handles: list[Any] = []
         for tensor, consumers in zip(tensors, uses, strict=True):
             gradient, hooked = _gradient_of(tensor, self, module, args)
             gradient.with_samples = False
@@ -224,18 +229,20 @@ class OutputGradient:
         shape: The tensor's shape, where the gradient comes in another one.
     """
 
+    with_samples = False
     inner: "InnerGradient | None" = None
     shape: torch.Size | None = None
     _index = 0
     _kept: Sequence[tuple[BackwardPass, Tensor]] = ()  # while the graph is kept for more passes
 
     def __init__(self, call: ModuleCall) -> None:
-        self.with_samples = call.plan.per_sample
+        if call.plan.per_sample:
+            self.with_samples = True
         self._call = call
         self._arrivals: list[Arrival] = []
         call.arrivals.append(self._arrivals)
 
-    def attach(self, tensor: Tensor) -> list[Any]:
+    def attach(self, tensor: Tensor) -> Sequence[Any]:
         """Hook the node; return handles of hooks that would stay, since other nodes go with their graph."""
         # The hook must not hold the tensor or the node: that cycle is never freed.
         node = tensor.grad_fn
@@ -243,7 +250,7 @@ class OutputGradient:
             return [tensor.register_hook(self._see_alone)]
         self._index = tensor.output_nr
         node.register_prehook(self)
-        return []
+        return ()
 
     def __call__(self, gradients: Sequence[Tensor | None]) -> None:
         """See the gradient among those of all outputs of the node."""
@@ -257,9 +264,10 @@ class OutputGradient:
     def _see(self, gradient: Tensor) -> TensorSize | None:
         """Measure the gradient; return its size if it counts."""
         call = self._call
-        if not call.passes.is_open:
+        passes = call.passes
+        if not passes.is_open:
             return None
-        backward = call.passes.running(call.name, call.run, gradient)
+        backward = passes.by_number.get(backward_number()) or passes.running(call.name, call.run, gradient)
         if not backward.accumulates:
             call.is_passed_by = True
             if backward.accumulates is None:
@@ -323,7 +331,7 @@ class ViewGradient(OutputGradient):
         self._relatives = weakref.ref(view), weakref.ref(base)  # with the same version
         self._size: TensorSize | None = None
 
-    def attach(self, tensor: Tensor) -> list[Any]:
+    def attach(self, tensor: Tensor) -> Sequence[Any]:
         """Hook the nodes of the view and of its base."""
         base = base_of(tensor)
         assert base is not None

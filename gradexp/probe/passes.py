@@ -109,22 +109,16 @@ class Parameters:
         module = reference()
         return None if module is None else parameter_of(module, name)
 
-    def gradients(self) -> list[Tensor | None]:
-        """Return what ``.grad`` of each parameter holds."""
-        return [parameter.grad if parameter is not None and parameter.is_leaf else None for parameter in self._now()]
-
-    def states(self) -> list[State]:
-        """Return which tensor in which version ``.grad`` of each parameter holds."""
-        return [
-            (id(parameter), 0, 0)
-            if parameter is None or not parameter.is_leaf or (gradient := parameter.grad) is None
-            else (id(parameter), id(gradient), _version(gradient))
-            for parameter in self._now()
-        ]
-
-    def _now(self) -> list[nn.Parameter | None]:
+    def read(self) -> tuple[list[State], list[Tensor | None]]:
+        """Return which tensor in which version ``.grad`` of each parameter holds, and those tensors."""
         modules = ((reference(), name) for reference, name in self._places)
-        return [None if module is None else parameter_of(module, name) for module, name in modules]
+        parameters = [None if module is None else parameter_of(module, name) for module, name in modules]
+        gradients = [p.grad if type(p) is nn.Parameter or (p is not None and p.is_leaf) else None for p in parameters]
+        states = [
+            (id(parameter), 0, 0) if gradient is None else (id(parameter), id(gradient), _version(gradient))
+            for parameter, gradient in zip(parameters, gradients, strict=True)
+        ]
+        return states, gradients
 
     def accumulator_of(self, name: str) -> Node | None:
         """Return the node that adds to ``.grad`` of one of a module's parameters, if any is trained."""
@@ -150,6 +144,7 @@ class Passes:
     Attributes:
         finished: The passes that added to ``.grad`` and ran to their end.
         moved: Ids of parameters whose gradient a hook has taken away from ``.grad``.
+        by_number: The passes by autograd's number, whether they count or not.
         counting: Number of a pass that counts as if it added to ``.grad``.
     """
 
@@ -159,15 +154,16 @@ class Passes:
         self.moved: set[int] = set()
         self.counting = -1
         self._parameters = parameters
-        self._by_number: dict[int, BackwardPass] = {}
+        self.by_number: dict[int, BackwardPass] = {}
         self._nesting: list[BackwardPass] = []  # passes in which others may run
         self._states: list[State] | None = None  # after the last pass
+        self._held: list[Tensor | None] = []  # gradients after the last pass, up to the next one or the collect
         self._replaced: set[int] = set()  # whose .grad somebody has put there by hand
         self._accumulators: list[Node] | None = None
 
     def __len__(self) -> int:
         """Return the number of passes, whether they count or not."""
-        return len(self._by_number)
+        return len(self.by_number)
 
     def running(self, name: str, run: ForwardPass, gradient: Tensor | None = None) -> BackwardPass:
         """Return the pass that is running.
@@ -178,10 +174,10 @@ class Passes:
             gradient: The gradient that it brings, if it is at hand.
         """
         number = backward_number()
-        backward = self._by_number.get(number)
+        backward = self.by_number.get(number)
         if backward is None:
             is_counting = number == self.counting or self._accumulates(name, run.leaf, gradient)
-            backward = self._by_number[number] = self._begin(is_counting)
+            backward = self.by_number[number] = self._begin(is_counting)
         return backward
 
     def nest(self, name: str, run: ForwardPass) -> None:
@@ -195,9 +191,10 @@ class Passes:
 
         Whoever reads ``.grad`` while the list is there does so in a quarter of the time.
         """
-        gradients = self._parameters.gradients()
+        states, gradients = self._parameters.read()
+        self._held = []
         if self._states is not None:
-            self._compare(self._parameters.states())
+            self._compare(states)
         return gradients
 
     def is_anything_left(self) -> bool:
@@ -240,6 +237,7 @@ class Passes:
         """Look no longer, and forget what graphs would keep alive."""
         self.is_open = False
         self._accumulators = None
+        self._held = []
 
     def _accumulates(self, name: str, leaf: Node | None, gradient: Tensor | None) -> bool | None:
         """Return whether the pass that is running adds to ``.grad`` of anything; None if that cannot be known."""
@@ -257,7 +255,8 @@ class Passes:
     def _begin(self, accumulates: bool | None) -> BackwardPass:
         backward = BackwardPass(accumulates)
         if accumulates:
-            before = self._parameters.states()
+            before, _ = self._parameters.read()
+            self._held = []
             if self._states is not None and all(outer.is_finished for outer in self._nesting):
                 self._compare(before)
             # Twice, to come after those who write gradients at the end of the pass themselves, as FSDP does.
@@ -269,7 +268,8 @@ class Passes:
         if not self.is_open:
             return
         self.finished.append(backward)
-        after = self._states = self._parameters.states()
+        after, self._held = self._parameters.read()
+        self._states = after
         backward.touched.update(number for number, state in enumerate(after) if state != before[number])
         # The pass may have come to others before it came to a watched module.
         backward.touched.update(number for number in range(self._parameters.watched, len(after)) if after[number][1])

@@ -49,13 +49,16 @@ class GradientProbe:
     other parameters of fewer dimensions are left out, unless ``vector_grad`` and ``vector`` are asked for. The norm
     of all gradients together, of parameters of any shape, is the history's ``total_grad``.
 
+    ``output_grad`` is the gradient of what is accumulated into ``.grad``: passes of ``torch.autograd.grad``,
+    and those whose gradients ``zero_grad`` threw away, do not count.
+
     ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` of several layers or directions have a row for each, such as ``lstm.l0``
     and ``lstm.l0_reverse``, with the numbers that it would have as a module of its own. Those of lower layers are
     computed anew from the module's inputs, weights and output gradients, which takes about as long as the module
     itself, and are ``hook_missed`` where that cannot be: with dropout between the layers, or under autocast.
 
-    Several forward and backward passes before one ``collect`` count as one batch,
-    concatenated. Passes under ``torch.no_grad()``, and those that no backward pass went through while others
+    Several backward passes over one forward pass add up; several forward passes before one ``collect`` count as one
+    batch, concatenated. Passes under ``torch.no_grad()``, and those that no backward pass went through while others
     had one, are not recorded. Under DistributedDataParallel ``output_grad`` is that of this process.
 
     Args:

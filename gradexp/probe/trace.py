@@ -64,7 +64,7 @@ class Trace:
         """
         call = self._call_of(name, graph)
         if call is not None:
-            self._handles += call.see_output(module, args, output)
+            self._handles.extend(call.see_output(module, args, output))
         return call
 
     def hidden(self, names: Iterable[str]) -> list[str]:
