@@ -48,7 +48,8 @@ WITH_TORCH = [
         (
             "from gradexp.runs import run; from gradexp import Config\n"
             "from gradexp.config import DataConfig\n"
-            "run(Config(depth=3, width=4, steps=1, data=DataConfig('gaussian', samples=100)))",
+            "import gradexp.probe, gradexp.recording, gradexp.train\n"
+            "run(Config(depth=3, width=4, steps=0, data=DataConfig('gaussian', samples=100)))",
             ("sklearn", "matplotlib", "tensorboard", "hydra"),
         ),
     ],

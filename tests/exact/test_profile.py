@@ -874,17 +874,15 @@ def test_the_scale_of_normalised_weights_shifts_the_profile(name, normalization,
 
 @pytest.mark.parametrize("name", ["relu"])
 def test_a_residual_network_may_explode_beyond_float64(name):
-    """With W = I and a positive stream every block doubles it, and the gradient too."""
-    depth = 1102
-    mlp = identity_mlp(1.0, depth, name, residual="plain")
+    """With W = 15 I and a positive stream every block multiplies it by 16, and the gradient too."""
+    depth, own, block = 270, math.log10(15), math.log10(16)
+    mlp = identity_mlp(15.0, depth, name, residual="plain")
     history = exact_profile(mlp, ones(1, 2), ones(1, 2) / math.sqrt(2))
-    doublings = [min(layer, depth - 2) for layer in range(depth)]
-    output = [count * math.log10(2) for count in doublings]
-    gradient = [(depth - 2 - count) * math.log10(2) for count in doublings]
-    weight = [math.log10(math.sqrt(2)) + (depth - 2) * math.log10(2)]
-    weight += [math.log10(math.sqrt(2)) + (depth - 3) * math.log10(2)] * (depth - 2) + weight
+    output = [own + layer * block for layer in range(depth - 1)] + [2 * own + (depth - 2) * block]
+    gradient = [own + (depth - 2 - layer) * block for layer in range(depth - 1)] + [0.0]
+    weight = [a + b + math.log10(2) / 2 for a, b in zip(gradient, [0.0, *output[:-1]], strict=True)]
     assert_profile(history, dict(zip(QUANTITIES, (output, gradient, weight), strict=True)))
-    assert history.failing_layer("output", "float64", overflow=True) == 1025
+    assert history.failing_layer("output", "float64", overflow=True) == 257
 
 
 def test_he_with_skip_connections_doubles_the_square_in_every_block():

@@ -221,26 +221,26 @@ def test_a_sweep_is_gone_on_with(
 def test_a_job_that_fails_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sweep(monkeypatch, tmp_path, "batch_size=-1,5000,8", "optimizer.lr=0.1,1e30") == 1
+    assert sweep(monkeypatch, tmp_path, "batch_size=-1,5000,8", "optimizer.lr=1e30") == 1
     captured = capsys.readouterr()
     jobs = read_jobs(tmp_path)
-    assert [job.status for job in jobs] == ["failed"] * 4 + ["complete"] * 2
+    assert [job.status for job in jobs] == ["failed", "failed", "complete"]
     assert jobs[0].summary["error"] == "batch_size must be at least 1, got -1"
     assert jobs[0].summary["config"]["batch_size"] == -1
-    assert "batch_size=5000 is larger than the 1437" in jobs[2].summary["error"]
-    assert [job.summary["verdict"]["training"] for job in jobs[4:]] == ["stuck", "diverged"]
+    assert "batch_size=5000 is larger than the 1437" in jobs[1].summary["error"]
+    assert jobs[2].summary["verdict"]["training"] == "diverged"
     keys = summary(Result(Config())).keys()
     assert all(job.summary.keys() == keys for job in jobs)
     errors = captured.err.strip().splitlines()
-    assert len(errors) == 5
-    assert all(line.startswith(f"{job.name}: batch_size") for line, job in zip(errors[:4], jobs, strict=False))
-    assert errors[-1].startswith("4 of 6 jobs did not complete; the same command with hydra.sweep.dir=")
+    assert len(errors) == 3
+    assert all(line.startswith(f"{job.name}: batch_size") for line, job in zip(errors[:2], jobs, strict=False))
+    assert errors[-1].startswith("2 of 3 jobs did not complete; the same command with hydra.sweep.dir=")
     assert (tmp_path / "sweep.csv").exists()
-    assert captured.out.count("stuck") >= 1
+    assert captured.out.count("diverged") >= 1
 
-    assert sweep(monkeypatch, tmp_path, "batch_size=-1,8", "optimizer.lr=0.1") == 1
+    assert sweep(monkeypatch, tmp_path, "batch_size=-1,8", "optimizer.lr=1e30") == 1
     assert "1 complete, 1 to run again, 0 new" in capsys.readouterr().out
-    assert len(read_jobs(tmp_path)) == 6
+    assert len(read_jobs(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

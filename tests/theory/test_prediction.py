@@ -140,7 +140,8 @@ def test_each_cure_has_its_own_prediction(normalization: str, residual: str, act
     assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.sd_output_grad[0], rel=0.3)
     off = measured.at().without_dead("output").mean(axis=0) - predicted.log10_output
     se = measured.at().without_dead("output").std(axis=0, ddof=1) / 10  # of 100 networks
-    assert (np.abs(off) < 5 * se + np.arange(len(off)) * predicted.tolerance / (2 * math.log(10))).all()
+    rounding = 1e-12  # where orthogonal weights keep lengths exactly
+    assert (np.abs(off) < 5 * se + np.arange(len(off)) * predicted.tolerance / (2 * math.log(10)) + rounding).all()
 
 
 @pytest.mark.parametrize("init", ["xavier"])
