@@ -1,11 +1,8 @@
 """Fixtures that several test files share."""
 
-<<<<<<< HEAD
+import gc
 import os
 import signal
-=======
-import gc
->>>>>>> suite
 from collections.abc import Iterator
 from pathlib import Path
 
