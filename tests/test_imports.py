@@ -18,7 +18,8 @@ def loaded_after(*chains: Sequence[str], before: str = "import sys") -> list[lis
     code = ["import os, sys", before]
     for steps in chains:
         child = "".join(f"{step}\n{_REPORT}\n" for step in steps) + "print(end='\\v', flush=True)\nos._exit(0)"
-        code += ["sys.stdout.flush()", f"if not os.fork(): exec({child!r}, {{'sys': sys, 'os': os}})", "os.wait()"]
+        code += ["sys.stdout.flush()", f"if not os.fork(): exec({child!r}, {{'sys': sys, 'os': os}})"]
+        code.append("if os.wait()[1]: sys.exit('a step failed')")
     command = [sys.executable, "-c", "\n".join(code)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT).stdout
     return [[set(part.split()) for part in chain.split("\f")[:-1]] for chain in shown.split("\v")[:-1]]
@@ -48,7 +49,7 @@ WITH_TORCH = [
         (
             "from gradexp.runs import run; from gradexp import Config\n"
             "from gradexp.config import DataConfig\n"
-            "import gradexp.probe, gradexp.recording, gradexp.train\n"
+            "import gradexp.probe.probe, gradexp.runs.recording, gradexp.runs.training\n"
             "run(Config(depth=3, width=4, steps=0, data=DataConfig('gaussian', samples=100)))",
             ("sklearn", "matplotlib", "tensorboard", "hydra"),
         ),
