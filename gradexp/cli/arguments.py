@@ -15,8 +15,8 @@ from gradexp.cli.hydra_internals import get_args_parser
 from gradexp.cli.lines import shortened
 
 
-def check_flags(arguments: Sequence[str], about: Command) -> None:
-    """Check the flags of a command line ahead of Hydra.
+def check_flags(arguments: Sequence[str], about: Command) -> bool:
+    """Check the flags of a command line ahead of Hydra, and return whether the command's help is asked for.
 
     Args:
         arguments: What follows the command.
@@ -48,6 +48,7 @@ def check_flags(arguments: Sequence[str], about: Command) -> None:
         raise ConfigError("--shell-completion takes install=SHELL, uninstall=SHELL or query=SHELL")
     if not flags.shell_completion:
         _check_overrides(flags.overrides, about)
+    return bool(flags.help)
 
 
 def _check_overrides(overrides: Sequence[str], about: Command) -> None:

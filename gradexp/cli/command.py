@@ -25,6 +25,7 @@ from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.arguments import check_flags
 from gradexp.cli.composing import only_our_targets, store_config, to_config, without_hydra
 from gradexp.cli.errors import error_line
+from gradexp.cli.help import help_text
 from gradexp.cli.hydra_internals import set_version_base, version_base
 from gradexp.cli.interruptions import Interrupted, Interruptions, line_of
 from gradexp.cli.lines import print_error, shortened
@@ -92,7 +93,10 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
             # Hydra always makes a folder. That of a command without files is gone when it ends.
             temporary = nullcontext() if about.keeps_files else tempfile.TemporaryDirectory(prefix="gradexp-")
             with temporary as scratch:
-                check_flags(sys.argv[1:], about)
+                if check_flags(sys.argv[1:], about):
+                    # Hydra would list all its groups first, whether they are shown or not, which takes half a second.
+                    print(help_text(about))  # noqa: T201
+                    return
                 store_config(about, scratch)
                 is_composed = about.schema is Config
                 path, name = (str(CONFIG_DIR), "config") if is_composed else (None, about.name)

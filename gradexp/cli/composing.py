@@ -14,10 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
-from gradexp.cli.help import help_text
 from gradexp.cli.hydra_internals import (
     checked_configs,
-    register_resolver,
     restored_globals,
     split_sweep,
     store,
@@ -130,15 +128,11 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
 
 
 def store_config(about: Command, scratch: str | None) -> None:
-    """Register a command's schema, help and folders with Hydra."""
+    """Register a command's schema, choices and folders with Hydra."""
     store(name="schema" if about.schema is Config else about.name, node=about.schema)
     for group, choices in GROUPS.items() if about.schema is Config else ():
         for choice, options in choices.items():
             store(group=group, name=choice, node={"name": choice, **options})
-    # A resolver, so that the text is put together for --help only and does not stand in every run's snapshot.
-    register_resolver("gradexp_help", lambda: help_text(about))
-    help_node = {"app_name": f"gradexp.{about.name}", "header": "", "footer": "", "template": "${gradexp_help:}"}
-    store(group="hydra/help", name="gradexp", node=help_node)
     # Hydra's own defaults, changed here rather than in config.yaml: they then also hold for a run that is repeated
     # from its snapshot. Microseconds give runs that start in the same second folders of their own; no job log is
     # kept, since the run writes its own files; and keys that would only lengthen a job's name are left out of it.
@@ -150,7 +144,7 @@ def store_config(about: Command, scratch: str | None) -> None:
         ),
     )
     settings.job.config.override_dirname.exclude_keys = ["experiment", "quiet", "device", "threads"]
-    replaced = {"help": "gradexp", "job_logging": "none", "hydra_logging": "none"}
+    replaced = {"job_logging": "none", "hydra_logging": "none"}
     if about.compares:
         replaced["sweeper"] = "resumable"
     settings.defaults = [

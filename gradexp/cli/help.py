@@ -4,7 +4,6 @@ import ast
 import inspect
 import json
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
 from typing import Any
 
 from gradexp.choices import ACTIVATIONS, GROUPS
@@ -52,7 +51,6 @@ def _field_texts(cls: type) -> dict[str, str]:
     return texts
 
 
-@cache  # OmegaConf asks for it several times while it composes a config, help or not
 def help_text(about: Command) -> str:
     """Return what ``--help`` prints of a command: summary, example, groups, options, activations."""
     groups = {group: named for group, named in GROUPS.items() if group not in about.unused}
@@ -78,8 +76,7 @@ def help_text(about: Command) -> str:
     if about.keeps_files:
         lines += ["Ctrl-C and SIGTERM end it in order (exit codes 130, 143); without its terminal it goes on.", ""]
     lines += [f"Sweep with -m: python -m gradexp.{about.name} -m {about.sweep}", "Hydra's own flags: --hydra-help"]
-    # Braces and dollars would be taken for parts of Hydra's template.
-    return "\n".join(lines).replace("$", "$$")
+    return "\n".join(lines)
 
 
 def _yaml(value: Any) -> str:

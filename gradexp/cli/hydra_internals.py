@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.core.singleton import Singleton
 from hydra.version import setbase
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 __all__ = ["Callbacks", "get_args_parser"]
 # Callbacks (Hydra 1.1): Hydra's ``run_job`` wants them, also in a cluster's process. Without them: none there.
@@ -50,12 +50,6 @@ def store(name: str, node: Any, **place: str) -> None:
     """
     replace: dict[str, Any] = {} if _IS_1_3 else {"replace": True}
     ConfigStore.instance().store(name=name, node=node, **place, **replace)
-
-
-def register_resolver(name: str, function: Callable[[], str]) -> None:
-    """Register a resolver, in place of one of that name; the omegaconf of 1.4 calls it by another name."""
-    register: Any = getattr(OmegaConf, "register_new_resolver" if _IS_1_3 else "register_resolver")
-    register(name, function, replace=True)
 
 
 def split_sweep(overrides: Sequence[Override]) -> list[list[str]]:
