@@ -186,6 +186,10 @@ class History:
         """Return ``Step.log_chi``: the slope of log‖output_grad‖² per layer towards the input."""
         return self.at(step).log_chi(first, last)
 
+    def log_chi_se(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
+        """Return ``Step.log_chi_se``: the standard error of ``log_chi`` over networks."""
+        return self.at(step).log_chi_se(first, last)
+
     def depth_scale(self, first: int | None = None, last: int | None = None, step: int = -1) -> float | None:
         """Return ``Step.depth_scale``: 1 / |log_chi|, in layers."""
         return self.at(step).depth_scale(first, last)

@@ -33,7 +33,7 @@ def test_networks_drawn_as_theory_assumes_agree() -> None:
     assert found.verdict == "agrees"
     assert found.deviates_from_layer is None
     # The definition: the law is exact, so nothing but the standard error counts.
-    expected = (history.log_chi() - prediction.log_chi) / history.at().log_chi_se()
+    expected = (history.log_chi() - prediction.log_chi) / history.log_chi_se()
     assert found.z == pytest.approx(expected, rel=1e-4)
     assert found.text == f"agrees, z = {expected:+.1f}"
 
@@ -79,7 +79,7 @@ def test_seven_networks_count_as_few_and_eight_as_many() -> None:
     for networks, many in ((7, False), (8, True)):
         mlp, x, prediction = relu_stack(networks)
         history = measured(mlp, x)
-        by_scatter = (history.log_chi() - prediction.log_chi) / history.at().log_chi_se()
+        by_scatter = (history.log_chi() - prediction.log_chi) / history.log_chi_se()
         assert (abs(compare(prediction, history).z - by_scatter) < 1e-3) == many
 
 

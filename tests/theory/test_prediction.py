@@ -92,7 +92,7 @@ def test_the_expansion_describes_every_layer_where_infinite_width_does_not(
     sigma_b2 = options.get("sigma_b2")
     measured, predicted = measured_and_predicted(init, activation, NARROW, **options)
     assert predicted.valid, predicted.reason
-    error = math.hypot(measured.at().log_chi_se(), predicted.tolerance)
+    error = math.hypot(measured.log_chi_se(), predicted.tolerance)
     assert abs(measured.log_chi() - predicted.log_chi) < 4 * error
     # At gain 1 infinite width is right to 1e-4 already, and with torch's weights to 3 or 4 standard errors.
     if sigma_b2 or init not in ("orthogonal", "torch_default"):
@@ -111,7 +111,7 @@ def test_orthogonal_weights_between_unequal_widths_fix_lengths_in_part_only(norm
         "orthogonal", "tanh", widths, networks=200, sigma_b2=0.1, gain=1.5, normalization=normalization
     )
     assert predicted.valid, predicted.reason
-    error = math.hypot(measured.at().log_chi_se(), predicted.tolerance)
+    error = math.hypot(measured.log_chi_se(), predicted.tolerance)
     assert abs(measured.log_chi() - predicted.log_chi) < 3.5 * error
     assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.first_sd[0], rel=0.2)
 
@@ -135,7 +135,7 @@ def test_each_cure_has_its_own_prediction(normalization: str, residual: str, act
         init, activation, HIDDEN, normalization=normalization, residual=residual
     )
     assert predicted.valid, predicted.reason
-    error = math.hypot(measured.at().log_chi_se(), predicted.tolerance)
+    error = math.hypot(measured.log_chi_se(), predicted.tolerance)
     assert abs(measured.log_chi() - predicted.log_chi) < 4 * error
     assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.sd_output_grad[0], rel=0.3)
     off = measured.at().without_dead("output").mean(axis=0) - predicted.log10_output
@@ -424,7 +424,7 @@ def test_sparse_weights_of_a_wide_network_are_known_to_the_tolerance() -> None:
     widths = [50] + [100] * 30 + [10]
     measured, predicted = measured_and_predicted("sparse", "tanh", widths, gain=1.5, sparsity=0.8)
     assert predicted.valid
-    error = math.hypot(measured.at().log_chi_se(), predicted.tolerance)
+    error = math.hypot(measured.log_chi_se(), predicted.tolerance)
     assert abs(measured.log_chi() - predicted.log_chi) < 4 * error
 
 
