@@ -1,20 +1,18 @@
 """What was measured: one number and one status per quantity, step, network and layer."""
 
 import csv
-import json
 import sys
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradexp.atomic_write import replacing
 from gradexp.history.encoding import printable
+from gradexp.history.npz import read_fields, write_fields
 from gradexp.history.plot import profile_figure
 from gradexp.history.scalars import Points, or_none, points, profile_points
 from gradexp.history.step import (
@@ -295,14 +293,7 @@ class History:
         Raises:
             OSError: If it cannot be written.
         """
-        meta = {key: getattr(self, key) for key in _PLAIN}
-        arrays: dict[str, Any] = {"meta": np.array(json.dumps(meta))}
-        for kind in _ARRAY_DICTS:
-            arrays.update({f"{kind}/{key}": value for key, value in getattr(self, kind).items()})
-        arrays.update({key: getattr(self, key) for key in _OPTIONAL if getattr(self, key) is not None})
-        # A file that a full disk has cut short could be read, with quantities missing.
-        with replacing(Path(path)) as neighbour, neighbour.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        write_fields(Path(path), vars(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "History":
@@ -316,9 +307,7 @@ class History:
             OSError: If it cannot be read.
         """
         try:
-            with Path(path).open("rb") as raw:
-                fields = _read_fields(raw)
-            history = cls(**fields)
+            history = cls(**read_fields(Path(path)))
             history._check_shapes()
         except OSError:
             raise
@@ -382,24 +371,6 @@ class History:
             yield from zip(*columns.values(), strict=False)  # the constant ones have no end
 
 
-def _read_fields(raw: IO[bytes]) -> dict[str, Any]:
-    """Return the fields of a History from an open file."""
-    if not zipfile.is_zipfile(raw):
-        raise ValueError("no zip file")
-    file = np.load(raw, allow_pickle=False)
-    fields: dict[str, Any] = dict(json.loads(str(file["meta"])))
-    fields.update({kind: {} for kind in _ARRAY_DICTS})
-    for key in file:
-        kind, _, name = key.partition("/")
-        if kind in _ARRAY_DICTS:
-            fields[kind][name] = file[key]
-    fields.update({key: file[key] for key in _OPTIONAL if key in file})
-    return fields
-
-
-_PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes")
-_ARRAY_DICTS = ("log10", "status", "largest_log10", "stats", "theory", "time_log10", "time_status")
-_OPTIONAL = ("dead_fraction", "output_cosine", "samples", "total_grad", "loss")
 # Which dimension of an array, or of the arrays in a dict, is that of the networks.
 _NETWORK_AXES = {
     **dict.fromkeys(("log10", "status", "largest_log10", "stats", "time_log10", "time_status"), 1),
