@@ -128,7 +128,9 @@ def test_each_cure_has_its_own_prediction(normalization: str, residual: str, act
     assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.sd_output_grad[0], rel=0.3)
     off = measured.living("output").mean(axis=0) - predicted.log10_output
     se = measured.living("output").std(axis=0, ddof=1) / 10  # of 100 networks
-    assert (np.abs(off) < 5 * se + np.arange(len(off)) * predicted.tolerance / (2 * math.log(10))).all()
+    # Lengths that orthogonal weights keep hardly scatter, so that order 1 / width² shows: up to 0.0024 in six draws.
+    allowed = 5 * se + np.arange(len(off)) * predicted.tolerance / (2 * math.log(10)) + 15 / 60**2
+    assert (np.abs(off) < allowed).all()
 
 
 @pytest.mark.parametrize("init", ["xavier"])
