@@ -14,7 +14,7 @@ from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.history import History
 from gradexp.theory import Prediction
 
-NARROW, HIDDEN = ([50] + [width] * depth + [10] for width, depth in ((60, 30), (60, 12)))
+NARROW, HIDDEN = ([50] + [width] * depth + [10] for width, depth in ((60, 24), (60, 12)))
 UNEQUAL = [20, 40, 30, 60, 16, 24, 50, 32, 10]
 
 
