@@ -182,9 +182,10 @@ def test_jobs_whose_options_cannot_work_say_so(
     engine: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"
-    assert sweep(monkeypatch, folder, "batch_size=8,-1") == 1
-    assert sorted(statuses(folder)) == ["complete"] * 2 + ["failed"] * 2
-    assert capsys.readouterr().err.count("batch_size must be at least 1, got -1") >= 2
+    jobs = ["seed=0", *SWEEP[1:4], "batch_size=8,-1", "threads=1"]
+    assert call(main, monkeypatch, "-m", "hydra/launcher=slurm", *jobs, f"hydra.sweep.dir={folder}") == 1
+    assert sorted(statuses(folder)) == ["complete", "failed"]
+    assert capsys.readouterr().err.count("batch_size must be at least 1, got -1") >= 1
 
 
 def test_a_task_has_as_many_cores_as_threads(engine: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +212,7 @@ def test_jobs_are_grouped_into_tasks(seeds: int, depths: int, most: int, expecte
     assert cluster_tasks(configs, most) == expected
 
 
-@pytest.mark.parametrize("value", ["0", "null", "many", "1.5"])
+@pytest.mark.parametrize("value", ["0", "null", "1.5"])
 def test_impossible_sizes_of_tasks_are_refused(
     value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

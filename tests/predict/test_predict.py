@@ -232,10 +232,10 @@ def test_a_normalised_network_that_explodes_is_offered_skip_connections() -> Non
 @pytest.mark.parametrize(
     "config",
     [
-        *(Config(activation=name, depth=5, width=32) for name in ("linear", "tanh", "sigmoid", "gelu", "elu")),
+        *(Config(activation=name, depth=5, width=32) for name in ("linear", "sigmoid", "gelu")),
         *(Config(init=InitConfig(name), depth=5, width=16) for name in INIT_OPTIONS),
-        *(Config(normalization=n, depth=4) for n in ("batch", "layer")),
-        Config(residual="zero", depth=4),
+        Config(normalization="batch", depth=4),
+        Config(normalization="layer", residual="zero", depth=4),
         Config(depth=1),
         Config(depth=2),
         Config(widths=[10, 20]),

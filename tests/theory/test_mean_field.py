@@ -415,10 +415,10 @@ def test_slope_of_the_correlation_map_at_1_is_chi_1(name: str) -> None:
 @pytest.mark.parametrize("name", EXACT)
 def test_equal_inputs_stay_equal_and_uncorrelated_ones_share_means_and_biases(name: str) -> None:
     point = MeanField(name, 1.2, 0.3)
-    assert point.correlation_map(1, 0.7) == 1
-    mean, square = exact(name, "value", 0.7), exact(name, "square", 0.7)
+    assert point.correlation_map(1, 0.3) == 1
+    mean, square = exact(name, "value", 0.3), exact(name, "square", 0.3)
     expected = (1.2 * mean**2 + 0.3) / (1.2 * square + 0.3)
-    assert point.correlation_map(0, 0.7) == pytest.approx(expected, rel=1e-10)
+    assert point.correlation_map(0, 0.3) == pytest.approx(expected, rel=1e-10)
 
 
 def test_correlation_with_an_input_of_length_0() -> None:

@@ -14,7 +14,7 @@ from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.history.history import History
 from gradexp.theory import Prediction
 
-NARROW, HIDDEN = ([50] + [width] * depth + [10] for width, depth in ((60, 30), (60, 12)))
+NARROW, HIDDEN = ([50] + [width] * depth + [10] for width, depth in ((60, 24), (60, 12)))
 UNEQUAL = [20, 40, 30, 60, 16, 24, 50, 32, 10]
 
 
@@ -140,8 +140,9 @@ def test_each_cure_has_its_own_prediction(normalization: str, residual: str, act
     assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.sd_output_grad[0], rel=0.3)
     off = measured.at().without_dead("output").mean(axis=0) - predicted.log10_output
     se = measured.at().without_dead("output").std(axis=0, ddof=1) / 10  # of 100 networks
-    rounding = 1e-12  # where orthogonal weights keep lengths exactly
-    assert (np.abs(off) < 5 * se + np.arange(len(off)) * predicted.tolerance / (2 * math.log(10)) + rounding).all()
+    # Lengths that orthogonal weights keep hardly scatter, so that order 1 / width² shows: up to 0.0024 in six draws.
+    allowed = 5 * se + np.arange(len(off)) * predicted.tolerance / (2 * math.log(10)) + 15 / 60**2
+    assert (np.abs(off) < allowed).all()
 
 
 @pytest.mark.parametrize("init", ["xavier"])
