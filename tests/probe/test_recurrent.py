@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import few
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -105,7 +106,7 @@ def states_of(module, samples=5):
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(["lstm", "tanh", "gru", "relu"], 2))
 @pytest.mark.parametrize("both", [False, True], ids=["forward", "both directions"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_every_layer_and_time_step_is_that_of_a_loop_of_cells(kind, both, packed):
@@ -202,16 +203,16 @@ class Classifier(nn.Module):
         return self.head(output[:, -1])
 
 
-def test_a_classifier_of_300_tokens_by_a_4_layer_lstm():
+def test_a_classifier_of_40_tokens_by_a_4_layer_lstm():
     torch.manual_seed(0)
-    model, tokens, y = Classifier(), torch.randint(11, (2, 300)), torch.tensor([0, 1])
+    model, tokens, y = Classifier(), torch.randint(11, (2, 40)), torch.tensor([0, 1])
     history = measure(model, F.cross_entropy, (tokens, y), time=True)
     assert history.names == ["embedding", "lstm.l0", "lstm.l1", "lstm.l2", "lstm.l3", "head"]
     twin = copy.deepcopy(model).double()
     x = twin.embedding(tokens)
     loop = Loop(twin.lstm)
     first = torch.zeros(4, 8, dtype=torch.float64)
-    outputs = [loop.run(x[i], 300, i, (first, first))[0][-1] for i in range(2)]
+    outputs = [loop.run(x[i], 40, i, (first, first))[0][-1] for i in range(2)]
     for name, gradients in loop.gradients(F.cross_entropy(twin.head(torch.stack(outputs)), y)).items():
         expected = at_each_time(gradients)
         assert history.over_time(f"lstm.{name}").profile("output_grad") == pytest.approx(expected, abs=1e-5)

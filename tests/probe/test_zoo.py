@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import few
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -409,9 +410,10 @@ OTHERWISE_IN_EVAL = [
 @pytest.mark.parametrize(
     ("name", "training", "selection"),
     [
-        *((name, True, "all") for name in CATALOGUE),
-        *((name, True, "by default") for name in BY_DEFAULT),
-        *((name, False, "all") for name in OTHERWISE_IN_EVAL),
+        *((name, True, "all") for name in BY_DEFAULT),
+        *few([(name, True, "all") for name in CATALOGUE if name not in BY_DEFAULT][::-1], 10),
+        *few([(name, True, "by default") for name in BY_DEFAULT], 4),
+        *few([(name, False, "all") for name in OTHERWISE_IN_EVAL], 3),
     ],
 )
 def test_a_module_of_torch_nn_is_recorded_right_in_each_of_two_calls(name, training, selection):
@@ -686,9 +688,9 @@ MODELS = {
 @pytest.mark.parametrize(
     ("name", "selection"),
     [
-        *((name, "all") for name in MODELS),
+        *few([(name, "all") for name in MODELS], 24),
         *((name, "by default") for name in ("ResNet", "LSTM of packed sequences", "tied weights", "weight norm")),
-        *((name, "by default") for name in ("lazy", "lists of parameters", "unused branch", "partly frozen")),
+        *few((name, "by default") for name in ("lazy", "lists of parameters", "unused branch", "partly frozen")),
     ],
 )
 def test_a_model_is_recorded_right_and_left_as_it_is(name, selection):
@@ -718,7 +720,7 @@ ACTIVATIONS = [
 
 @pytest.mark.parametrize(
     ("name", "x"),
-    [*((name, DEEP) for name in ACTIVATIONS), ("ReLU", FLAT)],
+    [*few([(name, DEEP) for name in ACTIVATIONS], 8), ("ReLU", FLAT)],
     ids=lambda v: v if isinstance(v, str) else f"{v.dim()}-D",
 )
 def test_an_activation_in_place_leaves_the_gradient_before_it_right(name, x):
@@ -812,7 +814,8 @@ def inner(self, x):
 
 
 @pytest.mark.parametrize(
-    ("kind", "selection"), [*((kind, "all") for kind in RETURNS), ("tuple", "by default"), ("text", "by default")]
+    ("kind", "selection"),
+    [*few([(kind, "all") for kind in RETURNS], 18), ("tuple", "by default"), ("text", "by default")],
 )
 def test_whatever_a_module_returns_its_tensors_count_together(kind, selection):
     tolerance = 1e-3 if kind in ("float32", "float16", "bfloat16") else 1e-9  # the twin's sums are rounded otherwise
@@ -976,7 +979,7 @@ SEGMENTS = [segment, nested_segments, blocks, shared_inside_and_outside, shared_
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning")
-@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("selection", few(SELECTIONS))
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
 @pytest.mark.parametrize("forward", SEGMENTS)
 def test_a_checkpoint_is_recorded_as_if_there_were_none(forward, reentrant, selection):
@@ -1238,17 +1241,17 @@ TRANSFORMS = {
     "per-sample grad": gradient_of(
         lambda _, loss, parameters: torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, FLAT[:, None])
     ),
-    "jvp": gradient_of(lambda model, *_: torch.func.jvp(model, (FLAT,), (FLAT,))),
     "jacrev": gradient_of(lambda model, *_: torch.func.jacrev(model)(FLAT)),
     "jacfwd": gradient_of(lambda model, *_: torch.func.jacfwd(model)(FLAT)),
     "hessian": gradient_of(lambda model, *_: torch.func.hessian(lambda x: total(model(x)))(FLAT[:2])),
+    "jvp": gradient_of(lambda model, *_: torch.func.jvp(model, (FLAT,), (FLAT,))),
     "linearize": gradient_of(lambda model, *_: torch.func.linearize(model, FLAT)),
 }
 
 
 @pytest.mark.filterwarnings(*OF_TORCH_JIT)
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", few(TRANSFORMS, 5))
 def test_a_functional_transform_gives_the_same_and_is_no_number(name, model, expected):
     model[1].inplace = False
     plain = TRANSFORMS[name](model)
@@ -1511,7 +1514,7 @@ def test_a_scripted_module_inside_a_model_is_recorded_or_refused():
 
 
 @pytest.mark.parametrize(
-    ("when", "backend"), [("before", "aot_eager"), ("while attached", "eager"), ("by its step", "eager")]
+    ("when", "backend"), few([("while attached", "eager"), ("by its step", "eager"), ("before", "aot_eager")], 2)
 )
 def test_a_compiled_model_is_right_in_every_recorded_step(when, backend, model, expected):
     torch._dynamo.reset()
@@ -1593,7 +1596,7 @@ def test_nested_tensors_are_measured(layout):
     assert_right(probe, expected)
 
 
-@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("how", few([copy.copy, copy.deepcopy]))
 def test_a_copy_of_a_probe_is_refused_or_harmless(how, model, expected):
     for _ in range(2):
         with GradientProbe(model) as probe:

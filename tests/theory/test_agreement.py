@@ -1,13 +1,16 @@
 import dataclasses
+import functools
 import math
 from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from cases import few
 
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.history.history import History
+from gradexp.networks.activations import as_activation
 from gradexp.networks.mlp import StackedLinear
 from gradexp.theory import MeanField, Prediction, compare, jacobian_moments
 
@@ -17,18 +20,31 @@ WIDTHS = [20] + [32] * 59 + [32]
 def relu_stack(networks: int, seed: int = 0) -> tuple[MLP, torch.Tensor, Prediction]:
     mlp = MLP(WIDTHS, "relu", networks=networks, dtype=torch.float64, draw=False)
     initialize(mlp, "he", seed=seed)
-    x = torch.randn(3, WIDTHS[0], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    laws = theory.weight_laws("he", WIDTHS)
-    return mlp, x, theory.predict_layers(mlp.activation, laws, WIDTHS, x)
+    return mlp, inputs(), predicted()
+
+
+def inputs() -> torch.Tensor:
+    return torch.randn(3, WIDTHS[0], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@functools.cache
+def predicted() -> Prediction:
+    return theory.predict_layers(as_activation("relu"), theory.weight_laws("he", WIDTHS), WIDTHS, inputs())
 
 
 def measured(mlp: MLP, x: torch.Tensor) -> History:
     return exact_profile(mlp, x, seeds=list(range(mlp.networks)))
 
 
-def test_networks_drawn_as_theory_assumes_agree() -> None:
+@functools.cache
+def measured_as_drawn() -> tuple[Prediction, History]:
+    """Return the prediction and the measurement of 64 networks, made once for all tests that change neither."""
     mlp, x, prediction = relu_stack(64)
-    history = measured(mlp, x)
+    return prediction, measured(mlp, x)
+
+
+def test_networks_drawn_as_theory_assumes_agree() -> None:
+    prediction, history = measured_as_drawn()
     found = compare(prediction, history)
     assert found.verdict == "agrees"
     assert found.deviates_from_layer is None
@@ -39,7 +55,7 @@ def test_networks_drawn_as_theory_assumes_agree() -> None:
 
 
 def test_a_wrong_layer_is_found_and_named() -> None:
-    mlp, x, prediction = relu_stack(64)
+    mlp, x, prediction = relu_stack(16)
     with torch.no_grad():
         cast("StackedLinear", mlp.layers[36]).weight.mul_(
             30
@@ -51,7 +67,7 @@ def test_a_wrong_layer_is_found_and_named() -> None:
 
 
 def test_a_slope_that_is_off_everywhere_deviates() -> None:
-    mlp, x, prediction = relu_stack(64)
+    mlp, x, prediction = relu_stack(16)
     with torch.no_grad():
         for layer in mlp.layers:
             cast("StackedLinear", layer).weight.mul_(1.1)
@@ -68,11 +84,11 @@ def test_with_few_networks_the_first_sample_is_judged_by_its_own_spread() -> Non
     log_ratio = history.samples[0, 0, 0, 0] - history.samples[0, 0, -1, 0]
     assert found.z == pytest.approx((log_ratio - prediction.first_output_grad[0]) / prediction.first_sd[0], rel=1e-4)
     # Over many networks these z are about standard normal.
-    mlp, x, prediction = relu_stack(250)
-    alone = measured(mlp, x).samples[0, :, 0, 0]
+    prediction, history = measured_as_drawn()
+    alone = history.samples[0, :, 0, 0]
     z = (alone - prediction.first_output_grad[0]) / prediction.first_sd[0]
-    assert abs(np.nanmean(z)) < 4 / math.sqrt(250)
-    assert np.nanstd(z) == pytest.approx(1, abs=4.5 / math.sqrt(2 * 250))
+    assert abs(np.nanmean(z)) < 4 / math.sqrt(64)
+    assert np.nanstd(z) == pytest.approx(1, abs=4.5 / math.sqrt(2 * 64))
 
 
 def test_seven_networks_count_as_few_and_eight_as_many() -> None:
@@ -84,8 +100,7 @@ def test_seven_networks_count_as_few_and_eight_as_many() -> None:
 
 
 def test_the_tolerance_of_a_prediction_widens_what_agrees() -> None:
-    mlp, x, prediction = relu_stack(64)
-    history = measured(mlp, x)
+    prediction, history = measured_as_drawn()
     off = dataclasses.replace(prediction, log10_output_grad=prediction.log10_output_grad + np.linspace(9, 0, 60))
     assert compare(off, history).verdict == "deviates"
     assert compare(dataclasses.replace(off, tolerance=0.7), history).verdict == "agrees"
@@ -116,31 +131,43 @@ def test_dead_networks_and_single_layers_have_nothing_to_compare() -> None:
         compare(theory.predict("relu", 2.0, widths=[4, 4]), measured(mlp, x))
 
 
-def test_jacobian_moments_of_real_networks() -> None:
+@pytest.mark.parametrize(
+    ("weights", "activation", "gain"),
+    few(
+        [
+            ("lecun", "tanh", 1.2),
+            ("orthogonal", "relu", math.sqrt(2)),
+            ("lecun", "linear", 1.0),
+            ("lecun", "relu", math.sqrt(2)),
+            ("orthogonal", "linear", 1.0),
+            ("orthogonal", "tanh", 1.2),
+        ],
+        2,
+    ),
+)
+def test_jacobian_moments_of_real_networks(weights: str, activation: str, gain: float) -> None:
     # J of 5 factors D W, m_2 / m_1² by trace, against 1 + L(mu_2 / mu_1² - 1 - s_1).
     n, depth, networks = 100, 4, 40
-    for weights, orthogonal in (("lecun", False), ("orthogonal", True)):
-        for activation, gain in (("linear", 1.0), ("relu", math.sqrt(2)), ("tanh", 1.2)):
-            mlp = MLP([n] * (depth + 1), activation, networks=networks, dtype=torch.float64, draw=False)
-            initialize(mlp, weights, seed=1, gain=gain)
-            point = MeanField(activation, gain**2)
-            a = torch.randn(networks, 1, n, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-            a *= math.sqrt(point.q_star / gain**2)
-            if activation == "tanh":  # so that the first layer has length q* too
-                a = a / a.norm(dim=2, keepdim=True) * math.sqrt(n * point.q_star / gain**2)
-            jacobian = torch.eye(n, dtype=torch.float64).expand(networks, n, n)
-            for layer in mlp.layers:
-                a, slope = mlp.activation.value_and_slope(layer(a))
-                jacobian = slope.mT * (cast("StackedLinear", layer).weight @ jacobian)
-            gram = jacobian @ jacobian.mT
-            m1 = gram.diagonal(dim1=1, dim2=2).mean(dim=1)
-            ratio = gram.square().sum(dim=(1, 2)) / n / m1.square()
-            expected = jacobian_moments(point, depth, orthogonal=orthogonal)
-            error = ratio.std().item() / math.sqrt(networks)
-            # Finite width adds about depth² / n of the ratio's spread.
-            assert abs(ratio.mean().item() - expected.ratio) < 4 * error + 2 * depth**2 / n
-            spread = m1.log().std().item() / math.sqrt(networks)
-            assert abs(m1.log().mean().item() - expected.log_m1) < 4 * spread + 6 * depth / n
+    mlp = MLP([n] * (depth + 1), activation, networks=networks, dtype=torch.float64, draw=False)
+    initialize(mlp, weights, seed=1, gain=gain)
+    point = MeanField(activation, gain**2)
+    a = torch.randn(networks, 1, n, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    a *= math.sqrt(point.q_star / gain**2)
+    if activation == "tanh":  # so that the first layer has length q* too
+        a = a / a.norm(dim=2, keepdim=True) * math.sqrt(n * point.q_star / gain**2)
+    jacobian = torch.eye(n, dtype=torch.float64).expand(networks, n, n)
+    for layer in mlp.layers:
+        a, slope = mlp.activation.value_and_slope(layer(a))
+        jacobian = slope.mT * (cast("StackedLinear", layer).weight @ jacobian)
+    gram = jacobian @ jacobian.mT
+    m1 = gram.diagonal(dim1=1, dim2=2).mean(dim=1)
+    ratio = gram.square().sum(dim=(1, 2)) / n / m1.square()
+    expected = jacobian_moments(point, depth, orthogonal=weights == "orthogonal")
+    error = ratio.std().item() / math.sqrt(networks)
+    # Finite width adds about depth² / n of the ratio's spread.
+    assert abs(ratio.mean().item() - expected.ratio) < 4 * error + 2 * depth**2 / n
+    spread = m1.log().std().item() / math.sqrt(networks)
+    assert abs(m1.log().mean().item() - expected.log_m1) < 4 * spread + 6 * depth / n
 
 
 def test_jacobian_moments_refuse_what_has_none() -> None:

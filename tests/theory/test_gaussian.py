@@ -8,6 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from cases import few
 from scipy.integrate import quad
 from torch import Tensor
 
@@ -85,7 +86,7 @@ def test_a_kink_that_is_not_named_shows_in_the_estimated_error(q: float) -> None
     assert unnamed == pytest.approx(expected, abs=5 * error)
 
 
-@pytest.mark.parametrize(("shift", "q"), [(5, 0.3), (5, 1.6), (5, 100.0), (5, 1e6), (20, 100.0), (50, 1e6)])
+@pytest.mark.parametrize(("shift", "q"), few([(5, 0.3), (20, 100.0), (5, 1.6), (5, 100.0), (5, 1e6), (50, 1e6)], 2))
 def test_features_away_from_0_are_found_or_the_estimated_error_says_not(shift: float, q: float) -> None:
     with mpmath.workdps(20):
         root = mpmath.sqrt(q)
@@ -142,7 +143,7 @@ CLOSED = {
 }
 
 
-@pytest.mark.parametrize(("q_a", "q_b"), PAIRS)
+@pytest.mark.parametrize(("q_a", "q_b"), few(PAIRS))
 @pytest.mark.parametrize("case", CLOSED)
 def test_pairs_of_erf_and_relu_are_their_closed_forms(case: str, q_a: float, q_b: float) -> None:
     f, closed = CLOSED[case]
@@ -154,7 +155,7 @@ def test_pairs_of_erf_and_relu_are_their_closed_forms(case: str, q_a: float, q_b
         assert pair_average(f, q_a, q_b, distance, kinks) == pytest.approx(expected, rel=1e-12, abs=1e-14 * size)
 
 
-@pytest.mark.parametrize("q", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("q", few([1.0, 1e-6, 1e6]))
 @pytest.mark.parametrize(("name", "closed"), [("erf", erf_pair), ("relu", relu_pair)])
 @pytest.mark.parametrize("distance", [1e-12, 1e-9, 1e-4, 0.3, 1.999])
 def test_a_small_distance_keeps_its_digits(
@@ -167,7 +168,7 @@ def test_a_small_distance_keeps_its_digits(
     assert apart == pytest.approx(expected, rel=1e-8)
 
 
-@pytest.mark.parametrize("name", ["tanh", "sigmoid", "gelu", "silu", "softplus"])
+@pytest.mark.parametrize("name", few(["tanh", "sigmoid", "gelu", "silu", "softplus"]))
 @pytest.mark.parametrize(("q_a", "q_b"), [(1.0, 1.0), (0.5, 1.5)])
 def test_pairs_of_smooth_activations_are_their_mehler_series(name: str, q_a: float, q_b: float) -> None:
     """E φ(u_a) φ(u_b) = Σ c^k a_k b_k, with a_k the coefficients of φ(√q_a z) in normalised Hermite polynomials."""
@@ -189,7 +190,7 @@ def test_pairs_of_smooth_activations_are_their_mehler_series(name: str, q_a: flo
         assert pair_average(product(name), q_a, q_b, 1 - c) == pytest.approx(series, rel=1e-10, abs=1e-12)
 
 
-@pytest.mark.parametrize(("q_a", "q_b"), [(1, 1), (0.3, 0.5), (0.5, 0.3), (100, 0.1)])
+@pytest.mark.parametrize(("q_a", "q_b"), few([(0.3, 0.5), (0.5, 0.3), (1, 1), (100, 0.1)]))
 def test_pairs_of_hard_tanh_are_integrals_over_one_variable(q_a: float, q_b: float) -> None:
     root_a, root_b = math.sqrt(q_a), math.sqrt(q_b)
 
@@ -212,8 +213,8 @@ def test_pairs_of_hard_tanh_are_integrals_over_one_variable(q_a: float, q_b: flo
         assert value == pytest.approx(expected, rel=1e-10, abs=1e-12)
 
 
-@pytest.mark.parametrize(("q_a", "q_b"), [(1, 1), (4, 1), (100, 0.1)])
-@pytest.mark.parametrize("kink", [-1.0, -3.0, 1.0])
+@pytest.mark.parametrize(("q_a", "q_b"), few([(4, 1), (1, 1), (100, 0.1)]))
+@pytest.mark.parametrize("kink", few([-1.0, 1.0, -3.0], 2))
 def test_a_kink_on_one_side_is_met_at_every_correlation(kink: float, q_a: float, q_b: float) -> None:
     root_a, root_b = math.sqrt(q_a), math.sqrt(q_b)
     size = math.sqrt(

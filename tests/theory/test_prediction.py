@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import few
 from scipy.integrate import quad
 from torch import nn
 
@@ -53,8 +54,8 @@ def standard_errors(measured: History, predicted: np.ndarray, quantity: str) -> 
     [
         ("linear", "he", UNEQUAL),
         ("relu", "orthogonal", UNEQUAL),
-        ("leaky_relu", "he", UNEQUAL),
-        ("relu", "he", [20] + [32] * 30 + [10]),
+        pytest.param("leaky_relu", "he", UNEQUAL, marks=pytest.mark.slow),
+        pytest.param("relu", "he", [20] + [32] * 30 + [10], marks=pytest.mark.slow),
     ],
 )
 def test_exact_laws_describe_every_layer_of_real_networks(activation: str, init: str, widths: list[int]) -> None:
@@ -74,13 +75,13 @@ def test_exact_laws_describe_every_layer_of_real_networks(activation: str, init:
     [
         ("mean_field", "tanh", {"sigma_w2": 2.5, "sigma_b2": 0.05}),
         pytest.param("orthogonal", "tanh", {"gain": 1.0}, marks=pytest.mark.slow),
-        ("orthogonal", "tanh", {"gain": 1.5, "sigma_b2": 0.1}),
-        ("lecun", "selu", {}),
-        ("xavier", "sigmoid", {}),
+        pytest.param("orthogonal", "tanh", {"gain": 1.5, "sigma_b2": 0.1}, marks=pytest.mark.slow),
+        pytest.param("lecun", "selu", {}, marks=pytest.mark.slow),
+        pytest.param("xavier", "sigmoid", {}, marks=pytest.mark.slow),
         pytest.param("mean_field", "erf", {"sigma_w2": 2.0, "sigma_b2": 0.1}, marks=pytest.mark.slow),
-        ("mean_field", "relu", {"sigma_w2": 1.8, "sigma_b2": 0.1}),
+        pytest.param("mean_field", "relu", {"sigma_w2": 1.8, "sigma_b2": 0.1}, marks=pytest.mark.slow),
         pytest.param("mean_field", "silu", {"sigma_w2": 1.5, "sigma_b2": 0.3}, marks=pytest.mark.slow),
-        ("torch_default", "tanh", {}),
+        pytest.param("torch_default", "tanh", {}, marks=pytest.mark.slow),
         pytest.param("he", "tanh", {"distribution": "uniform"}, marks=pytest.mark.slow),
         pytest.param("truncated_normal", "tanh", {}, marks=pytest.mark.slow),
         pytest.param("lsuv", "tanh", {}, marks=pytest.mark.slow),
@@ -104,6 +105,7 @@ def test_the_expansion_describes_every_layer_where_infinite_width_does_not(
     assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.sd_output_grad[0], rel=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["none", "layer"])
 def test_orthogonal_weights_between_unequal_widths_fix_lengths_in_part_only(normalization: str) -> None:
     widths = [100] + [20, 100] * 6 + [10]
@@ -119,13 +121,13 @@ def test_orthogonal_weights_between_unequal_widths_fix_lengths_in_part_only(norm
 @pytest.mark.parametrize(
     ("normalization", "residual", "activation", "init"),
     [
-        ("layer", "none", "tanh", "lecun"),
-        ("layer", "none", "relu", "he"),
-        ("layer", "none", "tanh", "orthogonal"),
-        ("none", "plain", "relu", "he"),
+        pytest.param("layer", "none", "tanh", "lecun", marks=pytest.mark.slow),
+        pytest.param("layer", "none", "relu", "he", marks=pytest.mark.slow),
+        pytest.param("layer", "none", "tanh", "orthogonal", marks=pytest.mark.slow),
+        pytest.param("none", "plain", "relu", "he", marks=pytest.mark.slow),
         pytest.param("none", "plain", "tanh", "lecun", marks=pytest.mark.slow),
         pytest.param("none", "depth", "relu", "he", marks=pytest.mark.slow),
-        ("none", "depth", "tanh", "lecun"),
+        pytest.param("none", "depth", "tanh", "lecun", marks=pytest.mark.slow),
         ("none", "zero", "tanh", "lecun"),
         ("layer", "depth", "relu", "he"),
     ],
@@ -246,7 +248,7 @@ def test_where_no_formula_holds_there_are_no_numbers_but_a_reason() -> None:
     assert nothing.reason == "sigma_w2 is 0: nothing gets through"
 
 
-@pytest.mark.parametrize("activation", ["linear", "tanh", "relu"])
+@pytest.mark.parametrize("activation", few(["tanh", "linear", "relu"]))
 def test_a_scaled_identity_is_followed_unit_by_unit(activation: str) -> None:
     widths = [8, 12, 12, 12, 9, 12, 7]
     measured, predicted = measured_and_predicted("identity", activation, widths, networks=1000, gain=1.5)
@@ -273,6 +275,7 @@ def test_scaled_identity_of_1_5_vanishes_with_tanh() -> None:
     assert prediction.log_chi_sd == pytest.approx(0, abs=1e-7)  # both units are alike
 
 
+@pytest.mark.slow
 def test_two_thousand_layers_of_half_the_identity_are_exact() -> None:
     depth = 2000  # 0.5**2000 is far below the range of float64
     laws = theory.weight_laws("identity", [2] * (depth + 1), gain=0.5)
@@ -386,11 +389,11 @@ def test_only_plain_relu_networks_die() -> None:
     ("init", "activation", "normalization", "expected"),
     [
         # E φ'² / E φ² at variance 1.
-        ("lsuv", "tanh", "none", 1.177807),
+        pytest.param("lsuv", "tanh", "none", 1.177807, marks=pytest.mark.slow),
         pytest.param("xavier", "tanh", "layer", 1.177807, marks=pytest.mark.slow),
         pytest.param("lsuv", "sigmoid", "none", 0.152827, marks=pytest.mark.slow),
-        ("he", "gelu", "layer", 1.0720),
-        ("xavier", "sigmoid", "none", 0.0557207),
+        pytest.param("he", "gelu", "layer", 1.0720, marks=pytest.mark.slow),
+        pytest.param("xavier", "sigmoid", "none", 0.0557207, marks=pytest.mark.slow),
     ],
 )
 def test_what_cures_do_to_the_gradient_deep_inside(
@@ -446,7 +449,7 @@ def test_a_constant_activation_lets_nothing_back() -> None:
     ("std", "residual", "depth"),
     [
         (1e-4, "none", 120),
-        (1e6, "plain", 60),
+        pytest.param(1e6, "plain", 60, marks=pytest.mark.slow),
         pytest.param(0.01, "none", 300, marks=pytest.mark.slow),
         pytest.param(1.0, "plain", 300, marks=pytest.mark.slow),
     ],
