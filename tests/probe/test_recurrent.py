@@ -203,16 +203,17 @@ class Classifier(nn.Module):
         return self.head(output[:, -1])
 
 
-def test_a_classifier_of_40_tokens_by_a_4_layer_lstm():
+@pytest.mark.parametrize("steps", few([40, 300]))
+def test_a_classifier_of_many_tokens_by_a_4_layer_lstm(steps):
     torch.manual_seed(0)
-    model, tokens, y = Classifier(), torch.randint(11, (2, 40)), torch.tensor([0, 1])
+    model, tokens, y = Classifier(), torch.randint(11, (2, steps)), torch.tensor([0, 1])
     history = measure(model, F.cross_entropy, (tokens, y), time=True)
     assert history.names == ["embedding", "lstm.l0", "lstm.l1", "lstm.l2", "lstm.l3", "head"]
     twin = copy.deepcopy(model).double()
     x = twin.embedding(tokens)
     loop = Loop(twin.lstm)
     first = torch.zeros(4, 8, dtype=torch.float64)
-    outputs = [loop.run(x[i], 40, i, (first, first))[0][-1] for i in range(2)]
+    outputs = [loop.run(x[i], steps, i, (first, first))[0][-1] for i in range(2)]
     for name, gradients in loop.gradients(F.cross_entropy(twin.head(torch.stack(outputs)), y)).items():
         expected = at_each_time(gradients)
         assert history.over_time(f"lstm.{name}").profile("output_grad") == pytest.approx(expected, abs=1e-5)
