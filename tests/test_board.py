@@ -143,6 +143,7 @@ def test_a_mistake_is_told_in_one_line(
     assert _refused(arguments, monkeypatch, capsys).startswith(text)
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_told_in_one_line(runs: Path) -> None:
     # A process of its own, since TensorBoard leaves its reading server behind.
     with socket.socket() as taken:
@@ -156,6 +157,17 @@ def test_a_taken_port_is_told_in_one_line(runs: Path) -> None:
     assert end.stderr.endswith("; without --port a free one is taken\n")
     assert port in end.stderr
     assert "Traceback" not in end.stderr
+
+
+def test_a_server_that_cannot_start_is_told_in_one_line(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_folder: Path, port: int | None) -> str:
+        raise OSError(f"port {port} is taken")
+
+    monkeypatch.setattr(board, "launch", refuse)
+    line = _refused([str(runs), "--port", "6006"], monkeypatch, capsys)
+    assert line == "cannot start: port 6006 is taken; without --port a free one is taken"
 
 
 def test_a_missing_tensorboard_is_told_in_one_line(

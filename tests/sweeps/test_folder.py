@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import few
 from command_line import call, mistake
 
 from gradexp._version import __version__
@@ -189,7 +190,7 @@ def test_a_sweep_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"
-    assert sweep(monkeypatch, folder, "init=he,xavier") == 0
+    assert sweep(monkeypatch, folder, "init=he,xavier", "steps=0") == 0
     names = ["0_init=he", "1_init=xavier"]
     assert statuses(folder) == dict.fromkeys(names, "complete")
     assert "2 jobs in" in capsys.readouterr().out
@@ -198,7 +199,7 @@ def test_a_sweep_is_gone_on_with(
     (folder / names[1] / "summary.json").write_text(json.dumps({**failed, "status": "running"}))
     (folder / names[1]).rename(folder / "1_by another name")
 
-    assert sweep(monkeypatch, folder, "init=he,lecun,xavier", "quiet=true") == 0
+    assert sweep(monkeypatch, folder, "init=he,lecun,xavier", "quiet=true", "steps=0") == 0
     last = "2_init=lecun"
     assert statuses(folder) == {names[0]: "complete", "1_by another name": "complete", last: "complete"}
     out = capsys.readouterr().out
@@ -212,7 +213,7 @@ def test_a_sweep_is_gone_on_with(
         assert (folder / name).exists()
         (folder / name).unlink()
 
-    assert sweep(monkeypatch, folder, "init=he,lecun") == 0
+    assert sweep(monkeypatch, folder, "init=he,lecun", "steps=0") == 0
     assert "2 jobs in" in (out := capsys.readouterr().out)
     assert "2 complete, 0 new" in out
     assert (folder / "report.html").exists()
@@ -245,21 +246,24 @@ def test_a_job_that_fails_stops_no_other(
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [
-        (["depth=-1,0"], "depth must be at least 1, got -1"),
-        (["init=he,hee"], "unknown init 'hee'"),
-        (["+dpeth=1,2"], "unknown option 'dpeth'; did you mean 'depth'?"),
-        (["seed=0,1", "hydra.sweep.dir=/dev/null/x"], "cannot write to /dev/null"),
-        (["init=glob(none*)"], "a sweep over no values"),
-        (["seed=0,1", "hydra.sweep.subdir=same"], "gives two jobs the folder same"),
-        (["seed=0", "hydra.sweep.subdir=.."], "must name a folder of each job's own, got '..'"),
-        (["seed=0,1", "hydra.sweeper.max_batch_size=0"], "max_batch_size must be at least 1, or null, got 0"),
-        (
-            ["seed=0,1", "hydra/launcher=ensemble", "hydra.launcher.max_members=-1"],
-            "max_members must be at least 1, or null, got -1",
-        ),
-        (["seed=0,1", "hydra/launcher=slow"], "unknown hydra/launcher 'slow'; choose one of basic, ensemble"),
-    ],
+    few(
+        [
+            (["seed=0,1", "hydra/launcher=slow"], "unknown hydra/launcher 'slow'; choose one of basic, ensemble"),
+            (["seed=0,1", "hydra.sweep.dir=/dev/null/x"], "cannot write to /dev/null"),
+            (["init=glob(none*)"], "a sweep over no values"),
+            (["seed=0,1", "hydra.sweeper.max_batch_size=0"], "max_batch_size must be at least 1, or null, got 0"),
+            (["seed=0", "hydra.sweep.subdir=.."], "must name a folder of each job's own, got '..'"),
+            (["depth=-1,0"], "depth must be at least 1, got -1"),
+            (["init=he,hee"], "unknown init 'hee'"),
+            (["+dpeth=1,2"], "unknown option 'dpeth'; did you mean 'depth'?"),
+            (["seed=0,1", "hydra.sweep.subdir=same"], "gives two jobs the folder same"),
+            (
+                ["seed=0,1", "hydra/launcher=ensemble", "hydra.launcher.max_members=-1"],
+                "max_members must be at least 1, or null, got -1",
+            ),
+        ],
+        2,
+    ),
 )
 def test_a_sweep_that_cannot_work_is_refused_at_once(
     arguments: list[str],
@@ -284,18 +288,19 @@ def test_the_second_of_two_sweeps_in_one_folder_is_refused(
 def test_two_runs_in_one_folder_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    drawing_nothing = [*SMALL, "steps=0", "record.figures=false", f"hydra.run.dir={tmp_path}"]
     with alone_in(tmp_path / ".hydra", "run", ""):
-        error = mistake(main, monkeypatch, capsys, [*SMALL, f"hydra.run.dir={tmp_path}"])
+        error = mistake(main, monkeypatch, capsys, drawing_nothing)
     assert "another run is at work in" in error
-    assert call(main, monkeypatch, *SMALL, f"hydra.run.dir={tmp_path}") == 0
-    assert call(main, monkeypatch, *SMALL, f"hydra.run.dir={tmp_path}") == 0
+    assert call(main, monkeypatch, *drawing_nothing) == 0
+    assert call(main, monkeypatch, *drawing_nothing) == 0
     assert len(list(tmp_path.glob("events*"))) == 1
 
 
 def test_a_swept_preset_names_its_jobs_and_options_that_change_no_number_run_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sweep(monkeypatch, tmp_path, "experiment=cure,lesson", "threads=1,2", "quiet=true", "batch_size=8") == 0
+    assert sweep(monkeypatch, tmp_path, "experiment=cure,lesson", "threads=1,2", "quiet=true", "steps=0") == 0
     assert [job.name for job in read_jobs(tmp_path)] == [
         "0_experiment=cure,threads=1",
         "1_experiment=lesson,threads=1",
@@ -303,6 +308,7 @@ def test_a_swept_preset_names_its_jobs_and_options_that_change_no_number_run_onc
     assert "2 new (2 more change no number)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_sweeps_started_at_once_have_folders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
@@ -310,6 +316,7 @@ def test_sweeps_started_at_once_have_folders_of_their_own(monkeypatch: pytest.Mo
     assert len(list(Path("multirun").glob("*/*/0_*/summary.json"))) == 2
 
 
+@pytest.mark.slow
 def test_jobs_leave_nothing_behind_in_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep(monkeypatch, tmp_path / "first", "quiet=true") == 0  # loads what is loaded once
     state, order = torch.random.get_rng_state(), np.random.get_state()[1].copy()
@@ -331,6 +338,7 @@ def test_jobs_leave_nothing_behind_in_the_process(tmp_path: Path, monkeypatch: p
     assert np.array_equal(np.random.get_state()[1], order)
 
 
+@pytest.mark.slow
 def test_a_launcher_that_breaks_off_does_not_lose_the_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,6 +361,7 @@ def test_a_launcher_that_breaks_off_does_not_lose_the_comparison(
     assert "1 complete, 2 new" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_job_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
