@@ -63,7 +63,7 @@ def test_outputs_are_of_five_layers_ten_times_in_a_training_and_at_its_beginning
 
 
 def test_each_run_of_a_stack_keeps_its_own_outputs() -> None:
-    configs = [config(init=InitConfig(name)) for name in ("he", "xavier")]
+    configs = [config(init=InitConfig(name), steps=4) for name in ("he", "xavier")]
     for alone, stacked in zip(map(run, configs), run_stack(configs), strict=True):
         assert [step for step, _ in alone.outputs] == [step for step, _ in stacked.outputs]
         for (_, one), (_, other) in zip(alone.outputs, stacked.outputs, strict=True):
