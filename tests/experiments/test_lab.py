@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from cases import few
 from matplotlib.figure import Figure
 
 from experiments import EXPERIMENTS, About
@@ -122,10 +123,12 @@ def test_a_mistake_is_told_in_one_line(arguments: list[str], text: str, capsys: 
 
 @pytest.mark.parametrize(
     ("given", "text"),
-    [
-        ("init.gian=2", "unknown option 'init.gian'; did you mean 'init.gain'?"),
-        ("depth=0", "depth must be at least 1"),
-    ],
+    few(
+        [
+            ("init.gian=2", "unknown option 'init.gian'; did you mean 'init.gain'?"),
+            ("depth=0", "depth must be at least 1"),
+        ]
+    ),
 )
 def test_a_mistake_in_an_option_is_told_in_one_line(
     given: str, text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -161,6 +164,7 @@ def test_networks_that_options_leave_out_are_told_in_one_line(
     assert "failed  init=xavier leaves out what its claims are about\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_missing_device_is_told_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["he2015", "--device", "cuda:77", "--out", str(tmp_path)]) == 1
     assert "failed  device=cuda:77 is not there: PyTorch finds" in capsys.readouterr().out

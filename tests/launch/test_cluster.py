@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import few
 from command_line import call, mistake
 from sweep_processes import assert_a_stack_is_equal_up_to_rounding, assert_same_numbers, statuses, summaries
 
@@ -99,6 +100,7 @@ def test_jobs_of_a_task_are_stacked(
     assert_a_stack_is_equal_up_to_rounding(folder, basic)
 
 
+@pytest.mark.slow
 def test_relative_paths_count_from_where_the_command_was_called(
     engine: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +138,7 @@ def test_jobs_of_a_lost_task_are_shown_and_run_again(
     assert_same_numbers(folder, basic)
 
 
+@pytest.mark.slow
 def test_a_task_that_ends_without_a_result_is_told(
     engine: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +149,7 @@ def test_a_task_that_ends_without_a_result_is_told(
     assert f"left no result in {folder}/" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_a_lost_task_has_completed_stays_complete(
     engine: Here, basic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +182,7 @@ def test_an_interruption_cancels_the_tasks_and_leaves_the_cluster(
     assert_same_numbers(folder, basic)
 
 
+@pytest.mark.slow
 def test_jobs_whose_options_cannot_work_say_so(
     engine: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +193,7 @@ def test_jobs_whose_options_cannot_work_say_so(
     assert capsys.readouterr().err.count("batch_size must be at least 1, got -1") >= 1
 
 
+@pytest.mark.slow
 def test_a_task_has_as_many_cores_as_threads(engine: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cluster, "run_task", lambda task: None)
     sweep(monkeypatch, tmp_path / "sweep", "threads=2", "hydra.launcher.partition=deep", "+hydra.launcher.qos=high")
@@ -212,7 +218,7 @@ def test_jobs_are_grouped_into_tasks(seeds: int, depths: int, most: int, expecte
     assert cluster_tasks(configs, most) == expected
 
 
-@pytest.mark.parametrize("value", ["0", "null", "1.5"])
+@pytest.mark.parametrize("value", few(["0", "null", "many", "1.5"]))
 def test_impossible_sizes_of_tasks_are_refused(
     value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,11 +227,20 @@ def test_impossible_sizes_of_tasks_are_refused(
     assert error.startswith("hydra.launcher.jobs_per_task must be at least 1, got ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "package", "told"),
     [
-        ("slurm", "submitit", "hydra/launcher=slurm needs submitit; install it with pip install 'gradexp[slurm]'"),
-        ("ray_cluster", "ray", "hydra/launcher=ray_cluster needs ray; install it with pip install 'gradexp[ray]'"),
+        (
+            "slurm",
+            "submitit",
+            "hydra/launcher=slurm needs submitit; install it with pip install 'gradexp[slurm]'",
+        ),
+        (
+            "ray_cluster",
+            "ray",
+            "hydra/launcher=ray_cluster needs ray; install it with pip install 'gradexp[ray]'",
+        ),
     ],
 )
 def test_a_missing_extra_is_named(
@@ -243,6 +258,7 @@ def test_a_missing_extra_is_named(
     assert mistake(main, monkeypatch, capsys, arguments) == told
 
 
+@pytest.mark.slow
 def test_a_machine_without_slurm_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import few
 from command_line import call
 from sweep_processes import TIMES, summaries
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,18 +17,24 @@ from gradexp.run import main
 from gradexp.sweeps import report
 
 ROOT = Path(__file__).parents[2]
-# Of each pair of seeds one stack; a batch larger than the data fails; with this rate he diverges, normal does not.
-SWEEP = ["init=he,normal", "seed=0,1", "batch_size=16,5000", "optimizer.lr=1e4", "depth=4", "width=8", "steps=3"]
+# Of each batch size one stack; a batch larger than the data fails; with this rate he diverges, normal does not.
+SWEEP = ["init=he,normal", "batch_size=16,5000", "optimizer.lr=1e4", "depth=4", "width=8", "steps=3"]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture(scope="module", params=few(["1", "0,1"]))
+def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One folder of the sweep for each launcher."""
     made = {launcher: tmp_path_factory.mktemp("sweeps") / launcher for launcher in ("basic", "ensemble")}
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(report, "write_figures", lambda _: {})  # no launcher's work
         for launcher, folder in made.items():
-            arguments = ["-m", f"hydra/launcher={launcher}", *SWEEP, f"hydra.sweep.dir={folder}"]
+            arguments = [
+                "-m",
+                f"hydra/launcher={launcher}",
+                *SWEEP,
+                f"seed={request.param}",
+                f"hydra.sweep.dir={folder}",
+            ]
             assert call(main, monkeypatch, *arguments) == 1  # of the jobs that fail
     return made
 
@@ -39,7 +46,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_the_same_files_are_left(folders: dict[str, Path]) -> None:
-    assert len(summaries(folders["basic"])) == 8
+    assert len(summaries(folders["basic"])) in (4, 8)  # of one seed, or of two
     assert files(folders["ensemble"]) == files(folders["basic"])
 
 
@@ -51,8 +58,8 @@ def test_summaries_are_equal_but_for_times(folders: dict[str, Path]) -> None:
         statuses.append((ours["status"], ours["verdict"]["training"]))
         for key in ours.keys() - set(TIMES):
             assert equal(ours[key], theirs[name][key]), (name, key)
-    assert statuses.count(("failed", None)) == 4
-    assert 0 < statuses.count(("complete", "diverged")) < 4
+    assert statuses.count(("failed", None)) == len(statuses) / 2
+    assert 0 < statuses.count(("complete", "diverged")) < len(statuses) / 2
 
 
 def equal(ours: Any, theirs: Any) -> bool:
@@ -93,7 +100,7 @@ def test_event_files_hold_the_same_tags_and_steps(folders: dict[str, Path]) -> N
 
 @pytest.mark.parametrize(
     ("option", "mistake"),
-    [("data=file", "data=file needs data.path"), ("device=cuda:99", "device=cuda:99 is not there")],
+    few([("data=file", "data=file needs data.path"), ("device=cuda:99", "device=cuda:99 is not there")]),
 )
 def test_jobs_without_data_or_device_say_so_themselves(
     option: str, mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

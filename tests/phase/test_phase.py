@@ -4,14 +4,16 @@ import csv
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import command_line
 import numpy as np
 import pytest
+from cases import few
 
 from gradexp import plotting, theory
 from gradexp.phase.__main__ import main
-from gradexp.phase.plane import QUANTITIES, measure_dots, phase_plane, weight_scales, write_plane
+from gradexp.phase.plane import QUANTITIES, WeightScalePoint, measure_dots, phase_plane, weight_scales, write_plane
 
 SMALL = ["columns=4", "rows=3", "depth=6", "width=5", "seeds=2", "hydra.run.dir=here"]
 
@@ -72,7 +74,7 @@ def test_dots_lie_within_their_standard_error_of_theory() -> None:
         assert math.exp(dot.log_chi) == pytest.approx(theory.MeanField("tanh", *dot[1:3]).chi_1, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["linear", "tanh", "relu"])
+@pytest.mark.parametrize("name", few(["linear", "tanh", "relu"], 2))
 def test_weight_scales_of_an_identity_are_exact(name: str) -> None:
     found = weight_scales([name], [], [0.7, 1.3], width=3, depth=40, seeds=[0])
     for one in (scale for scale in found if scale.weights == "identity"):
@@ -93,6 +95,7 @@ def test_tanh_behind_a_large_identity_vanishes() -> None:
     assert (deep - shallow) / 100 == pytest.approx(math.log10(0.3943130255), rel=1e-8)
 
 
+@pytest.mark.slow
 def test_weight_scales_of_gaussian_weights_agree_with_networks() -> None:
     found = weight_scales(["linear", "tanh"], [], [0.8, 1.4], width=64, depth=60, seeds=range(16))
     gaussian = [scale for scale in found if scale.weights == "gaussian"]
@@ -128,6 +131,10 @@ def test_table_is_empty_where_there_is_no_number() -> None:
 def test_command_writes_pictures_and_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def of_few(names: list[str], lines: np.ndarray, markers: np.ndarray, *further: Any) -> list[WeightScalePoint]:
+        return weight_scales(names, lines[::12], markers[::8], *further)
+
+    monkeypatch.setattr("gradexp.phase.plane.weight_scales", of_few)
     assert call(monkeypatch, *SMALL, "measure=true", "dots=[2,1]", "activation=erf") == 0
     names = {path.name for path in Path("here").iterdir()}
     pictures = {f"{name}.{ending}" for name in ("phase", "critical_region") for ending in ("png", "svg", "csv")}
@@ -154,22 +161,25 @@ def test_command_writes_pictures_and_numbers(
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [
-        (
-            ["actvation=tanh"],
-            "unknown option 'actvation'; did you mean 'activation'? (python -m gradexp.phase --help",
-        ),
-        (["activation=sine"], "activation must be one of linear, tanh,"),
-        (["sigma_w2=[3,1]"], "sigma_w2 must be [from, to] with 0 <= from < to <= 1e6, got [3.0, 1.0]"),
-        (["sigma_w2=3"], "sigma_w2 must be a list such as sigma_w2=[1,2], got one value"),
-        (["weight_scale=[0,1]"], "weight_scale must be [from, to] with 1e-06 <= from"),
-        (["dots=[0,1]"], "dots must be two numbers of at least 1, got [0, 1]"),
-        (["columns=1"], "columns must be at least 2, got 1"),
-        (["depth=1"], "depth must be at least 2, got 1"),
-        (["seeds=0"], "seeds must be at least 1, got 0"),
-        (["negative_slope=nan"], "negative_slope must be at most 1e6 in size, got nan"),
-        (["hydra.run.dir=/dev/null/x"], "cannot write to /dev/null"),
-    ],
+    few(
+        [
+            (
+                ["actvation=tanh"],
+                "unknown option 'actvation'; did you mean 'activation'? (python -m gradexp.phase --help",
+            ),
+            (["hydra.run.dir=/dev/null/x"], "cannot write to /dev/null"),
+            (["activation=sine"], "activation must be one of linear, tanh,"),
+            (["sigma_w2=[3,1]"], "sigma_w2 must be [from, to] with 0 <= from < to <= 1e6, got [3.0, 1.0]"),
+            (["sigma_w2=3"], "sigma_w2 must be a list such as sigma_w2=[1,2], got one value"),
+            (["weight_scale=[0,1]"], "weight_scale must be [from, to] with 1e-06 <= from"),
+            (["dots=[0,1]"], "dots must be two numbers of at least 1, got [0, 1]"),
+            (["columns=1"], "columns must be at least 2, got 1"),
+            (["depth=1"], "depth must be at least 2, got 1"),
+            (["seeds=0"], "seeds must be at least 1, got 0"),
+            (["negative_slope=nan"], "negative_slope must be at most 1e6 in size, got nan"),
+        ],
+        3,
+    ),
 )
 def test_a_mistake_gets_one_or_two_lines(
     arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -177,6 +187,7 @@ def test_a_mistake_gets_one_or_two_lines(
     assert text in command_line.mistake(main, monkeypatch, capsys, arguments)
 
 
+@pytest.mark.slow
 def test_help_lists_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
@@ -185,6 +196,7 @@ def test_help_lists_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "init=" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_a_sweep_draws_one_plane_for_each_activation(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Path] = []

@@ -4,7 +4,7 @@ import math
 import re
 import tempfile
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import NormalDist
 
@@ -12,13 +12,14 @@ import command_line
 import numpy as np
 import pytest
 import torch
+from cases import few
 
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.choices import INIT_OPTIONS, ConfigError
 from gradexp.config import Config, DataConfig, InitConfig
 from gradexp.networks.inits import INITS, Scheme, xavier_
 from gradexp.predict.__main__ import main
-from gradexp.predict.forecast import forecast
+from gradexp.predict.forecast import Forecast, forecast
 from gradexp.predict.text import describe
 from gradexp.runs.data import load
 
@@ -51,8 +52,13 @@ def tanh(sigma_w2: float, sigma_b2: float | None = None, **options: int) -> Conf
     return Config(activation="tanh", init=InitConfig("mean_field", sigma_w2=sigma_w2), sigma_b2=sigma_b2, **options)
 
 
+@cache
+def chaotic() -> Forecast:
+    return forecast(tanh(2.5, 0.05))
+
+
 def test_numbers_of_a_chaotic_tanh_network_are_those_of_gauss_hermite_quadrature() -> None:
-    found = shown(tanh(2.5, 0.05))
+    found = rows(describe(chaotic()))
     at, weight = np.polynomial.hermite_e.hermegauss(120)
     weight = weight / weight.sum()
     q = 1.0
@@ -122,14 +128,16 @@ def test_probability_of_a_dead_input_is_shown_where_a_relu_can_die() -> None:
 
 
 def test_odds_are_those_of_a_normal_law() -> None:
-    config = tanh(2.5, 0.05)
-    prediction = forecast(config).prediction
+    prediction = chaotic().prediction
     law = NormalDist(prediction.first_over_last or 0.0, float(prediction.sd_output_grad[0]))
-    assert f"{law.cdf(-3):.0%} of such networks vanish, {1 - law.cdf(3):.0%} explode" in shown(config)["odds"]
+    assert (
+        f"{law.cdf(-3):.0%} of such networks vanish, {1 - law.cdf(3):.0%} explode"
+        in rows(describe(chaotic()))["odds"]
+    )
 
 
 @pytest.mark.parametrize(
-    "config", [tanh(2.5, 0.05, depth=30, width=64), Config(depth=30, width=64, init=InitConfig("lyapunov"))]
+    "config", few([tanh(2.5, 0.05, depth=30, width=64), Config(depth=30, width=64, init=InitConfig("lyapunov"))])
 )
 def test_ratio_is_that_of_networks_built_by_the_same_options(config: Config) -> None:
     x = load(config.data, config.width).x_train[:8]
@@ -165,21 +173,21 @@ def test_data_that_say_not_enough_are_loaded() -> None:
     assert (prediction.widths[0], prediction.widths[-1]) == (7, 3)
 
 
-WANTING = [
-    tanh(2.5, 0.05),
-    pytest.param(tanh(0.5), marks=pytest.mark.slow),
-    pytest.param(Config(init=InitConfig("xavier")), marks=pytest.mark.slow),
-    Config(init=InitConfig("he", gain=2), sigma_b2=0.1),
-    pytest.param(Config(init=InitConfig("torch_default"), activation="tanh"), marks=pytest.mark.slow),
-    Config(init=InitConfig("identity", gain=0.5), activation="tanh"),
-    pytest.param(Config(activation="sigmoid"), marks=pytest.mark.slow),
-    pytest.param(Config(activation="gelu", init=InitConfig("xavier")), marks=pytest.mark.slow),
-    pytest.param(
-        Config(activation="leaky_relu", negative_slope=0.3, init=InitConfig("normal")), marks=pytest.mark.slow
-    ),
-    Config(normalization="batch"),
-    Config(residual="plain"),
-]
+WANTING = few(
+    [
+        tanh(2.5, 0.05),
+        tanh(0.5),
+        Config(init=InitConfig("xavier")),
+        Config(init=InitConfig("he", gain=2), sigma_b2=0.1),
+        Config(init=InitConfig("torch_default"), activation="tanh"),
+        Config(init=InitConfig("identity", gain=0.5), activation="tanh"),
+        Config(activation="sigmoid"),
+        Config(activation="gelu", init=InitConfig("xavier")),
+        Config(activation="leaky_relu", negative_slope=0.3, init=InitConfig("normal")),
+        Config(normalization="batch"),
+        Config(residual="plain"),
+    ]
+)
 
 
 @pytest.mark.parametrize("config", WANTING)
@@ -204,7 +212,7 @@ def test_what_to_change_can_be_typed_and_keeps_the_gradient(
 
 
 def test_critical_sigma_w2_is_named_for_the_biases_that_are_given() -> None:
-    (change,) = forecast(tanh(2.5, 0.05)).changes
+    (change,) = chaotic().changes
     assert change.options == "init=mean_field init.sigma_w2=1.761 sigma_b2=0.05"
     assert forecast(tanh(2.5)).changes[0].options == "init=lecun"
 
@@ -222,6 +230,7 @@ def test_nothing_is_to_change_at_the_critical_point_of_one_setting() -> None:
     assert not found.changes
 
 
+@pytest.mark.slow
 def test_a_normalised_network_that_explodes_is_offered_skip_connections() -> None:
     found = forecast(Config(normalization="batch"))
     assert found.prediction.chi_1 == pytest.approx(math.pi / (math.pi - 1), rel=1e-6)
@@ -231,22 +240,26 @@ def test_a_normalised_network_that_explodes_is_offered_skip_connections() -> Non
 
 @pytest.mark.parametrize(
     "config",
-    [
-        *(Config(activation=name, depth=5, width=32) for name in ("linear", "sigmoid", "gelu")),
-        *(Config(init=InitConfig(name), depth=5, width=16) for name in INIT_OPTIONS),
-        Config(normalization="batch", depth=4),
-        Config(normalization="layer", residual="zero", depth=4),
-        Config(depth=1),
-        Config(depth=2),
-        Config(widths=[10, 20]),
-        Config(width=1, depth=5),
-        Config(init=InitConfig("normal", std=0.0)),
-        Config(init=InitConfig("normal", std=1e38), depth=400),
-        Config(init=InitConfig("normal", std=1e-200)),
-        Config(bias=False, init=InitConfig("torch_default")),
-        tanh(1.0),
-        tanh(1.0, width=4),
-    ],
+    few(
+        [
+            Config(depth=1),
+            Config(residual="zero", depth=4),
+            Config(normalization="batch", depth=4),
+            *(Config(activation=name, depth=5, width=32) for name in ("linear", "tanh", "sigmoid", "gelu", "elu")),
+            *(Config(init=InitConfig(name), depth=5, width=16) for name in INIT_OPTIONS),
+            Config(normalization="layer", depth=4),
+            Config(depth=2),
+            Config(widths=[10, 20]),
+            Config(width=1, depth=5),
+            Config(init=InitConfig("normal", std=0.0)),
+            Config(init=InitConfig("normal", std=1e38), depth=400),
+            Config(init=InitConfig("normal", std=1e-200)),
+            Config(bias=False, init=InitConfig("torch_default")),
+            tanh(1.0),
+            tanh(1.0, width=4),
+        ],
+        3,
+    ),
 )
 def test_every_line_is_words_and_numbers_in_80_columns(config: Config) -> None:
     text = describe(forecast(config))
@@ -288,14 +301,17 @@ def test_what_theory_refuses_is_a_config_error() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [
-        (["dpeth=3"], "unknown option 'dpeth'; did you mean 'depth'? (python -m gradexp.predict --help"),
-        (["init=hee"], "unknown init 'hee'; choose one of he,"),
-        (["depth=0"], "depth must be at least 1, got 0"),
-        (["init=he", "init.std=1"], "init 'he' has no option 'std'; it takes gain"),
-        (["data=file"], "data=file needs data.path"),
-        (["depth=5,6"], "depth=5,6 is several values: add -m"),
-    ],
+    few(
+        [
+            (["dpeth=3"], "unknown option 'dpeth'; did you mean 'depth'? (python -m gradexp.predict --help"),
+            (["init=hee"], "unknown init 'hee'; choose one of he,"),
+            (["depth=0"], "depth must be at least 1, got 0"),
+            (["init=he", "init.std=1"], "init 'he' has no option 'std'; it takes gain"),
+            (["data=file"], "data=file needs data.path"),
+            (["depth=5,6"], "depth=5,6 is several values: add -m"),
+        ],
+        2,
+    ),
 )
 def test_a_mistake_gets_one_or_two_lines(
     arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -304,14 +320,14 @@ def test_a_mistake_gets_one_or_two_lines(
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize("inits", few([["he"], ["he", "xavier"]]), ids=",".join)
 def test_several_jobs_print_one_block_each_and_leave_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    inits: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, "-m", "init=he,xavier", "depth=5,6") == 0
+    assert call(monkeypatch, "-m", f"init={','.join(inits)}", "depth=5,6") == 0
     shown = capsys.readouterr().out
     assert re.findall(r"^network +(\d) .*$|^init +(\w+)", shown, re.MULTILINE) == [
-        *[("5", ""), ("", "he"), ("6", ""), ("", "he")],
-        *[("5", ""), ("", "xavier"), ("6", ""), ("", "xavier")],
+        block for init in inits for block in (("5", ""), ("", init), ("6", ""), ("", init))
     ]
     assert not list(Path().iterdir())
 
@@ -334,6 +350,7 @@ def test_the_command_prints_plain_text_and_leaves_nothing(
     assert not list(scratch.iterdir())
 
 
+@pytest.mark.slow
 def test_options_that_matter_in_training_only_change_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

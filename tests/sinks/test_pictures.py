@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from cases import few
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -84,7 +85,7 @@ def test_layer_1_is_at_the_bottom_and_each_step_at_its_number() -> None:
 
 
 def test_of_very_many_steps_and_layers_a_thousand_are_drawn() -> None:
-    table = np.zeros((3000, 2500))
+    table = np.zeros((1500, 1200))
     table[-1, -1], table[0, 0] = 30.0, -30.0
     figure = training_picture(trained(table))
     drawn = cells(figure)
@@ -125,14 +126,16 @@ def test_no_number_format_is_blamed_where_none_fails() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"depth": 1},
-        {"steps": 0},
-        {"steps": 1},
-        {"dtype": "float64"},
-        {"optimizer": OptimizerConfig(lr=1e30)},
-        {"init": InitConfig("normal", std=0.0)},
-    ],
+    few(
+        [
+            {"depth": 1},
+            {"steps": 0},
+            {"steps": 1},
+            {"dtype": "float64"},
+            {"optimizer": OptimizerConfig(lr=1e30)},
+            {"init": InitConfig("normal", std=0.0)},
+        ]
+    ),
     ids=str,
 )
 def test_every_run_can_be_drawn(options: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import few
 from rich.console import Console as RichConsole
 from sweep_processes import LIMIT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -314,16 +315,19 @@ def test_the_values_of_a_step_share_one_event(tmp_path, monkeypatch):
     ]
 
 
-def test_a_long_run_at_150_layers_takes_less_than_30_megabytes(tmp_path):
-    rng, steps, depth = np.random.default_rng(0), range(1000), 150
+@pytest.mark.parametrize("count", few([200, 1000]))
+def test_a_long_run_at_150_layers_takes_less_than_30_megabytes(count, tmp_path):
+    rng, steps, depth = np.random.default_rng(0), range(count), 150
     sizes = {quantity: rng.normal(-5, 3, (len(steps), 1, depth)) for quantity in QUANTITIES}
     codes = {quantity: np.zeros(values.shape, np.int8) for quantity, values in sizes.items()}
     history = History("train", [f"layers.{layer}" for layer in range(depth)], list(steps), [0], sizes, codes)
-    training = Training(list(rng.random(1000)), list(rng.random(1000)), [(100 * k, 0.5, 0.5) for k in range(11)])
+    training = Training(
+        list(rng.random(count)), list(rng.random(count)), [(count // 10 * k, 0.5, 0.5) for k in range(11)]
+    )
     run = result(gradients=history, training=training)
     play(Files(tmp_path), run)
     play(TensorBoard(tmp_path), run)
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 30e6
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 30e3 * count
     shown = scalars(tmp_path)["gradient/log10_first_over_last"]
     ratios = sizes["output_grad"][:, 0, 0] - sizes["output_grad"][:, 0, -1]
     assert shown == exactly(zip(steps, ratios, strict=True))
