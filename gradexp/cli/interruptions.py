@@ -65,6 +65,10 @@ class Interruptions:
         self._terminals: list[int] = []
         self._unraisable: Any = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send a fresh one to a worker process: what this one holds belongs to its own process."""
+        return type(self), (self.waits_for_files,)
+
     def __enter__(self) -> Self:
         """Handle the signals from now on, unless they are ignored, as in a job that outlives its terminal."""
         for signum in _SIGNALS:

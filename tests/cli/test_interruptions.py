@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import pty
 import signal
 import subprocess
@@ -170,6 +171,13 @@ def test_signals_are_given_back_to_a_program_and_ignored_at_the_end_of_a_command
     with Interruptions():
         pass
     assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_a_worker_process_gets_one_of_its_own() -> None:
+    with Interruptions(waits_for_files=True) as taken:
+        taken.hold()
+        fresh = pickle.loads(pickle.dumps(taken))
+    assert vars(fresh) == vars(Interruptions(waits_for_files=True))
 
 
 def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
