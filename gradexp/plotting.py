@@ -27,7 +27,9 @@ def save(figure: "Figure", path: Path, dpi: int) -> Path:
     """Write a figure to ``path.png`` and ``path.svg`` and return the former."""
     with warnings.catch_warnings():
         # A name may have letters that the font has not; they are drawn as boxes.
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
+        # With very long names matplotlib 3.8 leaves the panels where they are.
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is done, once for both files
         for ending in ("svg", "png"):

@@ -94,6 +94,12 @@ def test_of_very_many_steps_and_layers_a_thousand_are_drawn() -> None:
     assert drawn[-1, -1, 0] > drawn[-1, -1, 2]
 
 
+def horizontal(patch):
+    """Return where a patch begins and ends on its axis; until matplotlib 3.9 a span was no rectangle."""
+    box = patch.get_window_extent().transformed(patch.axes.transData.inverted())
+    return round(box.x0, 6), round(box.x1, 6)
+
+
 def test_the_profile_shows_measurement_theory_and_where_the_number_format_fails() -> None:
     result = small(activation="linear", depth=60, steps=0, init=InitConfig("identity", gain=0.1))
     figure = profile_picture(result)
@@ -102,7 +108,7 @@ def test_the_profile_shows_measurement_theory_and_where_the_number_format_fails(
     up = result.initial.failing_layer("output", "float32", overflow=False)
     failures = [f"0 in float32\nfrom layer {down} down", f"outputs 0 in float32\nfrom layer {up} up"]
     assert legend(figure) == ["measured", "theory ± 2 sd", *failures]
-    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in figure.axes[0].patches]
+    spans = [horizontal(patch) for patch in figure.axes[0].patches]
     assert spans == [(0.5, down + 0.5), (up - 0.5, 60.5)]
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
     assert np.diff(lines["measured"])[:-1] == pytest.approx(np.ones(58))  # the last layer has more units
@@ -114,7 +120,7 @@ def test_layers_that_are_exactly_0_are_marked() -> None:
     figure = profile_picture(small(init=InitConfig("normal", std=0.0), bias=False, steps=0))
     assert "exactly 0" in legend(figure)
     [span] = [patch for patch in figure.axes[0].patches if patch.get_label() == "exactly 0"]
-    assert (span.get_x(), span.get_x() + span.get_width()) == (0.5, 11.5)
+    assert horizontal(span) == (0.5, 11.5)
     [line] = [line for line in figure.axes[0].get_lines() if line.get_label() == "measured"]
     assert line.get_marker() == "o"  # layer 12 alone has a number
 

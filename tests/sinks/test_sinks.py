@@ -388,12 +388,10 @@ def printed(run, quiet=False, folder=Path("outputs"), **options):
 
 
 def test_quiet_prints_the_two_lines_of_the_verdict_and_nothing_else():
-    text = printed(result(), quiet=True)
-    assert text == (
-        "gradient: stable, training: trained, theory: unavailable\nthe gradient arrives: "
-        + "as it should, " * 9
-        + "\n"
-    )
+    assert [line.rstrip() for line in printed(result(), quiet=True).splitlines()] == [
+        "gradient: stable, training: trained, theory: unavailable",
+        ("the gradient arrives: " + "as it should, " * 9).rstrip(),
+    ]
 
 
 def test_output_to_a_pipe_has_no_ansi_codes_and_fits_80_columns(plain, capsys, tmp_path):
@@ -547,7 +545,9 @@ def test_a_terminal_gets_a_progress_bar_that_is_gone_at_the_end():
     sink.close()
     assert "drawing weights" in out.getvalue()
     assert "training" in out.getvalue()
-    assert console._live_stack == []
+    # Two releases of rich, two names.
+    assert not getattr(console, "_live_stack", None)
+    assert getattr(console, "_live", None) is None
     assert out.getvalue().endswith("\x1b[2K")  # the bar's line is cleared
 
 
