@@ -128,6 +128,7 @@ NEW_CHOICES = {
 }
 
 
+@pytest.mark.slow
 def test_a_scheme_without_a_law_and_every_other_choice_need_one_function_and_one_entry(tmp_path: Path) -> None:
     function, entry, _ = recipe()
     folder = copy_of_the_package(tmp_path)

@@ -69,7 +69,11 @@ WITH_TORCH = [
 
 
 @pytest.mark.parametrize(
-    ("before", "chains"), [("import sys", WITHOUT_TORCH), ("import torch", WITH_TORCH)], ids=["light", "with torch"]
+    ("before", "chains"),
+    [
+        pytest.param("import sys", WITHOUT_TORCH, id="light"),
+        pytest.param("import torch", WITH_TORCH, id="with torch", marks=pytest.mark.slow),
+    ],
 )
 def test_import_stays_light(before: str, chains: list[list[tuple[str, tuple[str, ...]]]]) -> None:
     shown = loaded_after(*([code for code, _ in steps] for steps in chains), before=before)
