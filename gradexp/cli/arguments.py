@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Glob, QuotedString
 
 from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import Command
-from gradexp.cli.help import choices, list_options
+from gradexp.cli.help import choices, defaults
 from gradexp.cli.hydra_internals import get_args_parser
 from gradexp.cli.lines import shortened
 
@@ -57,7 +57,7 @@ def _check_overrides(overrides: Sequence[str], about: Command) -> None:
     Raises:
         ConfigError: For the first mistake.
     """
-    flags = [option.key for option in list_options(about.schema) if isinstance(option.default, bool)]
+    flags = [key for key, default in defaults(about.schema).items() if isinstance(default, bool)]
     for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
         key, value = override.key_or_group, override.value()
         if not key:

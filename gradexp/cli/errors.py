@@ -8,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gradexp.choices import ConfigError
 from gradexp.cli.about import RUN, Command
-from gradexp.cli.help import list_options
+from gradexp.cli.help import defaults
 from gradexp.cli.lines import shortened
 
 # Letters of a line beyond which it is cut.
@@ -60,7 +60,7 @@ def _text_of(error: BaseException, about: Command) -> str:
 
 
 def _unknown_key(key: str, about: Command) -> str:
-    keys = [option.key for option in list_options(about.schema)]
+    keys = list(defaults(about.schema))
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return f"unknown option '{key}'{hint} (python -m gradexp.{about.name} --help lists them all)"

@@ -27,27 +27,35 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 
 
-def list_options(schema: type = Config, prefix: str = "") -> list[Option]:
-    """List every option with its default and the string under its field in the schema's source."""
-    texts = _field_texts(schema)
-    options = []
+def defaults(schema: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Return the default of every option by its key."""
+    values: dict[str, Any] = {}
     for entry in fields(schema):
         if isinstance(entry.type, type) and is_dataclass(entry.type):
-            options += list_options(entry.type, f"{entry.name}.")
+            values |= defaults(entry.type, f"{entry.name}.")
         else:
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-            options.append(Option(prefix + entry.name, default, texts[entry.name]))
-    return options
+            values[prefix + entry.name] = default
+    return values
 
 
-def _field_texts(cls: type) -> dict[str, str]:
-    body = ast.parse(inspect.getsource(cls)).body[0]
+def list_options(schema: type = Config) -> list[Option]:
+    """List every option with its default and the string under its field in the schema's source."""
+    texts = _field_texts(schema)
+    return [Option(key, default, texts[key]) for key, default in defaults(schema).items()]
+
+
+def _field_texts(schema: type, prefix: str = "") -> dict[str, str]:
+    body = ast.parse(inspect.getsource(schema)).body[0]
     assert isinstance(body, ast.ClassDef)
     texts = {}
     for statement, follower in zip(body.body, body.body[1:], strict=False):
         match statement, follower:
             case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(value=ast.Constant(value=str(text))):
-                texts[key] = text
+                texts[prefix + key] = text
+    for entry in fields(schema):
+        if isinstance(entry.type, type) and is_dataclass(entry.type):
+            texts |= _field_texts(entry.type, f"{entry.name}.")
     return texts
 
 

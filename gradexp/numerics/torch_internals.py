@@ -4,7 +4,6 @@ All of them exist in torch 2.6, the oldest that is supported, and in 2.13 and 2.
 so that a torch release that renames one is this file's work alone.
 """
 
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -126,16 +125,6 @@ def compiled_module(model: Any) -> Any:
     Without it names of modules would begin with ``_orig_mod``.
     """
     return getattr(model, "_orig_mod", None) if type(model).__name__ == "OptimizedModule" else None
-
-
-def uncompiled_name(name: str) -> str:
-    """Return a module's name as it is without ``torch.compile``, which puts ``_orig_mod`` into it (torch 2.0)."""
-    return re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name).lstrip(".")
-
-
-def is_view(tensor: Tensor) -> bool:
-    """Return whether autograd holds a tensor for a view of another (torch 1.6). Without: ``base_of`` tells."""
-    return tensor._is_view()
 
 
 def base_of(view: Tensor) -> Tensor | None:

@@ -11,12 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gradexp.choices import ConfigError
+from gradexp.choices import GROUPS, ConfigError
 from gradexp.runs.summary import UNHASHED, metrics
 from gradexp.sweeps.folder import Job, is_at_work, read_jobs
-
-GROUPS = ("init", "data", "optimizer")
-"""Options whose value is a choice with options of its own; the choice is called ``name`` in a run's config."""
 
 _CHOICES = {f"{group}.name": group for group in GROUPS}  # both may be typed
 
