@@ -8,11 +8,11 @@ from gradexp._version import __version__
 if TYPE_CHECKING:
     from gradexp import theory as theory
     from gradexp.config import Config as Config
+    from gradexp.diagnosis.measure import measure as measure
     from gradexp.exact.profile import exact_profile as exact_profile
     from gradexp.history.history import History as History
     from gradexp.networks.initialize import initialize as initialize
     from gradexp.networks.mlp import MLP as MLP
-    from gradexp.probe.measure import measure as measure
     from gradexp.probe.probe import GradientProbe as GradientProbe
 
 # Loaded on first use: `import gradexp` alone takes milliseconds and loads neither torch nor Hydra.
@@ -23,7 +23,7 @@ _HOMES = {
     "MLP": "networks.mlp",
     "exact_profile": "exact.profile",
     "initialize": "networks.initialize",
-    "measure": "probe.measure",
+    "measure": "diagnosis.measure",
 }
 
 __all__ = [

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradexp.history.encoding import printable
+from gradexp.history.finding import Finding
 from gradexp.history.npz import read_fields, write_fields
 from gradexp.history.plot import profile_figure
 from gradexp.history.scalars import Points, or_none, points, profile_points
@@ -87,6 +88,8 @@ class History:
         time_log10: ``"quantity/name"`` -> sizes at each time step of a recurrent layer, shape ``(step, network,
             time)`` (probe with ``time=True`` only; ``over_time`` reads them).
         time_status: The same for indices into ``STATUSES``.
+        feeds: Pairs of layers, of which the first one feeds the second one, as in ``Step`` (probe only).
+        findings: What was found in each step beside the sizes, worst first; empty if nobody looked.
     """
 
     phase: str
@@ -107,6 +110,8 @@ class History:
     loss: Array | None = None
     time_log10: dict[str, Array] = field(default_factory=dict)
     time_status: dict[str, NDArray[np.int8]] = field(default_factory=dict)
+    feeds: list[tuple[int, int]] = field(default_factory=list)
+    findings: list[tuple[Finding, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.calls = self.calls or [0] * len(self.names)
@@ -140,6 +145,8 @@ class History:
             self.calls,
             self.dtypes,
             self.theory,
+            self.feeds,
+            self.findings[step] if self.findings else (),
         )
 
     def over_time(self, name: str, step: int = -1) -> Step:
@@ -344,7 +351,7 @@ class History:
             return {name: array[index] for name, array in value.items()} if isinstance(value, dict) else value[index]
 
         changes = {key: selected(key, axis) for key, axis in _NETWORK_AXES.items() if getattr(self, key) is not None}
-        return replace(self, steps=steps, seeds=self.seeds[which], **changes)
+        return replace(self, steps=steps, seeds=self.seeds[which], findings=self.findings[:end], **changes)
 
     def _rows(self) -> Iterator[tuple[Any, ...]]:
         """Yield one tuple per step, network and layer, with the values of ``COLUMNS``.

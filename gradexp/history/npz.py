@@ -3,14 +3,16 @@
 import json
 import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gradexp.atomic_write import replacing
+from gradexp.history.finding import Finding
 
-_PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes")
+_PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes", "feeds")
 _ARRAY_DICTS = ("log10", "status", "largest_log10", "stats", "theory", "time_log10", "time_status")
 _OPTIONAL = ("dead_fraction", "output_cosine", "samples", "total_grad", "loss")
 
@@ -25,7 +27,10 @@ def write_fields(path: Path, fields: Mapping[str, Any]) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    arrays: dict[str, Any] = {"meta": np.array(json.dumps({key: fields[key] for key in _PLAIN}))}
+    findings = [[asdict(finding) for finding in of_step] for of_step in fields["findings"]]
+    arrays: dict[str, Any] = {
+        "meta": np.array(json.dumps({**{key: fields[key] for key in _PLAIN}, "findings": findings}))
+    }
     for kind in _ARRAY_DICTS:
         arrays.update({f"{kind}/{key}": value for key, value in fields[kind].items()})
     arrays.update({key: fields[key] for key in _OPTIONAL if fields[key] is not None})
@@ -46,6 +51,8 @@ def read_fields(path: Path) -> dict[str, Any]:
             raise ValueError("no zip file")
         file = np.load(raw, allow_pickle=False)
         fields: dict[str, Any] = dict(json.loads(str(file["meta"])))
+        fields["feeds"] = [tuple(pair) for pair in fields.get("feeds", ())]
+        fields["findings"] = [tuple(map(_finding, of_step)) for of_step in fields.get("findings", ())]
         fields.update({kind: {} for kind in _ARRAY_DICTS})
         for key in file:
             kind, _, name = key.partition("/")
@@ -53,3 +60,7 @@ def read_fields(path: Path) -> dict[str, Any]:
                 fields[kind][name] = file[key]
         fields.update({key: file[key] for key in _OPTIONAL if key in file})
     return fields
+
+
+def _finding(fields: Mapping[str, Any]) -> Finding:
+    return Finding(**{**fields, "modules": tuple(fields["modules"])})

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from gradexp.history.finding import Finding
 from gradexp.numerics.formats import limits
 
 Array = NDArray[np.float64]
@@ -57,6 +58,9 @@ class Step:
         calls: Index of each layer's call of its module in a forward pass, from 0.
         dtypes: Quantity -> number format of its tensors, such as ``"float32"`` (probe only).
         theory: Predicted log10 and standard deviation per layer, as in ``History``.
+        feeds: Pairs of layers, as indices from 0, of which the first one's output goes into the second one, by
+            autograd's graph; the second is ``depth`` for the loss. Empty if the graph is not known.
+        findings: What was found beside the sizes, worst first.
 
     Example:
         >>> ok = np.zeros((1, 3), dtype=np.int8)
@@ -74,6 +78,8 @@ class Step:
     calls: list[int] = field(default_factory=list)
     dtypes: dict[str, str] = field(default_factory=dict)
     theory: dict[str, Array] = field(default_factory=dict)
+    feeds: list[tuple[int, int]] = field(default_factory=list)
+    findings: tuple[Finding, ...] = ()
 
     @property
     def depth(self) -> int:

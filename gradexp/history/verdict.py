@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradexp.history.finding import Finding
 from gradexp.history.step import STATUSES, Step
 
 CODES = {"dead": -2, "vanishing": -1, "stable": 0, "exploding": 1}
@@ -20,12 +21,14 @@ class Verdict:
         training: ``none``, ``trained``, ``stuck`` or ``diverged``.
         theory: ``agrees``, ``deviates`` or ``unavailable``.
         text: The reason, in one line.
+        findings: What was found, worst first.
     """
 
     gradient: str
     training: str = "none"
     theory: str = "unavailable"
     text: str = ""
+    findings: tuple[Finding, ...] = ()
 
     @property
     def words(self) -> str:

@@ -1,4 +1,4 @@
-"""Hooks on anybody's model: ``GradientProbe`` records a training, ``measure`` one pass.
+"""Hooks on anybody's model: ``GradientProbe`` records a training.
 
-Import them from ``gradexp``: names here would hide the files ``probe`` and ``measure``.
+Import it from ``gradexp``: its name here would hide the file ``probe``.
 """

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from gradexp.diagnosis.examination import Examination
+from gradexp.diagnosis.observers import OBSERVERS, found, watched
 from gradexp.history.history import History
 from gradexp.numerics.torch_internals import buffers_of, without_accumulate_hooks
 from gradexp.probe.calls import has_node, tensors_in
@@ -59,22 +61,31 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device, where there are no numbers to measure")
     modules = [model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
+    examination = Examination(model, loss_fn, inputs, targets)
+    observers = [kind() for kind in OBSERVERS]
     with _restored(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe, probe.alone():
         is_hooked = _may_be_hooked(modules)  # the graph of the forward pass would hide it
-        loss = loss_fn(_run(model, inputs), *targets)
+        with watched(examination, observers):
+            examination.output = _run(model, inputs)
+        loss = loss_fn(examination.output, *targets)
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
         if loss.numel() != 1:
             raise ValueError(f"loss_fn must return one number, got a tensor of shape {tuple(loss.shape)}")
         if not loss.requires_grad:
             raise ValueError("the loss does not depend on any parameter that requires a gradient")
+        examination.loss = loss
+        for observer in observers:
+            observer.see_loss(examination)
         with without_accumulate_hooks(p for module in modules for p in module.parameters()):
             if is_hooked:
                 _backward_without_hooks(loss, modules, probe)
             else:
                 loss.backward()
         probe.collect(0, loss)
-    return probe.history
+        history = examination.history = probe.history
+        history.findings = [found(examination, observers)]
+    return history
 
 
 def _split(batch: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -1,0 +1,37 @@
+"""A finding: one thing that is wrong with a model, where, and what helps."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a measurement found.
+
+    Args:
+        kind: The kind in one or two words, such as ``vanishing`` or ``dead units``.
+        text: Where and how much, in one line: the modules by name, and the numbers.
+        modules: Names of the modules concerned, the first one first.
+        remedy: What to do, in one line; empty if there is nothing to do.
+        severity: How much it matters, for the order: 3 stops training, 2 slows it down, 1 is worth knowing, 0 is
+            harmless and explains what the numbers show.
+
+    Example:
+        >>> print(Finding("vanishing", "10^-8.0 from layers.9 to layers.0", ("layers.0",), "initialize(model, 'he')"))
+        vanishing: 10^-8.0 from layers.9 to layers.0
+          try: initialize(model, 'he')
+    """
+
+    kind: str
+    text: str
+    modules: tuple[str, ...] = ()
+    remedy: str = ""
+    severity: int = 2
+
+    def __str__(self) -> str:
+        """Return kind and text, and the remedy below."""
+        return f"{self.kind}: {self.text}" + (f"\n  try: {self.remedy}" if self.remedy else "")
+
+
+def worst_first(findings: "list[Finding]") -> tuple[Finding, ...]:
+    """Return findings by severity; those of one severity stay in order."""
+    return tuple(sorted(findings, key=lambda finding: -finding.severity))
