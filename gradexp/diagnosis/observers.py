@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from gradexp.diagnosis.examination import Examination, Observer
+from gradexp.diagnosis.nonfinite import Nonfinite
 from gradexp.history.finding import Finding, worst_first
 
-OBSERVERS: tuple[type[Observer], ...] = ()
+OBSERVERS: tuple[type[Observer], ...] = (Nonfinite,)
 """All of them, in the order in which findings of the same severity are told."""
 
 
