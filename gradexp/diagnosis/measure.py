@@ -1,8 +1,10 @@
 """measure: one forward and backward pass of anybody's model as a History, leaving the model as it was."""
 
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,15 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from gradexp.diagnosis.examination import Examination
 from gradexp.diagnosis.observers import OBSERVERS, found, watched
 from gradexp.history.history import History
-from gradexp.numerics.torch_internals import buffers_of, without_accumulate_hooks
+from gradexp.numerics.torch_internals import buffers_of, creation_number, without_accumulate_hooks
 from gradexp.probe.calls import has_node, tensors_in
 from gradexp.probe.passes import is_known_to_others
 from gradexp.probe.probe import GradientProbe
 
+NO_BATCH: Any = object()
 
-def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **options: Any) -> History:
+
+def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any = NO_BATCH, **options: Any) -> History:
     """Run one forward and one backward pass and return what happens in each layer.
 
     ``print(measure(model, loss_fn, (x, y)))`` shows a table and a verdict. The model is left as it was found:
@@ -33,14 +37,16 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
         loss_fn: A function or module that returns a scalar.
         batch: ``(inputs, target)``: the loss is ``loss_fn(model(inputs), target)``. A tensor alone, or a
             mapping: ``loss_fn(model(inputs))``. Inputs that are a mapping go in as keyword arguments, a tuple
-            as positional ones.
+            as positional ones. Without a batch the loss is ``loss_fn()``, for losses that call the model in their
+            own way: ``measure(model, lambda: model.evaluate(actions).mean())``.
         **options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``.
 
     Returns:
         A History of one step.
 
     Raises:
-        TypeError: If the batch is none of these, ``loss_fn`` is not callable, or the loss is no tensor.
+        TypeError: If the batch is none of these, ``loss_fn`` is not callable or needs a batch that is not given, or
+            the loss is no tensor.
         ValueError: If the inputs are empty, the loss is not one number or does not depend on any parameter, or the
             model is on the meta device.
 
@@ -50,24 +56,27 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
         >>> history.verdict().gradient
         'stable'
     """
-    inputs, targets = _split(batch)
+    inputs, targets = (None, ()) if batch is NO_BATCH else _split(batch)
     shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
     if shapes and all(0 in shape for shape in shapes):
         raise ValueError(f"the batch holds no sample: its inputs have shape {', '.join(map(str, shapes))}")
     if not callable(loss_fn) or isinstance(loss_fn, type):
         kind = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
         raise TypeError(f"loss_fn must be a function or module that returns a loss, got {kind}")
+    if batch is NO_BATCH and not _takes_nothing(loss_fn):
+        raise TypeError("loss_fn needs arguments; give a batch, or a function without any: lambda: loss")
     probe = GradientProbe(model, **options)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device, where there are no numbers to measure")
     modules = [model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
     examination = Examination(model, loss_fn, inputs, targets)
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():  # others would not come along
+        examination.again = lambda factor: _again(examination, batch, modules, factor, options)
     observers = [kind() for kind in OBSERVERS]
     with _restored(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe, probe.alone():
         is_hooked = _may_be_hooked(modules)  # the graph of the forward pass would hide it
         with watched(examination, observers):
-            examination.output = _run(model, inputs)
-        loss = loss_fn(examination.output, *targets)
+            loss = _loss(examination, batch)
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
         if loss.numel() != 1:
@@ -77,11 +86,7 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
         examination.loss = loss
         for observer in observers:
             observer.see_loss(examination)
-        with without_accumulate_hooks(p for module in modules for p in module.parameters()):
-            if is_hooked:
-                _backward_without_hooks(loss, modules, probe)
-            else:
-                loss.backward()
+        _run_backward(loss, modules, probe, is_hooked)
         probe.collect(0, loss)
         history = examination.history = probe.history
         history.findings = [found(examination, observers)]
@@ -103,12 +108,65 @@ def _run(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
+def _loss(examination: Examination, batch: Any) -> Any:
+    """Run the forward pass and return what the loss function returns."""
+    if batch is NO_BATCH:
+        return _returned(examination.loss_fn, examination.model)
+    examination.output = _run(examination.model, examination.inputs)
+    return examination.loss_fn(examination.output, *examination.targets)
+
+
+def _again(
+    examination: Examination, batch: Any, modules: list[nn.Module], factor: float, options: Mapping[str, Any]
+) -> History:
+    """Record another pass, of the loss times a factor."""
+    probe = GradientProbe(examination.model, **options)
+    with _restored(modules, batch), probe, probe.alone():
+        is_hooked = _may_be_hooked(modules)
+        loss = factor * _loss(replace(examination), batch)
+        _run_backward(loss, modules, probe, is_hooked)
+        probe.collect(0)
+    return probe.history
+
+
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    except ValueError:  # it is written in C and tells nothing
+        pass
+    return True
+
+
+def _returned(closure: Callable[[], Tensor], model: nn.Module) -> Tensor:
+    """Return the loss of a closure, which is made now and has its graph still."""
+    mark = (torch.ones(1, requires_grad=True) * 1).grad_fn
+    assert mark is not None
+    loss = closure()
+    node = loss.grad_fn if isinstance(loss, Tensor) else None
+    if node is not None and creation_number(node) < creation_number(mark):
+        raise ValueError("the loss was computed before; compute it in the function: lambda: loss_fn(model(x), y)")
+    if any(parameter.grad is not None for parameter in model.parameters()):
+        raise ValueError("loss_fn must return the loss without calling backward()")
+    return loss
+
+
 def _may_be_hooked(modules: list[nn.Module]) -> bool:
     """Return whether hooks may take gradients away as they come, for a training that would then have them twice."""
     if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in modules):
         return False  # which waits for the gradients that it has hooked
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad and not is_lazy(p)]
     return any(is_known_to_others(p) for p in parameters if not hasattr(p, "full_tensor"))
+
+
+def _run_backward(loss: Tensor, modules: list[nn.Module], probe: GradientProbe, is_hooked: bool) -> None:
+    """Run the backward pass, without what steps or takes gradients away at its end."""
+    with without_accumulate_hooks(p for module in modules for p in module.parameters()):
+        if is_hooked:
+            _backward_without_hooks(loss, modules, probe)
+        else:
+            loss.backward()
 
 
 def _backward_without_hooks(loss: Tensor, modules: list[nn.Module], probe: GradientProbe) -> None:

@@ -231,7 +231,8 @@ class Births:
         call = self._calls[index]
         value, dtype = self._word(call.outputs), call.dtype
         data = self._bad_data(index)
-        given = next((w for w in map(self._word, ([r] for r in self._inputs)) if w and w in ("nan", "inf", data)), "")
+        inputs = self._inputs or [reading for c in self._calls if not c.name for reading in c.args]
+        given = next((w for w in map(self._word, ([r] for r in inputs)) if w and w in ("nan", "inf", data)), "")
         if data and given:
             return Birth(given, "input")
         if not data:
