@@ -1,5 +1,6 @@
 """A place where nan or inf was born, in words, and what to do about it."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -115,23 +116,32 @@ class Birth:
                 f"torch.where(mask, {name}(torch.where(mask, x, 1.0)), 0.0), an argument that is safe in the branch "
                 "not taken: where() multiplies the slope there by 0, and 0 * inf is nan"
             )
-        for cause in filter(None, known):
-            return table[cause]
+        causes = [cause for cause in known if cause is not None]
+        # A mean makes nan of finite numbers only where it has none; inf comes from what it is taken of.
+        if self.value == "nan" and {*causes} in ({"mean"}, {"mean", "softmax"}):
+            return table["mean"]
+        for cause in causes:
+            if cause != "mean":
+                return table[cause]
+        if "CheckpointFunctionBackward" in self.operations:
+            return "checkpoint(..., use_reentrant=False), and measure again, which shows the operation inside"
         return _GROWTH if (self.size or 0) > _LARGE else _OTHERWISE
 
 
 def _plain_name(operation: str) -> str:
-    """Return ``log`` for ``LogBackward``."""
-    name = operation.removesuffix("Backward").lstrip("_")
-    return name[:1].lower() + name[1:] if operation.endswith("Backward") else name
+    """Return ``log_softmax`` for ``LogSoftmaxBackward``; other names stay."""
+    if not operation.endswith("Backward"):
+        return operation
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation.removesuffix("Backward").strip("_")).lower()
 
 
 _KNOWN = {
-    **dict.fromkeys(("sqrt", "rsqrt", "pow", "norm", "linalgvectornorm", "cdist", "euclideandist"), "root"),
-    **dict.fromkeys(("log", "log2", "log10", "log1p", "nllloss", "xlogy", "logsigmoid"), "log"),
-    **dict.fromkeys(("div", "reciprocal", "normalize", "std", "var"), "quotient"),
+    **dict.fromkeys(("sqrt", "rsqrt", "pow", "norm", "linalg_vector_norm", "cdist", "euclidean_dist"), "root"),
+    **dict.fromkeys(("log", "log2", "log10", "log1p", "xlogy"), "log"),
+    **dict.fromkeys(("div", "reciprocal", "std", "var", "_weightnorm", "weight_norm_interface"), "quotient"),
     **dict.fromkeys(("exp", "expm1", "exp2", "sinh", "cosh"), "exp"),
-    **dict.fromkeys(("softmax", "logsoftmax", "safesoftmax", "multiheadattention"), "softmax"),
+    **dict.fromkeys(("softmax", "log_softmax", "safe_softmax", "multiheadattention"), "softmax"),
+    **dict.fromkeys(("mean", "nll_loss", "nll_loss2d"), "mean"),
     **dict.fromkeys(("acos", "asin", "atanh", "acosh", "tan"), "arc"),
 }
 
@@ -144,6 +154,7 @@ _FORWARD = {
     "quotient": "x / (y + 1e-8) where y may be 0; leave out samples for which there is nothing to divide by",
     "exp": "torch.logsumexp or torch.softmax, which subtract the largest first, or torch.exp(x.clamp(max=50))",
     "softmax": "one entry of each row unmasked, or -1e4 in place of -inf as the mask: softmax of -inf alone is nan",
+    "mean": "a mean over at least one element: is the mask empty, or every target ignored?",
     "arc": "x.clamp(-1 + 1e-6, 1 - 1e-6) before it",
 }
 _BACKWARD = {

@@ -29,7 +29,7 @@ from gradexp.probe.names import is_callable
 # What nan or inf usually comes from, by the name of the graph's node without "Backward".
 _RISKY = re.compile(
     r"_?(Sqrt|Rsqrt|Pow|Log|Log2|Log10|Log1P|Div|Reciprocal|Exp|Expm1|Exp2|Sinh|Cosh|Softmax|SafeSoftmax|LogSoftmax|"
-    r"Acos|Asin|Atanh|Acosh|Tan|Xlogy|Std|Var)Backward"
+    r"Acos|Asin|Atanh|Acosh|Tan|Xlogy|Std|Var|Mean|NllLoss|NllLoss2D)Backward"
 )
 # Operations that move gradients and change none.
 _MOVING = re.compile(

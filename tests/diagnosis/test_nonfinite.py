@@ -220,6 +220,24 @@ def test_a_loss_that_makes_inf_of_finite_numbers_is_named():
     assert not found(linear(), lambda o, y: F.nll_loss((1e3 * o).log_softmax(1), y), (X, Y))
 
 
+@pytest.mark.parametrize("loss", [lambda o: o[o > 1e9].mean(), lambda o: F.cross_entropy(o, torch.full((8,), -100))])
+def test_a_mean_over_nothing_is_told(loss):
+    finding = only(linear(), loss, X)
+    assert "in the loss" in finding.text
+    assert "at least one element" in finding.remedy
+
+
+def test_the_mean_of_a_logarithm_is_about_the_logarithm():
+    assert "clamp" in only(linear(), lambda o: (-o.abs()).log().mean(), X).remedy
+
+
+@pytest.mark.parametrize("model", [linear(), nn.Sequential(linear(4, 4), linear())])
+def test_the_inputs_of_a_closure_are_named_too(model):
+    x = torch.full((8, 4), torch.nan)
+    (finding,) = measure(model, lambda: model(x).sum()).findings[0]
+    assert finding.text == "nan in the input"
+
+
 # Backward
 
 
