@@ -252,9 +252,14 @@ def scaler_states(scaler: torch.amp.GradScaler) -> Mapping[int, Mapping[str, Any
     return scaler._per_optimizer_states
 
 
-def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the float64 norm of each tensor, with few kernels for all (torch 2.4). Without: one after the other."""
-    return list(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+def foreach_norm(tensors: list[Tensor], wide: bool = True) -> list[Tensor]:
+    """Return the norm of each tensor, with few kernels for all (torch 2.4). Without: one after the other.
+
+    Args:
+        tensors: Strided ones.
+        wide: Whether to compute in float64.
+    """
+    return list(torch._foreach_norm(tensors, 2, dtype=torch.float64 if wide else None))
 
 
 def foreach_copy_(targets: Sequence[Tensor], sources: list[Tensor]) -> None:

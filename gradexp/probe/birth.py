@@ -14,8 +14,8 @@ class Birth:
 
     Args:
         value: ``nan``, ``inf`` or ``-inf``.
-        place: ``input``, ``parameter``, ``buffer``, ``module``, ``target``, ``loss``, or ``operation`` (of the
-            backward pass).
+        place: ``input``, ``parameter``, ``buffer``, ``module``, ``target``, ``loss``, ``loss gradient`` (of
+            which no more is known), or ``operation`` (of the backward pass).
         module: Name of the module, empty for the model itself; None for the loss, or unknown.
         kind: Class of that module.
         is_container: Whether operations between the modules inside did it.
@@ -48,9 +48,9 @@ class Birth:
     reaches: bool = True
 
     @property
-    def pass_name(self) -> str:
-        """``forward`` or ``backward``."""
-        return "backward" if self.place == "operation" else "forward"
+    def is_backward(self) -> bool:
+        """Whether the forward pass was finite."""
+        return self.place in ("loss gradient", "operation")
 
     def finding(self) -> Finding:
         """Return it as a finding."""
@@ -65,6 +65,8 @@ class Birth:
             return f"{self.value} in the {self.place}{self.detail}"
         if self.place in ("parameter", "buffer"):
             return f"{self.value} in the {self.place} {self.tensor} before the pass{self.detail}"
+        if self.place == "loss gradient":
+            return f"{self.value} is born in the backward pass, in the loss, whose gradient by a finite output it is"
         got = "finite numbers" + ("" if self.size is None else f" up to {self.size:.3g}")
         if self.place in ("loss", "module"):
             suspects = self._suspects() if self.is_container or self.module is None else ""
@@ -94,6 +96,8 @@ class Birth:
     def _remedy(self) -> str:
         if self.place in ("input", "target"):
             return f"assert torch.isfinite({self.place}).all() where the batch is made; drop or fill those samples"
+        if self.place == "loss gradient":
+            return "gradexp.measure(model, loss_fn, batch), which names the operation"
         if self.place == "parameter":
             return (
                 "go back to a checkpoint from before, then a lower learning rate or "

@@ -114,11 +114,12 @@ class Births:
         """See what the loss function gets beside the model's output."""
         self._target = self._see(tensors_in(targets))
 
-    def see_loss(self, loss: Tensor) -> None:
-        """See the loss."""
-        self._loss = self._see([loss])
-        self._loss_made = [] if loss.grad_fn is None else [loss.grad_fn]
-        self._loss_dtype = loss.dtype
+    def see_loss(self, *losses: Tensor) -> None:
+        """See the loss, or all that the backward pass begins with."""
+        known = [x for x in losses if has_values(x)]
+        self._loss = self._see(known)
+        self._loss_made = [x.grad_fn for x in known if x.grad_fn is not None]
+        self._loss_dtype = known[0].dtype if known else torch.float32
 
     def watch(self, ends: Iterable[Tensor]) -> None:
         """Hook the operations of a backward pass from some tensors."""
