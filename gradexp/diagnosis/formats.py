@@ -124,13 +124,24 @@ def _lost(
         return None
     is_zero = bool(rows)
     rows = rows or list(subnormal)
-    first, last = step.names[rows[-1]], step.names[rows[0]]
-    where = f"of {first}" if len(rows) == 1 else f"of {len(rows)} modules, from {first} down to {last},"
+    has_no_update = any(_is(step, "weight_grad", row, "zero") for row in rows)
     small = "exactly 0" if is_zero else f"below {torch.finfo(dtype).smallest_normal:.2g}, where digits get lost,"
-    text = f"{name} gives out: gradients {where} are {small} and of the loss times 2^{exponent} they are not"
-    return Finding(
-        "number format", text + _ratio(scaled), (first,), _remedy(dtype, exponent, is_zero), 3 if is_zero else 1
+    text = (
+        f"{name} gives out: gradients {_of(step, rows)} are {small} and of the loss times 2^{exponent} they are not"
     )
+    severity = 3 if is_zero and has_no_update else 1
+    remedy = _remedy(dtype, exponent, is_zero) if dtype is torch.float16 or has_no_update else ""
+    return Finding("number format", text + _ratio(scaled), (step.names[rows[-1]],), remedy, severity)
+
+
+def _of(step: Step, rows: Sequence[int]) -> str:
+    """Return which modules some rows are, or which calls of one module."""
+    first, last = step.names[rows[-1]], step.names[rows[0]]
+    if len(rows) == 1:
+        return f"of {first}"
+    if first == last:  # a module that is called at each time step
+        return f"of {len(rows)} of {step.names.count(first)} calls of {first}"
+    return f"of {len(rows)} modules, from {first} down to {last},"
 
 
 def _remedy(dtype: torch.dtype, exponent: int, is_zero: bool) -> str:
@@ -164,6 +175,10 @@ def _exponent(step: Step, dtype: torch.dtype, of_loss: torch.dtype) -> int:
     room = math.floor((math.log10(torch.finfo(dtype).max) - float(numbers.max())) / math.log10(2)) - 2
     # The factor itself is a gradient in the format of the loss.
     return min(room, 24 if dtype is torch.float16 else 100, math.floor(math.log2(torch.finfo(of_loss).max)))
+
+
+def _is(step: Step, quantity: str, row: int, status: str) -> bool:
+    return bool((step.status[quantity][:, row] == STATUSES.index(status)).any())
 
 
 def _rows(step: Step, status: str) -> list[int]:

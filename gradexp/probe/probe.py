@@ -416,7 +416,9 @@ class GradientProbe:
         findings, kinds = [], []
         if self._watch is not None:
             is_known = not isinstance(loss, Tensor) or loss.is_cpu  # without waiting for a device
-            finding = self._watch.look(None if loss is None or not is_known else float(torch.as_tensor(loss).max()))
+            finding = self._watch.look(
+                label, None if loss is None or not is_known else float(torch.as_tensor(loss).max())
+            )
             findings += [] if finding is None else [finding]
             kinds.append("nonfinite")
         if bell.is_about_profiles and is_recorded:
@@ -424,9 +426,10 @@ class GradientProbe:
             kinds += bell.kinds
         return self._keep(bell, label, findings, kinds, loss)
 
-    def _see_before_step(self, finding: Finding | None) -> None:
-        """Tell what an optimizer is about to step with, for which nobody has called ``collect``."""
-        if self._bell is not None:
+    def _see_before_step(self, parameters: Iterable[Tensor] | None) -> None:
+        """Look at what an optimizer is about to step with, for which nobody has called ``collect``."""
+        if self._bell is not None and self._watch is not None:
+            finding = self._watch.look(self._collects, parameters=parameters)
             findings = [] if finding is None else [finding]
             found = self._keep(self._bell, self._collects, findings, ["nonfinite"], None)
             if found:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradexp.numerics.extremes import extremes, nonfinite, read
-from gradexp.numerics.torch_internals import buffers_of
+from gradexp.numerics.torch_internals import buffers_of, foreach_norm
 from gradexp.probe.birth import Birth
 from gradexp.probe.births import Births
 from gradexp.probe.calls import tensors_in
@@ -34,7 +34,8 @@ class Run:
         first = next((x for x in tensors_in((args, kwargs))), None)
         self.device = torch.device("cpu") if first is None else first.device
         self.state = torch.get_rng_state()
-        self.device_state = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        is_cuda = self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+        self.device_state = torch.cuda.get_rng_state(self.device) if is_cuda else None
         kind = self.device.type
         self.autocast = (
             (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
@@ -42,12 +43,15 @@ class Run:
             else None
         )
         self.gradients: dict[int, Tensor] = {}
+        self.outputs: list[Tensor] = []  # norms, where the pass may have to be judged when it is long over
 
     def see(self, output: Any) -> None:
         """Hook the gradients of what the model returned."""
         for position, tensor in enumerate(tensors_in(output)):
             if tensor.requires_grad:
                 tensor.register_hook(partial(self._keep, position))
+                if tensor.is_cuda:
+                    self.outputs += foreach_norm([tensor.detach()])
 
     def _keep(self, position: int, gradient: Tensor) -> None:
         before = self.gradients.get(position)
@@ -74,7 +78,7 @@ def birth_in(model: nn.Module, runs: Sequence[Run], loss: float | None) -> Birth
         with _unseen(), _restored(model, run), torch.enable_grad():
             try:
                 birth = _birth_in(model, run, parameters, loss)
-            except RuntimeError:  # a model that cannot be run twice
+            except Exception:  # of a model that cannot be run twice
                 birth = None
         if birth is not None:
             return birth

@@ -30,7 +30,7 @@ class Watch:
         model: The model. It is held weakly.
         optimizers: Before whose steps to look, if nobody has.
         scaler: The GradScaler in use: infinite gradients of a loss that it has scaled too high are ordinary.
-        seen: Called with what an optimizer would have stepped with.
+        seen: Called before an optimizer steps with gradients that nobody has looked at: all, or some parameters'.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Watch:
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         scaler: torch.amp.GradScaler | None,
-        seen: Callable[[Finding | None], None],
+        seen: Callable[[Iterable[Tensor] | None], None],
     ) -> None:
         self._model = weakref.ref(model)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -46,7 +46,7 @@ class Watch:
         self._seen = weakref.WeakMethod(seen)
         self._runs: deque[Run] = deque(maxlen=_RUNS)
         self._norms: deque[float] = deque(maxlen=_KEPT)
-        self._waiting: deque[tuple[Tensor, Any, list[str], Tensor]] = deque()
+        self._waiting: deque[_Sent] = deque()
         self._is_due = False
         self._handles: list[Any] = []
 
@@ -73,10 +73,13 @@ class Watch:
         self._runs.clear()
         self._waiting.clear()
 
-    def look(self, loss: float | None = None, parameters: Iterable[Tensor] | None = None) -> Finding | None:
+    def look(
+        self, label: int, loss: float | None = None, parameters: Iterable[Tensor] | None = None
+    ) -> Finding | None:
         """Look at the gradients, and return where they stopped being finite, if they did.
 
         Args:
+            label: The step's.
             loss: Its value, if it is known.
             parameters: Those to look at; None: all of the model's.
         """
@@ -84,15 +87,18 @@ class Watch:
         self._is_due = False
         if model is None:
             return None
-        chosen = all_parameters_of(model) if parameters is None else list(parameters)
-        gradients = [(p, p.grad) for p in chosen if p.grad is not None and has_values(p.grad)]
+        chosen = all_parameters_of(model) if parameters is None else parameters
+        trained = [p for p in chosen if p.grad is not None and has_values(p.grad)]
+        gradients = [p.grad for p in trained if p.grad is not None]
         try:
-            if gradients and all(gradient.is_cuda for _, gradient in gradients):
-                return self._look_later(model, [p for p, _ in gradients], [gradient for _, gradient in gradients])
-            if gradients and not self._is_finite([gradient for _, gradient in gradients]):
-                bad = [p for p, gradient in gradients if not _all_finite(gradient)]
-                return self._found(model, bad, loss)
-            return None
+            if not gradients:
+                return None
+            if can_be_read_later(gradients):
+                self._waiting.append(_Sent(label, trained, gradients, self._runs))
+                return self._read(model)
+            if self._is_finite(gradients):
+                return None
+            return self._found(model, [p for p in trained if p.grad is not None and not _all_finite(p.grad)], loss)
         finally:
             if parameters is None:
                 self._runs.clear()
@@ -106,30 +112,17 @@ class Watch:
         self._norms.append(norm)
         return True
 
-    def _look_later(self, model: nn.Module, parameters: list[Tensor], gradients: list[Tensor]) -> Finding | None:
-        """Send the norm on its way to the host, and look at those that have come."""
-        names = {id(p): name for name, p in model.named_parameters()}
-        with torch.no_grad():
-            norms = torch.stack([x.to(gradients[0].device) for x in foreach_norm(list(map(_local, gradients)))])
-            total = torch.linalg.vector_norm(norms)
-            host = torch.empty((), dtype=total.dtype, pin_memory=True)
-            host.copy_(total, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(total.device))
-        self._waiting.append((host, event, [names.get(id(p), "") for p in parameters], norms))
-        while self._waiting and self._waiting[0][1].query():
-            value, _, own, of_each = self._waiting.popleft()
-            if math.isfinite(float(value)):
-                self._norms.append(float(value))
-                continue
-            is_late = bool(self._waiting)  # the weights have been changed with it since
-            bad = [name for name, norm in zip(own, of_each.tolist(), strict=True) if not math.isfinite(norm)]
-            chosen = dict(model.named_parameters())
-            if is_late and self._scaler is not None and self._scaler.get_scale() >= 1:
-                continue
-            if is_late:
-                return _of_parameters(bad, len(own), "a step before this one, ")
-            return self._found(model, [chosen[name] for name in bad if name in chosen], None)
+    def _read(self, model: nn.Module) -> Finding | None:
+        """Look at the norms that have come to the host."""
+        while self._waiting and self._waiting[0].has_come():
+            sent = self._waiting.popleft()
+            norm, output = sent.values.tolist()
+            if math.isfinite(norm):
+                self._norms.append(norm)
+            elif not self._waiting:
+                return self._found(model, sent.bad(model), None)
+            elif self._scaler is None or self._scaler.get_scale() < 1:  # too late to run the pass again
+                return _of_parameters(model, sent.bad(model), f"since step {sent.label} ", math.isfinite(output))
         return None
 
     def _found(self, model: nn.Module, bad: list[Tensor], loss: float | None) -> Finding | None:
@@ -139,8 +132,7 @@ class Watch:
             return None  # the scaler skips the step, and tries a smaller scale
         if birth is not None:
             return birth.finding()
-        names = {id(p): name for name, p in model.named_parameters()}
-        return _of_parameters([names.get(id(p), "") for p in bad], len(names), "")
+        return _of_parameters(model, bad)
 
     def _begin(self, _model: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.is_grad_enabled():
@@ -158,10 +150,50 @@ class Watch:
             return
         held = held_by(optimizer)
         own = [p for p in all_parameters_of(model) if id(p) in held] if is_inside else None
-        finding = self.look(parameters=own)
         seen = self._seen()
         if seen is not None:
-            seen(finding)
+            seen(own)
+
+
+class _Sent:
+    """The norm of all gradients on its way from a device to the host.
+
+    Args:
+        label: The step's.
+        parameters: Whose gradients they are.
+        gradients: The gradients.
+        runs: The forward passes, of which the norm of what they returned comes along.
+    """
+
+    def __init__(self, label: int, parameters: list[Tensor], gradients: list[Tensor], runs: Iterable[Run]) -> None:
+        self.label = label
+        self._parameters = [weakref.ref(parameter) for parameter in parameters]
+        with torch.no_grad():
+            self._norms = torch.stack(foreach_norm(gradients))
+            outputs = [norm for run in runs for norm in run.outputs if norm.device == self._norms.device]
+            output = torch.stack(outputs).sum() if outputs else torch.zeros_like(self._norms[0])
+            self.values, self.has_come = to_host(torch.stack([torch.linalg.vector_norm(self._norms), output]))
+
+    def bad(self, model: nn.Module) -> list[Tensor]:
+        """Return the parameters whose gradients are not finite."""
+        pairs = zip(self._parameters, self._norms.tolist(), strict=True)
+        bad = {id(reference()) for reference, norm in pairs if not math.isfinite(norm)}
+        return [parameter for parameter in model.parameters() if id(parameter) in bad]
+
+
+def can_be_read_later(gradients: Sequence[Tensor]) -> bool:
+    """Return whether the host need not wait for the device: all are plain tensors on one CUDA device."""
+    devices = {x.device for x in gradients if x.is_cuda and type(x) is Tensor and x.layout is torch.strided}
+    return len(devices) == 1 and all(x.device in devices and type(x) is Tensor for x in gradients)
+
+
+def to_host(values: Tensor) -> tuple[Tensor, Callable[[], bool]]:
+    """Copy values to the host; return them, and what says whether they have come."""
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(values.device))
+    return host, event.query
 
 
 class _Hook:
@@ -209,11 +241,13 @@ def _all_finite(gradient: Tensor) -> bool:
     return bool(torch.isfinite(gradient).all())
 
 
-def _of_parameters(bad: list[str], count: int, when: str) -> Finding:
+def _of_parameters(model: nn.Module, bad: list[Tensor], since: str = "", is_output_finite: bool = True) -> Finding:
     """Return a finding of which no more is known than whose gradients are not finite."""
-    last = bad[-1] if bad else ""
-    which = f"all {count} parameters" if len(bad) == count else f"{len(bad)} of {count} parameters"
-    text = f"{when}inf or nan in the gradients of {which}, in the backward pass from {last} down"
-    return Finding(
-        "nonfinite", text, (last.rpartition(".")[0],), "gradexp.measure(model, loss_fn, batch), which says where", 3
-    )
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    chosen = {id(p) for p in bad}
+    last = next((name for name, p in reversed(named) if id(p) in chosen), "")
+    which = f"all {len(named)}" if len(bad) == len(named) else f"{len(bad)} of {len(named)}"
+    place = f"in the backward pass, from {last} down" if is_output_finite else "in the forward pass"
+    text = f"{since}the gradients of {which} parameters are inf or nan; it begins {place}"
+    modules = (last.rpartition(".")[0],) if last and is_output_finite else ()
+    return Finding("nonfinite", text, modules, "gradexp.measure(model, loss_fn, batch), which says where", 3)

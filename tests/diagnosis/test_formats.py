@@ -112,6 +112,25 @@ def test_what_is_truly_zero_is_not_blamed_on_the_format(build, wrap):
     assert not [finding for finding in found(wrap(build()), mean_square(1.0), X) if finding.severity > 1]
 
 
+def test_time_steps_of_a_layer_that_learns_from_others_are_worth_knowing_only():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.cell = nn.RNNCell(1, 4)
+            nn.init.orthogonal_(self.cell.weight_hh, 0.1)
+
+        def forward(self, x):
+            state = torch.zeros(1, 4)
+            for time in range(60):
+                state = self.cell(x[time : time + 1], state)
+            return state
+
+    (finding,) = found(Recurrent(), mean_square(1.0), torch.ones(60, 1))
+    assert finding.severity == 1
+    assert " of 60 calls of cell are exactly 0" in finding.text
+
+
 def test_outputs_too_large_for_float16_are_named_by_their_module():
     finding, *_ = found(chain(8, 10.0, nn.ReLU).half(), lambda o: o.float().mean(), X.half())
     history = measure(chain(8, 10.0, nn.ReLU), lambda o: o.mean(), X)

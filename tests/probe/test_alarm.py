@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradexp import GradientProbe, measure
+from gradexp.probe import watch
 from gradexp.probe.alarm import AlarmError
 
 X = torch.linspace(-1, 1, 32).reshape(8, 4)
@@ -314,6 +315,29 @@ def test_nan_that_is_not_the_scalers_raises_the_alarm_at_once():
             probe.collect(0)
 
 
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_a_device_that_answers_late_is_not_waited_for(monkeypatch, late):
+    sent = []
+
+    def to_host(values):
+        sent.append(values)
+        number = len(sent)
+        return values, lambda: len(sent) >= number + late
+
+    monkeypatch.setattr(watch, "can_be_read_later", lambda _: True)
+    monkeypatch.setattr(watch, "to_host", to_host)
+    model = build()
+    probe, optimizer = armed(model, every=100)
+    with pytest.raises(AlarmError) as caught:
+        train(probe, model, optimizer, bad_at(2))
+    if late:
+        text = "since step 2 the gradients of all 6 parameters are inf or nan"
+        assert caught.value.finding.text.startswith(text)
+        assert caught.value.step == 2 + late
+    else:
+        assert str(caught.value).startswith("step 2: nonfinite: nan in the input")
+
+
 def test_other_kinds_are_judged_on_recorded_steps():
     torch.manual_seed(0)
     model = nn.Sequential(*[module for _ in range(40) for module in (nn.Linear(4, 4), nn.Sigmoid())])
@@ -333,7 +357,8 @@ def test_a_model_that_is_called_by_another_method_is_named_by_its_parameters():
         middle = model[0](X)
         (model[1](middle.detach()).sum() + (0 * middle).square().sum().sqrt()).backward()
         with pytest.raises(
-            AlarmError, match=r"in the gradients of 2 of 4 parameters, in the backward pass from 0.bias down"
+            AlarmError,
+            match=r"the gradients of 2 of 4 parameters are inf or nan; it begins .* backward pass, from 0.bias down",
         ):
             probe.collect()
 
@@ -432,3 +457,12 @@ def test_autocast_is_as_it_was_when_the_pass_is_looked_at_again():
             AlarmError, match=r"inf is born in the forward pass, in 1 .Apply."
         ):  # float16 ends at 65504
             probe.collect()
+
+
+def test_a_compiled_model_is_watched():
+    model = build()
+    compiled = torch.compile(model, backend="eager")
+    probe, optimizer = armed(compiled, every=3)
+    with pytest.raises(AlarmError, match=r"^step 4: nonfinite: "):
+        train(probe, compiled, optimizer, bad_at(4))
+    assert is_finite(model)
