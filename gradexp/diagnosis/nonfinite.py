@@ -12,7 +12,8 @@ from gradexp.history.finding import Finding
 from gradexp.numerics.extremes import extremes, nonfinite, read
 from gradexp.numerics.norms import has_values
 from gradexp.probe.birth import Birth
-from gradexp.probe.births import Births
+from gradexp.probe.births import Births, held
+from gradexp.probe.hooks import unseen
 
 
 class Nonfinite(Observer):
@@ -21,6 +22,7 @@ class Nonfinite(Observer):
     def begin(self, examination: Examination) -> None:
         """Look at the inputs."""
         self._births = Births(examination.model, examination.inputs)
+        self._birth: Birth | None = None
 
     def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """Look at what each module got and returned."""
@@ -31,12 +33,18 @@ class Nonfinite(Observer):
         assert examination.loss is not None
         self._births.see_target(examination.targets)
         self._births.see_loss(examination.loss)
-        self._births.watch([examination.loss])
+        with unseen():  # a checkpoint may run modules again to show what is saved in it
+            self._birth = self._births.forward()
+        if self._birth is not None and self._birth.place == "loss" and isinstance(examination.loss_fn, nn.Module):
+            of_loss = held("loss_fn", examination.loss_fn, with_masks=True)
+            self._birth = self._birth if of_loss is None else of_loss
+        if self._birth is None:
+            self._births.watch([examination.loss])
 
     def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return the first birth, if there is one."""
         self._births.stop()
-        birth = self._births.first() or self._births.unreached()
+        birth = self._birth or self._births.backward() or self._births.unreached()
         if birth is None:
             return ()
         if birth.place in ("input", "target"):

@@ -76,6 +76,18 @@ def creation_number(node: Node) -> int:
     return node._sequence_nr()
 
 
+def saved_of(node: Node, name: str) -> Any:
+    """Return what an operation keeps for its backward pass under a name, None if there is no such thing (torch 1.9).
+
+    Without it nobody could say which of several operations has made nan.
+    """
+    try:
+        saved = getattr(node, f"_saved_{name}", None)
+    except RuntimeError:  # a backward pass has freed it
+        return None
+    return saved.detach() if isinstance(saved, Tensor) else saved
+
+
 def in_transform() -> bool:
     """Return whether a functional transform such as vmap or grad is active (torch 2.0).
 

@@ -69,8 +69,8 @@ class Birth:
             return f"{self.value} is born in the backward pass, in the loss, whose gradient by a finite output it is"
         got = "finite numbers" + ("" if self.size is None else f" up to {self.size:.3g}")
         if self.place in ("loss", "module"):
-            suspects = self._suspects() if self.is_container or self.module is None else ""
-            return f"{self.value} is born in the forward pass, in {self._where()}, which got {got}{suspects}"
+            by, suspects = self._suspects()
+            return f"{self.value} is born in the forward pass, in {self._where()}{by}, which got {got}{suspects}"
         if self.is_sum:
             return f"{self.value} is born in the backward pass where finite gradients add up, in {self._where()}"
         after = f"; {self.follows} makes it nan" if self.follows else ""
@@ -79,8 +79,12 @@ class Birth:
             f"which got {got.replace('numbers', 'gradients')}{after}"
         )
 
-    def _suspects(self) -> str:
-        return f" (operations there: {', '.join(map(_plain_name, self.operations))})" if self.operations else ""
+    def _suspects(self) -> tuple[str, str]:
+        """Return the operation that did it, or those that may have."""
+        names = ", ".join(map(_plain_name, self.operations))
+        if len(self.operations) == 1:
+            return f", by {names}", ""
+        return "", f" (operations there: {names})" if names else ""
 
     def _where(self) -> str:
         if self.module is None:
@@ -108,6 +112,8 @@ class Birth:
             return "torch.bfloat16 in place of torch.float16, which ends at 65504" + (
                 "" if self.place != "operation" else ", or a torch.amp.GradScaler with a smaller init_scale"
             )
+        if self.place == "buffer" and "running" not in self.tensor:
+            return f"assert torch.isfinite({self.tensor}).all() where it is set"
         if self.place == "buffer":
             return (
                 f"model.get_submodule('{self.module}').reset_running_stats(), and a look for nan in earlier batches"
@@ -140,8 +146,9 @@ def _plain_name(operation: str) -> str:
 
 
 _KNOWN = {
-    **dict.fromkeys(("sqrt", "rsqrt", "pow", "norm", "linalg_vector_norm", "cdist", "euclidean_dist"), "root"),
+    **dict.fromkeys(("sqrt", "pow", "norm", "linalg_vector_norm", "cdist", "euclidean_dist"), "root"),
     **dict.fromkeys(("log", "log2", "log10", "log1p", "xlogy"), "log"),
+    "rsqrt": "rsqrt",
     **dict.fromkeys(("div", "reciprocal", "std", "var", "_weightnorm", "weight_norm_interface"), "quotient"),
     **dict.fromkeys(("exp", "expm1", "exp2", "sinh", "cosh"), "exp"),
     **dict.fromkeys(("softmax", "log_softmax", "safe_softmax", "multiheadattention"), "softmax"),
@@ -151,6 +158,7 @@ _KNOWN = {
 
 _FORWARD = {
     "root": "torch.sqrt(x.clamp(min=0) + 1e-8) in place of torch.sqrt(x)",
+    "rsqrt": "torch.rsqrt(x + 1e-8) in place of torch.rsqrt(x)",
     "log": (
         "torch.log(x.clamp(min=1e-8)); F.log_softmax or F.cross_entropy on logits in place of log(softmax), "
         "F.binary_cross_entropy_with_logits in place of log(sigmoid)"

@@ -25,19 +25,14 @@ from gradexp.numerics.torch_internals import (
 from gradexp.probe.birth import Birth
 from gradexp.probe.calls import tensors_in
 from gradexp.probe.names import is_callable
+from gradexp.probe.suspects import name_of, suspects
 
-# What nan or inf usually comes from, by the name of the graph's node without "Backward".
-_RISKY = re.compile(
-    r"_?(Sqrt|Rsqrt|Pow|Log|Log2|Log10|Log1P|Div|Reciprocal|Exp|Expm1|Exp2|Sinh|Cosh|Softmax|SafeSoftmax|LogSoftmax|"
-    r"Acos|Asin|Atanh|Acosh|Tan|Xlogy|Std|Var|Mean|NllLoss|NllLoss2D)Backward"
-)
 # Operations that move gradients and change none.
 _MOVING = re.compile(
     r"(View|UnsafeView|ReshapeAlias|T|Transpose|Permute|Squeeze|Unsqueeze|Alias|Clone|Split|Unbind|Chunk|Cat|Stack)\d*Backward"
 )
 # Operations that send a gradient of 0 to what they did not take.
 _CHOOSING = ("WhereBackward", "MaskedFillBackward", "IndexBackward", "MaskedSelectBackward", "NanToNumBackward")
-_SEARCHED = 500  # nodes of the graph in which an operation is looked for
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class _Operation:
 class Births:
     """What one forward and backward pass shows of where nan or inf is born.
 
-    Nothing is copied to the host before ``first`` or ``is_finite`` is asked.
+    Nothing is copied to the host before it is asked.
 
     Args:
         model: The model. What its parameters and buffers held before the pass is looked at when asked.
@@ -127,9 +122,9 @@ class Births:
         visited = set(waiting)
         while waiting:
             node = waiting.pop()
-            if not hasattr(node, "variable") and not _MOVING.fullmatch(_name(node)):  # a leaf's only adds
+            if not hasattr(node, "variable") and not _MOVING.fullmatch(name_of(node)):  # a leaf's only adds
                 self._handles.append(
-                    node.register_hook(partial(self._see_operation, _name(node), creation_number(node)))
+                    node.register_hook(partial(self._see_operation, name_of(node), creation_number(node)))
                 )
             for source, _ in node.next_functions:
                 if source is not None and source not in visited:
@@ -142,11 +137,17 @@ class Births:
             handle.remove()
         self._handles.clear()
 
-    def first(self) -> Birth | None:
-        """Return the first birth, or None if the loss and all gradients are finite."""
+    def forward(self) -> Birth | None:
+        """Return the first birth in the forward pass, or None if the loss is finite.
+
+        Asked before the backward pass, which frees what operations have saved, it is more exact.
+        """
         self._values = read(self._pairs)
-        if self._word(self._loss):
-            return self._forward() or self._of_loss()
+        return self._forward() or self._of_loss() if self._word(self._loss) else None
+
+    def backward(self) -> Birth | None:
+        """Return the first birth in the backward pass, or None if all gradients are finite."""
+        self._values = read(self._pairs)
         return self._backward()
 
     def unreached(self) -> Birth | None:
@@ -237,27 +238,27 @@ class Births:
         if data and given:
             return Birth(given, "input")
         if not data:
-            held = _held(call.name, call.module)
-            if held is not None:
-                return replace(held, dtype=dtype)
+            own = held(call.name, call.module)
+            if own is not None:
+                return replace(own, dtype=dtype)
             inside = [c for c in self._calls[:index] if _is_inside(c.name, call.name)]
             begin = max((c.end for c in inside), default=call.begin)
             return Birth(
                 value, "module", call.name, type(call.module).__name__, bool(inside),
                 (inside[-1].name if inside else "", ""),
-                operations=_risky(call.made, begin),
+                operations=suspects(call.made, begin),
                 dtype=dtype,
                 size=self._size(inside[-1].outputs if inside else call.args),
             )  # fmt: skip
         name, module = self._around(call.name)
-        held = _held(name, module, recurse=False)
-        if held is not None:
-            return replace(held, dtype=dtype)
+        own = held(name, module, recurse=False)
+        if own is not None:
+            return replace(own, dtype=dtype)
         before = [c for c in self._calls[:index] if _is_inside(c.name, name) and not _is_inside(c.name, call.name)]
         return Birth(
             data, "module", name, type(module).__name__, True,
             (before[-1].name if before else "", call.name),
-            operations=_risky(call.sources, max((c.end for c in before), default=-1)),
+            operations=suspects(call.sources, max((c.end for c in before), default=-1)),
             dtype=dtype,
             size=self._size(before[-1].outputs if before else self._inputs),
         )  # fmt: skip
@@ -277,7 +278,7 @@ class Births:
         begin = max((call.end for call in self._calls), default=-1)
         return Birth(
             self._word(self._loss), "loss",
-            operations=_risky(self._loss_made, begin),
+            operations=suspects(self._loss_made, begin),
             dtype=self._loss_dtype,
             size=self._size(self._calls[-1].outputs if self._calls else ()),
         )  # fmt: skip
@@ -321,8 +322,15 @@ class Births:
         return call.name, type(call.module).__name__, bool(inside), between
 
 
-def _held(name: str, module: nn.Module, recurse: bool = True) -> Birth | None:
-    """Return the first parameter or buffer of a module, or inside it, that held nan or inf."""
+def held(name: str, module: nn.Module, recurse: bool = True, with_masks: bool = False) -> Birth | None:
+    """Return the first parameter or buffer that held nan or inf.
+
+    Args:
+        name: Of the module.
+        module: The module.
+        recurse: Whether to look inside the modules that are in it too.
+        with_masks: Whether buffers of inf count that are no running statistics, and may be masks.
+    """
     for inner, part in module.named_modules(prefix=name) if recurse else [(name, module)]:
         tensors: dict[str, Mapping[str, Tensor | None]] = {
             "parameter": parameters_by_name(part),
@@ -332,32 +340,11 @@ def _held(name: str, module: nn.Module, recurse: bool = True) -> Birth | None:
             for own, tensor in by_name.items():
                 pair = None if tensor is None else extremes(tensor)
                 word = "" if pair is None else nonfinite(read([pair])[0])
-                if word and (place == "parameter" or word == "nan" or hasattr(part, "reset_running_stats")):
+                is_mask = place == "buffer" and word != "nan" and not hasattr(part, "reset_running_stats")
+                if word and (with_masks or not is_mask):
                     full = f"{inner}.{own}" if inner else own
                     return Birth(word, place, inner, type(part).__name__, tensor=full)
     return None
-
-
-def _risky(ends: Iterable[Node], begin: int) -> tuple[str, ...]:
-    """Return which operations that nan or inf usually come from are among the nodes after some number."""
-    waiting = list(ends)
-    names: dict[str, None] = {}
-    visited = set(waiting)
-    while waiting and len(visited) < _SEARCHED:
-        node = waiting.pop(0)
-        if hasattr(node, "variable") or creation_number(node) <= begin:
-            continue
-        if _RISKY.fullmatch(_name(node)):
-            names[_name(node)] = None
-        new = {source for source, _ in node.next_functions if source is not None} - visited
-        visited |= new
-        waiting += new
-    return tuple(names)
-
-
-def _name(node: Node) -> str:
-    """Return ``SqrtBackward`` for ``SqrtBackward0``."""
-    return re.sub(r"Backward\d+$", "Backward", node.name())
 
 
 def _place(tensor: Tensor) -> Any:

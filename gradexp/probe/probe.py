@@ -169,6 +169,8 @@ class GradientProbe:
         self._readings: list[ProbeStep] = []
         self._findings: list[tuple[Finding, ...]] = []
         self._bell = None if alarm is None else Bell(alarm, alarm_on)
+        if self._bell is not None and self._bell.is_about_profiles and "output_grad" not in self._quantities:
+            raise ValueError("an alarm on anything but nonfinite needs the quantity 'output_grad'")
         self._watch: Watch | None = None
         if self._bell is not None and "nonfinite" in self._bell.kinds:
             self._watch = Watch(model, optimizers, scaler, self._see_before_step)

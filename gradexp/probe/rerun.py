@@ -13,11 +13,8 @@ from gradexp.numerics.torch_internals import buffers_of, foreach_norm
 from gradexp.probe.birth import Birth
 from gradexp.probe.births import Births
 from gradexp.probe.calls import tensors_in
-from gradexp.probe.hooks import Hooks
+from gradexp.probe.hooks import unseen
 from gradexp.probe.names import named_modules
-
-# In whose place no probe is.
-_NOBODY: Any = object()
 
 
 class Run:
@@ -75,11 +72,8 @@ def birth_in(model: nn.Module, runs: Sequence[Run], loss: float | None) -> Birth
         return None
     parameters = [p for p in model.parameters() if p.requires_grad]
     for run in runs:
-        with _unseen(), _restored(model, run), torch.enable_grad():
-            try:
-                birth = _birth_in(model, run, parameters, loss)
-            except Exception:  # of a model that cannot be run twice
-                birth = None
+        with unseen(), _restored(model, run), torch.enable_grad():
+            birth = _birth_in(model, run, parameters, loss)
         if birth is not None:
             return birth
     return None
@@ -93,17 +87,20 @@ def _birth_in(model: nn.Module, run: Run, parameters: list[nn.Parameter], loss: 
     ]
     try:
         output = model(*run.args, **run.kwargs)
+    except Exception:  # of a model that cannot be run twice
+        return None
     finally:
         for handle in handles:
             handle.remove()
     returned = dict(enumerate(tensors_in(output)))
     births.see_loss(*returned.values())
-    birth = births.first()
+    birth = births.forward()
     if birth is not None:
         return birth
     if loss is not None and (word := nonfinite((loss, loss))):
         return Birth(word, "loss")
-    gradients = {position: run.gradients[position] for position in run.gradients if returned[position].requires_grad}
+    chosen = [position for position in run.gradients if position in returned and returned[position].requires_grad]
+    gradients = {position: run.gradients[position] for position in chosen}
     for gradient in gradients.values():
         pair = extremes(gradient)
         if pair is not None and (word := nonfinite(read([pair])[0])):
@@ -113,23 +110,15 @@ def _birth_in(model: nn.Module, run: Run, parameters: list[nn.Parameter], loss: 
     try:
         if ends and parameters:
             torch.autograd.grad(ends, parameters, list(gradients.values()), allow_unused=True)
+    except RuntimeError:  # such as of a reentrant checkpoint, which allows no pass of this kind
+        return None
     finally:
         births.stop()
-    return births.first()
+    return births.backward()
 
 
 def _see(births: Births, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
     births.see_call(name, module, (args, kwargs), output)
-
-
-@contextmanager
-def _unseen() -> Iterator[None]:
-    """Hide what this thread runs from every probe."""
-    before, Hooks.alone.recorder = Hooks.alone.recorder, _NOBODY
-    try:
-        yield
-    finally:
-        Hooks.alone.recorder = before
 
 
 @contextmanager

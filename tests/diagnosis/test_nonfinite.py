@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gradexp import measure
 
@@ -123,7 +124,9 @@ def test_weights_that_are_all_nan_are_counted():
 def test_a_module_without_weights_is_named_and_not_the_next_one():
     model = nn.Sequential(linear(4, 4), Apply(lambda x: (1e4 * x).exp()), linear())
     finding = only(model, F.cross_entropy, (X, Y))
-    assert finding.text.startswith("inf is born in the forward pass, in 1 (Apply), which got finite numbers up to")
+    assert finding.text.startswith(
+        "inf is born in the forward pass, in 1 (Apply), by exp, which got finite numbers up to"
+    )
     assert finding.modules == ("1",)
     assert "clamp(max=50)" in finding.remedy
     cured = nn.Sequential(model[0], Apply(lambda x: (1e4 * x).clamp(max=50).exp()), model[2])
@@ -141,8 +144,7 @@ class Inside(nn.Module):
 
 def test_a_containers_own_operations_are_placed_between_its_children():
     finding = only(nn.Sequential(linear(4, 4), Inside(torch.log)), F.cross_entropy, (X, Y))
-    assert "nan is born in the forward pass, in 1 (Inside), between 1.a and 1.b" in finding.text
-    assert "(operations there: log)" in finding.text
+    assert "nan is born in the forward pass, in 1 (Inside), between 1.a and 1.b, by log, which got" in finding.text
     assert finding.modules == ("1",)
 
 
@@ -214,10 +216,45 @@ def test_a_loss_that_makes_inf_of_finite_numbers_is_named():
         return -(1e3 * output).softmax(1).log().gather(1, y[:, None]).mean()
 
     finding = only(linear(), loss, (X, Y))
-    assert finding.text.startswith("inf is born in the forward pass, in the loss, which got finite numbers up to")
+    assert finding.text.startswith(
+        "inf is born in the forward pass, in the loss, by log, which got finite numbers up to"
+    )
     assert "F.log_softmax" in finding.remedy
     assert finding.modules == ()
     assert not found(linear(), lambda o, y: F.nll_loss((1e3 * o).log_softmax(1), y), (X, Y))
+
+
+@pytest.mark.parametrize(
+    ("loss", "operation", "remedy"),
+    [
+        (lambda o: F.cross_entropy(o / 0.0, Y), "div", "1e-8"),
+        (lambda o: (o * torch.rsqrt((0 * o).square().mean())).mean(), "rsqrt", "torch.rsqrt(x + 1e-8)"),
+        (lambda o: (o.exp() / o.exp().sum() - 9).log().mean(), "log", "clamp"),
+        (lambda o: (1e3 * o.abs()).exp().square().mean().sqrt(), "exp", "clamp(max=50)"),
+        (lambda o: torch.acos(o * 1e3).mean(), "acos", "clamp"),
+        (lambda o: ((o - 1e3) ** 0.5).mean(), "pow", "sqrt"),
+    ],
+)
+def test_of_several_operations_the_one_that_did_it_is_named(loss, operation, remedy):
+    finding = only(linear(), loss, X)
+    assert f"in the loss, by {operation}, which got" in finding.text
+    assert remedy in finding.remedy
+
+
+def test_a_checkpoint_is_looked_into():
+    class Model(Inside):
+        def forward(self, x):
+            return self.b(checkpoint(lambda h: (self.a(h) - 9).log(), x, use_reentrant=False))
+
+    history = measure(nn.Sequential(linear(4, 4), Model()), F.cross_entropy, (X, Y))
+    (finding,) = history.findings[0]
+    assert "in 1 (Model), between 1.a and 1.b, by log" in finding.text
+    assert history.names == ["0", "1.a", "1.b"]
+
+
+def test_weights_of_the_loss_are_named():
+    loss = nn.CrossEntropyLoss(torch.tensor([1.0, torch.inf, 1.0]))
+    assert only(linear(), loss, (X, Y)).text == "inf in the buffer loss_fn.weight before the pass"
 
 
 @pytest.mark.parametrize("loss", [lambda o: o[o > 1e9].mean(), lambda o: F.cross_entropy(o, torch.full((8,), -100))])

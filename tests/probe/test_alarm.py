@@ -119,7 +119,7 @@ def test_it_goes_off_again_after_a_good_step():
             "backward pass, in SqrtBackward of 2 (Apply)",
             ("2",),
         ),
-        (lambda x: (x * 1e30) * 1e30, mean_square, "forward pass, in 2 (Apply)", ("2",)),
+        (lambda x: (x * 1e30) * 1e30, mean_square, "forward pass, in 2 (Apply), which", ("2",)),
         (lambda x: x, lambda o: (0 * o).square().sum().sqrt(), "backward pass, in the loss", ()),
     ],
 )
@@ -413,6 +413,10 @@ def test_the_error_passes_from_process_to_process():
         ({"alarm": "shout"}, "alarm must be 'warn', 'raise' or a function, got 'shout'"),
         ({"alarm": 3}, "alarm must be 'warn', 'raise' or a function, got 3"),
         ({"alarm": "warn", "alarm_on": ("boom",)}, "unknown kind 'boom'; choose from nonfinite, dead, vanishing"),
+        (
+            {"alarm": "warn", "alarm_on": "vanishing", "quantities": "weight_grad"},
+            "an alarm on anything but nonfinite needs the quantity 'output_grad'",
+        ),
         ({"alarm": "warn", "alarm_on": ()}, "alarm_on is empty; choose from nonfinite"),
     ],
 )
