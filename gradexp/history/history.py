@@ -147,6 +147,8 @@ class History:
             self.theory,
             self.feeds,
             self.findings[step] if self.findings else (),
+            {name: values[step] for name, values in self.stats.items()},
+            *(None if x is None else x[step] for x in (self.samples, self.total_grad, self.loss)),
         )
 
     def over_time(self, name: str, step: int = -1) -> Step:
