@@ -36,3 +36,13 @@ def sample_spread(samples: Array | None) -> Array | None:
     mean = np.where(finite, samples, 0).sum(axis=-1) / divisor
     square = np.where(finite, samples - mean[..., None], 0) ** 2
     return np.where(count > 1, np.sqrt(square.sum(axis=-1) / np.maximum(count - 1, 1)), np.nan)
+
+
+def extras(log10: Mapping[str, Array], stats: Mapping[str, Array], samples: Array | None) -> dict[str, Array]:
+    """Return by name all numbers beside the sizes, of one step or of a history, all of one shape.
+
+    ``log10_update_ratio`` is ``update_ratio``, ``samples_sd`` is ``sample_spread``, and each further statistic has
+    its own name, such as ``output.dead``.
+    """
+    named = {"log10_update_ratio": update_ratio(log10), "samples_sd": sample_spread(samples)}
+    return {name: values for name, values in named.items() if values is not None} | dict(stats)

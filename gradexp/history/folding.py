@@ -86,8 +86,8 @@ def _name(places: list[Place], own: str, is_most: bool, has_heading: bool) -> st
     place = places[0]
     if place.block is None or (len(places) == 1 and not has_heading):
         return own
-    if is_most and len(places) > 1 and place.role and has_heading:
-        return place.role
+    if is_most and len(places) > 1 and has_heading:
+        return place.role or "(block)"
     return blocks_name(places, own, with_stack=not has_heading)
 
 
