@@ -7,7 +7,7 @@ import numpy as np
 
 from gradexp.history.derived import extras
 from gradexp.history.patterns import is_match
-from gradexp.history.roles import places
+from gradexp.history.roles import merged_roles, places
 from gradexp.history.short_names import shown_name
 from gradexp.history.step import Array, mean_over_networks
 
@@ -34,8 +34,10 @@ def curves_of(names: list[str], calls: list[int], layers: str | Iterable[str] | 
     if len(names) <= _FEW:
         return {name: [row] for row, name in enumerate(shown)}
     roles: dict[str, list[int]] = defaultdict(list)
-    for row, place in enumerate(places(names, calls)):
-        key = shown[row] if place.block is None else ".".join(filter(None, [place.stack, place.role])) or "blocks"
+    found = places(names, calls)
+    for row, (place, role) in enumerate(zip(found, merged_roles(found), strict=True)):
+        parts = [*place.stack.split("."), *role.replace("*", "").split(".")]
+        key = shown[row] if place.block is None else ".".join(filter(None, parts)) or "blocks"
         roles[key].append(row)
     kept = [*roles]
     if len(kept) > _MOST:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradexp.history.roles import Place
+from gradexp.history.roles import Place, merged_roles
 from gradexp.history.step import Array
 
 _FEWEST = 2  # rows that fold: the range of two numbers holds both
-_SPIKE = 1.0  # decades by which an outlier leaves the line through its neighbours
+_SPIKE = 1.0  # decades by which an outlier leaves all lines through its neighbours
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def folded(places: Sequence[Place], names: Sequence[str], kinds: Sequence[object
         log10: Sizes, shape ``(row,)``, by which outliers are told.
     """
     groups: dict[tuple[str, str, bool], list[int]] = defaultdict(list)
-    for row, place in enumerate(places):
-        key = (place.stack, place.role, place.is_call) if place.block is not None else (names[row], "", False)
+    for row, (place, role) in enumerate(zip(places, merged_roles(places), strict=True)):
+        key = (place.stack, role, place.is_call) if place.block is not None else (names[row], "", False)
         groups[key].append(row)
     stacks: dict[tuple[str, bool], list[list[int]]] = defaultdict(list)
     for (stack, _, is_call), rows in groups.items():
@@ -50,7 +50,8 @@ def folded(places: Sequence[Place], names: Sequence[str], kinds: Sequence[object
         has_heading = len(members) > 1 and max(map(len, members)) >= _FEWEST
         for rows in members:
             rows.sort(key=lambda row: (places[row].block or 0, row))
-            for part in _parts(rows, kinds, log10):
+            is_line = len({places[row].block for row in rows}) == len(rows)  # unlike experts, several in a block
+            for part in _parts(rows, kinds, _outliers(rows, log10) if is_line else []):
                 # Then those that are left out follow one by one.
                 is_most = 2 * len(part) > len(rows) and {places[row].block for row in rows} == blocks
                 name = _name([places[row] for row in part], names[part[0]], is_most, has_heading)
@@ -58,9 +59,8 @@ def folded(places: Sequence[Place], names: Sequence[str], kinds: Sequence[object
     return lines
 
 
-def _parts(rows: list[int], kinds: Sequence[object], log10: Array) -> list[list[int]]:
+def _parts(rows: list[int], kinds: Sequence[object], alone: list[int]) -> list[list[int]]:
     """Split the rows of a role into those that fold, and then those that stand alone."""
-    alone = set(_outliers(rows, log10))
     same: dict[object, list[int]] = defaultdict(list)
     for row in rows:
         if row not in alone:
@@ -71,14 +71,21 @@ def _parts(rows: list[int], kinds: Sequence[object], log10: Array) -> list[list[
 
 
 def _outliers(rows: list[int], log10: Array) -> list[int]:
-    """Return the rows that leave the line through their neighbours, unlike steps and slopes."""
-    values = log10[rows]
+    """Return the rows that no line through two others nearby meets, unlike those of steps and slopes."""
+    values = log10[rows].tolist()
     if len(rows) < 5 or not np.isfinite(values).all():
         return []
-    bend = np.zeros(len(rows))
-    bend[1:-1] = np.abs(values[1:-1] - (values[:-2] + values[2:]) / 2)
-    around = np.maximum(np.append(bend[1:], 0), np.insert(bend[:-1], 0, 0))
-    return [rows[index] for index in np.flatnonzero((bend > _SPIKE) & (bend > 1.5 * around))]
+    alone = []
+    for at, value in enumerate(values):
+        pairs = [(at + i, at + j) for i, j in ((-1, 1), (-2, -1), (1, 2), (-3, -2), (2, 3))]
+        lines = [
+            values[i] + (values[j] - values[i]) / (j - i) * (at - i)
+            for i, j in pairs
+            if min(i, j) >= 0 and max(i, j) < len(values)
+        ]
+        if min(abs(value - line) for line in lines) > _SPIKE:
+            alone.append(rows[at])
+    return alone
 
 
 def _name(places: list[Place], own: str, is_most: bool, has_heading: bool) -> str:
@@ -87,7 +94,7 @@ def _name(places: list[Place], own: str, is_most: bool, has_heading: bool) -> st
     if place.block is None or (len(places) == 1 and not has_heading):
         return own
     if is_most and len(places) > 1 and has_heading:
-        return place.role or "(block)"
+        return _role(places) or "(block)"
     return blocks_name(places, own, with_stack=not has_heading)
 
 
@@ -108,7 +115,13 @@ def blocks_name(places: Sequence[Place], own: str, with_stack: bool = True, with
         # A number may stand at the end of a part: ``denselayer12``.
         gap = " " if place.is_call else "." if own.startswith(f"{place.stack}.{place.block}") else ""
         blocks = f"{place.stack}{gap}{blocks}"
-    return f"{blocks}.{place.role}" if with_role and place.role else blocks
+    return f"{blocks}.{_role(places)}" if with_role and place.role else blocks
+
+
+def _role(places: Sequence[Place]) -> str:
+    """Return the role of some rows, with runs for numbers in which they differ, such as ``experts.0-7.w1``."""
+    parts = zip(*(place.role.split(".") for place in places), strict=True)
+    return ".".join(own[0] if len(set(own)) == 1 else spans([int(part) for part in own]) for own in parts)
 
 
 def spans(numbers: Sequence[int]) -> str:

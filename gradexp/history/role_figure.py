@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradexp.history.plot import MEANINGS, draw_line, draw_marks, label_rows, label_size, profile_figure, values_of
-from gradexp.history.roles import Place, places
+from gradexp.history.roles import Place, merged_roles, places
 from gradexp.history.short_names import short_names
-from gradexp.history.step import Step
+from gradexp.history.step import Array, Step, mean
 from gradexp.plotting import COLOURS
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _FEW = 30  # layers that are drawn one by one, as in the table
 _LEAST_DECADES = 3  # so that what is stable looks flat
 _LONGEST_ROLE = 32
-_FEWEST_BLOCKS = 3
+_FEWEST_BLOCKS = 2
 _MOST_PANELS = 6
 _STYLES = ("-", "--", ":", "-.")
 
@@ -58,10 +58,10 @@ def step_figure(step: Step, quantity: str) -> "Figure":
 def _panels(found: list[Place]) -> list[_Panel]:
     """Return a panel for each stack, the longest ones if there are many, and one for all other rows."""
     stacks: dict[tuple[str, bool], _Panel] = {}
-    for row, place in enumerate(found):
+    for row, (place, role) in enumerate(zip(found, merged_roles(found), strict=True)):
         if place.block is not None:
             panel = stacks.setdefault((place.stack, place.is_call), _Panel(place.stack, {}, []))
-            panel.roles.setdefault(place.role, []).append(row)
+            panel.roles.setdefault(role, []).append(row)
             panel.rows.append(row)
     long = [
         panel
@@ -83,7 +83,10 @@ def _figure(step: Step, quantity: str, found: list[Place], panels: list[_Panel])
     from matplotlib.ticker import MaxNLocator
 
     values = values_of(step, quantity)
-    widths = [max(6, len({found[row].block for row in p.rows}) if p.roles else min(len(p.rows), 12)) for p in panels]
+    widths = [
+        max(6, len({found[row].block for row in panel.rows})) if panel.roles else min(12, max(2, len(panel.rows)))
+        for panel in panels
+    ]
     roles = list(dict.fromkeys(role for panel in panels for role in panel.roles))
     width = min(13, 7 + len(panels))
     figure = Figure(figsize=(width, max(4.2, 0.19 * len(roles))), layout="constrained")
@@ -93,7 +96,7 @@ def _figure(step: Step, quantity: str, found: list[Place], panels: list[_Panel])
         for role, rows in panel.roles.items():
             style = _style(roles.index(role))
             blocks = [(found[row].block or 0) + found[row].is_call for row in rows]
-            draw_line(axes, blocks, values[rows], linewidth=1.6, label=role or "(block)", **style)
+            draw_line(axes, *_means(blocks, values[rows]), linewidth=1.6, label=role or "(block)", **style)
             if quantity in step.status:
                 draw_marks(axes, blocks, step.status[quantity][:, rows], style["color"])
         if panel.roles:
@@ -118,6 +121,15 @@ def _figure(step: Step, quantity: str, found: list[Place], panels: list[_Panel])
     labels = short_names(list(handles), _LONGEST_ROLE)
     figure.legend(list(handles.values()), labels, loc="outside right upper", frameon=False, fontsize=8)
     return figure
+
+
+def _means(blocks: list[int], values: Array) -> tuple[list[int], Array]:
+    """Return the blocks and the mean of each, which is of its experts, if a role has several rows in it."""
+    of_each: dict[int, list[float]] = {}
+    for block, value in zip(blocks, values.tolist(), strict=True):
+        of_each.setdefault(block, []).append(value)
+    means = [mean(np.array(own)) for own in of_each.values()]
+    return [*of_each], np.array([np.nan if value is None else value for value in means])
 
 
 def _draw_others(axes: "Axes", step: Step, quantity: str, rows: list[int], values: Any) -> None:

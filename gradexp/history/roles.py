@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+_FEW_NUMBERS = 4  # inside a role: the layers of an MLP, and not experts
+
 
 class Place(NamedTuple):
     """Where a row stands.
@@ -64,6 +66,31 @@ def places(names: Sequence[str], calls: Sequence[int] = ()) -> list[Place]:
             place = _of_call(name, calls[index])
         rows.append(place)
     return rows
+
+
+def merged_roles(found: Sequence[Place]) -> list[str]:
+    """Return the role of each row, with ``*`` for numbers that have many values, such as those of experts.
+
+    Example:
+        >>> rows = [Place("layers", block, f"experts.{expert}.w1") for block in (0, 1) for expert in range(8)]
+        >>> set(merged_roles(rows))
+        {'experts.*.w1'}
+    """
+    parts = [place.role.split(".") for place in found]
+    masks = [
+        (place.stack, *("*" if _is_number(part) else part for part in own))
+        for place, own in zip(found, parts, strict=True)
+    ]
+    values = _members(
+        ((mask, index), part)
+        for mask, own in zip(masks, parts, strict=True)
+        for index, part in enumerate(own)
+        if _is_number(part)
+    )
+    return [
+        ".".join("*" if len(values[mask, index]) > _FEW_NUMBERS else part for index, part in enumerate(own))
+        for mask, own in zip(masks, parts, strict=True)
+    ]
 
 
 def _is_number(part: str) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradexp.history.roles import Place, places, split
+from gradexp.history.roles import Place, merged_roles, places, split
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,10 @@ def test_calls_of_a_shared_module_are_its_blocks():
     assert places(["cell"] * 3, [0, 1, 2])[2] == Place("cell", 2, "", is_call=True)
     names = ["groups.0.layers.0.attention.query", "groups.0.layers.0.ffn"] * 3
     assert places(names, [0, 0, 1, 1, 2, 2])[4] == Place("groups.0.layers.0", 2, "attention.query", is_call=True)
+
+
+def test_roles_of_experts_are_one_and_those_of_few_layers_are_not():
+    found = places([f"h.{i}.experts.{j}.w" for i in range(3) for j in range(8)] + ["h.0.mlp.0", "h.0.mlp.2"])
+    roles = merged_roles(found)
+    assert set(roles[:24]) == {"experts.*.w"}
+    assert roles[24:] == ["mlp.0", "mlp.2"]
