@@ -85,7 +85,7 @@ def _outliers(rows: list[int], log10: Array) -> list[int]:
         ]
         if min(abs(value - line) for line in lines) > _SPIKE:
             alone.append(rows[at])
-    return alone
+    return alone if len(alone) <= max(4, len(rows) // 8) else []  # many are noise
 
 
 def _name(places: list[Place], own: str, is_most: bool, has_heading: bool) -> str:
