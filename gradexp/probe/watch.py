@@ -88,8 +88,12 @@ class Watch:
         if model is None:
             return None
         chosen = all_parameters_of(model) if parameters is None else parameters
-        trained = [p for p in chosen if p.grad is not None and has_values(p.grad)]
-        gradients = [p.grad for p in trained if p.grad is not None]
+        trained, gradients = [], []
+        for parameter in chosen:
+            gradient = parameter.grad
+            if gradient is not None and (type(gradient) is Tensor or has_values(gradient)):
+                trained.append(parameter)
+                gradients.append(gradient)
         try:
             if not gradients:
                 return None
@@ -108,7 +112,7 @@ class Watch:
         if not math.isfinite(norm):
             if not all(map(_all_finite, gradients)):
                 return False
-            norm = math.hypot(*(float(m) * 2 ** float(e) for m, e in scaled_norms(gradients)))
+            norm = math.hypot(*_exact_norms(gradients))
         self._norms.append(norm)
         return True
 
@@ -183,6 +187,8 @@ class _Sent:
 
 def can_be_read_later(gradients: Sequence[Tensor]) -> bool:
     """Return whether the host need not wait for the device: all are plain tensors on one CUDA device."""
+    if not gradients[0].is_cuda:
+        return False
     devices = {x.device for x in gradients if x.is_cuda and type(x) is Tensor and x.layout is torch.strided}
     return len(devices) == 1 and all(x.device in devices and type(x) is Tensor for x in gradients)
 
@@ -216,17 +222,23 @@ class _Hook:
 
 def _norm(gradients: list[Tensor]) -> float:
     """Return the norm of all gradients, which may be inf for finite ones."""
-    plain = [x for x in gradients if type(x) is Tensor and x.layout is torch.strided and not x.is_complex()]
-    others = [] if len(plain) == len(gradients) else [_local(x) for x in gradients if not any(x is y for y in plain)]
+    plain = [x for x in gradients if type(x) is Tensor and x.is_cpu and x.layout is torch.strided]
     with torch.no_grad():
-        norms = [float(norm) for norm, _ in scaled_norms(others)]
+        norms = []
+        if len(plain) < len(gradients):
+            others = {id(x): x for x in gradients}
+            for gradient in plain:
+                del others[id(gradient)]
+            norms += _exact_norms(others.values())
         if plain:
-            of_each = foreach_norm(plain, wide=False)
-            if len({(norm.device, norm.dtype) for norm in of_each}) == 1:
-                norms.append(float(torch.linalg.vector_norm(torch.stack(of_each))))
-            else:
-                norms += map(float, of_each)
+            norms.append(float(torch.linalg.vector_norm(torch.stack(foreach_norm(plain, wide=False)))))
     return math.hypot(*norms)
+
+
+def _exact_norms(gradients: Iterable[Tensor]) -> list[float]:
+    """Return the norm of each gradient, inf where float64 does not hold it."""
+    sizes = scaled_norms(list(map(_local, gradients)))
+    return [float(torch.ldexp(torch.tensor(float(m)).double(), torch.tensor(float(e)))) for m, e in sizes]
 
 
 def _local(gradient: Tensor) -> Tensor:

@@ -188,12 +188,14 @@ def test_training_under_watch_is_bit_identical(every):
     assert all(torch.equal(a, b) for a, b in zip(weights(False), weights(True), strict=True))
 
 
-def test_large_but_finite_gradients_raise_no_alarm():
-    model = nn.Linear(4, 3)
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 1e25), (torch.float64, 1e300), (torch.float16, 5e3)])
+def test_large_but_finite_gradients_raise_no_alarm(dtype, factor):
+    model = nn.Linear(4, 3).to(dtype)
     probe, _ = armed(model)
     with probe:
-        (1e25 * model(X)).sum().backward()  # whose squares float32 does not hold
+        (factor * model(X.to(dtype))).sum().backward()  # whose squares the format does not hold
         probe.collect(0)
+        assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -463,10 +465,15 @@ def test_autocast_is_as_it_was_when_the_pass_is_looked_at_again():
             probe.collect()
 
 
-def test_a_compiled_model_is_watched():
+@pytest.mark.parametrize("is_compiled_before", [False, True])
+def test_a_compiled_model_is_watched_and_stays_in_one_piece(is_compiled_before):
     model = build()
-    compiled = torch.compile(model, backend="eager")
+    graphs = []
+    compiled = torch.compile(model, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
+    if is_compiled_before:
+        compiled(X)
     probe, optimizer = armed(compiled, every=3)
-    with pytest.raises(AlarmError, match=r"^step 4: nonfinite: "):
-        train(probe, compiled, optimizer, bad_at(4))
+    with pytest.raises(AlarmError, match=r"^step 5: nonfinite: "):
+        train(probe, compiled, optimizer, bad_at(5))
     assert is_finite(model)
+    assert len(graphs) <= 1 + is_compiled_before
