@@ -1,5 +1,6 @@
 """nan and inf: the first place where they are born, and what to do there."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -44,15 +45,36 @@ class Nonfinite(Observer):
     def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return the first birth, if there is one."""
         self._births.stop()
-        birth = self._birth or self._births.backward() or self._births.unreached()
+        birth = self._birth or self._births.backward()
         if birth is None:
-            return ()
+            yield from _sums(examination)
+            birth = self._births.unreached()
+        if birth is None:
+            return
         if birth.place in ("input", "target"):
             tensors = examination.inputs if birth.place == "input" else examination.targets
             birth = replace(birth, detail=_share(tensors, birth.value))
         elif birth.place in ("parameter", "buffer"):
             birth = replace(birth, detail=_share_of_tensors(examination.model, birth))
-        return (birth.finding(),)
+        yield birth.finding()
+
+
+def _sums(examination: Examination) -> Iterable[Finding]:
+    """Return gradients of parameters that are not finite though all that was added up is."""
+    total = None if examination.history is None else examination.history.total_grad
+    if total is None or bool((total < math.inf).all()):
+        return
+    named = examination.model.named_parameters()
+    bad = [
+        name for name, p in named if p.grad is not None and has_values(p.grad) and not torch.isfinite(p.grad).all()
+    ]
+    if bad:
+        text = f"the gradient of {bad[-1]} is the sum of finite ones and does not fit into its number format"
+        modules = (bad[-1].rpartition(".")[0],)
+        remedy = (
+            "torch.float32 weights under torch.autocast, torch.bfloat16, or the mean of the loss in place of its sum"
+        )
+        yield Finding("nonfinite", text, modules, remedy, 3)
 
 
 def _named(value: Any, name: str = "") -> Iterable[tuple[str, Tensor]]:

@@ -66,7 +66,10 @@ class Birth:
         if self.place in ("parameter", "buffer"):
             return f"{self.value} in the {self.place} {self.tensor} before the pass{self.detail}"
         if self.place == "loss gradient":
-            return f"{self.value} is born in the backward pass, in the loss, whose gradient by a finite output it is"
+            return (
+                f"{self.value} is born in the backward pass, in the loss: the model's output is finite, "
+                f"the gradient that comes back to it is {self.value}"
+            )
         got = "finite numbers" + ("" if self.size is None else f" up to {self.size:.3g}")
         if self.place in ("loss", "module"):
             by, suspects = self._suspects()
@@ -108,7 +111,9 @@ class Birth:
                 "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); GradientProbe(model, alarm='raise') stops "
                 "before the step that does it"
             )
-        if self.dtype is torch.float16 and "inf" in self.value:
+        known = [_KNOWN.get(_plain_name(operation).lower()) for operation in (*self.operations, self.kind)]
+        causes = [cause for cause in known if cause is not None]
+        if self.dtype is torch.float16 and "inf" in self.value and _POLES.isdisjoint(causes):
             return "torch.bfloat16 in place of torch.float16, which ends at 65504" + (
                 "" if self.place != "operation" else ", or a torch.amp.GradScaler with a smaller init_scale"
             )
@@ -119,14 +124,12 @@ class Birth:
                 f"model.get_submodule('{self.module}').reset_running_stats(), and a look for nan in earlier batches"
             )
         table = _BACKWARD if self.place == "operation" else _FORWARD
-        known = [_KNOWN.get(_plain_name(operation).lower()) for operation in (*self.operations, self.kind)]
-        if self.is_unused and "softmax" not in known:
+        if self.is_unused and "softmax" not in causes:
             name = _plain_name(self.operations[0])
             return (
                 f"torch.where(mask, {name}(torch.where(mask, x, 1.0)), 0.0), an argument that is safe in the branch "
                 "not taken: where() multiplies the slope there by 0, and 0 * inf is nan"
             )
-        causes = [cause for cause in known if cause is not None]
         # A mean makes nan of finite numbers only where it has none; inf comes from what it is taken of.
         if self.value == "nan" and {*causes} in ({"mean"}, {"mean", "softmax"}):
             return table["mean"]
@@ -156,6 +159,7 @@ _KNOWN = {
     **dict.fromkeys(("acos", "asin", "atanh", "acosh", "tan"), "arc"),
 }
 
+_POLES = frozenset(("root", "rsqrt", "log", "quotient", "arc"))  # which make inf of small numbers in any format
 _FORWARD = {
     "root": "torch.sqrt(x.clamp(min=0) + 1e-8) in place of torch.sqrt(x)",
     "rsqrt": "torch.rsqrt(x + 1e-8) in place of torch.rsqrt(x)",

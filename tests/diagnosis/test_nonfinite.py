@@ -346,6 +346,24 @@ def test_a_function_of_ones_own_is_named():
     assert "in BrokenBackward of 1 (Apply)" in only(model, lambda o: o.sum(), X).text
 
 
+def test_finite_gradients_whose_sum_does_not_fit_are_told():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((2, 2), 1e-4, dtype=torch.float16))
+
+        def forward(self, x):
+            return (4e4 * self.weight * x).float().sum() + (4e4 * self.weight.t() * x).float().sum()
+
+    finding = only(Sum(), lambda o: o, torch.ones(2, 2, dtype=torch.float16))
+    assert finding.text == "the gradient of weight is the sum of finite ones and does not fit into its number format"
+
+
+def test_a_logarithm_in_float16_is_about_the_logarithm():
+    model = nn.Sequential(linear(4, 4), Apply(lambda x: (0 * x).log())).half()
+    assert "clamp" in only(model, lambda o: o.float().sum(), X.half()).remedy
+
+
 # What is no fault
 
 
