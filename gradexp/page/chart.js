@@ -6,7 +6,7 @@
   if (!store) return;
   const data = JSON.parse(store.textContent);
   const $ = (id) => document.getElementById(id);
-  const COLOURS = 7, FEW = 12;
+  const FEW = 12;
 
   // --- The numbers -------------------------------------------------------------------------------------------------
 
@@ -20,8 +20,12 @@
   const lines = data.lines.map((line, index) => {
     const courses = {};
     for (const [quantity, text] of Object.entries(line.course || {})) courses[quantity] = unpack(text);
-    return {...line, index, courses, shown: true};
+    return {...line, index, courses, shown: true, depth: Math.max(...line.layers)};
   });
+  // Networks of several depths are laid with their outputs one upon the other.
+  const depth = Math.max(...lines.map((line) => line.depth));
+  const fromOutput = lines.some((line) => line.depth !== depth);
+  const placed = (line, layers) => fromOutput ? layers.map((layer) => layer + depth - line.depth) : layers;
   const steps = [...new Set(lines.flatMap((line) => line.steps || []))].sort((a, b) => a - b);
   const frames = [...(lines.some((line) => line.initial) ? [null] : []), ...steps];
   const state = {frame: 0, quantity: $("quantity").value, theory: true, near: null};
@@ -36,13 +40,13 @@
   const curve = (line, step = frames[state.frame]) => {
     if (step === null) {
       const sizes = line.initial && line.initial[state.quantity];
-      return sizes && {layers: line.layers, sizes};
+      return sizes && {layers: line.layers, at: placed(line, line.layers), sizes};
     }
     const course = line.courses[state.quantity];
     const at = course ? lastBefore(line.steps, step) : -1;
     if (at < 0) return undefined;
     const layers = line.courseLayers;
-    return {layers, sizes: course.slice(at * layers.length, (at + 1) * layers.length), at: line.steps[at]};
+    return {layers, at: placed(line, layers), sizes: course.slice(at * layers.length, (at + 1) * layers.length)};
   };
   const power = (log10) => {
     const rounded = Math.round(log10 * 10) / 10 + 0;
@@ -67,7 +71,7 @@
     let last = drawn.layers.indexOf(end.layer);
     while (!isNumber(end.size) && drawn.sizes[last + 1] === end.size) last++;
     const to = drawn.layers[last];
-    return `${inWords(end.size)} ${to > end.layer ? `in layers ${end.layer} to ${to}` : `at layer ${end.layer}`}`;
+    return inWords(end.size) + (to > end.layer ? `: layers ${end.layer}-${to}` : ` at layer ${end.layer}`);
   };
 
   // --- SVG ---------------------------------------------------------------------------------------------------------
@@ -104,13 +108,12 @@
     const along = (order, sizes) => order.map((i) => `${x(layers[i]).toFixed(1)} ${y(sizes[i]).toFixed(1)}`);
     return there.length < 2 ? "" : `M${[...along(there, high), ...along(there.reverse(), low)].join("L")}Z`;
   };
-  const colour = (line) => `c${line.index % COLOURS}`;
+  const colour = (line) => `c${line.colour}`;
 
   // --- The gradient over layers ------------------------------------------------------------------------------------
 
   const factor = $("factor");
   const lambda = () => Math.log10(Number($("lambda").value));
-  const depth = Math.max(...lines.flatMap((line) => line.layers));
   // Where the middle of the stable band is: at the output's gradient of the lines that are drawn.
   const reference = (curves) => {
     const ends = curves.map((drawn) => drawn.sizes.findLast(isNumber)).filter(isNumber).sort((a, b) => a - b);
@@ -143,8 +146,9 @@
     const shown = lines.filter((line) => line.shown);
     const drawn = shown.map((line) => ({line, ...curve(line)})).filter((each) => each.sizes);
     const labelled = width >= 620;
-    const box = {left: labelled ? 158 : 10, right: width - 66, top: 14, bottom: Math.min(430, width * 0.62 + 90)};
-    const height = box.bottom + 42, [low, high] = rangeOf(shown);
+    const [low, high] = rangeOf(shown), room = Math.max(-low, high) < 100 ? 66 : 76;
+    const box = {left: labelled ? 172 : 10, right: width - room, top: 14, bottom: Math.min(430, width * 0.62 + 90)};
+    const height = box.bottom + 42;
     const x = (layer) => box.left + (box.right - box.left) * (depth > 1 ? (layer - 1) / (depth - 1) : 0.5);
     const y = (log10) => box.bottom - (box.bottom - box.top) * (log10 - low) / (high - low);
     const clipped = (log10) => Math.min(box.bottom, Math.max(box.top, y(log10)));
@@ -157,31 +161,35 @@
       }
       return bottom - top > 13 ? (top + bottom) / 2 + 4 : null;
     };
-    const middle = (box.left + box.right) / 2;
+    const middle = (box.left + box.right) / 2, names = [];
 
     if (state.quantity === "output_grad") {
       const centre = reference(drawn);
-      const at = band(centre - data.decades, centre + data.decades, "stable-band");
-      if (at !== null) {
-        add(text(box.right - 6, clipped(centre + data.decades) + 14, `stable: within ${data.decades} powers of ten`,
-          {class: "stable-text", "text-anchor": "end"}));
-      }
+      band(centre - data.decades, centre + data.decades, "stable-band");
+      // In a band too thin for it the name stands below.
+      const [top, bottom] = [clipped(centre + data.decades), clipped(centre - data.decades)];
+      names.push(text(labelled ? middle : box.right - 6, bottom - top > 60 ? top + 15 : bottom + 14,
+        `stable: within ${data.decades} powers of ten`,
+        {class: "stable-text", "text-anchor": labelled ? "middle" : "end"}));
     }
     const {zero, smallest, infinite} = data.float32;
     for (const [from, to, words, kind] of [[zero, smallest, "float32 loses digits", "lossy-band"],
       [low, zero, "0 in float32", "zero-band"], [infinite, high, "inf in float32", "zero-band"]]) {
       const at = from < to ? band(from, to, kind) : null;
-      if (at !== null) add(text(middle, at, words, {"text-anchor": "middle"}));
+      if (at !== null) names.push(text(middle, at, words, {"text-anchor": "middle"}));
     }
     for (const tick of ticksOf(low, high, Math.max(3, (box.bottom - box.top) / 48), WHOLE)) {
       add(svg("line", {x1: box.left, x2: box.right, y1: y(tick), y2: y(tick), class: "grid"}));
       add(tenTo(box.right + 8, y(tick) + 4, tick));
     }
     const between = ticksOf(0, depth, Math.max(2, (box.right - box.left) / 70), WHOLE).filter((tick) => tick > 1);
-    for (const tick of [1, ...between.filter((tick) => depth - tick > depth / 16), ...(depth > 1 ? [depth] : [])]) {
-      add(text(x(tick), box.bottom + 17, String(tick), {"text-anchor": "middle"}));
+    const ticks = fromOutput ? ticksOf(0, depth - 1, Math.max(2, (box.right - box.left) / 70), WHOLE)
+      : [1, ...between.filter((tick) => depth - tick > depth / 16), ...(depth > 1 ? [depth] : [])];
+    for (const tick of ticks) {
+      add(text(x(fromOutput ? depth - tick : tick), box.bottom + 17, String(tick), {"text-anchor": "middle"}));
     }
-    add(text(middle, box.bottom + 36, "layer (1 = input side)", {"text-anchor": "middle"}));
+    const axis = fromOutput ? "layers below the output" : "layer (1 = input side)";
+    add(text(middle, box.bottom + 36, axis, {"text-anchor": "middle"}));
     const name = $("quantity").selectedOptions[0].textContent;
     add(text(0, 0, `size of the ${name}`,
       {transform: `translate(${width - 8} ${(box.top + box.bottom) / 2}) rotate(-90)`, "text-anchor": "middle"}));
@@ -196,28 +204,28 @@
         own.push([edge(-1), edge(1)]);
       }
       for (const [from, to] of own) {
-        add(svg("path", {d: bandOf(line.layers, from, to, x, y), class: `band ${colour(line)}`}));
+        add(svg("path", {d: bandOf(placed(line, line.layers), from, to, x, y), class: `band ${colour(line)}`}));
       }
     }
-    for (const {line, layers, sizes} of drawn) {
+    for (const {line, at, sizes} of drawn) {
       const before = !initial && shown.length <= FEW ? curve(line, (line.steps || [])[0]) : null;
       if (before) {
-        add(svg("path", {d: pathOf(before.layers, before.sizes, x, y), class: `past ${colour(line)}`}));
+        add(svg("path", {d: pathOf(before.at, before.sizes, x, y), class: `past ${colour(line)}`}));
       }
       const kind = `run ${colour(line)}${shown.length > FEW ? " many" : ""}${state.near === line ? " near" : ""}`;
-      add(svg("path", {d: pathOf(layers, sizes, x, y), class: kind, "data-line": line.index}));
+      add(svg("path", {d: pathOf(at, sizes, x, y), class: kind, "data-line": line.index}));
       // A size without a logarithm stands at the edge: 0 at the foot, inf or nan at the top.
-      const wide = Math.max(2, (box.right - box.left) / Math.max(1, layers.length - 1));
+      const wide = Math.max(2, (box.right - box.left) / Math.max(1, at.length - 1));
       sizes.forEach((size, i) => {
         if (size !== "0" && size !== "inf") return;
-        add(svg("rect", {x: x(layers[i]) - wide / 2, y: size === "0" ? box.bottom - 5 : box.top, width: wide, height: 5,
+        add(svg("rect", {x: x(at[i]) - wide / 2, y: size === "0" ? box.bottom - 5 : box.top, width: wide, height: 5,
           class: `mark ${colour(line)}`, "data-size": size}));
       });
     }
     if (initial && state.theory) {
       for (const {line} of drawn) {
         const predicted = line.theory && line.theory[q];
-        if (predicted) add(svg("path", {d: pathOf(line.layers, predicted, x, y), class: "theory"}));
+        if (predicted) add(svg("path", {d: pathOf(placed(line, line.layers), predicted, x, y), class: "theory"}));
       }
     }
     const labels = drawn.map((each) => ({...each, name: each.line.name, value: endText(each), kind: colour(each.line)}));
@@ -228,6 +236,7 @@
       const last = lambda() ? depth - inside(sizes[0]) / lambda() : 1;
       add(svg("path", {d: pathOf([last, depth], [inside(sizes[0]), 0], x, y), class: "factor", id: "factor-line"}));
     }
+    add(...names);
     if (labelled) addLabels(add, labels, box, x, clipped);
     picture.setAttribute("aria-label", summary(labels));
     plot = {picture, box, x, y, drawn, width};
@@ -258,9 +267,10 @@
     for (const label of chosen) free = (label.y = Math.max(free, label.end - 14)) + 31;
     let limit = box.bottom + 6;
     for (const label of [...chosen].reverse()) limit = label.y = Math.min(label.y, limit - 31);
-    for (const {name, value, kind, end, y} of chosen) {
+    for (const {name, value, kind, end, y, at} of chosen) {
+      const start = Math.max(box.left, x(at[0])) - 2;
       const short = name.length > 21 ? `${name.slice(0, 20)}…` : name;
-      add(svg("path", {d: `M${box.left - 2} ${end}L${box.left - 9} ${y + 14}`, class: `leader ${kind}`}));
+      add(svg("path", {d: `M${start} ${end}L${box.left - 9} ${y + 14}`, class: `leader ${kind}`}));
       add(svg("g", {class: kind},
         text(box.left - 13, y + 11, short, {class: "label-name", "text-anchor": "end"}),
         text(box.left - 13, y + 25, value, {class: "label-value", "text-anchor": "end"})));
@@ -277,25 +287,26 @@
     if (px < box.left - 8 || px > box.right + 8) return leave();
     let best = null;
     for (const each of drawn) {
-      let at = 0;
-      each.layers.forEach((layer, i) => { if (Math.abs(x(layer) - px) < Math.abs(x(each.layers[at]) - px)) at = i; });
-      const size = each.sizes[at];
+      let near = 0;
+      each.at.forEach((layer, i) => { if (Math.abs(x(layer) - px) < Math.abs(x(each.at[near]) - px)) near = i; });
+      const size = each.sizes[near];
       const height = isNumber(size) ? y(size) : size === "inf" ? box.top : box.bottom;
-      if (!best || Math.abs(height - py) < best.far) best = {...each, at, size, height, far: Math.abs(height - py)};
+      const far = Math.hypot(height - py, x(each.at[near]) - px);
+      if (!best || far < best.far) best = {...each, near, size, height, far};
     }
     if (state.near !== best.line) { state.near = best.line; drawProfile(); }
-    const layer = best.layers[best.at], q = state.quantity;
+    const layer = best.layers[best.near], across = x(best.at[best.near]), q = state.quantity;
     const predicted = frames[state.frame] === null && best.line.theory && best.line.theory[q]
-      ? `, theory ${inWords(best.line.theory[q][best.at])}` : "";
+      ? `, theory ${inWords(best.line.theory[q][best.near])}` : "";
     const named = data.names[layer - 1] ? ` (${data.names[layer - 1]})` : "";
     const words = [`${best.line.name}, layer ${layer}${named}`,
       `${isNumber(best.size) ? digits(best.size) : inWords(best.size)}${predicted}`];
     const wide = Math.min(width - 8, 14 + 6.7 * Math.max(...words.map((line) => line.length)));
-    const left = Math.max(4, Math.min(width - wide - 4, x(layer) - wide / 2));
+    const left = Math.max(4, Math.min(width - wide - 4, across - wide / 2));
     const top = best.height > box.top + 60 ? best.height - 52 : best.height + 12;
     plot.picture.querySelector("#tip")?.remove();
     plot.picture.append(svg("g", {id: "tip", "pointer-events": "none"},
-      svg("circle", {cx: x(layer), cy: best.height, r: 4.5, class: `mark ${colour(best.line)}`}),
+      svg("circle", {cx: across, cy: best.height, r: 4.5, class: `mark ${colour(best.line)}`}),
       svg("rect", {x: left, y: top, width: wide, height: 40, rx: 5, class: "tip"}),
       text(left + 8, top + 16, words[0], {class: "tip-text"}), text(left + 8, top + 32, words[1], {class: "tip-text"})));
   };

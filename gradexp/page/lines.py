@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+COLOURS = 7
+"""How many colours a page has for lines."""
+
 # What a page holds at most, in numbers: at initialisation, about 7 bytes each, and of trainings, 2.7 bytes each.
 _MOST_FIRST, _MOST_COURSE = 70_000, 140_000
 # More cannot be told apart on a screen.
@@ -40,6 +43,7 @@ class Line:
         losses: Loss of each training step from step 0; or of ``steps``, if there are as many.
         guessing: Loss of a network that ignores its input.
         words: Verdicts, such as ``("stable", "trained")``.
+        colour: Index of its colour; None: its own.
         factor: λ of a network whose layers are λ times the identity.
     """
 
@@ -55,6 +59,7 @@ class Line:
     losses: Sequence[float] = ()
     guessing: float | None = None
     words: tuple[str, ...] = ()
+    colour: int | None = None
     factor: float | None = None
 
 
@@ -65,12 +70,18 @@ def pack(lines: Sequence[Line]) -> list[dict[str, Any]]:
     return [
         {
             "name": line.name,
+            "colour": colour_of(line, index),
             **_pack_first(line, _MOST_FIRST // max(1, first)),
             **_pack_course(line, _MOST_COURSE // max(1, courses)),
             **_pack_losses(line),
         }
-        for line in lines
+        for index, line in enumerate(lines)
     ]
+
+
+def colour_of(line: Line, index: int) -> int:
+    """Return the index of a line's colour, from its own place among the lines if it has none."""
+    return index % COLOURS if line.colour is None else line.colour
 
 
 def _pack_first(line: Line, most: int) -> dict[str, Any]:

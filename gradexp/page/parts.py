@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from gradexp.page.document import escape
-from gradexp.page.lines import Line
+from gradexp.page.lines import Line, colour_of
 
 # Never by colour alone.
 MARKS = {
@@ -22,8 +22,6 @@ MARKS = {
     "running": "…",
 }
 _SAID = {"agrees": "theory agrees", "deviates": "theory deviates"}
-COLOURS = 7
-"""How many colours a page has for lines."""
 
 
 class Note(Protocol):
@@ -83,7 +81,7 @@ def chart(lines: Sequence[Line], quantities: Sequence[tuple[str, str]]) -> str:
         quantities: Pairs of a quantity and its name.
     """
     ticks = "".join(
-        f'<label class="tick c{index % COLOURS}"><input type="checkbox" checked data-line="{index}">'
+        f'<label class="tick c{colour_of(line, index)}"><input type="checkbox" checked data-line="{index}">'
         f'<span class="swatch"></span><span class="name">{escape(line.name)}</span>{badges(line.words)}'
         f'<span class="end"></span></label>'
         for index, line in enumerate(lines)

@@ -3,7 +3,6 @@
 import csv
 import math
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +35,13 @@ def read_layers(path: Path, most_steps: int | None = None) -> tuple[History | No
         with path.open(newline="", encoding="utf-8") as file:
             if next(csv.reader(file), None) != list(COLUMNS):
                 raise ValueError("other columns")
-            lines = file.readlines()
-        count = sum(1 for _ in takewhile(lambda line: line.startswith("init,"), lines))
-        initial = _history("init", list(csv.reader(lines[:count])))
-        trained = lines[count:]
+            first, trained = [], []
+            for line in file:
+                if not line.startswith("init,"):
+                    trained = [line, *file.readlines()] if most_steps != 0 else []
+                    break
+                first.append(line)
+        initial = _history("init", list(csv.reader(first)))
         if initial is not None and most_steps is not None:
             trained = _spread(trained, initial.depth, most_steps)
         return initial, _history("train", list(csv.reader(trained)))
