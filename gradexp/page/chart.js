@@ -76,8 +76,9 @@
 
   // --- SVG ---------------------------------------------------------------------------------------------------------
 
+  const NAMESPACE = $("profile").firstElementChild.namespaceURI;
   const svg = (name, attributes = {}, ...content) => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    const element = document.createElementNS(NAMESPACE, name);
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
     element.append(...content.filter((part) => part !== null && part !== undefined));
     return element;
@@ -269,7 +270,7 @@
     for (const label of [...chosen].reverse()) limit = label.y = Math.min(label.y, limit - 31);
     for (const {name, value, kind, end, y, at} of chosen) {
       const start = Math.max(box.left, x(at[0])) - 2;
-      const short = name.length > 21 ? `${name.slice(0, 20)}…` : name;
+      const short = name.length > 22 ? `${name.slice(0, 11)}…${name.slice(-10)}` : name;
       add(svg("path", {d: `M${start} ${end}L${box.left - 9} ${y + 14}`, class: `leader ${kind}`}));
       add(svg("g", {class: kind},
         text(box.left - 13, y + 11, short, {class: "label-name", "text-anchor": "end"}),
@@ -439,12 +440,22 @@
   $("loss-figure").hidden = !withLoss().length;
   $("player").hidden = frames.length < 2;
   $("step").max = frames.length - 1;
-  const ticks = [...document.querySelectorAll(".tick input")];
+  const ticks = [...document.querySelectorAll(".ticks input")];
   const look = () => { ticks.forEach((tick, i) => { lines[i].shown = tick.checked; }); draw(); };
   ticks.forEach((tick) => tick.addEventListener("change", look));
   for (const [id, checked] of [["all", true], ["none", false]]) {
     $(id).addEventListener("click", () => { ticks.forEach((tick) => { tick.checked = checked; }); look(); });
   }
+  // A number has to be a word of the name: 10 is not to find 100.
+  $("only").addEventListener("input", (event) => {
+    const words = event.target.value.toLowerCase().split(/[\s,=]+/).filter(Boolean);
+    ticks.forEach((tick, i) => {
+      const own = lines[i].name.toLowerCase().split(/[\s,]+/);
+      tick.checked = words.every((word) => own.some((each) => isNaN(word) ? each.startsWith(word) : each === word));
+      tick.closest("label").hidden = !tick.checked;
+    });
+    look();
+  });
   $("theory").addEventListener("change", (event) => { state.theory = event.target.checked; draw(); });
   $("quantity").addEventListener("change", (event) => { state.quantity = event.target.value; draw(); });
   $("step").addEventListener("input", (event) => { if (timer) stop(); go(Number(event.target.value)); });

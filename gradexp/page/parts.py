@@ -91,11 +91,12 @@ def chart(lines: Sequence[Line], quantities: Sequence[tuple[str, str]]) -> str:
     return f"""<section id="chart" hidden>
 <div class="tools"><label id="which">Size of <select id="quantity">{options}</select></label>
 <span id="many" hidden><button type="button" id="all">show all</button>
-<button type="button" id="none">show none</button></span>
+<button type="button" id="none">show none</button>
+<input type="search" id="only" aria-label="show only lines with these words" placeholder="only lines with …"></span>
 <label class="tick" id="theory-tick" hidden><input type="checkbox" id="theory" checked><span class="dash"></span>
 theory</label></div>
-<fieldset class="ticks{few}"><legend class="unseen">Lines</legend>{ticks}</fieldset>
-<div class="charts"><figure><div id="profile" class="plot"></div><figcaption>Read from right (output) to left
+<fieldset><legend class="unseen">Lines</legend><div class="ticks{few}">{ticks}</div></fieldset>
+<div class="charts"><figure><div id="profile" class="plot"><svg></svg></div><figcaption>Read from right (output) to left
 (input): falling = vanishing, rising = exploding.</figcaption></figure>
 <div id="player" class="player" hidden><button type="button" id="play">▶ play</button>
 <input type="range" id="step" min="0" value="0" step="1" aria-label="training step">

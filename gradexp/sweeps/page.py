@@ -81,10 +81,8 @@ def headline(comparison: SweepResults, lines: Sequence[Line]) -> tuple[str, str]
         by_word.setdefault(line.words[0] if line.words else "", []).append(line)
     stable, count = by_word.get("stable", []), len(lines)
     swept = " × ".join(key for key in comparison.keys if key != "seed")
-    seeds = (
-        len({row.job.summary["config"].get("seed") for row in comparison.rows}) if "seed" in comparison.keys else 1
-    )
-    prefix = ", ".join([*([swept] if swept else []), *([f"{seeds} seeds"] if seeds > 1 else [])])
+    seeds = {row.swept.get("seed") for row in comparison.rows}
+    prefix = ", ".join(filter(None, [swept, f"{len(seeds)} seeds" if len(seeds) > 1 else ""]))
     prefix += ": " if prefix else ""
     if not any(by_word):
         return comparison.folder.resolve().name, ""
@@ -93,9 +91,8 @@ def headline(comparison: SweepResults, lines: Sequence[Line]) -> tuple[str, str]
     elif len(stable) in (0, count):
         title = f"{prefix}{'all' if stable else 'none of the'} {count} {'keep' if stable else 'keeps'} the gradient"
     elif len(stable) <= 3:
-        title = (
-            f"{prefix}only {' and '.join(line.name for line in stable)} keep{'s' * (len(stable) == 1)} the gradient"
-        )
+        keep = "keeps" if len(stable) == 1 else "keep"
+        title = f"{prefix}only {' and '.join(line.name for line in stable)} {keep} the gradient"
     else:
         title = f"{prefix}{len(stable)} of {count} keep the gradient"
     parts = []
@@ -126,9 +123,8 @@ def _failures(comparison: SweepResults) -> list[str]:
 
 
 def _pictures(figures: Mapping[str, Path]) -> str:
-    return (
-        f'<div class="pictures">{"".join(_picture(*figure) for figure in figures.items())}</div>' if figures else ""
-    )
+    pictures = "".join(_picture(title, path) for title, path in figures.items())
+    return f'<div class="pictures">{pictures}</div>' if pictures else ""
 
 
 _OPEN = 40  # jobs up to which their table is not folded

@@ -222,7 +222,7 @@ def test_a_folder_holds_exactly_the_promised_files(monkeypatch: pytest.MonkeyPat
     names = {path.name.split(".vm")[0] for path in the_run().iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert len(events) == 1
-    assert names - events == {".hydra", "summary.json", "layers.csv", "weights.pt", "theory"}
+    assert names - events == {".hydra", "summary.json", "layers.csv", "report.html", "weights.pt", "theory"}
 
 
 @pytest.fixture
