@@ -58,7 +58,7 @@ def history_page(history: Recorded, title: str = "", decades: float = 3.0) -> Pa
         names=named(last),
         first=at,
         decades=decades,
-        findings=last.findings,
+        findings=verdict.findings if verdict and verdict.findings else last.findings,
         sections=[steps_table(last, at)],
     )
 

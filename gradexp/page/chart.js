@@ -240,6 +240,11 @@
     add(...names);
     if (labelled) addLabels(add, labels, box, x, clipped);
     picture.setAttribute("aria-label", summary(labels));
+    const theory = initial && state.theory && drawn.some(({line}) => line.theory && line.theory[q]);
+    const dotted = picture.querySelector(".past"), round = picture.querySelector(".factor");
+    $("reading").textContent = ["Read from right (output) to left (input): falling = vanishing, rising = exploding.",
+      theory ? "Dashed: theory, with a band of two standard deviations of one network." : "",
+      dotted ? "Dotted: the first recorded step." : "", round ? "Dots: λ^(depth − layer)." : ""].join(" ");
     plot = {picture, box, x, y, drawn, width};
     place.replaceChildren(picture);
     for (const line of lines) {
@@ -350,7 +355,8 @@
     const guessing = shown.map((line) => line.guessing).find(isNumber);
     if (guessing !== undefined) {
       add(svg("path", {d: `M${box.left} ${y(guessing)}H${box.right}`, class: "guess"}));
-      add(text(box.right, y(guessing) - 5, `guessing ${guessing.toFixed(2)}`, {"text-anchor": "end"}));
+      add(text(box.right - 5, y(guessing) - 5, `guessing ${guessing.toFixed(2)}`,
+        {"text-anchor": "end", class: "tip-text"}));
     }
     for (const line of shown) {
       const kind = `run ${colour(line)}${shown.length > FEW ? " many" : ""}`;

@@ -11,6 +11,7 @@ from gradexp.numerics.formats import limits
 from gradexp.page import parts
 from gradexp.page.document import document
 from gradexp.page.lines import Line, pack
+from gradexp.page.still import still
 
 NAMES = {
     "output_grad": "back-propagated gradient ∂L/∂z",
@@ -60,6 +61,7 @@ class Page:
         ]
         if quantities:
             pieces.append(parts.chart(self.lines, quantities))
+            pieces.append(f"<noscript>{still(self.lines, self.decades)}</noscript>")
             factors = [(max(line.layers), line.factor) for line in self.lines if line.factor is not None]
             pieces += [parts.factor_slider(*factors[0])] if factors else []
         pieces += [parts.findings(self.findings), *self.sections]

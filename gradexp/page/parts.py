@@ -96,13 +96,13 @@ def chart(lines: Sequence[Line], quantities: Sequence[tuple[str, str]]) -> str:
 <label class="tick" id="theory-tick" hidden><input type="checkbox" id="theory" checked><span class="dash"></span>
 theory</label></div>
 <fieldset><legend class="unseen">Lines</legend><div class="ticks{few}">{ticks}</div></fieldset>
-<div class="charts"><figure><div id="profile" class="plot"><svg></svg></div><figcaption>Read from right (output) to left
-(input): falling = vanishing, rising = exploding.</figcaption></figure>
+<div class="charts"><figure><div id="profile" class="plot"><svg></svg></div>
+<figcaption id="reading"></figcaption></figure>
 <div id="player" class="player" hidden><button type="button" id="play">▶ play</button>
 <input type="range" id="step" min="0" value="0" step="1" aria-label="training step">
 <output id="when" for="step"></output></div>
 <figure id="loss-figure" hidden><div id="loss" class="plot"></div></figure></div>
-</section>"""  # noqa: S608  not SQL
+</section>"""
 
 
 def factor_slider(depth: int, factor: float) -> str:

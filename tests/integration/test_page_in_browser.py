@@ -1,4 +1,4 @@
-"""A page in a real browser: sliders move lines, ticks hide them, keys work, names are text, a phone is wide enough."""
+"""A page in a browser: sliders move lines, ticks hide them, keys work, names are text, a phone is wide enough."""
 
 import json
 import math

@@ -118,3 +118,14 @@ def test_a_page_without_lines_has_no_chart() -> None:
     parsed = Parsed(Page("failed", text="no such file").html())
     assert parsed.data is None
     assert "No such file" in parsed.words
+
+
+def test_without_scripts_there_is_a_picture() -> None:
+    text = Page("x", lines=[slope(150, theory={"output_grad": np.zeros(150)}), slope(150, EVIL)]).html()
+    (picture,) = re.findall(r"<noscript>(.*?)</noscript>", text, re.DOTALL)
+    tags = Parsed(picture).tags
+    assert tags.count("path") == 3
+    assert "img" not in tags
+    assert "10^-14.9 at layer 1" in picture
+    unseen = np.array([-np.inf, np.nan])
+    assert "<path" not in Page("x", lines=[Line("x", [1, 2], initial={"output_grad": unseen})]).html()
