@@ -9,7 +9,8 @@ from torch import nn
 
 from gradexp import GradientProbe, measure
 from gradexp.history.step import STATUSES
-from gradexp.probe.names import is_match, named_modules
+from gradexp.history.patterns import is_match
+from gradexp.probe.names import named_modules
 
 
 class Block(nn.Module):
