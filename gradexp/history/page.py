@@ -1,17 +1,22 @@
 """A history as a page to open in a browser: its lines, its findings and its table."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradexp.history.columns import power_of_ten
+from gradexp.history.curves import curves_of
+from gradexp.history.short_names import shown_name
 from gradexp.history.step import STATUSES, Array, Step, mean_over_networks
-from gradexp.history.table import power_of_ten
 from gradexp.history.verdict import gradient_verdict
 from gradexp.page.lines import Line
 from gradexp.page.page import NAMES, Page
 from gradexp.page.parts import layer_table
+
+_FEW = 30  # layers that make one line, as in the table
 
 _ZERO, _NONFINITE = STATUSES.index("zero"), STATUSES.index("nonfinite")
 
@@ -47,6 +52,7 @@ def history_page(history: Recorded, title: str = "", decades: float = 3.0) -> Pa
     last = history.at()
     verdict = gradient_verdict(last, decades) if "output_grad" in last.log10 else None
     alone = len(history.steps) == 1
+    line = initial_line("measured", history) if alone else training_line("measured", history)
     facts = [f"{history.depth} layers, {'1 step' if alone else f'{len(history.steps)} recorded steps'}"]
     at = "at initialisation" if history.phase == "init" else "measured" if alone else f"step {history.steps[-1]}"
     return Page(
@@ -54,7 +60,7 @@ def history_page(history: Recorded, title: str = "", decades: float = 3.0) -> Pa
         words=[verdict.gradient] if verdict else [],
         text=verdict.text if verdict else "",
         facts=facts,
-        lines=[initial_line("measured", history)] if alone else [training_line("measured", history)],
+        lines=by_role(line, last),
         names=named(last),
         first=at,
         decades=decades,
@@ -103,6 +109,38 @@ def training_line(name: str, history: Recorded, **others: Any) -> Line:
     )
 
 
+def by_role(line: Line, step: Step) -> list[Line]:
+    """Return a line of many layers as one for each role that returns from block to block, and one for the others.
+
+    Args:
+        line: A line of all layers.
+        step: A step of the same layers.
+    """
+    if step.depth <= _FEW:
+        return [line]
+    curves = curves_of(step.names, step.calls, None)
+    roles = {role: rows for role, rows in curves.items() if len(rows) > 1}
+    if len(roles) < 2:
+        return [line]
+    inside = {row for rows in roles.values() for row in rows}
+    others = [row for row in range(step.depth) if row not in inside]
+    lines = [_of_rows(line, role, rows) for role, rows in roles.items()]
+    lines += [_of_rows(line, "others", others)] if others else []
+    return [replace(lines[0], losses=line.losses), *lines[1:]]
+
+
+def _of_rows(line: Line, name: str, rows: Sequence[int]) -> Line:
+    """Return some layers of a line, without its loss."""
+    picked: dict[str, Any] = {
+        key: {quantity: sizes[..., list(rows)] for quantity, sizes in getattr(line, key).items()}
+        for key in ("initial", "theory", "low", "high", "course")
+    }
+    spread = None if line.spread is None else line.spread[list(rows)]
+    return replace(
+        line, name=name, layers=[row + 1 for row in rows], depth=max(line.layers), spread=spread, losses=(), **picked
+    )
+
+
 def course(history: Recorded, quantities: Sequence[str]) -> dict[str, Array]:
     """Return quantity -> log10 of its size at each step and layer, as ``Line`` holds it."""
     return {quantity: marked(history.log10[quantity], history.status[quantity]) for quantity in quantities}
@@ -126,7 +164,7 @@ def marked(log10: Array, status: NDArray[np.int8]) -> Array:
 
 def named(step: Step) -> list[str]:
     """Return the names of a step's rows, with the number of the call where a module is called again."""
-    return [name + (f" #{call + 1}" if call else "") for name, call in zip(step.names, step.calls, strict=True)]
+    return [shown_name(name, call) for name, call in zip(step.names, step.calls, strict=True)]
 
 
 def steps_table(step: Step, at: str) -> str:
@@ -145,5 +183,5 @@ def steps_table(step: Step, at: str) -> str:
     for layer, name in enumerate(named(step)):
         sizes = [power_of_ten(profiles[q][layer], STATUSES[step.status[q][0, layer]]) for q in shown]
         predicted = [] if theory is None else [power_of_ten(theory[layer], "")]
-        rows.append([str(layer + 1), name or "(model)", *sizes, *predicted])
+        rows.append([str(layer + 1), name, *sizes, *predicted])
     return layer_table(f"{at}: root mean square of the output, norms of the others", heads, rows)

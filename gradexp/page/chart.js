@@ -20,7 +20,7 @@
   const lines = data.lines.map((line, index) => {
     const courses = {};
     for (const [quantity, text] of Object.entries(line.course || {})) courses[quantity] = unpack(text);
-    return {...line, index, courses, shown: true, depth: Math.max(...line.layers)};
+    return {...line, index, courses, shown: true};
   });
   // Networks of several depths are laid with their outputs one upon the other.
   const depth = Math.max(...lines.map((line) => line.depth));
@@ -67,7 +67,7 @@
   };
   const endText = (drawn) => {
     const end = endOf(drawn);
-    if (!end) return "";
+    if (!end) return drawn ? "not seen" : "";
     let last = drawn.layers.indexOf(end.layer);
     while (!isNumber(end.size) && drawn.sizes[last + 1] === end.size) last++;
     const to = drawn.layers[last];
@@ -122,8 +122,13 @@
   };
   // The scale is the same at all steps, so that it is the lines that move.
   const rangeOf = (shown) => {
-    let low = -data.decades - 0.25, high = data.decades + 0.25;
-    if (state.quantity !== "output_grad") [low, high] = [Infinity, -Infinity];
+    let low = Infinity, high = -Infinity;
+    if (state.quantity === "output_grad") {
+      for (const step of [frames[0], frames[frames.length - 1]]) {
+        const centre = reference(shown.map((line) => curve(line, step)).filter(Boolean));
+        [low, high] = [Math.min(low, centre - data.decades - 0.25), Math.max(high, centre + data.decades + 0.25)];
+      }
+    }
     const add = (sizes) => sizes.forEach((size) => {
       if (isNumber(size)) { low = Math.min(low, size); high = Math.max(high, size); }
     });

@@ -43,6 +43,7 @@ class Line:
         losses: Loss of each training step from step 0; or of ``steps``, if there are as many.
         guessing: Loss of a network that ignores its input.
         words: Verdicts, such as ``("stable", "trained")``.
+        depth: Number of layers of its network; None: the last of its own.
         colour: Index of its colour; None: its own.
         factor: λ of a network whose layers are λ times the identity.
     """
@@ -59,6 +60,7 @@ class Line:
     losses: Sequence[float] = ()
     guessing: float | None = None
     words: tuple[str, ...] = ()
+    depth: int | None = None
     colour: int | None = None
     factor: float | None = None
 
@@ -71,6 +73,7 @@ def pack(lines: Sequence[Line]) -> list[dict[str, Any]]:
         {
             "name": line.name,
             "colour": colour_of(line, index),
+            "depth": line.depth or max(line.layers),
             **_pack_first(line, _MOST_FIRST // max(1, first)),
             **_pack_course(line, _MOST_COURSE // max(1, courses)),
             **_pack_losses(line),

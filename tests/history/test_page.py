@@ -98,3 +98,34 @@ def test_outputs_alone_are_shown_without_a_verdict(tmp_path: Path) -> None:
         probe.collect(0)
     page = Parsed(probe.history.to_html(tmp_path / "report.html").read_text(encoding="utf-8"))
     assert list(page.data["lines"][0]["initial"]) == ["output"]
+
+
+def test_many_layers_are_a_line_for_each_role(tmp_path: Path) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.down(torch.tanh(self.up(x)))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(*[Block() for _ in range(20)]), nn.Linear(8, 3))
+    history = measure(model, nn.functional.cross_entropy, batch())
+    page = Parsed(history.to_html(tmp_path / "report.html").read_text(encoding="utf-8"))
+    shown = page.data["lines"]
+    assert sorted(len(line["layers"]) for line in shown) == [2, 20, 20]
+    assert sorted(layer for line in shown for layer in line["layers"]) == list(range(1, 43))
+    assert {line["depth"] for line in shown} == {42}
+    profile = history.profile("output_grad")
+    for line in shown:
+        assert len({page.data["names"][layer - 1].rpartition(".")[2] for layer in line["layers"]}) <= 2
+        expected = [profile[layer - 1] for layer in line["layers"]]
+        assert line["initial"]["output_grad"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_many_layers_of_one_role_are_one_line() -> None:
+    from gradexp.history.page import history_page
+
+    history = measure(sigmoids(35), nn.functional.cross_entropy, batch())
+    assert [line.name for line in history_page(history).lines] == ["measured"]

@@ -12,8 +12,8 @@ import pytest
 from pages import EVIL
 from sweep_processes import LIMIT
 
+from gradexp.history.columns import power_of_ten
 from gradexp.history.finding import Finding
-from gradexp.history.table import power_of_ten
 from gradexp.page.lines import Line
 from gradexp.page.page import Page
 from gradexp.page.parts import layer_table
