@@ -53,13 +53,13 @@ def history_page(history: Recorded, title: str = "", decades: float = 3.0) -> Pa
     verdict = gradient_verdict(last, decades) if "output_grad" in last.log10 else None
     alone = len(history.steps) == 1
     line = initial_line("measured", history) if alone else training_line("measured", history)
-    facts = [f"{history.depth} layers, {'1 step' if alone else f'{len(history.steps)} recorded steps'}"]
+    counts = [f"{history.depth} layers" if title else "", "" if alone else f"{len(history.steps)} recorded steps"]
     at = "at initialisation" if history.phase == "init" else "measured" if alone else f"step {history.steps[-1]}"
     return Page(
         title or f"{history.depth} layers",
         words=[verdict.gradient] if verdict else [],
         text=verdict.text if verdict else "",
-        facts=facts,
+        facts=[", ".join(filter(None, counts))],
         lines=by_role(line, last),
         names=named(last),
         first=at,

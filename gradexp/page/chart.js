@@ -446,7 +446,7 @@
 
   $("chart").hidden = false;
   $("which").hidden = $("quantity").options.length < 2;
-  $("many").hidden = lines.length < 4;
+  $("many").hidden = lines.length <= FEW;
   $("theory-tick").hidden = !lines.some((line) => line.theory);
   $("loss-figure").hidden = !withLoss().length;
   $("player").hidden = frames.length < 2;

@@ -48,7 +48,8 @@ def still(lines: Sequence[Line], decades: float, quantity: str = "output_grad") 
 
     band = f'<rect class="stable-band" x="{_LEFT}" y="{y(decades):.1f}" width="{_RIGHT - _LEFT}" '
     parts = [f'{band}height="{y(-decades) - y(decades):.1f}"/>']
-    for tick in range(math.ceil(low), math.floor(high) + 1, max(1, math.ceil((high - low) / 7))):
+    every = max(1, math.ceil((high - low) / 7))
+    for tick in range(math.ceil(low / every) * every, math.floor(high) + 1, every):
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text x="{_RIGHT + 8}" y="{y(tick) + 4:.1f}">10^{tick}</text>')
     free = 0.0

@@ -80,7 +80,11 @@ def headline(comparison: SweepResults, lines: Sequence[Line]) -> tuple[str, str]
     for line in lines:
         by_word.setdefault(line.words[0] if line.words else "", []).append(line)
     stable, count = by_word.get("stable", []), len(lines)
-    swept = " × ".join(key for key in comparison.keys if key != "seed")
+    # What a choice has for options is told with it.
+    chosen = [
+        key for key in comparison.keys if key != "seed" and key.partition(".")[0] not in {*comparison.keys} - {key}
+    ]
+    swept = " × ".join(chosen)
     seeds = {row.swept.get("seed") for row in comparison.rows}
     prefix = ", ".join(filter(None, [swept, f"{len(seeds)} seeds" if len(seeds) > 1 else ""]))
     prefix += ": " if prefix else ""
@@ -209,7 +213,7 @@ def _head(key: str, rows: Sequence[Row]) -> str:
     values = [{**row.swept, **row.numbers}.get(key) for row in rows]
     kind = ' class="n"' if key == "job" or any(isinstance(value, int | float) for value in values) else ""
     # Long names take two lines: the page is to be no wider than a laptop's screen.
-    name = escape(key).replace("_", "_<wbr>") if len(key) > 12 else escape(key)
+    name = escape(key).replace("_", "_<wbr>") if len(key) > 9 else escape(key)
     return f'<th{kind} title="{escape(DEFINITIONS.get(key, ""))}">{name}</th>'
 
 

@@ -241,6 +241,18 @@ def test_the_slider_of_lambda_gives_the_powers(factor: float, open_page: Callabl
     assert (page.element("factor-line").get_attribute("d") != drawn) == (factor > 0.5)
 
 
+def test_networks_of_several_depths_meet_at_their_outputs(open_page: Callable[..., Opened]) -> None:
+    shown = [
+        Line(str(depth), range(1, depth + 1), initial={"output_grad": -0.1 * np.arange(depth, dtype=float)[::-1]})
+        for depth in (10, 40)
+    ]
+    page = open_page(Page("x", lines=shown))
+    starts = {path.rpartition("L")[2] for path in page.paths().values()}
+    assert len(starts) == 1
+    assert "layers below the output" in page.element("profile").text
+    assert page.ends() == ["10^-0.9 at layer 1", "10^-3.9 at layer 1"]
+
+
 def test_without_motion_or_training_there_is_no_slider(open_page: Callable[..., Opened]) -> None:
     sizes = np.array([-1.0, 0.0])
     page = open_page(Page("x", lines=[Line("measured", [1, 2], initial={"output_grad": sizes})]))
