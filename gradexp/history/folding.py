@@ -95,7 +95,8 @@ def _name(places: list[Place], own: str, is_most: bool, has_heading: bool) -> st
         return own
     if is_most and len(places) > 1 and has_heading:
         return _role(places) or "(block)"
-    return blocks_name(places, own, with_stack=not has_heading)
+    call = own[own.rindex(" #") :] if len(places) == 1 and " #" in own and not place.is_call else ""
+    return blocks_name(places, own, with_stack=not has_heading) + call
 
 
 def blocks_name(places: Sequence[Place], own: str, with_stack: bool = True, with_role: bool = True) -> str:

@@ -44,6 +44,9 @@ class Layout:
         columns = [*self.columns]
         while not self._fits(columns) and len(columns) > 1:
             columns.pop()
+        if self._names_width < min(_LEAST_NAME, self._longest):  # a very narrow terminal
+            self.picture = None
+            self._fits(columns)
         self.rest = [*self.columns[len(columns) :]]
         self.columns = columns
 

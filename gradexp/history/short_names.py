@@ -61,4 +61,6 @@ def _shortened(name: str, least: int, width: int) -> str:
     if least or too_many <= 0:
         return short
     keep = max(len(last) - too_many - 1, 2)
+    if len(last) <= keep + 1:
+        return short
     return short[: len(short) - len(last)] + f"{last[: keep // 2]}…{last[keep // 2 - keep :]}"

@@ -44,7 +44,8 @@ def table(step: Step, decades: float = 3.0, width: int | None = None) -> str:
         verdict = gradient_verdict(step, decades)
         findings = all_findings(verdict, step)
         lines = [*headline(verdict, findings, width), ""]
-        limits = ["", f"(vanishing: below 10^-{decades:g} in all, exploding: above 10^+{decades:g})"]
+        text = f"(vanishing: below 10^-{decades:g} in all, exploding: above 10^+{decades:g})"
+        limits = ["", *wrapped(text, width)]
     rows = _Rows(step, findings)
     return "\n".join([*lines, *rows.totals(), *rows.profile(width), *rows.lines(width), *limits])
 

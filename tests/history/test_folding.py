@@ -33,6 +33,16 @@ def test_calls_are_counted_from_1():
     assert [line.name for line in fold(["cell"] * 60, range(60))] == ["cell #1-60"]
 
 
+def test_further_calls_in_a_block_keep_their_numbers():
+    names = [f"h.{block}.{role}" for block in range(3) for role in "qk"]
+    twice = [*names, *(f"{name} #2" for name in names)]
+    kinds = [f"{index}" for index in range(12)]
+    calls = [0] * 6 + [1] * 6
+    lines = folded(places(names * 2, calls), twice, kinds, np.zeros(12))
+    assert len({line.name for line in lines}) == 12
+    assert "1.k #2" in {line.name for line in lines}
+
+
 def test_experts_fold_over_experts_and_blocks():
     names = [f"layers.{block}.experts.{expert}.w1" for block in range(4) for expert in range(8)] + ["layers.0.attn"]
     kinds = ["ok"] * len(names)
