@@ -21,7 +21,7 @@ def document(title: str, body: str, data: Any = None) -> str:
         body: The content, as HTML.
         data: What the scripts draw, of texts, finite numbers, lists and mappings; None: no chart.
     """
-    scripts = [source(name) for name in ("chart.js", "table.js")]
+    scripts = [source(name) for name in ("drawing.js", "chart.js", "table.js")]
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}"
     held = "" if data is None else f'<script type="application/json" id="data">{as_json(data)}</script>\n'
