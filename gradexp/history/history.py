@@ -286,6 +286,31 @@ class History:
         """
         return step_figure(self.at(step), quantity)
 
+    def to_html(self, path: str | Path, title: str = "", decades: float = 3.0) -> Path:
+        """Write a page that opens in any browser, without a network: verdict, picture, findings and table.
+
+        Of several steps the picture shows each, with a slider.
+
+        Args:
+            path: The file. An old one is replaced.
+            title: The headline, such as the model's name.
+            decades: The threshold of the verdict, as in ``verdict``.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: If nothing is recorded yet.
+            OSError: If it cannot be written.
+
+        Example:
+            >>> history = measure(model, loss_fn, batch)  # doctest: +SKIP
+            >>> history.to_html("report.html", "my model")  # doctest: +SKIP
+        """
+        from gradexp.history.page import history_page  # scripts, styles and HTML, which most histories do without
+
+        return history_page(self, title, decades).write(Path(path))
+
     def __repr__(self) -> str:
         quantities = ", ".join(self.log10)
         return f"History({len(self.steps)} steps, {len(self.seeds)} networks, {self.depth} layers: {quantities})"
