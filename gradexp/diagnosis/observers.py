@@ -7,10 +7,23 @@ from typing import Any
 
 from torch import nn
 
+from gradexp.diagnosis.collapse import Collapse
 from gradexp.diagnosis.examination import Examination, Observer
+from gradexp.diagnosis.guessing import Guessing
+from gradexp.diagnosis.initial_scale import InitialScale
+from gradexp.diagnosis.input_scale import InputScale
+from gradexp.diagnosis.resolution import Resolution
+from gradexp.diagnosis.units import Units
 from gradexp.history.finding import Finding, worst_first
 
-OBSERVERS: tuple[type[Observer], ...] = ()
+OBSERVERS: tuple[type[Observer], ...] = (
+    Resolution,
+    Units,
+    Collapse,
+    InitialScale,
+    InputScale,
+    Guessing,
+)
 """All of them, in the order in which findings of the same severity are told."""
 
 

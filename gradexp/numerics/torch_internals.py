@@ -76,6 +76,26 @@ def creation_number(node: Node) -> int:
     return node._sequence_nr()
 
 
+def saved_by(node: Node, name: str) -> Any:
+    """Return what an operation keeps for its backward pass, such as ``result`` or ``self``; None if it is gone.
+
+    Torch's tutorials show these attributes (torch 1.9). Gone are tensors that were changed in place since, or freed.
+    Without it activations and losses that are functions, not modules, would not be seen.
+    """
+    try:
+        return getattr(node, f"_saved_{name}", None)
+    except RuntimeError:
+        return None
+
+
+def keeps_elsewhere() -> bool:
+    """Return whether what operations keep is put away by hooks, as checkpoints do that compute it anew (torch 2.1).
+
+    Without it looking at what is kept could run parts of the model again.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 def in_transform() -> bool:
     """Return whether a functional transform such as vmap or grad is active (torch 2.0).
 
