@@ -20,10 +20,6 @@ from gradexp.numerics.torch_internals import saved_by
 FLAT = 1e-3
 """The slope below which an activation counts as saturated: a gradient through it loses three powers of ten."""
 
-_VIEWS = {
-    f"{name}Backward"
-    for name in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select", "Slice", "T", "Permute")
-} | {"TransposeBackward", "ToCopyBackward", "CloneBackward"}
 _LONGEST_WALK = 100  # nodes between an activation and the module before it
 _BY_CHANNEL = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -49,7 +45,7 @@ class Activation:
         name: The module before it, the nearest one with weights.
         kind: The activation, such as ``relu``.
         rows: The calls of that module.
-        is_output: Whether it is the last operation of the model.
+        is_output: Whether no weights come after it.
         samples: Samples (or positions, where units are the last of three dimensions) that were seen.
         elements: Numbers that were seen.
         saturated: How many of them lie where the slope is below ``FLAT``; None for a rectifier.
@@ -149,7 +145,7 @@ def activations(
     """
     found: dict[tuple[str, str], Activation] = {}
     ends = {tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None}
-    last = {_without_views(node) for node in ends}
+    last = set(_nodes(ends, lambda node: node in made and is_weighted(made[node].module)))
     for node in _nodes(ends):
         kind = _kind(node, made.get(node))
         if kind not in _READINGS:
@@ -184,19 +180,14 @@ def _kind(node: Node, made: Made | None) -> str:
     return node.name().rstrip("0123456789")
 
 
-def _without_views(node: Node) -> Node:
-    """Return the node that computed what some nodes only give another shape."""
-    while node.name().rstrip("0123456789") in _VIEWS and node.next_functions[0][0] is not None:
-        node = node.next_functions[0][0]
-    return node
-
-
-def _nodes(ends: Iterable[Node]) -> Iterator[Node]:
-    """Yield all nodes from some on down to the leaves, each once."""
+def _nodes(ends: Iterable[Node], is_end: Callable[[Node], bool] = lambda _: False) -> Iterator[Node]:
+    """Yield all nodes from some on down to the leaves, or to others at which it ends, each once."""
     waiting = list(ends)
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
+        if is_end(node):
+            continue
         yield node
         for below, _ in node.next_functions:
             if below is not None and below not in seen:

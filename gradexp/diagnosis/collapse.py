@@ -47,6 +47,9 @@ class Collapse(Observer):
     def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         """Take the cosine of what the call returned, if it is one tensor with all samples."""
         row = self._rows.next_call(module)
+        if not self._samples and not self._inputs:  # a loss without a batch
+            self._inputs = [x for x in tensors_in(args) if x.dim()]
+            self._samples = len(self._inputs[0]) if self._inputs else 0
         samples = self._samples
         if isinstance(output, Tensor) and output.is_floating_point() and output.layout is torch.strided:
             has_all = (

@@ -13,6 +13,7 @@ from gradexp.diagnosis.guessing import Guessing
 from gradexp.diagnosis.initial_scale import InitialScale
 from gradexp.diagnosis.input_scale import InputScale
 from gradexp.diagnosis.resolution import Resolution
+from gradexp.diagnosis.sharing import Experts, TiedWeights
 from gradexp.diagnosis.units import Units
 from gradexp.history.finding import Finding, worst_first
 
@@ -23,6 +24,8 @@ OBSERVERS: tuple[type[Observer], ...] = (
     InitialScale,
     InputScale,
     Guessing,
+    TiedWeights,
+    Experts,
 )
 """All of them, in the order in which findings of the same severity are told."""
 

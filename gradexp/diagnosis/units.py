@@ -60,7 +60,7 @@ class Units(Observer):
     def see_loss(self, examination: Examination) -> None:
         """Read the activations, before the backward pass frees them."""
         if not self._is_hidden:
-            outputs = list(tensors_in(examination.output))
+            outputs = list(tensors_in(examination.output)) or [examination.loss]
             self._activations = sorted(
                 activations(outputs, self._made, _has_weights), key=lambda activation: activation.name
             )
@@ -118,9 +118,8 @@ def _dead_units(counted: list[tuple[Activation, int, int, int]], has_learned: bo
     worth.sort(key=lambda item: -item[0])
     names = [name for *_, name in worth]
     further = f"; many too after {listed(names[1:])}" if len(names) > 1 else ""
-    share = worth[0][0]
-    severity = (share >= _MANY) + (share >= (_MANY if has_learned else _MORE))
-    severity = min(severity, 1) if has_learned else severity
+    limits = (_MANY,) if has_learned else (_MORE, _MANY)
+    severity = sum(worth[0][0] >= limit for limit in limits)
     if not severity:
         further += "; wide layers can do without them"
     yield Finding("dead units", worth[0][1] + further, tuple(names), _CARE if severity else "", severity)
