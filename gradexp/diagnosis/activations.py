@@ -45,6 +45,7 @@ class Activation:
         name: The module before it, the nearest one with weights.
         kind: The activation, such as ``relu``.
         rows: The calls of that module.
+        device: Where its numbers are.
         is_output: Whether no weights come after it.
         samples: Samples (or positions, where units are the last of three dimensions) that were seen.
         elements: Numbers that were seen.
@@ -57,6 +58,7 @@ class Activation:
     name: str
     kind: str
     rows: list[Row]
+    device: torch.device
     is_output: bool = False
     samples: int = 0
     elements: int = 0
@@ -154,7 +156,7 @@ def activations(
         kept = saved_by(node, quantity)
         if kept is None and kind.endswith("luBackward"):
             kept = saved_by(node, "self_or_result")
-        if not isinstance(kept, Tensor) or not kept.is_floating_point() or kept.layout is not torch.strided:
+        if type(kept) is not Tensor or not kept.is_floating_point() or not kept.numel():
             continue
         if kind in ("HardtanhBackward", "ClampBackward") and _ends(node)[0] != 0:
             level = None
@@ -167,7 +169,7 @@ def activations(
             if flat is None and level is None:
                 continue
             key = source.row[0], kind.removesuffix("Backward").lower()
-            entry = found.setdefault(key, Activation(*key, rows=[]))
+            entry = found.setdefault(key, Activation(*key, [], kept.device))
             entry.rows.append(source.row)
             entry.is_output |= node in last
             entry.see(kept.detach(), flat, level, before)

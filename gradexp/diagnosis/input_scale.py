@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gradexp.diagnosis.examination import Examination, Observer
-from gradexp.diagnosis.loss_terms import loss_terms
+from gradexp.diagnosis.loss_terms import has_learned, loss_terms
 from gradexp.diagnosis.rows import Rows
 from gradexp.diagnosis.sentences import number
 from gradexp.history.finding import Finding
@@ -18,8 +18,6 @@ from gradexp.probe.calls import tensors_in
 _LARGE, _VERY_LARGE, _SMALL = 10.0, 30.0, 1e-3
 # Standard deviations of two features this far apart: no learning rate suits the weights of both.
 _APART = 1e3
-# A model that has halved the loss of guessing gets along with its inputs.
-_LEARNED = 0.5
 _STANDARDISE = "x = (x - x.mean()) / x.std()"
 _STANDARDISE_EACH = "x = (x - x.mean(0)) / (x.std(0) + 1e-8)"
 
@@ -39,20 +37,21 @@ class InputScale(Observer):
         if self._is_over or not any(parameter.dim() > 1 for parameter in parameters_of(module)):
             return
         for tensor in tensors_in(args):
-            if tensor.is_floating_point() and tensor.grad_fn is None and tensor.numel() > 1 and tensor.dim() > 1:
+            is_input = type(tensor) is Tensor and tensor.is_floating_point() and tensor.grad_fn is None
+            if is_input and tensor.numel() > 1 and tensor.dim() > 1:
                 self._is_over = True
                 with torch.no_grad():
                     self._found = _of(row, module, tensor.detach().double())
                 return
 
     def see_loss(self, examination: Examination) -> None:
-        """See whether the model has learned in spite of it."""
+        """See whether the model gets along with it: it has halved the loss of guessing."""
         terms = loss_terms(examination) if self._found else []
-        self._has_learned = any(term.guessing > 0 and term.value < _LEARNED * term.guessing for term in terms)
+        self._copes = has_learned(terms)
 
     def findings(self, examination: Examination) -> Iterable[Finding]:  # noqa: ARG002
         """Return what was found in the forward pass."""
-        return () if self._has_learned else self._found
+        return () if self._copes else self._found
 
 
 def _of(name: str, module: nn.Module, x: Tensor) -> list[Finding]:

@@ -75,6 +75,11 @@ def loss_terms(examination: Examination) -> list[LossTerm]:
     return [term for term in terms if math.isfinite(term.value) and math.isfinite(term.guessing)]
 
 
+def has_learned(terms: list[LossTerm], share: float = 0.5) -> bool:
+    """Return whether a loss has come down to a share of that of guessing."""
+    return any(term.guessing > 0 and term.value < share * term.guessing for term in terms)
+
+
 def _loss_nodes(end: Node | None) -> Iterator[Node]:
     """Yield the nodes of known losses of which the loss is a sum."""
     waiting: list[Node | None] = [end]
@@ -98,7 +103,7 @@ def _plain(name: str) -> str:
 
 def _of_node(node: Node) -> LossTerm | None:
     prediction, target = saved_by(node, "self"), saved_by(node, "target")
-    if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or not target.numel():
+    if type(prediction) is not Tensor or not isinstance(target, Tensor) or not target.numel():
         return None
     name = _plain(node.name())
     if name == "NllLoss":

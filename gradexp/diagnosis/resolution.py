@@ -1,5 +1,6 @@
 """Gradients that are too small to change any weight, by the resolution of its number format."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -30,17 +31,24 @@ class Resolution(Observer):
         """Try a step on a copy of each weight."""
         if self._is_learned:
             return
-        unmoved, moved, largest = [], 0, []
-        for name, module in named_modules(examination.model).items():
-            flags = [flag for weight in parameters_of(module) if (flag := _is_unmoved(weight)) is not None]
-            if flags and all(flags):
+        tried = {
+            name: [trial for weight in parameters_of(module) if (trial := _trial(weight)) is not None]
+            for name, module in named_modules(examination.model).items()
+        }
+        trials = [trial.cpu() for of_module in tried.values() for trial in of_module]
+        if not trials:
+            return
+        results = iter(torch.stack(trials).tolist())
+        unmoved, moved, greatest = [], 0, 0.0
+        for name, of_module in tried.items():
+            own = [(is_moved, largest) for is_moved, largest in (next(results) for _ in of_module) if largest > 0]
+            if own and not any(is_moved for is_moved, _ in own):
                 unmoved.append(name)
-                largest += [weight.grad.abs().max() for weight in parameters_of(module) if weight.grad is not None]
-            elif flags:
+                greatest = max(greatest, *(largest for _, largest in own))
+            elif own:
                 moved += 1
         if not unmoved or len(unmoved) < moved:
             return
-        greatest = float(torch.stack([x.double().cpu() for x in largest]).max())
         text = (
             f"gradients are too small to change any weight of {listed(unmoved)}: the largest is {greatest:.1e}, and "
             "even plain SGD with lr=1 would leave all bits as they are"
@@ -52,13 +60,18 @@ class Resolution(Observer):
         yield Finding("vanishing", text, tuple(unmoved), remedy, 3 if not moved else 2)
 
 
-def _is_unmoved(weight: nn.Parameter) -> bool | None:
-    """Return whether a step of size 1 leaves each number as it is; None if there is none to judge by."""
+def _trial(weight: nn.Parameter) -> Tensor | None:
+    """Return whether a step of size 1 changes a number that is not 0, and the largest such gradient; None without."""
     gradient: Tensor | None = weight.grad
-    if gradient is None or weight.dim() < 2 or gradient.layout is not torch.strided or type(gradient) is not Tensor:
+    if (
+        type(gradient) is not Tensor
+        or weight.dim() < 2
+        or not gradient.numel()
+        or gradient.layout is not torch.strided
+    ):
         return None
     with torch.no_grad():
         now = weight.detach()
-        is_moved = ((now - gradient != now) & (now != 0)).any()
-        has_step = ((gradient != 0) & (now != 0)).any() & gradient.isfinite().all()
-        return None if not has_step else not is_moved
+        gradient = gradient.where(now != 0, 0)
+        is_moved = (now - gradient != now).any()
+        return torch.stack([is_moved.double(), gradient.abs().max().double().nan_to_num(math.inf)])

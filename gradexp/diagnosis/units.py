@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.autograd.graph import Node
 
 from gradexp.diagnosis.activations import FLAT, Activation, Made, activations
 from gradexp.diagnosis.examination import Examination, Observer
-from gradexp.diagnosis.loss_terms import loss_terms
+from gradexp.diagnosis.loss_terms import has_learned, loss_terms
 from gradexp.diagnosis.rows import Rows, add_statistic
 from gradexp.diagnosis.sentences import listed
 from gradexp.history.finding import Finding
@@ -27,9 +28,28 @@ _CHANCE = 0.01
 _SOME, _MORE, _MANY = 0.2, 0.3, 0.5
 # Trained gates and recurrent units are saturated here and there; most of a layer is not.
 _HALF_FLAT, _ALL_FLAT = 0.5, 0.9
-# A model that has halved the loss of guessing gets along without its dead units.
-_LEARNED = 0.5
 _CARE = "a learning rate a tenth as large from the start, or nn.LeakyReLU(0.1) in place of nn.ReLU()"
+
+
+@dataclass(frozen=True)
+class Count:
+    """What an activation's units do.
+
+    Args:
+        activation: Where.
+        units: How many units there are; 0 if it is unknown what they are.
+        dead: How many fire for no sample.
+        always_on: How many fire for every sample.
+        on_at_once: How many fire for a sample on average.
+        saturated: The share of elements with a slope near 0; nan for a rectifier.
+    """
+
+    activation: Activation
+    units: int
+    dead: int
+    always_on: int
+    on_at_once: float
+    saturated: float
 
 
 class Units(Observer):
@@ -59,15 +79,12 @@ class Units(Observer):
 
     def see_loss(self, examination: Examination) -> None:
         """Read the activations, before the backward pass frees them."""
+        assert examination.loss is not None
         if not self._is_hidden:
             outputs = list(tensors_in(examination.output)) or [examination.loss]
-            self._activations = sorted(
-                activations(outputs, self._made, _has_weights), key=lambda activation: activation.name
-            )
+            self._activations = activations(outputs, self._made, _has_weights)
         terms = loss_terms(examination)
-        self._has_learned = not terms or any(
-            term.guessing > 0 and term.value < _LEARNED * term.guessing for term in terms
-        )
+        self._may_be_right = not terms or has_learned(terms)
         self._modules = {made.row[0]: made.module for made in self._made.values()}
         self._made = {}
 
@@ -76,97 +93,106 @@ class Units(Observer):
         history = examination.history
         assert history is not None
         order = {name: layer for layer, name in reversed(list(enumerate(history.names)))}
-        self._activations.sort(key=lambda activation: order.get(activation.name, len(order)))
-        counted = [(a, *_counts(a)) for a in self._activations if a.fires is not None]
-        shares = [(a, a.saturated.item() / a.elements) for a in self._activations if a.saturated is not None]
-        off = {row: dead / units for a, dead, _, units in counted for row in a.rows}
+        self._activations.sort(key=lambda activation: (order.get(activation.name, len(order)), activation.kind))
+        counts = _counted(self._activations)
+        off = {row: count.dead / count.units for count in counts if count.units for row in count.activation.rows}
         add_statistic(history, "output.dead", off)
-        add_statistic(history, "output.saturated", {row: share for a, share in shares for row in a.rows})
-        yield from self._dead_layers(examination, [a for a, dead, _, units in counted if dead == units])
-        yield from _dead_units([count for count in counted if count[1] < count[3]], self._has_learned)
-        yield from _saturated(shares)
+        add_statistic(history, "output.saturated", {row: c.saturated for c in counts for row in c.activation.rows})
+        status = history.status.get("output_grad")
+        is_blocked = status is not None and bool(status[0, 0, 0] == STATUSES.index("zero"))
+        yield from self._dead_layers([count for count in counts if 0 < count.dead == count.units], is_blocked)
+        yield from self._dead_units([count for count in counts if count.dead < count.units])
+        yield from _saturated(counts)
 
-    def _dead_layers(self, examination: Examination, dead: list[Activation]) -> Iterable[Finding]:
+    def _dead_layers(self, dead: list[Count], is_blocked: bool) -> Iterable[Finding]:
         if not dead:
             return
-        names = [activation.name for activation in dead]
-        first = dead[0]
-        units = _units(first)
-        history = examination.history
-        assert history is not None
-        blocked = "output_grad" in history.status and history.status["output_grad"][0, 0, 0] == STATUSES.index("zero")
-        empty = [name for name in names if _is_zero(self._modules.get(name))]
-        severity = 1 if units * first.samples < 8 else 3 if blocked else 2
-        who = f"all {units} units after {first.name}" if units > 1 else f"the one unit after {first.name}"
-        text = f"{who} fire{'' if units > 1 else 's'} for none of {first.samples} samples: no gradient passes"
+        first, names = dead[0], [count.activation.name for count in dead]
+        samples = first.activation.samples
+        which = (
+            f"all {first.units} units after {names[0]} fire"
+            if first.units > 1
+            else f"the unit after {names[0]} fires"
+        )
+        text = f"{which} for none of {samples} samples: no gradient passes"
         if len(names) > 1:
             text += f"; the same after {listed(names[1:])}"
+        empty = [name for name in names if _is_zero(self._modules.get(name))]
+        remedy = 'gradexp.initialize(model, "he"), which makes them fire again'
         if empty:
             text += f"; the weights of {listed(empty)} are exactly 0"
-        remedy = 'gradexp.initialize(model, "he"), which makes them fire again' + ("" if empty else f"; then {_CARE}")
+        else:
+            remedy += f"; then {_CARE}"
+        severity = 1 if first.units * samples < 8 else 3 if is_blocked else 2
         yield Finding("dead layer", text, tuple(names), remedy, severity)
 
-
-def _dead_units(counted: list[tuple[Activation, int, int, int]], has_learned: bool) -> Iterable[Finding]:
-    worth = [
-        (dead / units, f"{dead} of {units} units after {a.name} fire for none of {a.samples} samples", a.name)
-        for a, dead, on, units in counted
-        if _is_no_chance(a, dead, on, units)
-    ]
-    if not worth:
-        return
-    worth.sort(key=lambda item: -item[0])
-    names = [name for *_, name in worth]
-    further = f"; many too after {listed(names[1:])}" if len(names) > 1 else ""
-    limits = (_MANY,) if has_learned else (_MORE, _MANY)
-    severity = sum(worth[0][0] >= limit for limit in limits)
-    if not severity:
-        further += "; wide layers can do without them"
-    yield Finding("dead units", worth[0][1] + further, tuple(names), _CARE if severity else "", severity)
+    def _dead_units(self, counts: list[Count]) -> Iterable[Finding]:
+        worth = sorted(filter(_is_no_chance, counts), key=lambda count: -count.dead / count.units)
+        if not worth:
+            return
+        worst, names = worth[0], [count.activation.name for count in worth]
+        text = f"{worst.dead} of {worst.units} units after {names[0]} fire for none of {worst.activation.samples} samples"
+        if len(names) > 1:
+            text += f"; many too after {listed(names[1:])}"
+        limits = (_MANY,) if self._may_be_right else (_MORE, _MANY)
+        severity = sum(worst.dead >= limit * worst.units for limit in limits)
+        if not severity:
+            text += "; wide layers can do without them"
+        yield Finding("dead units", text, tuple(names), _CARE if severity else "", severity)
 
 
-def _is_no_chance(activation: Activation, dead: int, on: int, units: int) -> bool:
-    """Return whether units are dead by more than few samples, alike inputs or rare firing would make them."""
-    assert activation.firing is not None
-    on_at_once = activation.firing.sum().item() * units / activation.elements
-    rate = min(1.0, on_at_once / (units - dead))
-    is_sparse = (1 - rate) ** activation.samples >= _CHANCE and on_at_once >= 1
+def _is_no_chance(count: Count) -> bool:
+    """Return whether more units are dead than few samples, alike inputs or rare firing would make look so."""
+    rate = min(1.0, count.on_at_once / (count.units - count.dead))
+    samples = count.activation.samples
+    is_sparse = (1 - rate) ** samples >= _CHANCE and count.on_at_once >= 1
     return (
-        dead >= _SOME * units
-        and activation.samples >= _ENOUGH_SAMPLES
+        count.dead >= _SOME * count.units
+        and samples >= _ENOUGH_SAMPLES
         and not is_sparse
-        and dead - on > 3 * math.sqrt(dead + on)
+        and count.dead - count.always_on > 3 * math.sqrt(count.dead + count.always_on)
     )
 
 
-def _saturated(shares: list[tuple[Activation, float]]) -> Iterable[Finding]:
+def _saturated(counts: list[Count]) -> Iterable[Finding]:
     # At the output of a trained classifier or generator most are rightly at their ends.
-    worth = [(share, a) for a, share in shares if share >= (_ALL_FLAT if a.is_output else _HALF_FLAT)]
+    worth = [c for c in counts if c.saturated >= (_ALL_FLAT if c.activation.is_output else _HALF_FLAT)]
+    worth.sort(key=lambda count: -count.saturated)
     if not worth:
         return
-    worth.sort(key=lambda item: -item[0])
-    share, worst = worth[0]
-    names = [activation.name for _, activation in worth]
-    further = f"; much too after {listed(names[1:])}" if len(names) > 1 else ""
-    text = f"{100 * share:.3g} % of the {worst.kind} after {worst.name} have a slope below {FLAT:g}{further}"
-    if all(activation.is_output for _, activation in worth):
+    worst, names = worth[0], [count.activation.name for count in worth]
+    text = (
+        f"{100 * worst.saturated:.3g} % of the {worst.activation.kind} after {names[0]} have a slope below {FLAT:g}"
+    )
+    if len(names) > 1:
+        text += f"; many too after {listed(names[1:])}"
+    if all(count.activation.is_output for count in worth):
         remedy = "if the loss is high: the output without it, and a loss of logits such as nn.BCEWithLogitsLoss()"
-        yield Finding("saturated", text, tuple(names), remedy, 1)
-        return
-    remedy = 'gradexp.initialize(model, "xavier"), inputs of mean 0 and standard deviation 1'
-    yield Finding("saturated", text, tuple(names), remedy, 2 if share >= _ALL_FLAT else 1)
+        severity = 1
+    else:
+        remedy = 'gradexp.initialize(model, "xavier"), inputs of mean 0 and standard deviation 1'
+        severity = 2 if worst.saturated >= _ALL_FLAT else 1
+    yield Finding("saturated", text, tuple(names), remedy, severity)
 
 
-def _counts(activation: Activation) -> tuple[int, int, int]:
-    """Return how many units are always off, how many always on, and how many there are."""
-    assert activation.fires is not None
-    assert activation.never_off is not None
-    dead, on = torch.stack([(~activation.fires).sum(), activation.never_off.sum()]).tolist()
-    return dead, on, len(activation.fires)
-
-
-def _units(activation: Activation) -> int:
-    return 0 if activation.fires is None else len(activation.fires)
+def _counted(found: list[Activation]) -> list[Count]:
+    """Return the numbers of some activations, which come from the device together."""
+    if not found:
+        return []
+    zero = torch.zeros((), dtype=torch.float64)
+    numbers = []
+    for a in found:
+        off = zero if a.fires is None else (~a.fires).sum()
+        on = zero if a.never_off is None else a.never_off.sum()
+        firing = zero if a.firing is None else a.firing.sum()
+        flat = zero * math.nan if a.saturated is None else a.saturated
+        numbers.append(torch.stack([x.to(a.device, torch.float64) for x in (off, on, firing, flat)]))
+    rows = torch.stack([row.to(numbers[0].device) for row in numbers]).tolist()
+    counts = []
+    for a, (off, on, firing, flat) in zip(found, rows, strict=True):
+        units = 0 if a.fires is None else len(a.fires)
+        counts.append(Count(a, units, int(off), int(on), firing * units / a.elements, flat / a.elements))
+    return counts
 
 
 def _has_weights(module: nn.Module) -> bool:
