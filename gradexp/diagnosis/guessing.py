@@ -54,7 +54,7 @@ def _of(term: LossTerm, age: int) -> Iterator[Finding]:
     if knows_frequencies:
         text += f"; below {number(term.indifferent)} it came by knowing the frequencies, not the samples"
     elif age < _SOME_STEPS:
-        text, severity = f"{text}; at initialisation that is normal", 0
+        text, severity = f"{text}; before and early in training that is normal", 0
     elif _are_real_and_fake(labels):
         text, severity = f"{text}; of a discriminator that is right", 0
     yield Finding("guessing not beaten", text, (), _REMEDY if severity else "", severity)

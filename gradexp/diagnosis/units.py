@@ -109,12 +109,9 @@ class Units(Observer):
             return
         first, names = dead[0], [count.activation.name for count in dead]
         samples = first.activation.samples
-        which = (
-            f"all {first.units} units after {names[0]} fire"
-            if first.units > 1
-            else f"the unit after {names[0]} fires"
-        )
-        text = f"{which} for none of {samples} samples: no gradient passes"
+        which = f"all {first.units} units" if first.units > 1 else "the one unit"
+        verb = "fire" if first.units > 1 else "fires"
+        text = f"{which} after {names[0]} {verb} for none of {samples} samples: no gradient passes"
         if len(names) > 1:
             text += f"; the same after {listed(names[1:])}"
         empty = [name for name in names if _is_zero(self._modules.get(name))]
@@ -131,7 +128,8 @@ class Units(Observer):
         if not worth:
             return
         worst, names = worth[0], [count.activation.name for count in worth]
-        text = f"{worst.dead} of {worst.units} units after {names[0]} fire for none of {worst.activation.samples} samples"
+        samples = worst.activation.samples
+        text = f"{worst.dead} of {worst.units} units after {names[0]} fire for none of {samples} samples"
         if len(names) > 1:
             text += f"; many too after {listed(names[1:])}"
         limits = (_MANY,) if self._may_be_right else (_MORE, _MANY)
@@ -161,9 +159,8 @@ def _saturated(counts: list[Count]) -> Iterable[Finding]:
     if not worth:
         return
     worst, names = worth[0], [count.activation.name for count in worth]
-    text = (
-        f"{100 * worst.saturated:.3g} % of the {worst.activation.kind} after {names[0]} have a slope below {FLAT:g}"
-    )
+    kind, share = worst.activation.kind, f"{100 * worst.saturated:.3g} %"
+    text = f"{share} of the {kind} after {names[0]} has a slope below {FLAT:g}"
     if len(names) > 1:
         text += f"; many too after {listed(names[1:])}"
     if all(count.activation.is_output for count in worth):
