@@ -51,7 +51,7 @@ class Activation:
         elements: Numbers that were seen.
         saturated: How many of them lie where the slope is below ``FLAT``; None for a rectifier.
         fires: Whether each unit fires for some sample, shape ``(unit,)``; None if it is unknown what the units are.
-        never_off: Whether each unit fires for every sample.
+        never_off: Whether each unit fires for every sample, and as far from the level as a dead one is below it.
         firing: How many elements of the units fire.
     """
 
@@ -77,7 +77,7 @@ class Activation:
             return
         unit = 1 if isinstance(made.module, _BY_CHANNEL) else kept.dim() - 1
         others = [dimension for dimension in range(kept.dim()) if dimension != unit]
-        fires, never_off = kept.amax(others) > level, kept.amin(others) > min(level, -level)
+        fires, never_off = kept.amax(others) > level, kept.amin(others) > abs(level)
         firing = (kept > level).sum(others)
         self.samples += kept.shape[0] if unit == 1 else kept.numel() // kept.shape[-1]
         if self.fires is None or self.never_off is None or self.firing is None:

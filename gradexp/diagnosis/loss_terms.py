@@ -137,11 +137,17 @@ def _by_value(examination: Examination) -> LossTerm | None:
     if found is None or not examination.loss.dtype.is_floating_point:  # type: ignore[union-attr]
         return None
     prediction, target = found
-    candidates = []
-    if prediction.shape == target.shape and target.is_floating_point():
+    candidates: list[LossTerm | None] = []
+    if target.dtype == torch.int64 and prediction.dim() == target.dim() + 1:
+        logits = _classes_last(prediction)
+        if bool((target >= 0).all()) and int(target.max()) < logits.shape[-1]:
+            candidates.append(_of_labels(logits.log_softmax(-1), target, None, -100))
+    elif prediction.shape == target.shape and target.is_floating_point():
         candidates += [_regression(prediction, target, kind) for kind in ("squared error", "absolute error")]
         if prediction.dim() > 1 and _are_probabilities(target):
             candidates.append(_of_probabilities(prediction, target))
+        if bool(((target >= 0) & (target <= 1)).all()):
+            candidates += [_binary(prediction, target, is_logits, None, None) for is_logits in (True, False)]
     value = examination.loss.item()  # type: ignore[union-attr]
     tolerance = 1e-5 if prediction.dtype in (torch.float32, torch.float64) else 1e-2
     return next((term for term in candidates if term and math.isclose(term.value, value, rel_tol=tolerance)), None)

@@ -14,7 +14,7 @@ _USUAL = "about 10^-3 is usual"
 _GROWING = -1.0
 
 
-def updates_findings(step: Step) -> tuple[Finding, ...]:
+def updates_findings(step: Step, first: Step | None = None) -> tuple[Finding, ...]:
     """Return what is wrong with the last optimizer step's size, layer by layer.
 
     Layers without an update or a weight, or with one that is 0, do not count. Layers whose update is exactly 0
@@ -22,6 +22,7 @@ def updates_findings(step: Step) -> tuple[Finding, ...]:
 
     Args:
         step: One recorded step, with ``update`` and ``weight``; else nothing is found.
+        first: The first recorded step: weights that were 0 in it, as those of a new branch, may grow by any share.
 
     Example:
         >>> ok = np.zeros((1, 1), dtype=np.int8)
@@ -38,7 +39,10 @@ def updates_findings(step: Step) -> tuple[Finding, ...]:
     if not seen.size:
         return findings
     small = np.flatnonzero(share < _TOO_SMALL)
-    large = np.flatnonzero((share > _TOO_LARGE) & (weight > np.nanmedian(weight) + _GROWING))
+    is_settled = weight > np.nanmedian(weight) + _GROWING
+    if first is not None and "weight" in first.status:
+        is_settled &= ~(first.status["weight"] == STATUSES.index("zero")).any(axis=0)
+    large = np.flatnonzero((share > _TOO_LARGE) & is_settled)
     if small.size:
         text = f"a step changes {_names(step, small)} by a share of {_range(share[small])}, {_USUAL}"
         remedy = "a larger learning rate; in a warm-up, wait for its end"

@@ -1,4 +1,4 @@
-"""Small healthy models of many kinds, each with its loss and a source of batches, to be measured before and after training."""
+"""Small healthy models of many kinds, each with its loss and a source of batches, to be measured and trained."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
