@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.nn import functional as F
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import loss_terms
-from gradexp.diagnosis.rows import Row, Rows, add_statistic
+from gradexp.diagnosis.rows import Row, Rows, add_statistic, has_weights
 from gradexp.history.finding import Finding
 from gradexp.probe.calls import tensors_in
 
@@ -51,6 +50,8 @@ class Collapse(Observer):
             self._inputs = [x for x in tensors_in(args) if x.dim()]
             self._samples = len(self._inputs[0]) if self._inputs else 0
         samples = self._samples
+        if not has_weights(module):
+            return
         if type(output) is Tensor and output.is_floating_point() and output.layout is torch.strided:
             has_all = (
                 output.dim() > 1 and samples >= _ENOUGH_SAMPLES and len(output) > 0 and len(output) % samples == 0
@@ -141,7 +142,7 @@ def mean_cosine(x: Tensor) -> Tensor:
         x: Shape ``(sample, number)``.
     """
     x = x[:_MOST_SAMPLES]
-    x = x.double() if x.dtype != torch.float64 else x
-    units = F.normalize(x / x.abs().amax(1, keepdim=True), dim=1)
+    x = x.float() if x.element_size() < 4 else x
+    norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
     n = len(x)
-    return (units.sum(0).square().sum() - n) / (n * (n - 1))
+    return (torch.mv(x.T, (1 / norms).to(x.dtype)).double().square().sum() - n) / (n * (n - 1))

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import has_learned, loss_terms
-from gradexp.diagnosis.rows import Rows
+from gradexp.diagnosis.rows import Rows, has_weights
 from gradexp.diagnosis.sentences import number
 from gradexp.history.finding import Finding
-from gradexp.numerics.torch_internals import parameters_of
 from gradexp.probe.calls import tensors_in
 
 # Initialisations assume inputs of rms 1: beyond 10 a gain of 2 is nothing, raw pixels have more than 100.
@@ -34,7 +33,7 @@ class InputScale(Observer):
     def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         """Look at the first input that does not depend on parameters."""
         row, _ = self._rows.next_call(module)
-        if self._is_over or not any(parameter.dim() > 1 for parameter in parameters_of(module)):
+        if self._is_over or not has_weights(module):
             return
         for tensor in tensors_in(args):
             is_input = type(tensor) is Tensor and tensor.is_floating_point() and tensor.grad_fn is None

@@ -5,7 +5,7 @@ function, the model itself, a sum of several. Losses written out by hand are kno
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,14 @@ from gradexp.diagnosis.examination import Examination
 from gradexp.numerics.torch_internals import saved_by
 
 _MOST_NODES = 100
-# Operations that add, scale and average: what they are made of are terms of a loss.
+# Operations that choose, add, scale and average: what they are made of are terms of a loss.
 _LINEAR = {
     f"{name}Backward"
-    for name in ("Add", "Sub", "Mul", "Div", "Neg", "Mean", "Sum", "Stack", "Cat", "View", "UnsafeView", "Squeeze")
-} | {f"{name}Backward" for name in ("Unsqueeze", "Select", "Expand", "ToCopy", "Clone", "ReshapeAlias", "Alias")}
+    for name in ("Add", "Sub", "Mul", "Div", "Neg", "Mean", "Sum", "Stack", "Cat", "Index", "Gather", "View")
+} | {
+    f"{name}Backward"
+    for name in ("UnsafeView", "Squeeze", "Unsqueeze", "Select", "Expand", "ToCopy", "Clone", "ReshapeAlias", "Alias")
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ def loss_terms(examination: Examination) -> list[LossTerm]:
     """
     assert examination.loss is not None
     with torch.no_grad():
-        terms = [term for node in _loss_nodes(examination.loss.grad_fn) if (term := _of_node(node)) is not None]
+        terms = [
+            term for node in nodes_of_loss(examination.loss.grad_fn, _NODES) if (term := _of_node(node)) is not None
+        ]
         if not terms:
             term = _by_value(examination)
             terms = [] if term is None else [term]
@@ -80,8 +85,13 @@ def has_learned(terms: list[LossTerm], share: float = 0.5) -> bool:
     return any(term.guessing > 0 and term.value < share * term.guessing for term in terms)
 
 
-def _loss_nodes(end: Node | None) -> Iterator[Node]:
-    """Yield the nodes of known losses of which the loss is a sum."""
+def nodes_of_loss(end: Node | None, kinds: Container[str]) -> Iterator[Node]:
+    """Yield the nodes of some kinds that a loss is a sum of, from the loss down.
+
+    Args:
+        end: The loss's node.
+        kinds: Names, without the number at the end.
+    """
     waiting: list[Node | None] = [end]
     seen: set[Node] = set()
     while waiting and len(seen) < _MOST_NODES:
@@ -90,27 +100,22 @@ def _loss_nodes(end: Node | None) -> Iterator[Node]:
             continue
         seen.add(node)
         name = node.name().rstrip("0123456789")
-        if _plain(name) in _NODES:
+        if name in kinds:
             yield node
-        elif name in _LINEAR:
+        elif name in _LINEAR or name in _NODES:
             waiting.extend(below for below, _ in node.next_functions)
-
-
-def _plain(name: str) -> str:
-    """Return the name of a node of the loss, without the mark of that for pictures."""
-    return name.rstrip("0123456789").removesuffix("Backward").removesuffix("ND").removesuffix("2D").removesuffix("2d")
 
 
 def _of_node(node: Node) -> LossTerm | None:
     prediction, target = saved_by(node, "self"), saved_by(node, "target")
     if type(prediction) is not Tensor or not isinstance(target, Tensor) or not target.numel():
         return None
-    name = _plain(node.name())
-    if name == "NllLoss":
+    name = node.name().rstrip("0123456789")
+    if _NODES[name] == "cross entropy":
         weight, ignored = saved_by(node, "weight"), saved_by(node, "ignore_index")
         return _of_labels(prediction, target, weight, _signed(ignored))
-    if name.startswith("BinaryCrossEntropy"):
-        is_logits = name.endswith("WithLogits")
+    if _NODES[name] == "binary cross entropy":
+        is_logits = "WithLogits" in name
         return _binary(prediction, target, is_logits, saved_by(node, "weight"), saved_by(node, "pos_weight"))
     return _regression(prediction, target, _NODES[name])
 
@@ -122,12 +127,14 @@ def _signed(index: Any) -> int:
 
 
 _NODES = {
-    "NllLoss": "cross entropy",
-    "BinaryCrossEntropyWithLogits": "binary cross entropy",
-    "BinaryCrossEntropy": "binary cross entropy",
-    "MseLoss": "squared error",
-    "SmoothL1Loss": "absolute error",
-    "HuberLoss": "absolute error",
+    "NllLossBackward": "cross entropy",
+    "NllLoss2DBackward": "cross entropy",
+    "NllLossNdBackward": "cross entropy",
+    "BinaryCrossEntropyWithLogitsBackward": "binary cross entropy",
+    "BinaryCrossEntropyBackward": "binary cross entropy",
+    "MseLossBackward": "squared error",
+    "SmoothL1LossBackward": "absolute error",
+    "HuberLossBackward": "absolute error",
 }
 
 

@@ -14,6 +14,7 @@ from gradexp.diagnosis.initial_scale import InitialScale
 from gradexp.diagnosis.input_scale import InputScale
 from gradexp.diagnosis.resolution import Resolution
 from gradexp.diagnosis.sharing import Experts, TiedWeights
+from gradexp.diagnosis.squashed_twice import SquashedTwice
 from gradexp.diagnosis.units import Units
 from gradexp.history.finding import Finding, worst_first
 
@@ -24,6 +25,7 @@ OBSERVERS: tuple[type[Observer], ...] = (
     InitialScale,
     InputScale,
     Guessing,
+    SquashedTwice,
     TiedWeights,
     Experts,
 )

@@ -6,7 +6,9 @@ import numpy as np
 from torch import nn
 
 from gradexp.history.history import History
+from gradexp.numerics.torch_internals import parameters_of
 from gradexp.probe.names import named_modules
+from gradexp.probe.parametrized import computed_weights
 
 Row = tuple[str, int]
 """Name of a module, and which of its calls in the pass."""
@@ -29,6 +31,11 @@ class Rows:
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
         return name, call
+
+
+def has_weights(module: nn.Module) -> bool:
+    """Return whether a module directly owns, or computes, a parameter of two or more dimensions."""
+    return any(parameter.dim() > 1 for parameter in parameters_of(module)) or bool(computed_weights(module))
 
 
 def add_statistic(history: History, name: str, values: Mapping[Row, float]) -> None:

@@ -12,13 +12,12 @@ from torch.autograd.graph import Node
 from gradexp.diagnosis.activations import FLAT, Activation, Made, activations
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import has_learned, loss_terms
-from gradexp.diagnosis.rows import Rows, add_statistic
+from gradexp.diagnosis.rows import Rows, add_statistic, has_weights
 from gradexp.diagnosis.sentences import listed
 from gradexp.history.finding import Finding
 from gradexp.history.step import STATUSES
 from gradexp.numerics.torch_internals import keeps_elsewhere, parameters_of
 from gradexp.probe.calls import tensors_in
-from gradexp.probe.parametrized import computed_weights
 
 # Fewer samples than this leave too many healthy units off by chance.
 _ENOUGH_SAMPLES = 32
@@ -82,7 +81,7 @@ class Units(Observer):
         assert examination.loss is not None
         if not self._is_hidden:
             outputs = list(tensors_in(examination.output)) or [examination.loss]
-            self._activations = activations(outputs, self._made, _has_weights)
+            self._activations = activations(outputs, self._made, has_weights)
         terms = loss_terms(examination)
         self._may_be_right = not terms or has_learned(terms)
         self._modules = {made.row[0]: made.module for made in self._made.values()}
@@ -190,10 +189,6 @@ def _counted(found: list[Activation]) -> list[Count]:
         units = 0 if a.fires is None else len(a.fires)
         counts.append(Count(a, units, int(off), int(on), firing * units / a.elements, flat / a.elements))
     return counts
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return any(parameter.dim() > 1 for parameter in parameters_of(module)) or bool(computed_weights(module))
 
 
 def _is_zero(module: nn.Module | None) -> bool:

@@ -52,6 +52,17 @@ def test_steps_that_are_far_too_small_are_told_with_their_share():
     assert "by a share of 10^-" in finding.text
 
 
+def test_a_recorded_step_has_the_findings_of_its_update():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-9)
+    with GradientProbe(model, optimizer=optimizer) as probe:
+        F.cross_entropy(model(X), Y).backward()
+        probe.collect()
+        assert probe.history.at().findings == ()  # the step is still to come
+        optimizer.step()
+    assert [finding.kind for finding in probe.history.at().findings] == ["updates"]
+
+
 def test_steps_that_are_far_too_large_are_told():
     model = network()
     (finding,) = found(model, torch.optim.Adam(model.parameters(), lr=1.0))
