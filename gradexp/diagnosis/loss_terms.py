@@ -21,10 +21,10 @@ _MOST_NODES = 100
 # Operations that choose, add, scale and average: what they are made of are terms of a loss.
 _LINEAR = {
     f"{name}Backward"
-    for name in ("Add", "Sub", "Mul", "Div", "Neg", "Mean", "Sum", "Stack", "Cat", "Index", "Gather", "View")
-} | {
-    f"{name}Backward"
-    for name in ("UnsafeView", "Squeeze", "Unsqueeze", "Select", "Expand", "ToCopy", "Clone", "ReshapeAlias", "Alias")
+    for name in (
+        *("Add", "Sub", "Mul", "Div", "Neg", "Mean", "Sum", "Stack", "Cat", "Index", "Gather", "Select", "Expand"),
+        *("View", "UnsafeView", "ReshapeAlias", "Alias", "Squeeze", "Unsqueeze", "ToCopy", "Clone"),
+    )
 }
 
 
