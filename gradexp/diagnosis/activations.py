@@ -77,7 +77,7 @@ class Activation:
             return
         unit = 1 if isinstance(made.module, _BY_CHANNEL) else kept.dim() - 1
         others = [dimension for dimension in range(kept.dim()) if dimension != unit]
-        fires, never_off = kept.amax(others) > level, kept.amin(others) > abs(level)
+        fires, never_off = ~(kept.amax(others) <= level), kept.amin(others) > abs(level)  # nan is not dead
         firing = (kept > level).sum(others)
         self.samples += kept.shape[0] if unit == 1 else kept.numel() // kept.shape[-1]
         if self.fires is None or self.never_off is None or self.firing is None:

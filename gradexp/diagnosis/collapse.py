@@ -38,17 +38,15 @@ class Collapse(Observer):
         self._cosines: dict[Row, Tensor] = {}
         self._widths: dict[Row, int] = {}
         self._ends: dict[Row, Node | None] = {}
-        targets = [x for x in tensors_in(examination.targets) if x.dim()]
         self._inputs = [x for x in tensors_in(examination.inputs) if x.dim()]
-        counted = targets or self._inputs
-        self._samples = len(counted[0]) if counted else 0
+        self._samples = _samples(self._inputs, [x for x in tensors_in(examination.targets) if x.dim()])
 
     def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         """Take the cosine of what the call returned, if it is one tensor with all samples."""
         row = self._rows.next_call(module)
         if not self._samples and not self._inputs:  # a loss without a batch
             self._inputs = [x for x in tensors_in(args) if x.dim()]
-            self._samples = len(self._inputs[0]) if self._inputs else 0
+            self._samples = _samples(self._inputs, [])
         samples = self._samples
         if not has_weights(module):
             return
@@ -121,6 +119,15 @@ class Collapse(Observer):
                 return None if math.isnan(cosine) else cosine
             return 1.0 if bool((flat == flat[:1]).all()) else None
         return None
+
+
+def _samples(inputs: list[Tensor], targets: list[Tensor]) -> int:
+    """Return how many samples there are: along the first dimension, or the second of sequences with time first."""
+    if not inputs:
+        return len(targets[0]) if targets else 0
+    shape = inputs[0].shape
+    is_time_first = bool(targets) and len(shape) > 2 and shape[1] == len(targets[0]) != shape[0]
+    return shape[1 if is_time_first else 0]
 
 
 def _logits(outputs: Iterable[Tensor]) -> set[Node | None]:

@@ -40,7 +40,7 @@ def _of(term: LossTerm, is_fresh: bool) -> Iterator[Finding]:
     value = f"{term.kind} is {number(term.value)}"
     if term.kind in ("cross entropy", "binary cross entropy"):
         if term.value > far_above(term.indifferent):
-            text = f"{value}, that of a model without preference {number(term.indifferent)}"
+            text = f"{value}, guessing evenly costs {number(term.indifferent)}"
             if term.prediction is not None:
                 text += f"; logits have rms {number(_rms(_centred(term)))}, about 1 is usual at first"
             yield Finding("initial scale", text, (), remedy, 2)

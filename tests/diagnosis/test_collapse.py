@@ -107,3 +107,11 @@ def test_steps_in_time_along_the_first_dimension_are_no_samples():
             return self.head(self.lift(x).mean(0))
 
     assert found(Series(), (torch.randn(7, 32, 1), Y)) is None
+
+
+def test_labels_may_be_flat_where_inputs_have_samples_and_positions():
+    model, x = deep(12), torch.randn(8, 5, 64)
+    loss_fn = lambda output, y: F.cross_entropy(output.flatten(0, 1), y)  # noqa: E731
+    history = measure(model, loss_fn, (x, torch.arange(40) % 3))
+    by_hand = mean_cosine(model[0](x).detach().flatten(1)).item()
+    assert history.stats["output.cosine"][0, 0, 0] == pytest.approx(by_hand, abs=1e-6)

@@ -36,7 +36,7 @@ def test_large_weights_make_a_loss_far_above_guessing_and_he_cures_it(activation
     finding = found(model, loss_fn, (X, Y))["initial scale"]
     assert finding.text.startswith("cross entropy is ")
     assert float(finding.text.split()[3].strip(",;").replace(",", "")) == pytest.approx(before, rel=0.01)
-    assert "that of a model without preference 1.1" in finding.text
+    assert "guessing evenly costs 1.1" in finding.text
     assert 'gradexp.initialize(model, "he")' in finding.remedy
     initialize(model, "he")
     assert found(model, loss_fn, (X, Y)) == {}

@@ -1,5 +1,7 @@
 """Dead and saturated units: counted by hand on the model's own activations."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,6 +120,14 @@ def test_steps_that_are_too_large_kill_units_and_a_tenth_of_it_does_not():
         assert {finding.kind for finding in findings if finding.kind.startswith("dead")} == kinds
 
 
+def test_a_rectifier_at_the_output_that_never_fires_is_a_dead_layer():
+    model = nn.Sequential(nn.Linear(16, 1), nn.ReLU())
+    kill(model[0], 1)
+    finding = found(model, "dead layer", (X, X[:, :1]), F.mse_loss)
+    assert finding.text.startswith("the one unit after 0 fires for none of 128 samples")
+    assert finding.severity == 3
+
+
 def test_a_dead_branch_beside_a_living_one_stops_nothing():
     class Branch(nn.Module):
         def __init__(self):
@@ -229,3 +239,15 @@ def test_layers_that_a_checkpoint_computes_anew_run_no_further_time():
     model = Counted()
     measure(model, F.cross_entropy, (X, Y))
     assert model.runs == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_units_that_are_not_finite_are_not_called_dead(value):
+    findings = measure(modules(nn.ReLU()), F.cross_entropy, (X * value, Y)).findings[0]
+    assert not any(finding.kind.startswith("dead") for finding in findings)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripted_modules_which_take_no_hooks_are_measured():
+    model = nn.Sequential(torch.jit.script(modules(nn.ReLU())), nn.Linear(3, 3))
+    assert "1" in measure(model, F.cross_entropy, (X, Y)).names
