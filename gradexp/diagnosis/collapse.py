@@ -100,9 +100,7 @@ class Collapse(Observer):
             f"{cosines[first]:.4g}, at {last[0] or 'the model'} {cosines[last]:.5g}, of the inputs {1 - apart:.2g}"
         )
         severity = 2 if 1 - cosines[last] < apart / _MANY_TIMES else 1
-        remedy = (
-            'gradexp.initialize(model, "he") for up to 30 ReLU layers, nn.LayerNorm or residual branches for more'
-        )
+        remedy = 'gradexp.initialize(model, "he") for up to 30 ReLU layers; else nn.BatchNorm1d before activations'
         names = tuple(dict.fromkeys(name for name, _ in reversed(alike)))
         yield Finding("inputs collapse", text, names, remedy, severity)
 

@@ -58,13 +58,15 @@ def _of(name: str, module: nn.Module, x: Tensor) -> list[Finding]:
     rms = (mean**2 + spread**2) ** 0.5
     where = f"the inputs of {name or 'the model'} have"
     text = f"{where} mean {number(mean)} and standard deviation {number(spread)}"
-    if isinstance(module, nn.Linear) and x.dim() == 2 and len(x) > 1:
+    has_features = isinstance(module, nn.Linear) and x.dim() == 2 and len(x) > 1
+    remedy = _STANDARDISE_EACH if has_features else _STANDARDISE
+    if has_features:
         each = x.std(0, correction=0)
         each = each[each > 0]
         if len(each) > 1 and each.max() > _APART * each.min():
             low, high = each.min().item(), each.max().item()
             text = f"{where} features with standard deviations from {number(low)} to {number(high)}"
-            return [Finding("input scale", text, (name,), _STANDARDISE_EACH, 2)]
+            return [Finding("input scale", text, (name,), remedy, 2)]
     if rms > _LARGE:
-        return [Finding("input scale", text, (name,), _STANDARDISE, 2 if rms > _VERY_LARGE else 1)]
-    return [Finding("input scale", text, (name,), _STANDARDISE, 1)] if 0 < rms < _SMALL else []
+        return [Finding("input scale", text, (name,), remedy, 2 if rms > _VERY_LARGE else 1)]
+    return [Finding("input scale", text, (name,), remedy, 1)] if 0 < rms < _SMALL else []

@@ -73,8 +73,9 @@ def test_ordinary_networks_do_not_collapse(model):
 
 
 def test_normalisation_cures_a_deep_network():
-    assert found(deep(30)).severity == 2
-    assert found(deep(30, norm=True)) is None
+    for activation in (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.GELU):
+        assert found(deep(30, activation=activation)).severity == 2
+        assert found(deep(30, norm=True, activation=activation)) is None
 
 
 def test_a_batch_that_repeats_one_sample_is_told_so():

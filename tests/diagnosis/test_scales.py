@@ -37,9 +37,37 @@ def test_large_weights_make_a_loss_far_above_guessing_and_he_cures_it(activation
     assert finding.text.startswith("cross entropy is ")
     assert float(finding.text.split()[3].strip(",;").replace(",", "")) == pytest.approx(before, rel=0.01)
     assert "guessing evenly costs 1.1" in finding.text
-    assert 'gradexp.initialize(model, "he")' in finding.remedy
+    first, second = finding.remedy.split("; if that is not enough, ")
+    assert first == 'gradexp.initialize(model, "he")'
+    exec(second, {"model": model})
+    assert "initial scale" not in found(model, loss_fn, (X, Y))
     initialize(model, "he")
     assert found(model, loss_fn, (X, Y)) == {}
+
+
+def test_branches_that_add_up_are_cured_at_the_last_layer():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+
+        def forward(self, x):
+            return x + self.inside(x)
+
+    model = nn.Sequential(*(Branch() for _ in range(12)), nn.Linear(16, 3))
+    initialize(model, "he")
+    finding = found(model, F.cross_entropy, (X, Y))["initial scale"]
+    assert finding.modules == ("12",)
+    exec(finding.remedy.split("if that is not enough, ")[1], {"model": model})
+    assert "initial scale" not in found(model, F.cross_entropy, (X, Y))
+
+
+def test_a_feature_far_from_zero_is_cured_feature_by_feature():
+    x = X.clone()
+    x[:, 0] += 2020
+    finding = found(network(), F.cross_entropy, (x, Y))["input scale"]
+    assert finding.remedy == "x = (x - x.mean(0)) / (x.std(0) + 1e-8)"
+    assert found(network(), F.cross_entropy, ((x - x.mean(0)) / (x.std(0) + 1e-8), Y)) == {}
 
 
 def test_binary_losses_and_squared_errors_far_above_guessing_are_told():
