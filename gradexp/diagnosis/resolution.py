@@ -1,10 +1,12 @@
 """Gradients that are too small to change any weight, by the resolution of its number format."""
 
 import math
+from collections import deque
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import loss_terms
@@ -15,8 +17,9 @@ from gradexp.probe.names import named_modules
 
 # A loss that has come down this far from that of guessing is learned.
 _LEARNED = 1e-3
-# Adam divides the gradient by its own size plus 1e-8; below this share of that nothing is left of a step.
-_BELOW_ADAM = 1e-12
+# Adam divides the gradient by its size plus 1e-8: below this, with lr=1e-3, float32 rounds its step away too.
+_BELOW_ADAM = 1e-13
+_CLOSE_BY = 12  # nodes from the loss down
 
 
 class Resolution(Observer):
@@ -24,6 +27,8 @@ class Resolution(Observer):
 
     def see_loss(self, examination: Examination) -> None:
         """See whether there is anything left to learn."""
+        assert examination.loss is not None
+        self._is_squashed = _is_squashed(examination.loss.grad_fn)
         terms = loss_terms(examination)
         self._is_learned = bool(terms) and all(term.value < _LEARNED * term.guessing for term in terms)
 
@@ -49,15 +54,28 @@ class Resolution(Observer):
                 moved += 1
         if not unmoved or len(unmoved) < moved:
             return
+        adam = "not Adam either, whose eps is 1e-8" if greatest < _BELOW_ADAM else "Adam still would"
         text = (
             f"gradients are too small to change any weight of {listed(unmoved)}: the largest is {greatest:.1e}, and "
-            "even plain SGD with lr=1 would leave all bits as they are"
+            f"plain SGD with lr=1 would leave all bits as they are ({adam})"
         )
-        adam = (
-            "Adam's steps vanish too, below its eps=1e-8" if greatest < _BELOW_ADAM else "Adam would still move them"
-        )
-        remedy = f"a loss of logits, such as nn.BCEWithLogitsLoss(), in place of a sigmoid and a logarithm ({adam})"
+        remedy = f"the loss times {1 / greatest:.0e}"
+        if self._is_squashed:
+            remedy = "a loss of logits, such as nn.BCEWithLogitsLoss(), in place of a sigmoid and a logarithm"
         yield Finding("vanishing", text, tuple(unmoved), remedy, 3 if not moved else 2)
+
+
+def _is_squashed(end: Node | None) -> bool:
+    """Return whether the loss is computed from a sigmoid or softmax close by."""
+    waiting, seen = deque([end]), 0
+    while waiting and seen < _CLOSE_BY:
+        node = waiting.popleft()
+        if node is not None:
+            seen += 1
+            if node.name().startswith(("Sigmoid", "Softmax", "Tanh")):
+                return True
+            waiting.extend(below for below, _ in node.next_functions)
+    return False
 
 
 def _trial(weight: nn.Parameter) -> Tensor | None:

@@ -46,6 +46,14 @@ def test_a_loss_of_logits_that_does_not_saturate_cures_it():
     assert found(model, lambda logits: nn.BCEWithLogitsLoss()(logits, ones)) is None
 
 
+def test_a_tiny_loss_is_cured_by_a_factor():
+    model = adversaries(bias=0)
+    tiny = lambda output: 1e-14 * output.square().mean()  # noqa: E731
+    remedy = found(model, tiny).remedy
+    factor = float(remedy.removeprefix("the loss times ").split()[0])
+    assert found(model, lambda output: factor * tiny(output)) is None
+
+
 def test_an_ordinary_discriminator_and_a_frozen_or_learned_model_raise_no_alarm():
     assert found(adversaries(bias=0), saturating) is None
     model = nn.Linear(8, 1)
