@@ -22,6 +22,8 @@ _SAME = 1 - 1e-5
 # Few samples, or outputs of few numbers such as logits, have a cosine that says nothing.
 _ENOUGH_SAMPLES, _ENOUGH_NUMBERS = 4, 16
 _MOST_SAMPLES = 256
+# What comes last must be nearly as alike, if it is more than a sign: a layer with large biases may look alike alone.
+_A_FEW, _ALIKE_AFTER = 3, 0.95
 
 
 class Collapse(Observer):
@@ -92,12 +94,13 @@ class Collapse(Observer):
             if cosines[row] < limit:
                 break
             alike.append(row)
-        if not alike:
+        is_told_apart = bool(rows) and self._widths[rows[-1]] >= _A_FEW and cosines[rows[-1]] < _ALIKE_AFTER
+        if not alike or is_told_apart:
             return
         first, last = alike[-1], alike[0]
         text = (
             f"from {first[0] or 'the model'} on all {self._samples} samples look alike: mean cosine "
-            f"{cosines[first]:.4g}, at {last[0] or 'the model'} {cosines[last]:.5g}, of the inputs {1 - apart:.2g}"
+            f"{cosines[first]:.4g}, at {last[0] or 'the model'} {cosines[last]:.5g}, of the inputs {1 - apart:.2f}"
         )
         severity = 2 if 1 - cosines[last] < apart / _MANY_TIMES else 1
         remedy = 'gradexp.initialize(model, "he") for up to 30 ReLU layers; else nn.BatchNorm1d before activations'

@@ -30,7 +30,7 @@ def updates_findings(step: Step, first: Step | None = None) -> tuple[Finding, ..
         >>> updates_findings(Step("train", ["0"], sizes, {"update": ok, "weight": ok}))[0].kind
         'updates'
     """
-    if not {"update", "weight"} <= step.log10.keys():
+    if not {"update", "weight"} <= step.log10.keys() & step.status.keys():
         return ()
     share = mean_over_networks(step.log10["update"] - step.log10["weight"])
     weight = mean_over_networks(step.log10["weight"])

@@ -91,6 +91,14 @@ def test_positive_inputs_that_differ_little_are_no_collapse():
     assert found(deep(2), (5 + X / 10, Y)) is None
 
 
+def test_large_biases_of_units_that_never_fire_are_no_collapse():
+    model = deep(2)
+    with torch.no_grad():
+        model[2].bias[:20] = -100
+    assert measure(model, F.cross_entropy, (X, Y)).stats["output.cosine"][0, 0, 1] > 0.99
+    assert found(model) is None
+
+
 def test_logits_may_be_alike():
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 100))
     with torch.no_grad():
