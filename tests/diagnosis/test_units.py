@@ -251,3 +251,26 @@ def test_units_that_are_not_finite_are_not_called_dead(value):
 def test_scripted_modules_which_take_no_hooks_are_measured():
     model = nn.Sequential(torch.jit.script(modules(nn.ReLU())), nn.Linear(3, 3))
     assert "1" in measure(model, F.cross_entropy, (X, Y)).names
+
+
+def test_a_loss_without_a_batch_shows_its_units_too():
+    model = Functions(F.relu)
+    kill(model.second, 37)
+    findings = measure(model, lambda: F.cross_entropy(model(X), Y)).findings[0]
+    assert [finding.modules for finding in findings if finding.kind == "dead units"] == [("second",)]
+
+
+def test_units_of_a_layer_that_is_called_twice_are_dead_only_if_they_are_in_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared, self.head = nn.Linear(16, 64), nn.Linear(64, 3)
+
+        def forward(self, x):
+            return self.head(F.relu(self.shared(x)) + F.relu(self.shared(1000 * x)))
+
+    model = Twice()
+    kill(model.shared, 40)
+    history = measure(model, F.cross_entropy, (X, Y))
+    both = (model.shared(X).amax(0) <= 0) & (model.shared(1000 * X).amax(0) <= 0)
+    assert history.stats["output.dead"][0, 0, :2].tolist() == [both.double().mean().item()] * 2
