@@ -77,15 +77,25 @@ def creation_number(node: Node) -> int:
 
 
 def saved_of(node: Node, name: str) -> Any:
-    """Return what an operation keeps for its backward pass under a name, None if there is no such thing (torch 1.9).
+    """Return what an operation keeps for its backward pass, such as ``result`` or ``self``; None if it is gone.
 
-    Without it nobody could say which of several operations has made nan.
+    Torch's tutorials show these attributes (torch 1.9). Gone are tensors that were changed in place since, or freed.
+    Without it nobody could say which of several operations has made nan, and activations and losses that are
+    functions, not modules, would not be seen.
     """
     try:
         saved = getattr(node, f"_saved_{name}", None)
-    except RuntimeError:  # a backward pass has freed it
+    except RuntimeError:
         return None
     return saved.detach() if isinstance(saved, Tensor) else saved
+
+
+def keeps_elsewhere() -> bool:
+    """Return whether what operations keep is put away by hooks, as checkpoints do that compute it anew (torch 2.1).
+
+    Without it looking at what is kept could run parts of the model again.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def in_transform() -> bool:
