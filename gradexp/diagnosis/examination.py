@@ -19,6 +19,7 @@ class Examination:
         loss_fn: The function or module that returned the loss.
         inputs: What the model got; None if the loss was computed without a batch.
         targets: What the loss function got beside the model's output, often one tensor.
+        optimizer: The optimizer of the training, or several, if they were given.
         output: What the model returned; None before the forward pass is over.
         loss: The loss, with its graph until the backward pass is over; None before.
         history: What the probe recorded; None before the backward pass is over.
@@ -28,6 +29,7 @@ class Examination:
     loss_fn: Any
     inputs: Any = None
     targets: tuple[Any, ...] = ()
+    optimizer: Any = None
     output: Any = None
     loss: Tensor | None = None
     history: History | None = None
@@ -46,7 +48,8 @@ class Observer:
             name: The module's name; that of the model itself is empty.
             module: The module.
             args: Its positional and keyword arguments, ``(args, kwargs)``.
-            output: What it returned.
+            optimizer: The optimizer of the training, or several, if they were given.
+        output: What it returned.
         """
 
     def see_loss(self, examination: Examination) -> None:

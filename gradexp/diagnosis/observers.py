@@ -7,13 +7,19 @@ from typing import Any
 
 from torch import nn
 
+from gradexp.diagnosis.cut import Cut
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.sharing import Experts, TiedWeights
+from gradexp.diagnosis.unoptimized import Unoptimized
+from gradexp.diagnosis.unregistered import Unregistered
 from gradexp.history.finding import Finding, worst_first
 
 OBSERVERS: tuple[type[Observer], ...] = (
     TiedWeights,
     Experts,
+    Cut,
+    Unregistered,
+    Unoptimized,
 )
 """All of them, in the order in which findings of the same severity are told."""
 

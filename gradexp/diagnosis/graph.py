@@ -1,0 +1,41 @@
+"""Walks through autograd's graph, from the loss towards the leaves."""
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from gradexp.probe.passes import accumulator
+
+
+def node_of(tensor: Tensor) -> Any:
+    """Return the node that made a tensor, or that adds to a leaf's ``.grad``; None without a gradient."""
+    if not tensor.requires_grad:
+        return None
+    return tensor.grad_fn if tensor.grad_fn is not None else accumulator(tensor)
+
+
+def nodes_below(roots: Iterable[Any], closed: Collection[Any] = ()) -> dict[Any, None]:
+    """Return each node that a gradient reaches from some nodes, those included, the nearest first.
+
+    Args:
+        roots: Nodes of the graph; None is none.
+        closed: Nodes that let no gradient through. They are reached themselves.
+    """
+    visited = dict.fromkeys(root for root in roots if root is not None)
+    waiting = list(visited)
+    for node in waiting:  # which grows
+        if node in closed:
+            continue
+        for source, _ in node.next_functions:
+            if source is not None and source not in visited:
+                visited[source] = None
+                waiting.append(source)
+    return visited
+
+
+def leaves(nodes: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors to whose ``.grad`` some of the nodes add."""
+    for node in nodes:
+        if node.name().endswith("AccumulateGrad"):
+            yield node.variable

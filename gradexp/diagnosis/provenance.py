@@ -1,0 +1,145 @@
+"""Where values leave autograd's graph: which operation, in which line, and what they go into."""
+
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gradexp.diagnosis.graph import leaves, node_of, nodes_below
+from gradexp.probe.calls import tensors_in
+from gradexp.probe.names import named_modules
+
+# What these return does not depend on the values that they get.
+_LIKE = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "new_")
+# What these return is no tensor that could be followed.
+_LEAVES_TORCH = ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__", "__complex__")
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_GRADEXP = os.path.dirname(os.path.dirname(__file__)) + os.sep
+
+
+@dataclass(eq=False)
+class Exit:
+    """One operation that lets values through, and no gradient back.
+
+    Args:
+        operation: Its name, such as ``detach``.
+        without_graph: Whether autograd was switched off.
+        place: File and line of the model's own code, empty if none is known.
+        inside: Name of the innermost module that was running.
+        before: Name of the first module that got what came out of it, empty if none did.
+    """
+
+    operation: str
+    without_graph: bool
+    place: str
+    inside: str
+    before: str = ""
+    sources: list[Any] = field(default_factory=list)  # nodes of the graph that it cuts off
+
+    def cut_off(self) -> set[int]:
+        """Return the ids of the leaves whose values go through it."""
+        return {id(leaf) for leaf in leaves(nodes_below(self.sources))}
+
+
+class Provenance(TorchFunctionMode):
+    """Follow values that have left the graph through each operation of a pass.
+
+    Args:
+        model: Whose modules tell where values go.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.out_of_torch: list[Exit] = []  # what became Python numbers or arrays
+        self._names = named_modules(model)
+        self._from: dict[int, tuple[Tensor, frozenset[Exit]]] = {}  # id of a tensor -> through which exits it came
+        self._running: list[str] = []
+        self._handles = ExitStack()
+
+    def __enter__(self) -> "Provenance":
+        for name, module in self._names.items():
+            for hook in (
+                module.register_forward_pre_hook(partial(self._begin_call, name), with_kwargs=True),
+                module.register_forward_hook(self._end_call, with_kwargs=True, always_call=True),
+            ):
+                self._handles.callback(hook.remove)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._handles.close()
+
+    def exits_to(self, tensor: Tensor) -> Iterable[Exit]:
+        """Return the exits through which values came into a tensor."""
+        return self._exits_of([tensor])
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and note where its values come from."""
+        output = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
+        inputs = list(tensors_in((args, kwargs)))
+        if inputs and not any(like in name for like in _LIKE):
+            self._follow(name, inputs, output)
+        return output
+
+    def _follow(self, name: str, inputs: list[Tensor], output: Any) -> None:
+        exits = self._exits_of(inputs)
+        with_graph = [tensor for tensor in inputs if tensor.requires_grad]
+        if name in _LEAVES_TORCH:
+            self.out_of_torch += exits
+            if with_graph:
+                self.out_of_torch.append(self._exit(name, with_graph))
+            return
+        outputs = list(tensors_in(output))
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+            outputs.append(inputs[0])
+        without = [tensor for tensor in outputs if not tensor.requires_grad]
+        if with_graph and without:
+            left = exits | {self._exit(name, with_graph)}
+            for tensor in without:
+                self._from[id(tensor)] = tensor, left
+        for tensor in outputs:
+            if exits and id(tensor) not in {id(each) for each in without if with_graph}:
+                self._from[id(tensor)] = tensor, exits | self._exits_of([tensor])
+
+    def _exit(self, name: str, inputs: list[Tensor]) -> Exit:
+        inside = self._running[-1] if self._running else ""
+        sources = [node_of(tensor) for tensor in inputs]
+        return Exit(name, not torch.is_grad_enabled(), _place(), inside, sources=sources)
+
+    def _exits_of(self, tensors: Iterable[Tensor]) -> frozenset[Exit]:
+        known = [self._from[id(tensor)][1] for tensor in tensors if id(tensor) in self._from]
+        return known[0].union(*known[1:]) if known else frozenset()
+
+    def _begin_call(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+        self._running.append(name)
+        for way_out in self._exits_of(tensors_in((args, kwargs))):
+            way_out.before = way_out.before or name
+
+    def _end_call(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._running.pop()
+        exits = self._exits_of(tensors_in((args, kwargs)))
+        for tensor in tensors_in(output):
+            if exits and id(tensor) not in self._from:  # through operations that nobody sees
+                self._from[id(tensor)] = tensor, exits
+
+
+def _place() -> str:
+    """Return file and line of the innermost code that is neither torch's nor ours."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((_TORCH, _GRADEXP, "<")):
+            return f"{os.path.basename(file)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
