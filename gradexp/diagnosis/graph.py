@@ -20,15 +20,16 @@ def nodes_below(roots: Iterable[Any], closed: Collection[Any] = ()) -> dict[Any,
 
     Args:
         roots: Nodes of the graph; None is none.
-        closed: Nodes that let no gradient through. They are reached themselves.
+        closed: Nodes that let no gradient through, which are reached themselves, and pairs of a node and the number
+            of one of its inputs to which it passes none.
     """
     visited = dict.fromkeys(root for root in roots if root is not None)
     waiting = list(visited)
     for node in waiting:  # which grows
         if node in closed:
             continue
-        for source, _ in node.next_functions:
-            if source is not None and source not in visited:
+        for place, (source, _) in enumerate(node.next_functions):
+            if source is not None and source not in visited and (node, place) not in closed:
                 visited[source] = None
                 waiting.append(source)
     return visited

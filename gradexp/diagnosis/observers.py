@@ -12,6 +12,7 @@ from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.sharing import Experts, TiedWeights
 from gradexp.diagnosis.unoptimized import Unoptimized
 from gradexp.diagnosis.unregistered import Unregistered
+from gradexp.diagnosis.zeros import ZeroInitialised
 from gradexp.history.finding import Finding, worst_first
 
 OBSERVERS: tuple[type[Observer], ...] = (
@@ -20,6 +21,7 @@ OBSERVERS: tuple[type[Observer], ...] = (
     Cut,
     Unregistered,
     Unoptimized,
+    ZeroInitialised,
 )
 """All of them, in the order in which findings of the same severity are told."""
 

@@ -73,6 +73,14 @@ class Trace:
             return [name for name in names if name in self.transformed]
         return list(names)
 
+    def bypassed(self, names: Iterable[str]) -> list[str]:
+        """Return the names of modules whose weights took part in a pass though they were not called.
+
+        As where ``forward`` is called in place of the module, or another module computes with its weights.
+        """
+        called = {call.name for call in self.calls}
+        return [name for name in names if name not in called and self.passes.brought(name)]
+
     def kept_calls(self) -> Sequence[ModuleCall]:
         """Return the calls of passes that count, in the order of the forward pass.
 
