@@ -9,9 +9,12 @@ from torch import nn
 
 from gradexp.diagnosis.cut import Cut
 from gradexp.diagnosis.examination import Examination, Observer
+from gradexp.diagnosis.rounding import RoundingNoise
 from gradexp.diagnosis.sharing import Experts, TiedWeights
+from gradexp.diagnosis.symmetry import EqualUnits
 from gradexp.diagnosis.unoptimized import Unoptimized
 from gradexp.diagnosis.unregistered import Unregistered
+from gradexp.diagnosis.unseen import Unseen
 from gradexp.diagnosis.zeros import ZeroInitialised
 from gradexp.history.finding import Finding, worst_first
 
@@ -22,6 +25,9 @@ OBSERVERS: tuple[type[Observer], ...] = (
     Unregistered,
     Unoptimized,
     ZeroInitialised,
+    Unseen,
+    RoundingNoise,
+    EqualUnits,
 )
 """All of them, in the order in which findings of the same severity are told."""
 
