@@ -9,7 +9,7 @@ from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.graph import leaves, node_of, nodes_below
 from gradexp.diagnosis.provenance import Exit, Provenance
 from gradexp.diagnosis.repetition import Repetition
-from gradexp.diagnosis.wording import listed, outermost, owners, verb
+from gradexp.diagnosis.wording import listed, outermost, owners, parameter_names, verb
 from gradexp.history.finding import Finding
 from gradexp.history.step import STATUSES
 from gradexp.probe.calls import tensors_in
@@ -83,13 +83,14 @@ class Cut(Observer):
             names = outermost(list(dict.fromkeys(owner[key] for key in flat if flat[key] == operation)), reached)
             gets, it = verb(names, "gets", "get"), verb(names, "it", "them")
             why, cure = _FLAT[operation]
-            text = f"{listed(names)} {gets} a gradient of exactly 0: what comes of {it} passes {operation.lower()}, {why}"
+            text = f"{listed(names)} {gets} a gradient of exactly 0: what comes of {it} passes {operation.lower()}, "
+            text += why
             yield Finding("cut", text, tuple(names), cure, 3)
 
     def _silent_findings(
         self, examination: Examination, silent: set[int], owner: dict[int, str], reached: set[str]
     ) -> Iterator[Finding]:
-        exits, numbers = self._exits(examination)
+        exits, numbers = _exits(examination, self._repetition)
         causes: dict[int, Exit | str] = {}
         for way_out, is_number in [*((e, False) for e in exits), *((e, True) for e in numbers)]:
             for key in way_out.cut_off() & silent:
@@ -100,14 +101,19 @@ class Cut(Observer):
         for key in silent - causes.keys():
             unused = "output" if key in self._of_output else "unused"
             causes[key] = unused if id(_caller(modules, owner[key])) in self._called else "not called"
+        parameters = {id(parameter): parameter for parameter in examination.model.parameters()}
+        known = parameter_names(examination.model)
         order = list(owner)
         groups: dict[tuple[str, str, str], list[int]] = {}
         for key in sorted(silent, key=order.index):
             groups.setdefault(_label(causes[key]), []).append(key)
         for keys in groups.values():
             others = reached | {owner[key] for key in silent if key not in keys}
-            names = outermost(list(dict.fromkeys(owner[key] for key in keys)), others)
-            yield _finding(causes[keys[0]], names, self._next_after(names))
+            whole = [key for key in keys if owner[key] not in others]
+            names = outermost(list(dict.fromkeys(owner[key] for key in whole)), others)
+            names += [known[key] for key in keys if key not in whole]
+            is_vector = all(parameters[key].dim() < 2 for key in keys)
+            yield _finding(causes[keys[0]], names, self._next_after(names), is_vector and not whole)
 
     def _next_after(self, names: list[str]) -> str:
         """Return which module was called next after some modules, empty if none was."""
@@ -115,18 +121,8 @@ class Cut(Observer):
         last = max((place for place, name in enumerate(called) if _is_in(name, names)), default=len(called))
         return next((name for name in called[last + 1 :] if not any(_is_in(each, [name]) for each in names)), "")
 
-    def _exits(self, examination: Examination) -> tuple[Sequence[Exit], Sequence[Exit]]:
-        """Return where values leave the graph and still come to the loss, and where they leave torch."""
-        provenance = Provenance(examination.model)
-        try:
-            with provenance:
-                loss = self._repetition.run(examination)
-        except Exception:  # what a model does in a second pass is beyond us
-            return (), ()
-        return list(provenance.exits_to(loss)), provenance.out_of_torch
 
-
-def _finding(cause: Exit | str, names: list[str], successor: str) -> Finding:
+def _finding(cause: Exit | str, names: list[str], successor: str, is_bias: bool) -> Finding:
     who, gets, its = listed(names), verb(names, "gets", "get"), verb(names, "its", "their")
     if isinstance(cause, Exit):
         where = f"{_operation(cause)}{f' ({cause.place})' if cause.place and not cause.without_graph else ''}"
@@ -137,10 +133,46 @@ def _finding(cause: Exit | str, names: list[str], successor: str) -> Finding:
             text = f"{who} {gets} no gradient: {verb(names, 'it runs', 'they run')} under torch.no_grad(){before}"
         return Finding("cut", text, tuple(names), f"{_cure(cause)}; {_ON_PURPOSE.format(names=who)}", 3)
     if cause == "not called":
-        return Finding("cut", f"{who} {gets} no gradient: {verb(names, 'it is', 'they are')} not called in this pass", tuple(names), severity=1)
+        return Finding(
+            "cut",
+            f"{who} {gets} no gradient: {verb(names, 'it is', 'they are')} not called in this pass",
+            tuple(names),
+            severity=1,
+        )
+    if is_bias:  # or a gain, of a layer that is trained: as of the last one, where the loss is made of slopes
+        return Finding(
+            "cut",
+            f"{who} {gets} no gradient: the loss does not depend on {verb(names, 'it', 'them')}",
+            tuple(name.rpartition(".")[0] for name in names),
+            severity=0,
+        )
     what = "the loss does not use" if cause == "output" else "nothing that the loss is made of uses"
     text = f"{who} {gets} no gradient: {what} {its} output"
     return Finding("cut", text, tuple(names), "", 1)
+
+
+def why_without_gradient(examination: Examination) -> str:
+    """Return why a loss depends on no trained parameter, as the end of a sentence, empty if it is not known."""
+    trained = {id(parameter) for parameter in examination.model.parameters() if parameter.requires_grad}
+    if not trained:
+        return ": all are frozen (requires_grad=False)"
+    exits, numbers = _exits(examination, Repetition())
+    cutting = [way_out for way_out in [*exits, *numbers] if way_out.cut_off() & trained]
+    if not cutting:
+        return ""
+    last = cutting[-1]
+    return f": {_operation(last)} cuts them off{f' ({last.place})' if last.place else ''}"
+
+
+def _exits(examination: Examination, repetition: Repetition) -> tuple[Sequence[Exit], Sequence[Exit]]:
+    """Return where values leave the graph and still come to the loss, and where they leave torch."""
+    provenance = Provenance(examination.model)
+    try:
+        with provenance:
+            loss = repetition.run(examination)
+    except Exception:  # what a model does in a second pass is beyond us
+        return (), ()
+    return list(provenance.exits_to(loss)), provenance.out_of_torch
 
 
 def _is_in(name: str, names: list[str]) -> bool:
@@ -156,12 +188,19 @@ def _label(cause: Exit | str) -> tuple[str, str, str]:
     return cause.operation, cause.place, cause.before
 
 
-_WORDS = {"data": ".data", "tensor": "torch.tensor()", "__getitem__": "indexing", **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne"), "a comparison")}
+_WORDS = {
+    "data": ".data",
+    "tensor": "torch.tensor()",
+    "__getitem__": "indexing",
+    **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne"), "a comparison"),
+}
 _COPIES = ("detach", "detach_", "data", "tensor", "as_tensor", "new_tensor", "item", "tolist", "numpy", "__float__")
 
 
 def _operation(way_out: Exit) -> str:
     name = way_out.operation
+    if way_out.without_graph:
+        return "torch.no_grad()"
     return _WORDS.get(name, f"{name.strip('_')}()")
 
 

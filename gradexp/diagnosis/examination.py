@@ -48,13 +48,12 @@ class Observer:
             name: The module's name; that of the model itself is empty.
             module: The module.
             args: Its positional and keyword arguments, ``(args, kwargs)``.
-            optimizer: The optimizer of the training, or several, if they were given.
-        output: What it returned.
+            output: What it returned.
         """
 
     def see_loss(self, examination: Examination) -> None:
         """Look at the loss and its graph before the backward pass, and hook what is of interest."""
 
-    def findings(self, examination: Examination) -> Iterable[Finding]:  # noqa: ARG002
+    def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return what was found, after the backward pass, while ``.grad`` is still there."""
         return ()

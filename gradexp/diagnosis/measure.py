@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from gradexp.diagnosis.cut import why_without_gradient
 from gradexp.diagnosis.examination import Examination
 from gradexp.diagnosis.observers import OBSERVERS, found, watched
+from gradexp.diagnosis.unregistered import hidden_layers
 from gradexp.history.history import History
 from gradexp.numerics.torch_internals import buffers_of, creation_number, without_accumulate_hooks
 from gradexp.probe.calls import has_node, tensors_in
@@ -69,6 +71,8 @@ def measure(
     if batch is NO_BATCH and not _takes_nothing(loss_fn):
         raise TypeError("loss_fn needs arguments; give a batch, or a function without any: lambda: loss")
     unwrapped(optimizer)  # raises if that is none
+    if isinstance(model, nn.Module) and not any(True for _ in model.parameters()) and (hint := hidden_layers(model)):
+        raise ValueError(f"the model has no parameters: {hint}")
     probe = GradientProbe(model, **options)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device, where there are no numbers to measure")
@@ -88,7 +92,8 @@ def measure(
         if loss.numel() != 1:
             raise ValueError(f"loss_fn must return one number, got a tensor of shape {tuple(loss.shape)}")
         if not loss.requires_grad:
-            raise ValueError("the loss does not depend on any parameter that requires a gradient")
+            reason = why_without_gradient(examination)
+            raise ValueError(f"the loss does not depend on any parameter that requires a gradient{reason}")
         examination.loss = loss
         for observer in observers:
             observer.see_loss(examination)

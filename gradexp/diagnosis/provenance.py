@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ from gradexp.probe.names import named_modules
 _LIKE = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "new_")
 # What these return is no tensor that could be followed.
 _LEAVES_TORCH = ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__", "__complex__")
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-_GRADEXP = os.path.dirname(os.path.dirname(__file__)) + os.sep
+# Where code is that a user did not write.
+_NOT_THEIRS = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", "<")
 
 
 @dataclass(eq=False)
@@ -63,18 +64,18 @@ class Provenance(TorchFunctionMode):
         self._running: list[str] = []
         self._handles = ExitStack()
 
-    def __enter__(self) -> "Provenance":
+    def __enter__(self) -> Self:
         for name, module in self._names.items():
             for hook in (
                 module.register_forward_pre_hook(partial(self._begin_call, name), with_kwargs=True),
                 module.register_forward_hook(self._end_call, with_kwargs=True, always_call=True),
             ):
                 self._handles.callback(hook.remove)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._handles.close()
 
     def exits_to(self, tensor: Tensor) -> Iterable[Exit]:
@@ -139,7 +140,7 @@ def _place() -> str:
     frame: Any = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith((_TORCH, _GRADEXP, "<")):
-            return f"{os.path.basename(file)}:{frame.f_lineno}"
+        if not file.startswith(_NOT_THEIRS):
+            return f"{Path(file).name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,13 +36,11 @@ class Repetition:
             torch.cuda.set_rng_state_all(self._cuda)
         loss_fn = examination.loss_fn if loss_fn is None else loss_fn
         if examination.inputs is None:
-            loss: Tensor = loss_fn()
-            return loss
+            return cast(Tensor, loss_fn())
         model = examination.model if model is None else model
         inputs, targets = (examination.inputs, examination.targets) if batch is None else batch
         if isinstance(inputs, Mapping):
             output = model(**inputs)
         else:
             output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-        loss = loss_fn(output, *targets)
-        return loss
+        return cast(Tensor, loss_fn(output, *targets))

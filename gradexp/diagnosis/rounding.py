@@ -16,7 +16,7 @@ from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.graph import leaves, node_of, nodes_below
 from gradexp.diagnosis.repetition import Repetition
 from gradexp.diagnosis.symmetry import REMEDY, has_equal_units
-from gradexp.diagnosis.wording import listed, owners, verb
+from gradexp.diagnosis.wording import listed, owners, parameter_names, verb
 from gradexp.history.finding import Finding
 from gradexp.numerics.norms import has_values, log10_norm
 from gradexp.probe.names import named_modules
@@ -114,7 +114,7 @@ def _findings(
         formats = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         evidence = ", ".join(f"10^{size:.1f} in {f}" for size, f in zip(noise[largest], formats, strict=True))
         text = f"in {listed(names)} the gradient is below the rounding error of the sum it comes from ({evidence} at "
-        text += f"most), so that it is likely to be exactly 0"
+        text += "most), so that it is likely to be exactly 0"
         alike = [name for name, module in named_modules(model).items() if has_equal_units(module)]
         if alike:
             text += f"; all units of {listed(alike)} are equal, and so cancel"
@@ -122,15 +122,22 @@ def _findings(
         cure = REMEDY if alike else "look for what cancels: what the loss does not depend on, as one key in attention"
         yield Finding("rounding noise", text, tuple(names), cure, 3 if 2 * len(weights) >= len(trained) else 1)
     elif vectors:
+        known = parameter_names(model)
+        vectors = [known[id(parameters[name])] for name in vectors]
         text = f"the gradient of {listed(vectors)} is exactly 0 but for rounding: the loss does not depend on "
         text += f"{verb(vectors, 'it', 'them')}, as on a bias below a norm"
-        yield Finding("rounding noise", text, tuple(vectors), severity=0)
+        modules = tuple(dict.fromkeys(vector.rpartition(".")[0] for vector in vectors))
+        yield Finding("rounding noise", text, modules, severity=0)
 
 
 def _narrowest(model: nn.Module) -> torch.dtype | None:
     """Return the parameters' number format with the fewest digits, None if there are others than real ones."""
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
-    if not dtypes or not all(dtype.is_floating_point for dtype in dtypes) or any(p.is_complex() for p in model.buffers()):
+    if (
+        not dtypes
+        or not all(dtype.is_floating_point for dtype in dtypes)
+        or any(p.is_complex() for p in model.buffers())
+    ):
         return None
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.wording import listed, verb
 from gradexp.history.finding import Finding
+from gradexp.numerics.norms import has_values
 from gradexp.probe.names import named_modules
 
 _TOLERANCE = 1e-5  # of the largest element: what rounding may make of equal gradients
@@ -24,8 +25,8 @@ class EqualUnits(Observer):
         if names:
             yield Finding(
                 "equal units",
-                f"all units of {listed(names)} are alike and get the same gradient, so that {verb(names, 'it', 'they')} "
-                "can learn no more than one unit would",
+                f"all units of {listed(names)} are alike and get the same gradient, so that "
+                f"{verb(names, 'it', 'they')} can learn no more than one unit would",
                 tuple(names),
                 REMEDY,
                 3,
@@ -35,8 +36,9 @@ class EqualUnits(Observer):
 def has_equal_units(module: nn.Module) -> bool:
     """Return whether a layer of several units has the same weights and bias for each, not all of them 0."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    is_layer = isinstance(weight, nn.Parameter) and weight.dim() > 1 and len(weight) > 1
-    if not is_layer or isinstance(module, nn.Embedding) or getattr(module, "groups", 1) > 1 or weight.is_meta:
+    if not isinstance(weight, nn.Parameter) or weight.dim() < 2 or len(weight) < 2 or not has_values(weight):
+        return False
+    if isinstance(module, nn.Embedding) or getattr(module, "groups", 1) > 1:  # whose units have other inputs
         return False
     return _is_same(weight, 0) and bool(weight[0].ne(0).any()) and (bias is None or _is_same(bias, 0))
 
@@ -44,7 +46,7 @@ def has_equal_units(module: nn.Module) -> bool:
 def _stays_alike(module: nn.Module) -> bool:
     if not has_equal_units(module):
         return False
-    gradient = module.weight.grad
+    gradient = getattr(module.weight, "grad", None)
     return isinstance(gradient, Tensor) and bool(gradient.isfinite().all()) and _is_same(gradient, _TOLERANCE)
 
 

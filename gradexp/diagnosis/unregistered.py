@@ -48,7 +48,8 @@ class Unregistered(Observer):
             what = f"{what} {text.format(place=place)}"
             yield Finding(
                 "cut",
-                f"{what} {verb} of the model: no optimizer gets {'them' if several else 'it'} from model.parameters()",
+                f"{what} {verb} of the model, so that model.parameters() gives "
+                f"{'them' if several else 'it'} to no optimizer",
                 (module,),
                 cure.format(name=f"self.{attribute}"),
                 3,
@@ -65,6 +66,15 @@ _TEXTS = {
         "make them once in __init__, as attributes of the model that are nn.Parameter or nn.Module",
     ),
 }
+
+
+def hidden_layers(model: nn.Module) -> str:
+    """Return where a model without any parameter keeps its layers, and what to do; empty if there are none."""
+    for module, attribute, kind in dict(_kept(model)).values():
+        text, cure = _TEXTS[kind]
+        place = f"{module}.{attribute}" if module else attribute
+        return f"those {text.format(place=place)} are none of it; {cure.format(name=f'self.{attribute}')}"
+    return ""
 
 
 def _strangers(tensors: Any, known: set[int]) -> dict[int, Tensor]:

@@ -48,16 +48,17 @@ class Unseen(Observer):
             names = outermost([name for name in reasons if reasons[name] == reason], seen)
             text, cure = _TEXTS[reason]
             text = text.format(
-                names=listed(names), its=verb(names, "its", "their"), s="" if len(names) > 1 else "s", them=verb(names, "it", "them")
+                names=listed(names),
+                its=verb(names, "its", "their"),
+                s="" if len(names) > 1 else "s",
+                them=verb(names, "it", "them"),
             )
-            severity = 2 if is_all else 0 if reason == "part" else 1
+            severity = 2 if is_all else 1 if reason in ("forward", "function") else 0
             if is_all:
                 text = f"nothing of the gradient's flow is known: {text}"
             yield Finding("unknown", text, tuple(names), cure.format(it=names[0]), severity)
 
-    def _reasons(
-        self, examination: Examination, modules: dict[str, nn.Module], around: set[str]
-    ) -> dict[str, str]:
+    def _reasons(self, examination: Examination, modules: dict[str, nn.Module], around: set[str]) -> dict[str, str]:
         """Return why nothing is seen, by the name of the row."""
         reasons = {}
         uncalled = {}
@@ -105,8 +106,8 @@ class Unseen(Observer):
 
 def _standing_in(step: Step) -> set[str]:
     """Return the rows whose output gradient was seen, which stand for parts of theirs."""
-    seen = np.isin(step.status["output_grad"], SEEN).any(axis=0)
-    return {name for name, is_seen in zip(step.names, seen, strict=True) if is_seen}
+    rows = np.flatnonzero(np.isin(step.status["output_grad"], SEEN).any(axis=0))
+    return {step.names[row] for row in rows}
 
 
 _TEXTS = {
@@ -119,7 +120,7 @@ _TEXTS = {
         "for a look at it let autograd go through, such as odeint in place of odeint_adjoint",
     ),
     "lost": (
-        "{names} return{s} what is changed in place or has a backward pass of its own",
+        "no gradient of the outputs of {names} could be followed, as where they are changed in place",
         "",
     ),
     "part": (

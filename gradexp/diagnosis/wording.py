@@ -39,7 +39,7 @@ def outermost(concerned: Collection[str], others: Collection[str]) -> list[str]:
         ['encoder', 'head.0']
     """
     taken = {prefix for name in others for prefix in _prefixes(name)}
-    names = {}
+    names: dict[str, None] = {}
     for name in concerned:
         free = [prefix for prefix in _prefixes(name) if prefix and prefix not in taken]
         names[free[0] if free else name or "the model itself"] = None
@@ -51,6 +51,15 @@ def owners(model: nn.Module) -> dict[int, str]:
     found: dict[int, str] = {}
     for name, module in named_modules(model).items():
         for parameter in module.parameters(recurse=False):
+            found.setdefault(id(parameter), name)
+    return found
+
+
+def parameter_names(model: nn.Module) -> dict[int, str]:
+    """Return id of each parameter -> its name in the first module that owns it, without names of wrappers."""
+    found: dict[int, str] = {}
+    for prefix, module in named_modules(model).items():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
             found.setdefault(id(parameter), name)
     return found
 

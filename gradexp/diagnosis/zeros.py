@@ -1,5 +1,6 @@
 """Gradients that are exactly 0 because a weight above is: closed branches, which open by themselves, or do not."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -12,10 +13,8 @@ from gradexp.diagnosis.wording import listed, outermost, owners, verb
 from gradexp.history.finding import Finding
 from gradexp.numerics.norms import has_values
 
-
 # Where a vector or a scalar multiplies, in place of being added as a bias is.
-_MULTIPLY = ("Mul", "NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm")
-_MULTIPLY += ("FusedRmsNorm", "NativeRmsNorm", "BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm")
+_MULTIPLY = re.compile("Mul|.*(BatchNorm|LayerNorm|GroupNorm|RmsNorm)")
 
 _Edge = tuple[Any, int]  # a node of the graph, and which of its inputs
 
@@ -40,7 +39,7 @@ class ZeroInitialised(Observer):
                     users.setdefault(source, []).append(node)
         for weight in zeros:
             for node, place in _consumers(node_of(weight), users):
-                if weight.dim() > 1 or node.name().partition("Backward")[0] in _MULTIPLY:
+                if weight.dim() > 1 or _MULTIPLY.fullmatch(node.name().partition("Backward")[0]):
                     node.register_hook(partial(self._see, node, place, id(weight)))
 
     def _see(self, node: Any, own: int, weight: int, passed_on: Sequence[Any], arrived: Sequence[Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradexp.history.encoding import printable
-from gradexp.history.finding import Finding
+from gradexp.history.finding import Finding, worst_first
 from gradexp.history.npz import read_fields, write_fields
 from gradexp.history.plot import profile_figure
 from gradexp.history.scalars import Points, or_none, points, profile_points
@@ -24,6 +24,7 @@ from gradexp.history.step import (
     mean_over_networks,
 )
 from gradexp.history.table import table
+from gradexp.history.unoptimized import unoptimized
 from gradexp.history.verdict import Verdict, gradient_verdict
 
 if TYPE_CHECKING:
@@ -135,18 +136,20 @@ class History:
             raise ValueError("nothing is recorded yet")
         if not -recorded <= step < recorded:
             raise ValueError(f"step is an index from 0 to {recorded - 1}, or -1 for the last, got {step}")
+        status = {quantity: codes[step] for quantity, codes in self.status.items()}
+        found = self.findings[step] if self.findings else ()
         return Step(
             self.phase,
             self.names,
             {quantity: values[step] for quantity, values in self.log10.items()},
-            {quantity: codes[step] for quantity, codes in self.status.items()},
+            status,
             {quantity: values[step] for quantity, values in self.largest_log10.items()},
             self.dead_fraction,
             self.calls,
             self.dtypes,
             self.theory,
             self.feeds,
-            self.findings[step] if self.findings else (),
+            worst_first([*found, *unoptimized(self.names, status)]),
         )
 
     def over_time(self, name: str, step: int = -1) -> Step:

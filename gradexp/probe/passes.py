@@ -1,7 +1,7 @@
 """Which backward passes count: those that add to ``.grad``, unless that is set to zero again before the collect."""
 
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -211,11 +211,15 @@ class Passes:
         left = [number for number in thrown if self._states is not None and self._states[number][1]]
         return len(self._zero(left)) < len(left)
 
-    def brought(self, name: str) -> bool:
-        """Return whether a pass added to ``.grad`` of a module's parameters, unless that is a mere container."""
+    def brought(self, name: str, others: Iterable[str]) -> bool:
+        """Return whether a pass added to ``.grad`` of a module's parameters past some other modules.
+
+        Not so for a mere container, nor where the others have the same parameters.
+        """
         if name in self._parameters.containers:
             return False
-        numbers = set(self._parameters.numbers.get(name, ()))
+        shared = {id(self._parameters[n]) for other in others for n in self._parameters.numbers.get(other, ())}
+        numbers = {n for n in self._parameters.numbers.get(name, ()) if id(self._parameters[n]) not in shared}
         if not self.finished and self._at_first is not None:  # no pass was seen
             before, now = self._at_first[0], self._parameters.read()[0]
             return any(now[number][1] and before[number] != now[number] for number in numbers)

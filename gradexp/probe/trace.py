@@ -79,7 +79,7 @@ class Trace:
         As where ``forward`` is called in place of the module, or another module computes with its weights.
         """
         called = {call.name for call in self.calls}
-        return [name for name in names if name not in called and self.passes.brought(name)]
+        return [name for name in names if name not in called and self.passes.brought(name, called)]
 
     def kept_calls(self) -> Sequence[ModuleCall]:
         """Return the calls of passes that count, in the order of the forward pass.
