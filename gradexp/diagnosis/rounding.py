@@ -27,8 +27,8 @@ _SUMS = 3.0
 _NOISE = 0.9
 # Rounding errors in float32 are 2^29 times those in float64; noise may miss that by this many powers of ten.
 _SLACK = 2.0
-# A second model of more parameters might not fit into memory.
-_MOST = 100_000_000
+# A second model of more parameters might not fit into memory, or is not worth its time for harmless vectors alone.
+_MOST, _MOST_FOR_VECTORS = 100_000_000, 5_000_000
 # The loss is the same in both formats, if nothing is drawn at random and nothing is chaotic.
 _SAME_LOSS = 0.1
 
@@ -53,7 +53,9 @@ class RoundingNoise(Observer):
         if not sizes or dtype is None or examination.inputs is None:
             return
         smallest = max(sizes.values()) + math.log10(torch.finfo(dtype).eps) + _SUMS
-        if min(sizes.values()) > smallest or sum(p.numel() for p in model.parameters()) > _MOST:
+        small = [p for name, p in model.named_parameters() if sizes.get(name, math.inf) <= smallest]
+        most = _MOST if any(p.dim() > 1 for p in small) else _MOST_FOR_VECTORS
+        if not small or sum(p.numel() for p in model.parameters()) > most:
             return
         other = torch.float32 if dtype == torch.float64 else torch.float64
         others = self._sizes_in(other, examination)
@@ -78,8 +80,8 @@ class RoundingNoise(Observer):
             if any(id(leaf) in own for leaf in leaves(nodes_below([node_of(loss)]))):
                 return {}  # such as a penalty that is written with the model itself
             assert examination.loss is not None
-            expected = float(examination.loss)
-            if not abs(float(loss) - expected) <= _SAME_LOSS * abs(expected):
+            expected = examination.loss.item()
+            if not abs(loss.item() - expected) <= _SAME_LOSS * abs(expected):
                 return {}
             parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

@@ -73,7 +73,7 @@ def hidden_layers(model: nn.Module) -> str:
     for module, attribute, kind in dict(_kept(model)).values():
         text, cure = _TEXTS[kind]
         place = f"{module}.{attribute}" if module else attribute
-        return f"those {text.format(place=place)} are none of it; {cure.format(name=f'self.{attribute}')}"
+        return f"those {text.format(place=place)} are not registered; {cure.format(name=f'self.{attribute}')}"
     return ""
 
 

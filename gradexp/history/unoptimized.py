@@ -21,7 +21,7 @@ def unoptimized(names: Sequence[str], status: Mapping[str, NDArray[np.int8]]) ->
     if "update" not in status:
         return ()
     rows = np.flatnonzero((status["update"] == STATUSES.index("not_optimized")).all(axis=0))
-    missing = list(dict.fromkeys(names[row] for row in rows))
+    missing = list(dict.fromkeys(names[row] for row in rows.tolist()))
     if not missing:
         return ()
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""

@@ -136,7 +136,8 @@ class Trace:
             for quantity in call.missed:
                 pending.mark(quantity, row, "hook_missed")
         for row, call in silent:
-            if call.uncertain or (call.is_passed_by and not self.passes.finished):
+            # A function with a backward pass of its own may run modules again and differentiate inside of that.
+            if call.uncertain or (call.is_passed_by and (call.is_rerun or not self.passes.finished)):
                 pending.mark("output_grad", row, "hook_missed")
             elif row not in with_gradient and "output_grad" not in call.missed:
                 pending.mark("output_grad", row, "unused" if call.expected else "frozen")
