@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradexp.probe.passes import accumulator
@@ -13,6 +14,18 @@ def node_of(tensor: Tensor) -> Any:
     if not tensor.requires_grad:
         return None
     return tensor.grad_fn if tensor.grad_fn is not None else accumulator(tensor)
+
+
+def has_nonzero(tensor: Tensor | None) -> bool:
+    """Return whether any element of a tensor, sparse or not, is something else than 0."""
+    if tensor is None:
+        return False
+    tensor = tensor.detach()
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce().values()
+    elif tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    return bool(tensor.ne(0).any())
 
 
 def nodes_below(roots: Iterable[Any], closed: Collection[Any] = ()) -> dict[Any, None]:

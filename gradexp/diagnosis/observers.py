@@ -11,6 +11,7 @@ from gradexp.diagnosis.cut import Cut
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.rounding import RoundingNoise
 from gradexp.diagnosis.sharing import Experts, TiedWeights
+from gradexp.diagnosis.stops import Stops
 from gradexp.diagnosis.symmetry import EqualUnits
 from gradexp.diagnosis.unoptimized import Unoptimized
 from gradexp.diagnosis.unregistered import Unregistered
@@ -25,6 +26,7 @@ OBSERVERS: tuple[type[Observer], ...] = (
     Unregistered,
     Unoptimized,
     ZeroInitialised,
+    Stops,
     Unseen,
     RoundingNoise,
     EqualUnits,

@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from gradexp.diagnosis.examination import Examination, Observer
-from gradexp.diagnosis.graph import leaves, node_of, nodes_below
+from gradexp.diagnosis.graph import has_nonzero, leaves, node_of, nodes_below
 from gradexp.diagnosis.wording import listed, outermost, owners, verb
 from gradexp.history.finding import Finding
 from gradexp.numerics.norms import has_values
@@ -43,9 +43,9 @@ class ZeroInitialised(Observer):
                     node.register_hook(partial(self._see, node, place, id(weight)))
 
     def _see(self, node: Any, own: int, weight: int, passed_on: Sequence[Any], arrived: Sequence[Any]) -> None:
-        if any(map(_has_nonzero, arrived)):
+        if any(map(has_nonzero, arrived)):
             for place, gradient in enumerate(passed_on):
-                if place != own and gradient is not None and not _has_nonzero(gradient):
+                if place != own and gradient is not None and not has_nonzero(gradient):
                     self._closed[node, place] = weight
 
     def findings(self, examination: Examination) -> Iterator[Finding]:
@@ -54,7 +54,7 @@ class ZeroInitialised(Observer):
             return
         owner = owners(examination.model)
         parameters = {id(p): p for p in examination.model.parameters() if p.requires_grad and p.grad is not None}
-        without = {key for key, p in parameters.items() if not _has_nonzero(p.grad)}
+        without = {key for key, p in parameters.items() if not has_nonzero(p.grad)}
         is_open = {id(leaf) for leaf in leaves(nodes_below([self._root], closed=self._closed))}
         behind: dict[int, set[int]] = {}  # id of a weight of 0 -> ids of the parameters that it closes off
         for (node, place), weight in self._closed.items():
@@ -109,11 +109,7 @@ def _consumers(leaf: Any, users: dict[Any, list[Any]]) -> Iterator[_Edge]:
 
 
 def _is_zero(parameter: nn.Parameter) -> bool:
-    return has_values(parameter) and parameter.numel() > 0 and not _has_nonzero(parameter)
-
-
-def _has_nonzero(tensor: Tensor | None) -> bool:
-    return tensor is not None and bool(tensor.detach().ne(0).any())
+    return has_values(parameter) and parameter.numel() > 0 and not has_nonzero(parameter)
 
 
 def _owners_of(keys: Collection[int], owner: dict[int, str]) -> list[str]:

@@ -5,7 +5,6 @@ from findings import alarms, findings
 from torch import nn
 
 from gradexp import initialize
-from gradexp.diagnosis.symmetry import has_equal_units
 
 KIND = "rounding noise"
 
@@ -86,27 +85,3 @@ def test_models_that_know_one_number_format_only_are_left_alone():
 
     model = Stubborn(*constant(0.05))
     assert not findings(model, F.cross_entropy, batch(), KIND)
-
-
-def test_units_that_stay_alike_are_named():
-    model = constant(0.05)
-    (finding,) = findings(model, lambda y, _: (y[:, 0] - 1).square().mean(), batch(), "equal units")
-    assert finding.modules == ("0", "2")
-    assert finding.severity == 3
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    for _ in range(5):
-        (model(batch()[0])[:, 0] - 1).square().mean().backward()
-        optimizer.step()
-    rows = model[0].weight  # which is what it says
-    assert torch.allclose(rows, rows[:1].expand_as(rows))
-
-
-def test_layers_that_a_loss_tells_apart_are_no_equal_units():
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    for value in (0.0, 0.5):
-        nn.init.constant_(model[2].weight, value)
-        nn.init.zeros_(model[2].bias)
-        assert not findings(model, F.cross_entropy, batch(), "equal units")
-    assert not has_equal_units(nn.Conv2d(4, 4, 3, groups=4))
-    assert not has_equal_units(nn.Linear(6, 8))
-    assert has_equal_units(constant(0.05)[0])
