@@ -46,8 +46,14 @@ def has_equal_units(module: nn.Module) -> bool:
 
 def _kinds_that_stay(module: nn.Module) -> tuple[int, int]:
     """Return how many kinds of units a layer has and keeps, and how many units; zeros for no such layer."""
-    rows, gradient = _units(module), getattr(getattr(module, "weight", None), "grad", None)
-    if rows is None or gradient is None or rows.numel() > _MOST or not bool(gradient.isfinite().all()):
+    rows = _units(module)
+    gradient = None if rows is None or not module.weight.is_leaf else module.weight.grad
+    if (
+        rows is None
+        or not isinstance(gradient, Tensor)
+        or rows.numel() > _MOST
+        or not bool(gradient.isfinite().all())
+    ):
         return 0, 0
     if 2 * len(rows[:, 0].unique()) > len(rows):  # which is quick to see
         return 0, 0

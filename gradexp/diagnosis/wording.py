@@ -13,8 +13,8 @@ def listed(names: Iterable[str], named: int = _NAMED) -> str:
     """Write names as ``a, b, c, d and 12 more``.
 
     Example:
-        >>> listed(["a", "b", "c"], named=2)
-        'a, b and 1 more'
+        >>> listed(["a", "b", "c", "d"], named=2)
+        'a, b and 2 more'
     """
     names = list(names)
     # One more name takes no more room than to say that there is one.

@@ -84,6 +84,7 @@ class Parameters:
 
     Attributes:
         numbers: The numbers of each module's own parameters, or else of those of the modules inside, by name.
+        own: The numbers of each module's own parameters only.
         containers: Names of modules that nobody can call and that own no parameter themselves.
         watched: Number of the first parameter that no watched module has.
     """
@@ -92,11 +93,14 @@ class Parameters:
         self._model = weakref.ref(model)
         order: dict[_Place, int] = {}
         self.numbers: dict[str, list[int]] = {}
+        self.own: dict[str, list[int]] = {}
         self.containers: set[str] = set()
         for name, module in modules.items():
-            places = _telling(module) or [place for inner in module.modules() for place in _telling(inner)]
+            own = _telling(module)
+            places = own or [place for inner in module.modules() for place in _telling(inner)]
             self.numbers[name] = [order.setdefault(place, len(order)) for place in places]
-            if not is_callable(module) and not _telling(module):
+            self.own[name] = self.numbers[name] if own else []
+            if not own and not is_callable(module):
                 self.containers.add(name)
         self.watched = len(order)
         if not all(self.numbers.values()):  # a module without parameters goes with all others
@@ -218,7 +222,7 @@ class Passes:
         """
         if name in self._parameters.containers:
             return False
-        shared = {id(self._parameters[n]) for other in others for n in self._parameters.numbers.get(other, ())}
+        shared = {id(self._parameters[n]) for other in others for n in self._parameters.own.get(other, ())}
         numbers = {n for n in self._parameters.numbers.get(name, ()) if id(self._parameters[n]) not in shared}
         if not self.finished and self._at_first is not None:  # no pass was seen
             before, now = self._at_first[0], self._parameters.read()[0]
