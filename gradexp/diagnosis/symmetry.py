@@ -4,11 +4,13 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.wording import listed, verb
 from gradexp.history.finding import Finding
 from gradexp.numerics.norms import has_values
+from gradexp.numerics.torch_internals import parameter_of
 from gradexp.probe.names import named_modules
 
 _TOLERANCE = 1e-5  # of the largest element: what rounding may make of equal gradients
@@ -46,14 +48,9 @@ def has_equal_units(module: nn.Module) -> bool:
 
 def _kinds_that_stay(module: nn.Module) -> tuple[int, int]:
     """Return how many kinds of units a layer has and keeps, and how many units; zeros for no such layer."""
-    rows = _units(module)
-    gradient = None if rows is None or not module.weight.is_leaf else module.weight.grad
-    if (
-        rows is None
-        or not isinstance(gradient, Tensor)
-        or rows.numel() > _MOST
-        or not bool(gradient.isfinite().all())
-    ):
+    rows, weight = _units(module), parameter_of(module, "weight")
+    gradient = None if weight is None else weight.grad
+    if rows is None or gradient is None or rows.numel() > _MOST or not bool(gradient.isfinite().all()):
         return 0, 0
     if 2 * len(rows[:, 0].unique()) > len(rows):  # which is quick to see
         return 0, 0
@@ -68,8 +65,8 @@ def _kinds_that_stay(module: nn.Module) -> tuple[int, int]:
 
 def _units(module: nn.Module) -> Tensor | None:
     """Return weights and bias of each unit of a layer with several, None if there are none or one is all 0."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, nn.Parameter) or weight.dim() < 2 or len(weight) < 2 or not has_values(weight):
+    weight, bias = parameter_of(module, "weight"), parameter_of(module, "bias")
+    if weight is None or is_lazy(weight) or weight.dim() < 2 or len(weight) < 2 or not has_values(weight):
         return None
     # Units of embeddings and of grouped convolutions have other inputs each; those of transposed ones come second.
     if isinstance(module, _OTHERS) or getattr(module, "groups", 1) > 1 or getattr(module, "transposed", False):
@@ -77,7 +74,7 @@ def _units(module: nn.Module) -> Tensor | None:
     rows = weight.detach().flatten(1)
     if not bool(rows.ne(0).any(dim=1).all()):
         return None
-    if isinstance(bias, Tensor) and bias.shape == rows.shape[:1]:
+    if bias is not None and bias.shape == rows.shape[:1]:
         return torch.cat([rows, bias.detach()[:, None].to(rows.dtype)], dim=1)
     return rows
 

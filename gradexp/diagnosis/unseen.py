@@ -56,7 +56,7 @@ class Unseen(Observer):
             severity = 2 if is_all else 1 if reason in ("forward", "function") else 0
             if is_all:
                 text = f"nothing of the gradient's flow is known: {text}"
-            yield Finding("unknown", text, tuple(names), cure.format(it=names[0]), severity)
+            yield Finding("unknown" if is_all else "unseen", text, tuple(names), cure.format(it=names[0]), severity)
 
     def _reasons(self, examination: Examination, modules: dict[str, nn.Module], around: set[str]) -> dict[str, str]:
         """Return why nothing is seen, by the name of the row."""

@@ -92,9 +92,9 @@ def test_an_exported_program_is_unknown():
 
 def test_a_part_that_is_unseen_is_worth_knowing():
     (finding,) = findings(Model(lambda m, x: m.b(m.a.forward(x).tanh())), F.cross_entropy, (X, Y))
-    assert (finding.kind, finding.severity, finding.modules) == ("unknown", 1, ("a",))
+    assert (finding.kind, finding.severity, finding.modules) == ("unseen", 1, ("a",))
     (finding,) = findings(Flow(), F.cross_entropy, (X, Y))
-    assert (finding.kind, finding.severity, finding.modules) == ("unknown", 0, ("f",))
+    assert (finding.kind, finding.severity, finding.modules) == ("unseen", 0, ("f",))
     assert "a backward pass of its own" in finding.text
 
 
