@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.graph import leaves, node_of, nodes_below
@@ -149,6 +150,16 @@ def _finding(cause: Exit | str, names: list[str], successor: str, is_bias: bool)
     what = "the loss does not use" if cause == "output" else "nothing that the loss is made of uses"
     text = f"{who} {gets} no gradient: {what} {its} output"
     return Finding("cut", text, tuple(names), "", 1)
+
+
+def may_reach_parameters(loss: Tensor, model: nn.Module) -> bool:
+    """Return whether a backward pass may reach a parameter, as far as the graph shows."""
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    nodes = nodes_below([node_of(loss)])
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # others stand in for sharded ones
+        return loss.requires_grad
+    # A function with a backward pass of its own may do anything in it, as reentrant checkpoints do.
+    return any(id(leaf) in trained for leaf in leaves(nodes)) or any(isinstance(n, BackwardCFunction) for n in nodes)
 
 
 def why_without_gradient(examination: Examination) -> str:

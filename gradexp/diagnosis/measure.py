@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
-from gradexp.diagnosis.cut import why_without_gradient
+from gradexp.diagnosis.cut import may_reach_parameters, why_without_gradient
 from gradexp.diagnosis.examination import Examination
 from gradexp.diagnosis.observers import OBSERVERS, found, watched
 from gradexp.diagnosis.unregistered import hidden_layers
@@ -91,7 +91,7 @@ def measure(
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
         if loss.numel() != 1:
             raise ValueError(f"loss_fn must return one number, got a tensor of shape {tuple(loss.shape)}")
-        if not loss.requires_grad:
+        if not may_reach_parameters(loss, model):
             reason = why_without_gradient(examination)
             raise ValueError(f"the loss does not depend on any parameter that requires a gradient{reason}")
         examination.loss = loss

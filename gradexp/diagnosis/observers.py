@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from gradexp.diagnosis.cut import Cut
@@ -47,6 +48,7 @@ def watched(examination: Examination, observers: Sequence[Observer]) -> Iterator
     handles = [
         module.register_forward_hook(partial(see, name), with_kwargs=True)
         for name, module in (examination.model.named_modules() if observers else ())
+        if not isinstance(module, torch.jit.ScriptModule)  # whose hooks would have to be compiled too
     ]
     try:
         yield

@@ -66,6 +66,8 @@ class Provenance(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         for name, module in self._names.items():
+            if isinstance(module, torch.jit.ScriptModule):  # whose hooks would have to be compiled too
+                continue
             for hook in (
                 module.register_forward_pre_hook(partial(self._begin_call, name), with_kwargs=True),
                 module.register_forward_hook(self._end_call, with_kwargs=True, always_call=True),

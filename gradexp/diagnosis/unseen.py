@@ -120,7 +120,7 @@ _TEXTS = {
         "for a look at it let autograd go through, such as odeint in place of odeint_adjoint",
     ),
     "lost": (
-        "no gradient of the outputs of {names} could be followed, as where they are changed in place",
+        "no gradient of the outputs of {names} could be followed, as where they are changed in place or inside vmap",
         "",
     ),
     "part": (

@@ -240,6 +240,16 @@ def test_looking_for_a_cut_changes_nothing():
     [
         (nn.Linear(6, 3), lambda o, y: (o.argmax(1) == y).float().mean(), r"argmax\(\) cuts them off \(test_cut.py"),
         (nn.Linear(6, 3), lambda o, y: torch.tensor(o.sum().item()), r"item\(\) cuts them off \(test_cut.py"),
+        (
+            nn.Linear(6, 3),
+            lambda o, y: F.cross_entropy(o, y).detach().requires_grad_(),
+            r"detach\(\) cuts them off \(test_cut.py",
+        ),
+        (
+            nn.Linear(6, 3),
+            lambda o, y: F.cross_entropy(o.detach().requires_grad_(), y),
+            r"detach\(\) cuts them off \(test_cut.py",
+        ),
         (nn.Linear(6, 3).requires_grad_(False), F.cross_entropy, r"all are frozen \(requires_grad=False\)"),
     ],
 )

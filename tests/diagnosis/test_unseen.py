@@ -84,6 +84,7 @@ def test_a_model_of_which_nothing_is_seen_is_unknown_and_says_why(model, why):
     assert "forward" not in vars(model).get("a", {})
 
 
+@pytest.mark.slow
 def test_an_exported_program_is_unknown():
     program = torch.export.export(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), (X,)).module()
     (finding,) = findings(program, F.cross_entropy, (X, Y), "unknown")
