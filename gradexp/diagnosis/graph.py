@@ -13,7 +13,12 @@ def node_of(tensor: Tensor) -> Any:
     """Return the node that made a tensor, or that adds to a leaf's ``.grad``; None without a gradient."""
     if not tensor.requires_grad:
         return None
-    return tensor.grad_fn if tensor.grad_fn is not None else accumulator(tensor)
+    if tensor.grad_fn is not None:
+        return tensor.grad_fn
+    try:
+        return accumulator(tensor)
+    except AssertionError:  # of a view that was made without a graph
+        return None
 
 
 def has_nonzero(tensor: Tensor | None) -> bool:

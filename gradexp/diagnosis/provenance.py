@@ -61,6 +61,7 @@ class Provenance(TorchFunctionMode):
         self.out_of_torch: list[Exit] = []  # what became Python numbers or arrays
         self._names = named_modules(model)
         self._from: dict[int, tuple[Tensor, frozenset[Exit]]] = {}  # id of a tensor -> through which exits it came
+        self._into: dict[int, tuple[Tensor, frozenset[Exit]]] = {}  # the same by memory, for changes in place
         self._running: list[str] = []
         self._handles = ExitStack()
 
@@ -104,24 +105,32 @@ class Provenance(TorchFunctionMode):
                 self.out_of_torch.append(self._exit(name, with_graph))
             return
         outputs = list(tensors_in(output))
-        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        if in_place:
             outputs.append(inputs[0])
-        without = [tensor for tensor in outputs if not tensor.requires_grad]
-        if with_graph and without:
-            left = exits | {self._exit(name, with_graph)}
-            for tensor in without:
-                self._from[id(tensor)] = tensor, left
+        # A view that is made without a graph says that it requires a gradient all the same.
+        kept = {id(tensor) for tensor in (outputs if torch.is_grad_enabled() else inputs) if tensor.requires_grad}
+        new = {self._exit(name, with_graph)} if with_graph and any(id(t) not in kept for t in outputs) else set()
         for tensor in outputs:
-            if exits and id(tensor) not in {id(each) for each in without if with_graph}:
-                self._from[id(tensor)] = tensor, exits | self._exits_of([tensor])
+            left = exits if id(tensor) in kept else exits | new
+            if left:
+                self._from[id(tensor)] = tensor, left | self._exits_of([tensor])
+        if in_place and outputs[-1].layout is torch.strided and (exits or new):
+            memory = outputs[-1].untyped_storage().data_ptr()
+            self._into[memory] = self._from[id(outputs[-1])]
 
     def _exit(self, name: str, inputs: list[Tensor]) -> Exit:
         inside = self._running[-1] if self._running else ""
-        sources = [node_of(tensor) for tensor in inputs]
+        sources = [node for tensor in inputs if (node := node_of(tensor)) is not None]
         return Exit(name, not torch.is_grad_enabled(), _place(), inside, sources=sources)
 
     def _exits_of(self, tensors: Iterable[Tensor]) -> frozenset[Exit]:
+        tensors = list(tensors)
         known = [self._from[id(tensor)][1] for tensor in tensors if id(tensor) in self._from]
+        if self._into:
+            strided = [tensor for tensor in tensors if tensor.layout is torch.strided]
+            memory = {tensor.untyped_storage().data_ptr() for tensor in strided}
+            known += [exits for where, (_, exits) in self._into.items() if where in memory]
         return known[0].union(*known[1:]) if known else frozenset()
 
     def _begin_call(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradexp.diagnosis.examination import Examination
+from gradexp.probe.hooks import unwatched
 
 
 class Repetition:
@@ -34,13 +35,14 @@ class Repetition:
         torch.set_rng_state(self._torch)
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
-        loss_fn = examination.loss_fn if loss_fn is None else loss_fn
-        if examination.inputs is None:
-            return cast(Tensor, loss_fn())
-        model = examination.model if model is None else model
-        inputs, targets = (examination.inputs, examination.targets) if batch is None else batch
-        if isinstance(inputs, Mapping):
-            output = model(**inputs)
-        else:
-            output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-        return cast(Tensor, loss_fn(output, *targets))
+        with unwatched():
+            loss_fn = examination.loss_fn if loss_fn is None else loss_fn
+            if examination.inputs is None:
+                return cast(Tensor, loss_fn())
+            model = examination.model if model is None else model
+            inputs, targets = (examination.inputs, examination.targets) if batch is None else batch
+            if isinstance(inputs, Mapping):
+                output = model(**inputs)
+            else:
+                output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+            return cast(Tensor, loss_fn(output, *targets))
