@@ -1,8 +1,10 @@
 """Parts that get no gradient, since the graph is cut between them and the loss, or nothing comes of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
@@ -38,6 +40,7 @@ class Cut(Observer):
         """Note where the random number generators stand, and what was there."""
         self._repetition = Repetition()
         self._called: dict[int, str] = {}  # id of a module -> its name, in the order of the last calls
+        self._without_graph: set[str] = set()
         self._flat: dict[int, str] = {}
         self._of_output: set[int] = set()
 
@@ -45,6 +48,8 @@ class Cut(Observer):
         """Note which modules are called."""
         self._called.pop(id(module), None)
         self._called[id(module)] = name
+        if not torch.is_grad_enabled():
+            self._without_graph.add(name)
 
     def see_loss(self, examination: Examination) -> None:
         """Note which leaves the loss reaches through steps of slope 0 only, and which the model's output does."""
@@ -110,11 +115,17 @@ class Cut(Observer):
             groups.setdefault(_label(causes[key]), []).append(key)
         for keys in groups.values():
             others = reached | {owner[key] for key in silent if key not in keys}
-            whole = [key for key in keys if owner[key] not in others]
+            whole = [key for key in keys if owner[key] and owner[key] not in others]
             names = outermost(list(dict.fromkeys(owner[key] for key in whole)), others)
             names += [known[key] for key in keys if key not in whole]
-            is_vector = all(parameters[key].dim() < 2 for key in keys)
-            yield _finding(causes[keys[0]], names, self._next_after(names), is_vector and not whole)
+            is_bias = not whole and all(parameters[key].dim() < 2 for key in keys)
+            runs_without = any(_is_in(name, names) for name in self._without_graph)
+            finding = _finding(causes[keys[0]], names, self._next_after(names), is_bias, runs_without)
+            if not whole:  # parameters have no output
+                text = finding.text.replace("its output is", "it is").replace("their output is", "they are")
+                modules = tuple(dict.fromkeys(owner[key] for key in keys))
+                finding = replace(finding, text=text, modules=modules)
+            yield finding
 
     def _next_after(self, names: list[str]) -> str:
         """Return which module was called next after some modules, empty if none was."""
@@ -123,14 +134,14 @@ class Cut(Observer):
         return next((name for name in called[last + 1 :] if not any(_is_in(each, [name]) for each in names)), "")
 
 
-def _finding(cause: Exit | str, names: list[str], successor: str, is_bias: bool) -> Finding:
+def _finding(cause: Exit | str, names: list[str], successor: str, is_bias: bool, runs_without: bool) -> Finding:
     who, gets, its = listed(names), verb(names, "gets", "get"), verb(names, "its", "their")
     if isinstance(cause, Exit):
-        where = f"{_operation(cause)}{f' ({cause.place})' if cause.place and not cause.without_graph else ''}"
+        where = f"{_operation(cause)}{f' ({cause.place})' if cause.place else ''}"
         receiver = successor if _is_in(cause.before, names) else cause.before or successor
         before = f" before {receiver}" if receiver else ""
         text = f"{who} {gets} no gradient: {its} output is cut off by {where}{before}"
-        if cause.without_graph:
+        if cause.without_graph and runs_without:
             text = f"{who} {gets} no gradient: {verb(names, 'it runs', 'they run')} under torch.no_grad(){before}"
         return Finding("cut", text, tuple(names), f"{_cure(cause)}; {_ON_PURPOSE.format(names=who)}", 3)
     if cause == "not called":
@@ -217,7 +228,7 @@ def _operation(way_out: Exit) -> str:
 
 def _cure(way_out: Exit) -> str:
     if way_out.without_graph:
-        return "call it outside of torch.no_grad()"
+        return "compute it outside of torch.no_grad(); of a distribution take rsample() in place of sample()"
     if way_out.operation in _COPIES:
         return f"pass the tensor on without {_operation(way_out)}"
     smooth = "softmax or F.gumbel_softmax" if way_out.operation in ("argmax", "topk", "max") else "sigmoid"

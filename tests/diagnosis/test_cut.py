@@ -85,6 +85,42 @@ def test_parts_that_run_without_a_graph_are_named():
     assert [finding.severity for finding in findings(frozen, F.cross_entropy, (X, Y))] == [0]
 
 
+class Drawn(nn.Module):
+    """A value that is drawn from a distribution of what the model computes."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.mean, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.draw = draw
+
+    def forward(self, x):
+        return self.head(self.draw(torch.distributions.Normal(self.mean(x), 1.0)))
+
+
+def test_a_sample_of_a_distribution_is_a_cut_and_rsample_is_none():
+    (cut,) = findings(Drawn(lambda d: d.sample()), F.cross_entropy, (X, Y))
+    assert cut.text.startswith("mean gets no gradient: its output is cut off by torch.no_grad() (test_cut.py:")
+    assert "rsample() in place of sample()" in cut.remedy
+    assert not findings(Drawn(lambda d: d.rsample()), F.cross_entropy, (X, Y))
+
+
+def test_a_parameter_that_is_read_past_the_graph_is_named_itself():
+    class Copied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.w = nn.Parameter(torch.randn(8))
+
+        def forward(self, x):
+            return self.b(F.linear(x, self.a.weight.data, self.a.bias) * torch.tensor(self.w.tolist()))
+
+    texts = {finding.text.split(" (")[0] for finding in findings(Copied(), F.cross_entropy, (X, Y), "cut")}
+    assert texts == {
+        "a.weight gets no gradient: it is cut off by .data",
+        "w gets no gradient: it is cut off by tolist()",
+    }
+
+
 class Heads(nn.Module):
     def __init__(self):
         super().__init__()
