@@ -123,8 +123,7 @@ class Cut(Observer):
             finding = _finding(causes[keys[0]], names, self._next_after(names), is_bias, runs_without)
             if not whole:  # parameters have no output
                 text = finding.text.replace("its output is", "it is").replace("their output is", "they are")
-                modules = tuple(dict.fromkeys(owner[key] for key in keys))
-                finding = replace(finding, text=text, modules=modules)
+                finding = replace(finding, text=text, modules=tuple(dict.fromkeys(owner[key] for key in keys)))
             yield finding
 
     def _next_after(self, names: list[str]) -> str:
@@ -194,7 +193,7 @@ def _exits(examination: Examination, repetition: Repetition) -> tuple[Sequence[E
             loss = repetition.run(examination)
     except Exception:  # what a model does in a second pass is beyond us
         return (), ()
-    return list(provenance.exits_to(loss)), provenance.out_of_torch
+    return provenance.exits_to(loss), provenance.out_of_torch
 
 
 def _is_in(name: str, names: list[str]) -> bool:

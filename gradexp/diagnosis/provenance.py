@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ from gradexp.probe.calls import tensors_in
 from gradexp.probe.names import named_modules
 
 # What these return does not depend on the values that they get.
-_LIKE = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "new_")
+_NO_EXITS = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "new_")
 # What these return is no tensor that could be followed.
 _LEAVES_TORCH = ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__", "__complex__")
 # Where code is that a user did not write.
@@ -35,6 +36,8 @@ class Exit:
         place: File and line of the model's own code, empty if none is known.
         inside: Name of the innermost module that was running.
         before: Name of the first module that got what came out of it, empty if none did.
+        number: Which one it was in the pass.
+        sources: The nodes of the graph that it cuts off.
     """
 
     operation: str
@@ -42,7 +45,8 @@ class Exit:
     place: str
     inside: str
     before: str = ""
-    sources: list[Any] = field(default_factory=list)  # nodes of the graph that it cuts off
+    number: int = 0
+    sources: list[Any] = field(default_factory=list)
 
     def cut_off(self) -> set[int]:
         """Return the ids of the leaves whose values go through it."""
@@ -62,6 +66,7 @@ class Provenance(TorchFunctionMode):
         self._names = named_modules(model)
         self._from: dict[int, tuple[Tensor, frozenset[Exit]]] = {}  # id of a tensor -> through which exits it came
         self._into: dict[int, tuple[Tensor, frozenset[Exit]]] = {}  # the same by memory, for changes in place
+        self._count = 0
         self._running: list[str] = []
         self._handles = ExitStack()
 
@@ -81,9 +86,9 @@ class Provenance(TorchFunctionMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._handles.close()
 
-    def exits_to(self, tensor: Tensor) -> Iterable[Exit]:
-        """Return the exits through which values came into a tensor."""
-        return self._exits_of([tensor])
+    def exits_to(self, tensor: Tensor) -> list[Exit]:
+        """Return the exits through which values came into a tensor, in the order of the pass."""
+        return sorted(self._exits_of([tensor]), key=attrgetter("number"))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and note where its values come from."""
@@ -92,7 +97,7 @@ class Provenance(TorchFunctionMode):
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         inputs = list(tensors_in((args, kwargs)))
-        if inputs and not any(like in name for like in _LIKE):
+        if inputs and not any(like in name for like in _NO_EXITS):
             self._follow(name, inputs, output)
         return output
 
@@ -110,7 +115,10 @@ class Provenance(TorchFunctionMode):
             outputs.append(inputs[0])
         # A view that is made without a graph says that it requires a gradient all the same.
         kept = {id(tensor) for tensor in (outputs if torch.is_grad_enabled() else inputs) if tensor.requires_grad}
-        new = {self._exit(name, with_graph)} if with_graph and any(id(t) not in kept for t in outputs) else set()
+        # What one of several tensors becomes does not depend on the others.
+        is_apart = name in ("broadcast_tensors", "meshgrid") or name.startswith("atleast_")
+        is_new = bool(with_graph) and not is_apart and any(id(tensor) not in kept for tensor in outputs)
+        new = {self._exit(name, with_graph)} if is_new else set()
         for tensor in outputs:
             left = exits if id(tensor) in kept else exits | new
             if left:
@@ -122,7 +130,8 @@ class Provenance(TorchFunctionMode):
     def _exit(self, name: str, inputs: list[Tensor]) -> Exit:
         inside = self._running[-1] if self._running else ""
         sources = [node for tensor in inputs if (node := node_of(tensor)) is not None]
-        return Exit(name, not torch.is_grad_enabled(), _place(), inside, sources=sources)
+        self._count += 1
+        return Exit(name, not torch.is_grad_enabled(), _place(), inside, number=self._count, sources=sources)
 
     def _exits_of(self, tensors: Iterable[Tensor]) -> frozenset[Exit]:
         tensors = list(tensors)
