@@ -43,7 +43,7 @@ class Collapse(Observer):
         self._inputs = [x for x in tensors_in(examination.inputs) if x.dim()]
         self._samples = _samples(self._inputs, [x for x in tensors_in(examination.targets) if x.dim()])
 
-    def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
+    def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """Take the cosine of what the call returned, if it is one tensor with all samples."""
         row = self._rows.next_call(module)
         if not self._samples and not self._inputs:  # a loss without a batch

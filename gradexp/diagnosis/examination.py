@@ -24,6 +24,7 @@ class Examination:
         history: What the probe recorded; None before the backward pass is over.
         again: Runs another pass, of the loss times a factor, once this one is over, and returns what a probe records;
             gradients stay as they are.
+        optimizer: The optimizer of the training, or several, if they were given.
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class Examination:
     loss: Tensor | None = None
     history: History | None = None
     again: Callable[[float], History] | None = None
+    optimizer: Any = None
 
 
 class Observer:
@@ -55,6 +57,6 @@ class Observer:
     def see_loss(self, examination: Examination) -> None:
         """Look at the loss and its graph before the backward pass, and hook what is of interest."""
 
-    def findings(self, examination: Examination) -> Iterable[Finding]:  # noqa: ARG002
+    def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return what was found, after the backward pass, while ``.grad`` is still there."""
         return ()

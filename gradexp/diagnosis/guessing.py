@@ -32,7 +32,7 @@ class Guessing(Observer):
         with torch.no_grad():
             self._found = [finding for term in loss_terms(examination) for finding in _of(term, age)]
 
-    def findings(self, examination: Examination) -> Iterable[Finding]:  # noqa: ARG002
+    def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return what was found before the backward pass."""
         return self._found
 

@@ -31,7 +31,7 @@ class InitialScale(Observer):
         self._rows = Rows(examination.model)
         self._last = ""
 
-    def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
+    def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """Remember the last module with weights."""
         row, _ = self._rows.next_call(module)
         if has_weights(module):
@@ -43,7 +43,7 @@ class InitialScale(Observer):
         with torch.no_grad():
             self._found = [finding for term in loss_terms(examination) for finding in _of(term, is_fresh, self._last)]
 
-    def findings(self, examination: Examination) -> Iterable[Finding]:  # noqa: ARG002
+    def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return what was found before the backward pass."""
         return self._found
 

@@ -30,7 +30,7 @@ class InputScale(Observer):
         self._found: list[Finding] = []
         self._is_over = False
 
-    def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
+    def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """Look at the first input that does not depend on parameters."""
         row, _ = self._rows.next_call(module)
         if self._is_over or not has_weights(module):
@@ -48,7 +48,7 @@ class InputScale(Observer):
         terms = loss_terms(examination) if self._found else []
         self._copes = has_learned(terms)
 
-    def findings(self, examination: Examination) -> Iterable[Finding]:  # noqa: ARG002
+    def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return what was found in the forward pass."""
         return () if self._copes else self._found
 

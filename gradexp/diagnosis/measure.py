@@ -12,18 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from gradexp.diagnosis.cut import may_reach_parameters, why_without_gradient
 from gradexp.diagnosis.examination import Examination
 from gradexp.diagnosis.observers import OBSERVERS, found, watched
+from gradexp.diagnosis.unregistered import hidden_layers
 from gradexp.history.history import History
 from gradexp.numerics.torch_internals import buffers_of, creation_number, without_accumulate_hooks
 from gradexp.probe.calls import has_node, tensors_in
+from gradexp.probe.optimizers import unwrapped
 from gradexp.probe.passes import is_known_to_others
 from gradexp.probe.probe import GradientProbe
 
 NO_BATCH: Any = object()
 
 
-def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any = NO_BATCH, **options: Any) -> History:
+def measure(
+    model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any = NO_BATCH, optimizer: Any = None, **options: Any
+) -> History:
     """Run one forward and one backward pass and return what happens in each layer.
 
     ``print(measure(model, loss_fn, (x, y)))`` shows a table and a verdict. The model is left as it was found:
@@ -39,6 +44,7 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any = NO_BA
             mapping: ``loss_fn(model(inputs))``. Inputs that are a mapping go in as keyword arguments, a tuple
             as positional ones. Without a batch the loss is ``loss_fn()``, for losses that call the model in their
             own way: ``measure(model, lambda: model.evaluate(actions).mean())``.
+        optimizer: The optimizer of the training, or several; it is said which trained parameters none of them holds.
         **options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``.
 
     Returns:
@@ -68,11 +74,14 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any = NO_BA
         raise TypeError(f"loss_fn must be a function or module that returns a loss, got {kind}")
     if batch is NO_BATCH and not _takes_nothing(loss_fn):
         raise TypeError("loss_fn needs arguments; give a batch, or a function without any: lambda: loss")
+    unwrapped(optimizer)  # raises if that is none
+    if isinstance(model, nn.Module) and not any(True for _ in model.parameters()) and (hint := hidden_layers(model)):
+        raise ValueError(f"the model has no parameters: {hint}")
     probe = GradientProbe(model, **options)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device, where there are no numbers to measure")
     modules = [model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
-    examination = Examination(model, loss_fn, inputs, targets)
+    examination = Examination(model, loss_fn, inputs, targets, optimizer=optimizer)
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():  # others would not come along
         examination.again = lambda factor: _again(examination, batch, modules, factor, options)
     observers = [kind() for kind in OBSERVERS]
@@ -84,8 +93,9 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any = NO_BA
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
         if loss.numel() != 1:
             raise ValueError(f"loss_fn must return one number, got a tensor of shape {tuple(loss.shape)}")
-        if not loss.requires_grad:
-            raise ValueError("the loss does not depend on any parameter that requires a gradient")
+        if not may_reach_parameters(loss, model):
+            reason = why_without_gradient(examination)
+            raise ValueError(f"the loss does not depend on any parameter that requires a gradient{reason}")
         examination.loss = loss
         for observer in observers:
             observer.see_loss(examination)

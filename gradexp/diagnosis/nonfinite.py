@@ -14,7 +14,7 @@ from gradexp.numerics.extremes import extremes, nonfinite, read
 from gradexp.numerics.norms import has_values
 from gradexp.probe.birth import Birth
 from gradexp.probe.births import Births, held
-from gradexp.probe.hooks import unseen
+from gradexp.probe.hooks import unwatched
 
 
 class Nonfinite(Observer):
@@ -34,7 +34,7 @@ class Nonfinite(Observer):
         assert examination.loss is not None
         self._births.see_target(examination.targets)
         self._births.see_loss(examination.loss)
-        with unseen():  # a checkpoint may run modules again to show what is saved in it
+        with unwatched():  # a checkpoint may run modules again to show what is saved in it
             self._birth = self._births.forward()
         if self._birth is not None and self._birth.place == "loss" and isinstance(examination.loss_fn, nn.Module):
             of_loss = held("loss_fn", examination.loss_fn, with_masks=True)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gradexp.diagnosis.collapse import Collapse
+from gradexp.diagnosis.cut import Cut
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.formats import NumberFormats
 from gradexp.diagnosis.guessing import Guessing
@@ -16,26 +17,41 @@ from gradexp.diagnosis.initial_scale import InitialScale
 from gradexp.diagnosis.input_scale import InputScale
 from gradexp.diagnosis.nonfinite import Nonfinite
 from gradexp.diagnosis.resolution import Resolution
+from gradexp.diagnosis.rounding import RoundingNoise
 from gradexp.diagnosis.sharing import Experts, TiedWeights
 from gradexp.diagnosis.squashed_twice import SquashedTwice
+from gradexp.diagnosis.stops import Stops
+from gradexp.diagnosis.symmetry import EqualUnits
 from gradexp.diagnosis.units import Units
+from gradexp.diagnosis.unoptimized import Unoptimized
+from gradexp.diagnosis.unregistered import Unregistered
+from gradexp.diagnosis.unseen import Unseen
+from gradexp.diagnosis.zeros import ZeroInitialised
 from gradexp.history.finding import Finding, worst_first
 from gradexp.probe.names import named_modules
 
 OBSERVERS: tuple[type[Observer], ...] = (
     Nonfinite,
     NumberFormats,
-    Resolution,
+    Cut,
+    Unregistered,
+    Unoptimized,
+    Stops,
+    ZeroInitialised,
+    EqualUnits,
+    RoundingNoise,
     Units,
     Collapse,
-    InitialScale,
     InputScale,
-    Guessing,
+    InitialScale,
     SquashedTwice,
+    Guessing,
+    Resolution,
+    Unseen,
     TiedWeights,
     Experts,
 )
-"""All of them, in the order in which findings of the same severity are told."""
+"""All of them, causes before effects: the order in which findings of the same severity are told."""
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class SquashedTwice(Observer):
             if before is not None:
                 self._found = self._found or _finding(before, node)
 
-    def findings(self, examination: Examination) -> Iterable[Finding]:  # noqa: ARG002
+    def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return what was found before the backward pass."""
         return () if self._found is None else (self._found,)
 

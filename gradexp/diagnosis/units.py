@@ -67,7 +67,7 @@ class Units(Observer):
         self._activations: list[Activation] = []
         self._is_hidden = False
 
-    def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
+    def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """Remember which node of the graph ends the call."""
         row = self._rows.next_call(module)
         self._is_hidden |= keeps_elsewhere()

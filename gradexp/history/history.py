@@ -27,6 +27,7 @@ from gradexp.history.step import (
 )
 from gradexp.history.table import table
 from gradexp.history.tensorboard import course_series, write_history
+from gradexp.history.unoptimized import unoptimized
 from gradexp.history.updates import updates_findings
 from gradexp.history.verdict import Verdict, gradient_verdict
 
@@ -140,8 +141,8 @@ class History:
         if not -recorded <= step < recorded:
             raise ValueError(f"step is an index from 0 to {recorded - 1}, or -1 for the last, got {step}")
         recorded_step = self._step(step)
-        steps = updates_findings(recorded_step, self._step(0))
-        return replace(recorded_step, findings=worst_first([*recorded_step.findings, *steps]))
+        further = (*unoptimized(self.names, recorded_step.status), *updates_findings(recorded_step, self._step(0)))
+        return replace(recorded_step, findings=worst_first([*recorded_step.findings, *further]))
 
     def _step(self, step: int) -> Step:
         """Return a recorded step with what was found when it was."""

@@ -32,7 +32,8 @@ STATUSES = (
 ok: as expected. zero: every element is exactly 0. subnormal: elements are below the smallest normal number of
 their dtype, so digits are lost. nonfinite: an element is inf or nan. unused: a parameter that no loss reached.
 frozen: a parameter that takes no gradient. not_called: a module that was not run, or on no sample. hook_missed: a
-gradient that should have been seen but was not. not_optimized: a trained parameter that no known optimizer steps.
+gradient that should have been seen but was not, or a module whose weights took part without a call of it.
+not_optimized: a trained parameter that no known optimizer steps.
 """
 
 SEEN = [STATUSES.index(name) for name in ("ok", "zero", "subnormal", "nonfinite")]

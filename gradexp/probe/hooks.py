@@ -46,11 +46,14 @@ class Hooks:
         self._plan = plan
         self._handles: list[Any] = []
         self._eager = False
+        self._has_seen_calls = False
         self._out_of_reach: set[str] = set()
 
     def open(self, with_hooks: bool = True) -> None:
         """Begin a new trace, with hooks attached unless only weights are to be recorded."""
         self.trace = Trace(self._plan, self._parameters)
+        if not self._has_seen_calls and (self._plan.outputs or self._plan.gradients):
+            self.trace.passes.watch()
         if with_hooks and not self._handles:
             self._attach()
         measuring = self._plan.outputs or self._plan.gradients
@@ -63,6 +66,7 @@ class Hooks:
     def close(self) -> None:
         """End the trace: what arrives later belongs to none."""
         if self.trace is not None:
+            self._has_seen_calls = bool(self.trace.calls)
             self.trace.close()
             self.trace = None
 
@@ -95,8 +99,8 @@ class Hooks:
 
 
 @contextmanager
-def unseen() -> Iterator[None]:
-    """Hide what this thread runs from every probe."""
+def unwatched() -> Iterator[None]:
+    """Keep every probe from seeing anything that this thread runs."""
     before, Hooks.alone.recorder = Hooks.alone.recorder, _NOBODY
     try:
         yield

@@ -37,4 +37,5 @@ def _without(name: str, wrapped: set[str]) -> str:
 
 def is_callable(module: nn.Module) -> bool:
     """Return whether a module can be called, unlike ``nn.ModuleList`` and other containers."""
-    return type(module).forward is not nn.Module.forward or "forward" in module.__dict__
+    forward = getattr(type(module), "forward", None)  # which compiled modules only have in the instance
+    return forward is not nn.Module.forward or "forward" in module.__dict__

@@ -1,7 +1,7 @@
 """Which backward passes count: those that add to ``.grad``, unless that is set to zero again before the collect."""
 
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from gradexp.numerics.torch_internals import (
     version_of,
     will_execute,
 )
+from gradexp.probe.names import is_callable
 
 State = tuple[int, int, int]
 """Which parameter it is, and which tensor in which version its ``.grad`` holds: 0 for none."""
@@ -83,6 +84,8 @@ class Parameters:
 
     Attributes:
         numbers: The numbers of each module's own parameters, or else of those of the modules inside, by name.
+        own: The numbers of each module's own parameters only.
+        containers: Names of modules that nobody can call and that own no parameter themselves.
         watched: Number of the first parameter that no watched module has.
     """
 
@@ -90,9 +93,15 @@ class Parameters:
         self._model = weakref.ref(model)
         order: dict[_Place, int] = {}
         self.numbers: dict[str, list[int]] = {}
+        self.own: dict[str, list[int]] = {}
+        self.containers: set[str] = set()
         for name, module in modules.items():
-            places = _telling(module) or [place for inner in module.modules() for place in _telling(inner)]
+            own = _telling(module)
+            places = own or [place for inner in module.modules() for place in _telling(inner)]
             self.numbers[name] = [order.setdefault(place, len(order)) for place in places]
+            self.own[name] = self.numbers[name] if own else []
+            if not own and not is_callable(module):
+                self.containers.add(name)
         self.watched = len(order)
         if not all(self.numbers.values()):  # a module without parameters goes with all others
             for place in (place for inner in model.modules() for place in _telling(inner)):
@@ -160,6 +169,7 @@ class Passes:
         self._held: list[Tensor | None] = []  # gradients after the last pass, up to the next one or the collect
         self._replaced: set[int] = set()  # whose .grad somebody has put there by hand
         self._accumulators: list[Node] | None = None
+        self._at_first: tuple[list[State], list[Tensor | None]] | None = None
 
     def __len__(self) -> int:
         """Return the number of passes, whether they count or not."""
@@ -205,6 +215,24 @@ class Passes:
         left = [number for number in thrown if self._states is not None and self._states[number][1]]
         return len(self._zero(left)) < len(left)
 
+    def brought(self, name: str, others: Iterable[str]) -> bool:
+        """Return whether a pass added to ``.grad`` of a module's parameters past some other modules.
+
+        Not so for a mere container, nor where the others have the same parameters.
+        """
+        if name in self._parameters.containers:
+            return False
+        shared = {id(self._parameters[n]) for other in others for n in self._parameters.own.get(other, ())}
+        numbers = {n for n in self._parameters.numbers.get(name, ()) if id(self._parameters[n]) not in shared}
+        if not self.finished and self._at_first is not None:  # no pass was seen
+            before, now = self._at_first[0], self._parameters.read()[0]
+            return any(now[number][1] and before[number] != now[number] for number in numbers)
+        return any(backward.touched & numbers for backward in self.finished)
+
+    def watch(self) -> None:
+        """Note what ``.grad`` holds now, for the case that no pass will be seen."""
+        self._at_first = self._parameters.read()  # the tensors too: others could take their place
+
     def counted(self, name: str) -> list[BackwardPass] | None:
         """Return the passes of whose loss ``.grad`` of a module's parameters holds the gradient.
 
@@ -237,6 +265,7 @@ class Passes:
         """Look no longer, and forget what graphs would keep alive."""
         self.is_open = False
         self._accumulators = None
+        self._at_first = None
         self._held = []
 
     def _accumulates(self, name: str, leaf: Node | None, gradient: Tensor | None) -> bool | None:

@@ -366,9 +366,10 @@ class GradientProbe:
         pending = PendingStep(self._networks)
         pending.loss = loss
         self._keep_order(trace.add(pending, self._row_of, weights))
-        hidden = set(trace.hidden(self._modules_of.get(name, name) for name in weights))
-        for name in weights if hidden else ():
-            if self._modules_of.get(name, name) in hidden:
+        modules = [self._modules_of.get(name, name) for name in weights]
+        unseen = {*trace.hidden(modules), *trace.bypassed(modules)}
+        for name in weights if unseen else ():
+            if self._modules_of.get(name, name) in unseen:
                 for quantity in ("output", "output_grad"):
                     pending.mark(quantity, self._row_of(name), "hook_missed")
         of_rows = {name: vectors[name] for name in weights} if vectors else {}

@@ -13,7 +13,7 @@ from gradexp.numerics.torch_internals import buffers_of, foreach_norm
 from gradexp.probe.birth import Birth
 from gradexp.probe.births import Births
 from gradexp.probe.calls import tensors_in
-from gradexp.probe.hooks import unseen
+from gradexp.probe.hooks import unwatched
 from gradexp.probe.names import named_modules
 
 
@@ -72,7 +72,7 @@ def birth_in(model: nn.Module, runs: Sequence[Run], loss: float | None) -> Birth
         return None
     parameters = [p for p in model.parameters() if p.requires_grad]
     for run in runs:
-        with unseen(), _restored(model, run), torch.enable_grad():
+        with unwatched(), _restored(model, run), torch.enable_grad():
             birth = _birth_in(model, run, parameters, loss)
         if birth is not None:
             return birth

@@ -73,6 +73,14 @@ class Trace:
             return [name for name in names if name in self.transformed]
         return list(names)
 
+    def bypassed(self, names: Iterable[str]) -> list[str]:
+        """Return the names of modules whose weights took part in a pass though they were not called.
+
+        As where ``forward`` is called in place of the module, or another module computes with its weights.
+        """
+        called = {call.name for call in self.calls}
+        return [name for name in names if name not in called and self.passes.brought(name, called)]
+
     def kept_calls(self) -> Sequence[ModuleCall]:
         """Return the calls of passes that count, in the order of the forward pass.
 
@@ -128,7 +136,8 @@ class Trace:
             for quantity in call.missed:
                 pending.mark(quantity, row, "hook_missed")
         for row, call in silent:
-            if call.uncertain or (call.is_passed_by and not self.passes.finished):
+            # A function with a backward pass of its own may run modules again and differentiate inside of that.
+            if call.uncertain or (call.is_passed_by and (call.is_rerun or not self.passes.finished)):
                 pending.mark("output_grad", row, "hook_missed")
             elif row not in with_gradient and "output_grad" not in call.missed:
                 pending.mark("output_grad", row, "unused" if call.expected else "frozen")

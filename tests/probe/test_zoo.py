@@ -129,8 +129,11 @@ def reference(make, run, loss=total, by_default=False):
         direct = direct_gradients(tensors, gradients)
         cells[name, call, "output_grad"] = _gradient_of(tensors, direct) if values else "hook_missed"
     for name, module in model.named_modules():
+        is_container = type(module).forward is nn.Module.forward
+        own = list(module.parameters(recurse=False)) or ([] if is_container else list(module.parameters()))
+        is_used = any(id(p) in gradients for p in own)  # by another module, as attention uses its out_proj
         for quantity in ("output", "output_grad"):
-            cells.setdefault((name, 0, quantity), "not_called")
+            cells.setdefault((name, 0, quantity), "hook_missed" if is_used else "not_called")
         weights = [p for p in module._parameters.values() if p is not None and p.dim() > 1]
         if parametrize.is_parametrized(module):
             weights += list(module.parametrizations.parameters())

@@ -1,0 +1,101 @@
+"""Gradients that are exactly 0 because of an operation that happens to have no slope, as softmax over one element."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradexp.diagnosis.examination import Examination, Observer
+from gradexp.diagnosis.graph import has_nonzero, leaves, node_of, nodes_below
+from gradexp.diagnosis.repetition import Repetition
+from gradexp.diagnosis.wording import listed, outermost, owners, verb
+from gradexp.history.finding import Finding
+
+_ONE_OUTPUT = "for one output use sigmoid (binary_cross_entropy_with_logits); for classes, one output for each"
+_SATURATED = "smaller inputs of the softmax: a smaller scale of the weights before it"
+_SATURATED_TEXT = "softmax, which is saturated"
+# Beginning of a node's name -> what stops there, and what helps.
+_STOPS = {
+    **dict.fromkeys(("Softmax", "SafeSoftmax", "LogSoftmax"), ("softmax", _ONE_OUTPUT)),
+    "ScaledDotProduct": ("attention to one key", ""),
+    "Clamp": ("a clamp whose bounds are passed everywhere", "clamp outside of the loss, or use a smooth bound: tanh"),
+    "Mul": ("a product with 0", "look at what it is multiplied with: a mask, or a weight in the loss, that is 0"),
+}
+
+
+class Stops(Observer):
+    """Operations that get a gradient and pass exactly 0 on, to weights whose gradient is 0 for no other reason."""
+
+    def begin(self, examination: Examination) -> None:
+        """Note where the random number generators stand, for another pass."""
+        self._repetition = Repetition()
+
+    def findings(self, examination: Examination) -> Iterator[Finding]:
+        """Return one finding for each kind of operation."""
+        parameters = {id(p): p for p in examination.model.parameters() if p.requires_grad and p.grad is not None}
+        weights = {key for key, p in parameters.items() if p.dim() > 1}
+        without = {key for key in weights if not has_nonzero(parameters[key].grad)}
+        if not without:
+            return
+        try:
+            root, stops = self._stops(examination, list(parameters.values()))
+        except Exception:  # what a model does in a second pass is beyond us
+            return
+        is_open = {id(leaf) for leaf in leaves(nodes_below([root], closed=stops))}
+        behind: dict[tuple[str, str], set[int]] = {}
+        for (node, place), stop in stops.items():
+            below = {id(leaf) for leaf in leaves(nodes_below([node.next_functions[place][0]]))}
+            behind.setdefault(stop, set()).update(below & without - is_open)
+        owner = owners(examination.model)
+        for (what, cure), keys in behind.items():
+            if not keys:
+                continue
+            names = outermost(
+                [name for key, name in owner.items() if key in keys], {owner[k] for k in weights - keys}
+            )
+            text = f"{listed(names)} {verb(names, 'gets', 'get')} a gradient of exactly 0: it ends at {what}"
+            yield Finding("cut", text, tuple(names), cure, 3 if keys == weights else 1)
+
+    def _stops(self, examination: Examination, leaf_list: list[Tensor]) -> tuple[Any, dict[Any, tuple[str, str]]]:
+        """Return the root of another pass's graph, and the edges at which its gradient ends."""
+        loss = self._repetition.run(examination)
+        root = node_of(loss)
+        stops: dict[Any, tuple[str, str]] = {}
+
+        def see(node: Any, stop: tuple[str, str], passed_on: Sequence[Any], arrived: Sequence[Any]) -> None:
+            gradients = [gradient for gradient in arrived if gradient is not None]
+            if not any(_is_ordinary(gradient) for gradient in gradients):
+                return
+            if stop[0] == "softmax":
+                shape = gradients[0].shape
+                cure = _ONE_OUTPUT if len(shape) < 3 else ""  # with more dimensions it is that of attention
+                is_one = 1 in shape[1:]
+                stop = (
+                    ("softmax over one element, which is always 1", cure) if is_one else (_SATURATED_TEXT, _SATURATED)
+                )
+            for place, gradient in enumerate(passed_on):
+                if gradient is not None and not has_nonzero(gradient):
+                    stops[node, place] = stop
+
+        for node in nodes_below([root]):
+            known = [stop for start, stop in _STOPS.items() if node.name().startswith(start)]
+            if known and not _has_weight_of_zero(node):
+                node.register_hook(partial(see, node, known[0]))
+        torch.autograd.grad(loss, leaf_list, allow_unused=True)
+        return root, stops
+
+
+def _is_ordinary(gradient: Tensor) -> bool:
+    """Return whether a gradient is large enough for 0 not to be what underflow makes of it."""
+    return gradient.is_floating_point() and bool((gradient.abs() > torch.finfo(gradient.dtype).tiny ** 0.5).any())
+
+
+def _has_weight_of_zero(node: Any) -> bool:
+    """Return whether a node computes with a single leaf that is 0, as a closed branch does."""
+    for source, _ in node.next_functions:
+        below = list(leaves(nodes_below([source])))
+        if len(below) == 1 and not has_nonzero(below[0]):
+            return True
+    return False

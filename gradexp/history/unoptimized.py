@@ -1,0 +1,32 @@
+"""Weights that are trained and that no optimizer steps, as a finding."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradexp.history.finding import Finding
+from gradexp.history.step import STATUSES
+
+_NAMED = 4
+
+
+def unoptimized(names: Sequence[str], status: Mapping[str, NDArray[np.int8]]) -> tuple[Finding, ...]:
+    """Return a finding if a probe saw weights that none of its optimizers holds.
+
+    Args:
+        names: Name of each row.
+        status: Quantity -> codes of shape ``(network, row)``.
+    """
+    if "update" not in status:
+        return ()
+    rows = np.flatnonzero((status["update"] == STATUSES.index("not_optimized")).all(axis=0))
+    missing = list(dict.fromkeys(names[row] for row in rows.tolist()))
+    if not missing:
+        return ()
+    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    is_one = len(missing) == 1
+    text = f"{', '.join(missing[:_NAMED])}{more} {'is' if is_one else 'are'} not in the optimizer and never "
+    text += "changes" if is_one else "change"
+    cure = "optimizer.add_param_group({'params': …}), or make the optimizer when all layers are in place"
+    return (Finding("cut", text, tuple(missing), cure, 3),)

@@ -1,0 +1,83 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from findings import findings
+from torch import nn
+
+torch.manual_seed(0)
+X, Y = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
+ONE = torch.tensor([[0.0], [1.0], [0.0], [1.0], [1.0]])
+
+
+def chain(outputs, *after):
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, outputs), *after)
+
+
+class Attention(nn.Module):
+    def __init__(self, fused):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(6, 6) for _ in range(3))
+        self.fused = fused
+
+    def forward(self, x):
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.fused:
+            return F.scaled_dot_product_attention(q, k, v)
+        return (q @ k.transpose(1, 2)).softmax(2) @ v
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.main, self.extra = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.trunk(x)
+        return self.main(h), self.extra(h)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss_fn", "batch", "modules", "why", "severity"),
+    [
+        (chain(1, nn.Softmax(1)), F.mse_loss, (X, ONE), ("0", "2"), "softmax over one element", 3),
+        (chain(1), F.cross_entropy, (X, 0 * Y), ("0", "2"), "softmax over one element", 3),
+        (chain(1), lambda y, t: F.mse_loss((y + 50).clamp(0, 1), t), (X, ONE), ("0", "2"), "a clamp", 3),
+        (chain(3), lambda y, t: 0 * F.cross_entropy(y, t), (X, Y), ("0", "2"), "a product with 0", 3),
+        (Attention(False), lambda y: y.square().sum(), X[:, None], ("q", "k"), "softmax over one element", 1),
+        (Attention(True), lambda y: y.square().sum(), X[:, None], ("q", "k"), "", 1),
+        (
+            Heads(),
+            lambda y, t: F.cross_entropy(y[0], t) + 0.0 * F.cross_entropy(y[1], t),
+            (X, Y),
+            ("extra",),
+            "a product with 0",
+            1,
+        ),
+    ],
+)
+def test_the_operation_at_which_a_gradient_ends_is_named(model, loss_fn, batch, modules, why, severity):
+    (finding,) = findings(model, loss_fn, batch, "cut")
+    assert finding.modules == modules
+    assert f"of exactly 0: it ends at {why}" in finding.text
+    assert finding.severity == severity
+
+
+def test_what_the_remedy_says_trains():
+    assert not findings(chain(1), F.binary_cross_entropy_with_logits, (X, ONE))
+    assert not findings(chain(2), F.cross_entropy, (X, ONE[:, 0].long()))
+    assert not findings(chain(1), lambda y, t: F.mse_loss(y.tanh(), t), (X, ONE))
+
+
+def test_gradients_that_underflow_and_closed_branches_end_at_no_operation():
+    deep = nn.Sequential(*[layer for _ in range(60) for layer in (nn.Linear(6, 6), nn.Sigmoid())], nn.Linear(6, 3))
+    assert "cut" not in {finding.kind for finding in findings(deep, F.cross_entropy, (X, Y))}
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.gain = nn.Linear(6, 6), nn.Parameter(torch.zeros(6))
+
+        def forward(self, x):
+            return x + self.gain * self.f(x)
+
+    assert not findings(nn.Sequential(nn.Linear(6, 6), Gated(), nn.Linear(6, 3)), F.cross_entropy, (X, Y), "cut")
