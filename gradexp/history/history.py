@@ -89,6 +89,7 @@ class History:
             time)`` (probe with ``time=True`` only; ``over_time`` reads them).
         time_status: The same for indices into ``STATUSES``.
         feeds: Pairs of layers, of which the first one feeds the second one, as in ``Step`` (probe only).
+        kinds: Class and shape of weights of each layer's module, such as ``"Linear(256x128)"``; empty if not known.
         findings: What was found in each step beside the sizes, worst first; empty if nobody looked.
     """
 
@@ -111,6 +112,7 @@ class History:
     time_log10: dict[str, Array] = field(default_factory=dict)
     time_status: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     feeds: list[tuple[int, int]] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
     findings: list[tuple[Finding, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -147,6 +149,9 @@ class History:
             self.theory,
             self.feeds,
             self.findings[step] if self.findings else (),
+            self.kinds,
+            {key: values[step] for key, values in self.time_log10.items()},
+            {key: codes[step] for key, codes in self.time_status.items()},
         )
 
     def over_time(self, name: str, step: int = -1) -> Step:

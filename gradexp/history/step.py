@@ -61,6 +61,9 @@ class Step:
         feeds: Pairs of layers, as indices from 0, of which the first one's output goes into the second one, by
             autograd's graph; the second is ``depth`` for the loss. Empty if the graph is not known.
         findings: What was found beside the sizes, worst first.
+        kinds: Class and shape of weights of each layer's module, as in ``History``.
+        time_log10: ``"quantity/name"`` -> sizes at each time step of a recurrent layer, shape ``(network, time)``.
+        time_status: The same for indices into ``STATUSES``.
 
     Example:
         >>> ok = np.zeros((1, 3), dtype=np.int8)
@@ -80,6 +83,9 @@ class Step:
     theory: dict[str, Array] = field(default_factory=dict)
     feeds: list[tuple[int, int]] = field(default_factory=list)
     findings: tuple[Finding, ...] = ()
+    kinds: list[str] = field(default_factory=list)
+    time_log10: dict[str, Array] = field(default_factory=dict)
+    time_status: dict[str, NDArray[np.int8]] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:

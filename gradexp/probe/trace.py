@@ -5,10 +5,11 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from gradexp.numerics.torch_internals import is_dynamo_loaded, is_recomputing
 from gradexp.probe.calls import ModuleCall, ProbeSpec
+from gradexp.probe.graph import Graph, Row, feeds
 from gradexp.probe.passes import ForwardPass, Parameters, Passes
 from gradexp.probe.readings import PendingStep
 
@@ -19,10 +20,12 @@ class Trace:
     Args:
         plan: The numbers to take.
         parameters: The parameters whose ``.grad`` tells which backward passes count.
+        graph: What tells which calls feed which; None if that is known already.
     """
 
-    def __init__(self, plan: ProbeSpec, parameters: Parameters) -> None:
+    def __init__(self, plan: ProbeSpec, parameters: Parameters, graph: Graph | None = None) -> None:
         self.plan = plan
+        self.graph = graph
         self.passes = Passes(parameters)
         self.eager = False  # compiled code runs eagerly, so that hooks are called
         self.calls: list[ModuleCall] = []
@@ -134,6 +137,26 @@ class Trace:
                 pending.mark("output_grad", row, "unused" if call.expected else "frozen")
         return calls
 
+    def feeds(self, names: Container[str], loss: Any = None) -> set[tuple[Row, Row]] | None:
+        """Return which rows feed which, or None if the graph is not known.
+
+        Args:
+            names: Of the rows that are recorded.
+            loss: A tensor with its graph, if it is at hand.
+        """
+        if self.graph is None or not self.graph.is_known:
+            return None
+        of_loss = self.graph.sources_of(loss) if isinstance(loss, Tensor) else ()
+
+        def rows_of(call: ModuleCall) -> list[list[Row]]:
+            layers = call.inside.layers if call.inside is not None else []
+            groups = [[(name, call.index) for name in group if name in names] for group in layers]
+            if call.name in names:
+                groups.append([(call.name, call.index)])
+            return [group for group in groups if group]
+
+        return feeds(self.kept_calls(), rows_of, of_loss)
+
     def _judge_inside(
         self,
         pending: PendingStep,
@@ -182,6 +205,7 @@ class Trace:
             run = self._begin_pass(with_graph=True)
         position = len(self._positions) + len(self.calls) if position is None else position
         call = ModuleCall(name, run, self.plan, self.passes, position)
+        call.graph = self.graph
         self.calls.append(call)
         return call
 
