@@ -34,7 +34,8 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
         batch: ``(inputs, target)``: the loss is ``loss_fn(model(inputs), target)``. A tensor alone, or a
             mapping: ``loss_fn(model(inputs))``. Inputs that are a mapping go in as keyword arguments, a tuple
             as positional ones.
-        **options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``.
+        **options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``, and ``time``,
+            which is on for a model with recurrent modules.
 
     Returns:
         A History of one step.
@@ -57,7 +58,8 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
     if not callable(loss_fn) or isinstance(loss_fn, type):
         kind = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
         raise TypeError(f"loss_fn must be a function or module that returns a loss, got {kind}")
-    probe = GradientProbe(model, **options)
+    is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    probe = GradientProbe(model, **{"time": is_recurrent, **options})
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device, where there are no numbers to measure")
     modules = [model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]

@@ -77,7 +77,7 @@ def creation_number(node: Node) -> int:
 
 
 def current_node() -> Node | None:
-    """Return the node that the running backward pass is at, such as a checkpoint's that runs modules again (torch 2.1).
+    """Return the node that the running backward pass is at, such as a checkpoint that runs modules again (torch 2.1).
 
     Without it modules inside a reentrant checkpoint could not be brought in line with those outside.
     """

@@ -6,6 +6,7 @@ once in a step, and only its number is kept: a node would keep the tensors alive
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -88,6 +89,12 @@ class Graph:
         """Return what feeds a loss without passing another call."""
         return self._sources([loss.grad_fn]) if loss.grad_fn is not None else _NOTHING
 
+    def close(self) -> None:
+        """Forget everything."""
+        self._by_thread.clear()
+        for checkpoint in self._checkpoints.values():
+            checkpoint.inside = []
+
     def _known(self) -> dict[int, frozenset[Source]]:
         return self._by_thread.setdefault(threading.get_ident(), {})
 
@@ -137,57 +144,57 @@ class Graph:
 _PARAMETER = nn.Parameter()
 
 
-def feeds(
-    calls: Sequence[Any], rows_of: Callable[[Any], Sequence[Collection[Row]]], of_loss: Collection[Source]
-) -> set[tuple[Row, Row]]:
-    """Return which rows feed which, and the loss.
-
-    A row that no other row reads feeds the loss, as do those whose gradient comes from the loss itself.
+class Feeds:
+    """Which rows feed which, and the loss, by what the calls of a trace are fed by.
 
     Args:
         calls: Those that count.
         rows_of: The rows of a call in the order of its inside, such as the layers of a recurrent module; those of one
-            group stand side by side. None for a call without a row, which is passed through.
-        of_loss: What the loss reads, as far as that is known.
+            group stand side by side. A call without any is passed through.
     """
-    counted = set(calls)
-    consumed = {source for call in calls for source in call.fed_by}
-    resolved: dict[int, frozenset[Row]] = {}
 
-    def last_rows(source: Any) -> frozenset[Row]:
-        if id(source) not in resolved:
-            resolved[id(source)] = frozenset()  # against a circle
-            if isinstance(source, Checkpoint):
-                inner = [call for call in source.inside if call not in consumed] or source.inside
-                found = _united(inner) | ({} if inner else _united(source.fed_by))
-            elif source not in counted:
-                found = {}
-            elif groups := rows_of(source):
-                found = dict.fromkeys(groups[-1])
-            else:
-                found = _united(source.fed_by)
-            resolved[id(source)] = frozenset(found)
-        return resolved[id(source)]
+    def __init__(self, calls: Sequence[Any], rows_of: Callable[[Any], Sequence[Collection[Row]]]) -> None:
+        self._calls = calls
+        self._groups = {call: rows_of(call) for call in calls}
+        self._consumed = {source for call in calls for source in call.fed_by}
+        self._rows: dict[Any, frozenset[Row]] = {}
 
-    def _united(sources: Iterable[Any]) -> dict[Row, None]:
-        return dict.fromkeys(row for source in sources for row in last_rows(source))
+    def pairs(self, of_loss: Iterable[Source]) -> set[tuple[Row, Row]]:
+        """Return pairs of rows, of which the first one feeds the second one.
 
-    pairs: set[tuple[Row, Row]] = set()
-    for call in calls:
-        groups = rows_of(call)
-        for lower, upper in zip(groups, groups[1:], strict=False):
-            pairs.update((row, reader) for row in lower for reader in upper)
-        if not groups:
-            continue
-        for source in call.fed_by:
-            # Inside of a checkpoint its own token stands for what it was given.
-            given = source.fed_by if isinstance(source, Checkpoint) and call in source.inside else (source,)
-            pairs.update((row, reader) for row in _united(given) for reader in groups[0])
-    read = {row for row, _ in pairs}
-    ends = _united(of_loss)
-    pairs.update((row, LOSS) for call in calls for group in rows_of(call)[-1:] for row in group if row not in read)
-    pairs.update((row, LOSS) for row in ends)
-    return pairs
+        A row that no other one reads feeds the loss, as do those that the loss itself is known to read.
+        """
+        pairs: set[tuple[Row, Row]] = set()
+        for call, groups in self._groups.items():
+            for lower, upper in pairwise(groups):
+                pairs.update((row, reader) for row in lower for reader in upper)
+            for source in call.fed_by if groups else ():
+                # Inside of a checkpoint its own mark stands for what it was given.
+                is_inside = isinstance(source, Checkpoint) and call in source.inside
+                given = source.fed_by if is_inside else (source,)
+                pairs.update((row, reader) for row in self._last(given) for reader in groups[0])
+        read = {row for row, _ in pairs}
+        tops = {row for groups in self._groups.values() if groups for row in groups[-1]}
+        return pairs | {(row, LOSS) for row in (tops - read) | self._last(of_loss)}
+
+    def _last(self, sources: Iterable[Any]) -> frozenset[Row]:
+        """Return the rows that a gradient of some sources comes to first."""
+        found: set[Row] = set()
+        for source in sources:
+            if source not in self._rows:
+                self._rows[source] = frozenset()  # against a circle
+                self._rows[source] = self._last_of(source)
+            found |= self._rows[source]
+        return frozenset(found)
+
+    def _last_of(self, source: Any) -> frozenset[Row]:
+        if isinstance(source, Checkpoint):
+            tops = [call for call in source.inside if call not in self._consumed]
+            return self._last(tops or source.inside or source.fed_by)
+        if source not in self._groups:
+            return frozenset()
+        groups = self._groups[source]
+        return frozenset(groups[-1]) if groups else self._last(source.fed_by)
 
 
 def numbered(pairs: Collection[tuple[Row, Row]], rows: Mapping[Row, int]) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gradexp.numerics.torch_internals import is_dynamo_loaded, is_recomputing
 from gradexp.probe.calls import ModuleCall, ProbeSpec
-from gradexp.probe.graph import Graph, Row, feeds
+from gradexp.probe.graph import Feeds, Graph, Row
 from gradexp.probe.passes import ForwardPass, Parameters, Passes
 from gradexp.probe.readings import PendingStep
 
@@ -39,6 +39,8 @@ class Trace:
     def close(self) -> None:
         """Stop looking: gradients that arrive later belong to no trace."""
         self.passes.close()
+        if self.graph is not None:
+            self.graph.close()
         self.calls = []
         for handle in self._handles:
             handle.remove()
@@ -67,7 +69,7 @@ class Trace:
         """
         call = self._call_of(name, graph)
         if call is not None:
-            self._handles.extend(call.see_output(module, args, output))
+            self._handles.extend(call.see_output(module, args, output, self.graph))
         return call
 
     def hidden(self, names: Iterable[str]) -> list[str]:
@@ -155,7 +157,7 @@ class Trace:
                 groups.append([(call.name, call.index)])
             return [group for group in groups if group]
 
-        return feeds(self.kept_calls(), rows_of, of_loss)
+        return Feeds(self.kept_calls(), rows_of).pairs(of_loss)
 
     def _judge_inside(
         self,
@@ -205,7 +207,6 @@ class Trace:
             run = self._begin_pass(with_graph=True)
         position = len(self._positions) + len(self.calls) if position is None else position
         call = ModuleCall(name, run, self.plan, self.passes, position)
-        call.graph = self.graph
         self.calls.append(call)
         return call
 
