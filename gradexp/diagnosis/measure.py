@@ -58,8 +58,9 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
     if not callable(loss_fn) or isinstance(loss_fn, type):
         kind = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
         raise TypeError(f"loss_fn must be a function or module that returns a loss, got {kind}")
-    is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    probe = GradientProbe(model, **{"time": is_recurrent, **options})
+    if isinstance(model, nn.Module):
+        options.setdefault("time", any(isinstance(module, nn.RNNBase) for module in model.modules()))
+    probe = GradientProbe(model, **options)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device, where there are no numbers to measure")
     modules = [model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]

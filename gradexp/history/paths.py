@@ -9,7 +9,7 @@ import numpy as np
 from gradexp.history.finding import Finding
 from gradexp.history.flow import Flow, chains
 from gradexp.history.slope import Line, change, is_slope, power
-from gradexp.history.step import Array
+from gradexp.history.step import STATUSES, Array
 from gradexp.history.trunk import Stack, block_kinds, like_blocks, output_by_block, stacks, stream
 
 # Outputs that grow by this many decades over like layers make a loss that starts far above that of guessing.
@@ -23,11 +23,14 @@ class Path:
     line: Line
     rows: frozenset[int]
     is_stack: bool = False
+    remark: str = ""
 
 
 def paths(flow: Flow) -> list[Path]:
     """Return the lines along which the gradient is judged: chains, and stacks of blocks, the longest first."""
-    found = [Path(_chain_line(flow, chain), frozenset(chain)) for chain in chains(flow)]
+    found = [
+        Path(_chain_line(flow, chain), frozenset(chain), remark=_below_range(flow, chain)) for chain in chains(flow)
+    ]
     for stack in stacks(flow):
         rows = stack.rows()
         if not any(rows <= path.rows for path in found if not path.is_stack):
@@ -129,6 +132,14 @@ def closed_branches(flow: Flow, decades: float) -> list[Finding]:
     return [Finding("closed branches", text, names_of, severity=0)]
 
 
+def _below_range(flow: Flow, chain: list[int]) -> str:
+    """Say from where on the gradient has lost digits, since it is below its number format's normal range."""
+    codes = flow.step.status["output_grad"][:, chain] == STATUSES.index("subnormal")
+    rows = [row for row, is_lost in zip(chain, codes.any(axis=0), strict=True) if is_lost]
+    dtype = flow.step.dtypes.get("output_grad", "float32")
+    return f", below {dtype}'s smallest normal number from {flow.name(rows[-1])} on" if rows else ""
+
+
 def _chain_line(flow: Flow, chain: list[int]) -> Line:
     return Line([flow.name(row) for row in chain], _from_below(flow.value[chain]), [flow.kind(row) for row in chain])
 
@@ -160,6 +171,8 @@ def _judged(path: Path, decades: float) -> Finding | None:
     if not worst:
         return None
     text = course(line)
+    if worst < 0:
+        text += path.remark
     if line.first and worst < 0:
         text += f", and exactly 0 from {line.labels[line.first - 1]} on"
     labels = line.labels[line.first :]

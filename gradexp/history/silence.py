@@ -63,11 +63,14 @@ def no_gradient(flow: Flow, findings: Sequence[Finding]) -> list[Finding]:
     learns = "weight_grad" in step.log10 and np.isfinite(step.profile("weight_grad")[reader])
     first = next((other for other in flow.order if other in silent), None)
     if reader in silent and learns:
+        names = [flow.name(r) for r in flow.order if r in silent and r not in zero and set(flow.feeders[r]) & zero]
+        several = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        whose = "their" if several else "its"
         text = (
-            f"below {flow.name(reader)} the gradient is exactly 0, since its weights are; "
+            f"below {names[0]}{several} the gradient is exactly 0, since {whose} weights are; "
             "they get a gradient: measure again after a step"
         )
-        return [Finding("zero by initialisation", text, (flow.name(reader),), severity=0)]
+        return [Finding("zero by initialisation", text, tuple(names), severity=0)]
     if first is not None and not learns:
         text = f"{flow.name(first)} outputs 0 for every sample"
         givers = [flow.name(feeder) for feeder in flow.feeders[first]]
