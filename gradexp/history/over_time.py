@@ -28,7 +28,7 @@ def over_time(step: Step, flow: Flow | None, decades: float) -> list[Finding]:
         flow: The way of the gradient, for modules that are called once per time step.
         decades: The threshold.
     """
-    found = []
+    found: dict[str, tuple[float, Finding]] = {}
     for name, values, unit in [*_times(step), *(_calls(flow) if flow is not None else ())]:
         finite = np.flatnonzero(np.isfinite(values))
         if len(finite) < 2:
@@ -37,11 +37,29 @@ def over_time(step: Step, flow: Flow | None, decades: float) -> list[Finding]:
         peak = int(finite[np.argmax(values[finite])])
         lost, grown = float(values[first] - values[peak]), float(values[first] - values[last])
         if lost < -decades - _ROUNDING:
-            below = f", and exactly 0 before step {first + 1}" if first and values[first - 1] == -np.inf else ""
-            found.append(_finding("vanishing", name, lost, first, peak, len(values), unit, below))
-        elif grown > decades:
-            found.append(_finding("exploding", name, grown, first, last, len(values), unit))
-    return found
+            below = f", and exactly 0 before {unit} {first + 1}" if first and values[first - 1] == -np.inf else ""
+            finding = _finding("vanishing", name, lost, first, peak, len(values), unit, below)
+        elif grown > decades and values[first] - _given(flow, name) > decades:
+            finding = _finding("exploding", name, grown, first, last, len(values), unit)
+        else:
+            continue
+        worst = max(abs(lost), abs(grown))
+        # The layers of one net read each other, and vanish together.
+        if finding.kind not in found or worst > found[finding.kind][0]:
+            found[finding.kind] = worst, finding
+    return [finding for _, finding in found.values()]
+
+
+def _given(flow: Flow | None, name: str) -> float:
+    """Return the largest gradient that comes to a layer from others; -inf if those are not known.
+
+    What a layer above spreads unevenly over time does not explode in the layers that it reads.
+    """
+    if flow is None:
+        return -np.inf
+    rows = [row for row in flow.order if flow.step.names[row] == name]
+    readers = {reader for row in rows for reader in flow.readers[row]} - set(rows)
+    return max((float(flow.value[reader]) for reader in readers), default=-np.inf)
 
 
 def _finding(

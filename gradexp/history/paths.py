@@ -1,6 +1,7 @@
 """What is found along the ways of the gradient: where it vanishes or explodes, and branches that are closed."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,12 +9,14 @@ import numpy as np
 
 from gradexp.history.finding import Finding
 from gradexp.history.flow import Flow, chains
-from gradexp.history.slope import Line, change, is_slope, power
+from gradexp.history.slope import STEEP, Line, change, is_slope, power
 from gradexp.history.step import STATUSES, Array
 from gradexp.history.trunk import Stack, block_kinds, like_blocks, output_by_block, stacks, stream
 
 # Outputs that grow by this many decades over like layers make a loss that starts far above that of guessing.
 _LARGE_OUTPUTS = 2.0
+# More findings of one kind are told in one line.
+_MOST = 3
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,16 @@ def slopes(flow: Flow, decades: float) -> list[Finding]:
     for _, rows, finding in sorted(found, key=lambda item: -item[0]):
         if not any(rows & other and finding.kind == known.kind for other, known in kept):
             kept.append((rows, finding))
-    return [finding for _, finding in kept]
+    findings = [finding for _, finding in kept]
+    return [*findings[:_MOST], *_summary(findings[_MOST:])]
+
+
+def _summary(more: list[Finding]) -> list[Finding]:
+    """Return what is too much to be told one by one in one line for each kind."""
+    return [
+        Finding(kind, f"likewise on {count} further ways", tuple(f.modules[0] for f in more if f.kind == kind))
+        for kind, count in Counter(finding.kind for finding in more).items()
+    ]
 
 
 def course(line: Line) -> str:
@@ -133,11 +145,19 @@ def closed_branches(flow: Flow, decades: float) -> list[Finding]:
 
 
 def _below_range(flow: Flow, chain: list[int]) -> str:
-    """Say from where on the gradient has lost digits, since it is below its number format's normal range."""
-    codes = flow.step.status["output_grad"][:, chain] == STATUSES.index("subnormal")
-    rows = [row for row, is_lost in zip(chain, codes.any(axis=0), strict=True) if is_lost]
+    """Say from where on gradients are below their number format's normal range, and from where on exactly 0."""
+    remark = ""
     dtype = flow.step.dtypes.get("output_grad", "float32")
-    return f", below {dtype}'s smallest normal number from {flow.name(rows[-1])} on" if rows else ""
+    for quantity, status, text in (
+        ("output_grad", "subnormal", f"below {dtype}'s smallest normal number"),
+        ("output_grad", "zero", "exactly 0"),
+        ("weight_grad", "zero", "the weight gradients are exactly 0"),
+    ):
+        if quantity in flow.step.status:
+            is_so = (flow.step.status[quantity][:, chain] == STATUSES.index(status)).all(axis=0)
+            if is_so.any():
+                remark += f", {text} from {flow.name(chain[int(np.flatnonzero(is_so)[-1])])} on"
+    return remark
 
 
 def _chain_line(flow: Flow, chain: list[int]) -> Line:
@@ -165,7 +185,7 @@ def _judged(path: Path, decades: float) -> Finding | None:
         return None
     total, steps = line.total, line.steps
     jump = float(max(steps, key=abs)) if len(steps) else 0.0
-    worst = total if abs(total) > max(decades, line.spread(2 * decades)) else jump if abs(jump) > decades else 0.0
+    worst = total if abs(total) > max(decades, line.spread(decades + 1)) else jump if abs(jump) > decades else 0.0
     if not worst and line.is_steep():
         worst = line.rate()
     if not worst:
@@ -173,8 +193,6 @@ def _judged(path: Path, decades: float) -> Finding | None:
     text = course(line)
     if worst < 0:
         text += path.remark
-    if line.first and worst < 0:
-        text += f", and exactly 0 from {line.labels[line.first - 1]} on"
     labels = line.labels[line.first :]
     single = [labels[i] for i in line.single() if steps[i] * worst > 0]
     modules = tuple(dict.fromkeys([*single, labels[0], labels[-1]]))
@@ -206,9 +224,28 @@ def _between_ends(flow: Flow, decades: float, lines: Sequence[Path]) -> list[Fin
 
 
 def _from_end(flow: Flow, kind: str, row: int, change_: float) -> Finding:
-    top = flow.name(flow.top(row))
-    text = f"towards the input the output gradient changes by {power(change_)} from {top} to {flow.name(row)}"
-    return Finding(kind, text, (flow.name(row), top))
+    top = flow.top(row)
+    text = (
+        f"towards the input the output gradient changes by {power(change_)} from {flow.name(top)} to {flow.name(row)}"
+    )
+    lower, upper = _largest_step(flow, row, change_)
+    step = float(flow.value[lower] - flow.value[upper])
+    if (lower, upper) != (row, top) and abs(step) > 0.5 * abs(change_) and abs(step) > STEEP:
+        text += f": {power(step)} between {flow.name(lower)} and {flow.name(upper)}"
+        return Finding(kind, text, (flow.name(lower), flow.name(upper)))
+    return Finding(kind, text, (flow.name(row), flow.name(top)))
+
+
+def _largest_step(flow: Flow, row: int, change_: float) -> tuple[int, int]:
+    """Return the step that changes most, on the way to the loss that keeps to the largest gradients."""
+    best, best_size = (row, row), 0.0
+    while flow.readers[row]:
+        reader = max(flow.readers[row], key=lambda other: flow.value[other])
+        size = float(flow.value[row] - flow.value[reader]) * (1 if change_ > 0 else -1)
+        if size > best_size:
+            best, best_size = (row, reader), size
+        row = reader
+    return best
 
 
 def calm(flow: Flow) -> str:

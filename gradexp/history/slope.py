@@ -15,6 +15,7 @@ _SINGLE = 1.0
 STEEP, STEEP_IN_ALL = 1.0, 2.0
 # How many standard errors a mean is away from 0 before it is a slope, and no random walk.
 _SIGNIFICANT = 3.0
+_FEW = 4
 # Fewer steps do not tell their random spread.
 _ENOUGH = 10
 
@@ -63,21 +64,19 @@ class Line:
         steps = self.steps
         if not len(steps):
             return []
-        usual = float(np.median(steps)) if len(steps) > 4 else 0.0
-        excess = np.array(
-            [
-                abs(s - (float(np.median(np.delete(steps, i))) if 1 < len(steps) <= 4 else usual))
-                for i, s in enumerate(steps)
-            ]
-        )
-        found = np.flatnonzero((excess >= _SINGLE) & (np.abs(steps) >= _SINGLE))
+        if len(steps) > _FEW:
+            usual = np.full(len(steps), np.median(steps))
+        else:  # where one step would be the median itself
+            usual = np.array([np.median(np.delete(steps, i)) if len(steps) > 1 else 0.0 for i in range(len(steps))])
+        excess = np.abs(steps - usual)
+        found = np.flatnonzero((excess >= np.maximum(_SINGLE, np.abs(usual) / 2)) & (np.abs(steps) >= _SINGLE))
         return sorted((int(i) for i in found), key=lambda i: -abs(steps[i]))
 
     def even(self) -> Array:
         """Return the steps that make up the slope: through like layers, without single ones."""
         chosen = self.like()
         chosen[self.single()] = False
-        return self.steps[chosen]
+        return np.asarray(self.steps[chosen])
 
     def rate(self) -> float:
         """Return the slope per layer; that of all steps where no two are alike."""
