@@ -229,7 +229,7 @@ def _from_end(flow: Flow, kind: str, row: int, change_: float) -> Finding:
         f"towards the input the output gradient changes by {power(change_)} from {flow.name(top)} to {flow.name(row)}"
     )
     lower, upper = _largest_step(flow, row, change_)
-    step = float(flow.value[lower] - flow.value[upper])
+    step = float(flow.value[lower] - flow.value[upper]) if lower != upper else 0.0
     if (lower, upper) != (row, top) and abs(step) > 0.5 * abs(change_) and abs(step) > STEEP:
         text += f": {power(step)} between {flow.name(lower)} and {flow.name(upper)}"
         return Finding(kind, text, (flow.name(lower), flow.name(upper)))
@@ -241,9 +241,10 @@ def _largest_step(flow: Flow, row: int, change_: float) -> tuple[int, int]:
     best, best_size = (row, row), 0.0
     while flow.readers[row]:
         reader = max(flow.readers[row], key=lambda other: flow.value[other])
-        size = float(flow.value[row] - flow.value[reader]) * (1 if change_ > 0 else -1)
-        if size > best_size:
-            best, best_size = (row, reader), size
+        if np.isfinite(flow.value[[row, reader]]).all():
+            size = float(flow.value[row] - flow.value[reader]) * (1 if change_ > 0 else -1)
+            if size > best_size:
+                best, best_size = (row, reader), size
         row = reader
     return best
 
@@ -262,7 +263,7 @@ def calm(flow: Flow) -> str:
         if path.rows & covered or len(line.values) - line.first < 2 or len(told) > 2 or not is_first_call:
             continue
         covered |= path.rows
-        if not told and len(path.rows) >= 0.5 * len(flow.order) and not path.is_stack:
+        if not told and len(path.rows) >= 0.7 * len(flow.order) and not path.is_stack:
             return course(line)
         told.append(f"{power(line.total)} from {line.labels[-1]} to {line.labels[line.first]}")
     if told:

@@ -134,7 +134,7 @@ def test_an_encoder_and_a_decoder_are_stacks_of_their_own():
     feeds += "encoder.2.fc>decoder.2.fc decoder.0.fc>decoder.1.fc decoder.1.fc>decoder.2.fc decoder.2.fc>loss"
     text = history(values, feeds).verdict().text
     assert "10^+0.0 from encoder.2.fc to encoder.0.fc" in text
-    assert "10^+0.0 from decoder.2.fc to decoder.0.fc" in text
+    assert "10^+0.0 from decoder.2 to decoder.0" in text
     lost = history({name: value - (value < 0) for name, value in values.items()}, feeds).verdict()
     assert lost.gradient == "vanishing"
     assert lost.text.endswith(
