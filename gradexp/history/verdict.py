@@ -40,6 +40,11 @@ class Verdict:
         """The three words, each after its subject."""
         return f"gradient: {self.gradient}, training: {self.training}, theory: {self.theory}"
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether nothing is wrong: the gradient is stable, and no finding slows training down or stops it."""
+        return self.gradient == "stable" and all(finding.severity < 2 for finding in self.findings)
+
 
 def gradient_verdict(step: Step, decades: float = 3.0) -> Verdict:
     """Judge the gradient on its way from the loss to the inputs.
