@@ -11,7 +11,7 @@ from gradexp.history.finding import Finding
 from gradexp.history.flow import Flow, chains
 from gradexp.history.slope import STEEP, Line, change, is_slope, power
 from gradexp.history.step import STATUSES, Array
-from gradexp.history.trunk import Stack, block_kinds, like_blocks, output_by_block, stacks, stream
+from gradexp.history.trunk import Stack, block_kinds, gained, like_blocks, lost, output_by_block, stacks
 
 # Outputs that grow by this many decades over like layers make a loss that starts far above that of guessing.
 _LARGE_OUTPUTS = 2.0
@@ -21,19 +21,26 @@ _MOST = 3
 
 @dataclass(frozen=True)
 class Path:
-    """A line of layers, the rows on it, and what is to be said of it."""
+    """A line of layers along which the gradient is judged.
+
+    Args:
+        line: The layers or blocks.
+        rows: All rows on it.
+        is_stack: Whether it is one of blocks.
+        is_bypassed: Whether the gradient also passes by it, as by a branch of a residual block.
+        remark: What to say of rows without a normal number.
+    """
 
     line: Line
     rows: frozenset[int]
     is_stack: bool = False
+    is_bypassed: bool = False
     remark: str = ""
 
 
 def paths(flow: Flow) -> list[Path]:
     """Return the lines along which the gradient is judged: chains, and stacks of blocks, the longest first."""
-    found = [
-        Path(_chain_line(flow, chain), frozenset(chain), remark=_below_range(flow, chain)) for chain in chains(flow)
-    ]
+    found = [_chain_path(flow, chain) for chain in chains(flow)]
     for stack in stacks(flow):
         rows = stack.rows()
         if not any(rows <= path.rows for path in found if not path.is_stack):
@@ -160,6 +167,14 @@ def _below_range(flow: Flow, chain: list[int]) -> str:
     return remark
 
 
+def _chain_path(flow: Flow, chain: list[int]) -> Path:
+    beside = {reader for feeder in flow.feeders[chain[0]] for reader in flow.readers[feeder]} - set(chain)
+    is_bypassed = any(reader in beside for reader in flow.readers[chain[-1]])
+    is_bypassed |= chain[-1] in flow.ends and any(feeder in flow.ends for feeder in flow.feeders[chain[0]])
+    line, remark = _chain_line(flow, chain), _below_range(flow, chain)
+    return Path(line, frozenset(chain), is_bypassed=is_bypassed, remark=remark)
+
+
 def _chain_line(flow: Flow, chain: list[int]) -> Line:
     return Line([flow.name(row) for row in chain], _from_below(flow.value[chain]), [flow.kind(row) for row in chain])
 
@@ -175,8 +190,8 @@ def _from_below(values: Array) -> Array:
 
 def _stack_lines(flow: Flow, stack: Stack) -> Iterator[Line]:
     kinds = block_kinds(flow, stack)
-    for towards_loss in (False, True):
-        yield Line(stack.labels, np.array(stream(flow, stack, towards_loss)), kinds, "block")
+    for heights in (lost(flow, stack), gained(flow, stack)):
+        yield Line(stack.labels, np.array(heights), kinds, "block")
 
 
 def _judged(path: Path, decades: float) -> Finding | None:
@@ -185,6 +200,8 @@ def _judged(path: Path, decades: float) -> Finding | None:
         return None
     total, steps = line.total, line.steps
     jump = float(max(steps, key=abs)) if len(steps) else 0.0
+    if path.is_bypassed:  # where a scale, a gate or a gain may be small by design
+        total, jump = float(line.even().sum()), 0.0
     worst = total if abs(total) > max(decades, line.spread(decades + 1)) else jump if abs(jump) > decades else 0.0
     if not worst and line.is_steep():
         worst = line.rate()

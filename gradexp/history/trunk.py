@@ -84,31 +84,47 @@ def _feeds(flow: Flow, lower: list[int], upper: list[int]) -> bool:
     return any(flow.above[row] & bits for row in lower)
 
 
-def stream(flow: Flow, stack: Stack, towards_loss: bool) -> list[float]:
-    """Return the gradient at the height of each block: the largest there, or further on.
+def lost(flow: Flow, stack: Stack) -> list[float]:
+    """Return the gradient at the height of each block: the largest in it and in all that is below.
 
-    Beside a block whose branch is closed the gradient passes by; it shows in the rows below. So what is lost between
-    two heights is lost for everything below, and with ``towards_loss`` what is gained is more than anything
-    above has.
-
-    Args:
-        flow: The way of the gradient.
-        stack: The blocks.
-        towards_loss: Whether to go on from each block towards the loss, and not towards the inputs.
+    Beside a block whose branch is closed the gradient passes by; it shows in the rows below.
     """
-    ways = flow.above if towards_loss else flow.below
-    amplified = sum(1 << row for row in flow.order if flow.is_small_source(row) and _is_amplified(flow, row))
+    amplified = _amplified(flow)
     heights = []
     for block in stack.blocks:
         bits = 0
         for row in block:
-            bits |= 1 << row | ways[row]
+            bits |= 1 << row | flow.below[row]
         heights.append(flow.largest(bits & ~amplified))
     return heights
 
 
-def _is_amplified(flow: Flow, row: int) -> bool:
-    return bool(flow.value[row] > max(flow.value[reader] for reader in flow.readers[row]) + 0.5)
+def gained(flow: Flow, stack: Stack) -> list[float]:
+    """Return by how much the gradient grows from the last block down to each one.
+
+    A block adds what its gradient is more than any that it gets from above. So what another loss brings in at its
+    height, as in deep supervision, is no growth.
+    """
+    amplified = _amplified(flow)
+    heights = [0.0]
+    for block in stack.blocks[-2::-1]:
+        own = above = 0
+        for row in block:
+            own |= 1 << row
+            above |= flow.above[row]
+        mine, given = flow.largest(own & ~amplified), flow.largest(above & ~own)
+        heights.append(heights[-1] + (max(0.0, mine - given) if given > -np.inf else 0.0))
+    return heights[::-1]
+
+
+def _amplified(flow: Flow) -> int:
+    """Return the rows, as bits, whose gradient is large only since their outputs are small."""
+    return sum(
+        1 << row
+        for row in flow.order
+        if flow.is_small_source(row)
+        and flow.value[row] > max(flow.value[reader] for reader in flow.readers[row]) + 0.5
+    )
 
 
 def block_kinds(flow: Flow, stack: Stack) -> list[str]:

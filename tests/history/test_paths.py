@@ -248,3 +248,21 @@ def test_a_line_leaves_single_steps_out_of_its_slope():
     line = Line(list("abcdef"), np.array([-8.0, -7.9, -7.8, -0.2, -0.1, 0.0]), [""] * 6)
     assert line.single() == [2]
     assert line.rate() == pytest.approx(-0.1)
+
+
+def test_a_small_scale_inside_of_a_bypassed_branch_is_harmless_and_a_slope_is_not():
+    def branch(values):
+        names = ["stem", *[f"fc{index}" for index in range(len(values))], "head"]
+        feeds = " ".join(f"{a}>{b}" for a, b in zip(names, [*names[1:], "loss"], strict=True))
+        return history(dict(zip(names, [0.0, *values, 0.0], strict=True)), f"{feeds} stem>head").verdict()
+
+    assert branch([-6.1, -6.0, -6.0, -0.1, 0.0]).gradient == "stable"
+    assert branch([-4.8, -4.0, -3.2, -2.4, -1.6, -0.8, 0.0]).gradient == "vanishing"
+
+
+def test_a_loss_that_joins_further_down_is_no_growth():
+    values = {f"b.{index}": 0.0 if index < 4 else -4.0 for index in range(5)}
+    values |= {f"h.{index}": values[f"b.{index}"] for index in range(5)}
+    feeds = " ".join(f"b.{index}>b.{index + 1}" for index in range(4))
+    heads = " ".join(f"b.{index}>h.{index} h.{index}>loss" for index in range(5))
+    assert history(values, f"{feeds} {heads}").verdict().gradient == "stable"
