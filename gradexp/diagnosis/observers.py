@@ -8,10 +8,14 @@ from typing import Any
 from torch import nn
 
 from gradexp.diagnosis.examination import Examination, Observer
+from gradexp.diagnosis.formats import NumberFormats
+from gradexp.diagnosis.nonfinite import Nonfinite
 from gradexp.diagnosis.sharing import Experts, TiedWeights
 from gradexp.history.finding import Finding, worst_first
 
 OBSERVERS: tuple[type[Observer], ...] = (
+    Nonfinite,
+    NumberFormats,
     TiedWeights,
     Experts,
 )

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.history.finding import Finding
 
+# Their weights of three dimensions are one map.
+_NO_STACKS = (nn.Conv1d, nn.ConvTranspose1d, nn.Bilinear)
 _NAMED = 4  # slices and modules that a line names
 
 
@@ -54,7 +55,7 @@ class Experts(Observer):
 def _stacks(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights that are a stack of matrices, unlike those of convolutions and bilinear forms."""
     for prefix, module in model.named_modules():
-        if isinstance(module, _ConvNd | nn.Bilinear):
+        if isinstance(module, _NO_STACKS):
             continue
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if parameter.dim() == 3 and parameter.requires_grad:

@@ -84,6 +84,18 @@ def current_node() -> Node | None:
     return torch._C._current_autograd_node()
 
 
+def saved_of(node: Node, name: str) -> Any:
+    """Return what an operation keeps for its backward pass under a name, None if there is no such thing (torch 1.9).
+
+    Without it nobody could say which of several operations has made nan.
+    """
+    try:
+        saved = getattr(node, f"_saved_{name}", None)
+    except RuntimeError:  # a backward pass has freed it
+        return None
+    return saved.detach() if isinstance(saved, Tensor) else saved
+
+
 def in_transform() -> bool:
     """Return whether a functional transform such as vmap or grad is active (torch 2.0).
 
@@ -260,9 +272,14 @@ def scaler_states(scaler: torch.amp.GradScaler) -> Mapping[int, Mapping[str, Any
     return scaler._per_optimizer_states
 
 
-def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the float64 norm of each tensor, with few kernels for all (torch 2.4). Without: one after the other."""
-    return list(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+def foreach_norm(tensors: list[Tensor], wide: bool = True) -> list[Tensor]:
+    """Return the norm of each tensor, with few kernels for all (torch 2.4). Without: one after the other.
+
+    Args:
+        tensors: Strided ones.
+        wide: Whether to compute in float64.
+    """
+    return list(torch._foreach_norm(tensors, 2, dtype=torch.float64 if wide else None))
 
 
 def foreach_subtract_(targets: Sequence[Tensor], others: list[Tensor]) -> None:

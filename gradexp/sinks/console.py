@@ -12,12 +12,13 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from gradexp._version import __version__
+from gradexp.history.columns import power_of_ten
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES, Array
-from gradexp.history.table import power_of_ten
 from gradexp.runs.result import Result, Stage
 from gradexp.runs.summary import metrics, summary
 from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
+from gradexp.sinks.page import NAME as PAGE
 from gradexp.sinks.progress import Progress
 
 
@@ -92,6 +93,9 @@ class Console:
             timings = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())
             folder = _short(self.folder)
             self.console.print(f"\nfiles     {folder}", markup=False, soft_wrap=True)
+            if (self.folder / PAGE).exists():
+                page = _short(self.folder / PAGE)
+                self.console.print(f"report    {page}   open it in a browser", markup=False, soft_wrap=True)
             self.console.print(
                 f"look      python -m gradexp.board {shlex.quote(folder)}", markup=False, soft_wrap=True
             )
