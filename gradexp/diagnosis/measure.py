@@ -45,7 +45,8 @@ def measure(
             as positional ones. Without a batch the loss is ``loss_fn()``, for losses that call the model in their
             own way: ``measure(model, lambda: model.evaluate(actions).mean())``.
         optimizer: The optimizer of the training, or several; it is said which trained parameters none of them holds.
-        **options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``.
+        **options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``, and ``time``,
+            which is on for a model with recurrent modules.
 
     Returns:
         A History of one step, with what was found. Its ``stats`` hold, for each row, the share of units after it that
@@ -77,6 +78,8 @@ def measure(
     unwrapped(optimizer)  # raises if that is none
     if isinstance(model, nn.Module) and not any(True for _ in model.parameters()) and (hint := hidden_layers(model)):
         raise ValueError(f"the model has no parameters: {hint}")
+    if isinstance(model, nn.Module):
+        options.setdefault("time", any(isinstance(module, nn.RNNBase) for module in model.modules()))
     probe = GradientProbe(model, **options)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device, where there are no numbers to measure")

@@ -94,6 +94,7 @@ class History:
             time)`` (probe with ``time=True`` only; ``over_time`` reads them).
         time_status: The same for indices into ``STATUSES``.
         feeds: Pairs of layers, of which the first one feeds the second one, as in ``Step`` (probe only).
+        kinds: Class and shape of weights of each layer's module, such as ``"Linear(256x128)"``; empty if not known.
         findings: What was found in each step beside the sizes, worst first; empty if nobody looked.
     """
 
@@ -116,6 +117,7 @@ class History:
     time_log10: dict[str, Array] = field(default_factory=dict)
     time_status: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     feeds: list[tuple[int, int]] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
     findings: list[tuple[Finding, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -159,7 +161,12 @@ class History:
             self.feeds,
             self.findings[step] if self.findings else (),
             {name: values[step] for name, values in self.stats.items()},
-            *(None if x is None else x[step] for x in (self.samples, self.total_grad, self.loss)),
+            None if self.samples is None else self.samples[step],
+            None if self.total_grad is None else self.total_grad[step],
+            None if self.loss is None else self.loss[step],
+            kinds=self.kinds,
+            time_log10={key: values[step] for key, values in self.time_log10.items()},
+            time_status={key: codes[step] for key, codes in self.time_status.items()},
         )
 
     def over_time(self, name: str, step: int = -1) -> Step:

@@ -76,6 +76,14 @@ def creation_number(node: Node) -> int:
     return node._sequence_nr()
 
 
+def current_node() -> Node | None:
+    """Return the node that the running backward pass is at, such as a checkpoint that runs modules again (torch 2.1).
+
+    Without it modules inside a reentrant checkpoint could not be brought in line with those outside.
+    """
+    return torch._C._current_autograd_node()
+
+
 def saved_of(node: Node, name: str) -> Any:
     """Return what an operation keeps for its backward pass, such as ``result`` or ``self``; None if it is gone.
 

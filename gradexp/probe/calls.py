@@ -26,6 +26,7 @@ from gradexp.numerics.torch_internals import (
     outside_dispatch_modes,
     version_of,
 )
+from gradexp.probe.graph import Graph, Source
 from gradexp.probe.passes import BackwardPass, ForwardPass, Passes, accumulator
 from gradexp.probe.readings import PendingStep, TensorSize, tensor_size
 
@@ -62,7 +63,13 @@ class ProbeSpec:
 
 
 class Inside(Protocol):
-    """What is recorded of the inside of a module in one call."""
+    """What is recorded of the inside of a module in one call.
+
+    Attributes:
+        layers: Names of the rows inside, from the input on; those of one group stand side by side.
+    """
+
+    layers: list[list[str]]
 
     def add(
         self,
@@ -114,6 +121,7 @@ class ModuleCall:
     stats: Sequence[tuple[str, Tensor]] = ()  # of outputs, one value per network
     inside: Inside | None = None
     earlier: Sequence[list[Arrival]] = ()  # of output tensors that a checkpoint has made anew since
+    fed_by: frozenset[Source] = frozenset()  # if a graph tells it
 
     def __init__(self, name: str, run: ForwardPass, plan: ProbeSpec, passes: Passes, position: int) -> None:
         self.name = name
@@ -136,8 +144,15 @@ class ModuleCall:
         """Note that a gradient is unseen."""
         self.missed += ("output_grad",)
 
-    def see_output(self, module: nn.Module, args: Any, output: Any) -> Sequence[Any]:
-        """Measure what the module returned, and hook the gradients; return handles of hooks that would stay."""
+    def see_output(self, module: nn.Module, args: Any, output: Any, graph: Graph | None = None) -> Sequence[Any]:
+        """Measure what the module returned, and hook the gradients; return handles of hooks that would stay.
+
+        Args:
+            module: The module.
+            args: Of the call.
+            output: What it returned.
+            graph: In which to look for what feeds it.
+        """
         has_numbers = False
         is_empty = True
         taking_part = []
@@ -158,6 +173,8 @@ class ModuleCall:
         if not self.plan.gradients or not taking_part:
             return ()
         self.expected = True
+        if graph is not None:
+            graph.add(self, taking_part)
         if self.run.leaf is None:
             self.run.leaf = first_leaf(taking_part[0])
         return self._hook(taking_part, module, args)

@@ -11,6 +11,7 @@ from torch import nn
 
 from gradexp.numerics.torch_internals import in_transform, is_dynamo_loaded, is_traced, set_grad_enabled
 from gradexp.probe.calls import ProbeSpec
+from gradexp.probe.graph import Graph
 from gradexp.probe.passes import Parameters
 from gradexp.probe.recurrent import layer_names
 from gradexp.probe.recurrent_call import RecurrentCall
@@ -49,9 +50,19 @@ class Hooks:
         self._has_seen_calls = False
         self._out_of_reach: set[str] = set()
 
-    def open(self, with_hooks: bool = True) -> None:
-        """Begin a new trace, with hooks attached unless only weights are to be recorded."""
-        self.trace = Trace(self._plan, self._parameters)
+    def kinds(self) -> dict[str, str]:
+        """Return the class of each module, by name; none for one that is gone."""
+        modules = ((name, reference()) for name, reference in self._modules.items())
+        return {name: type(module).__name__ for name, module in modules if module is not None}
+
+    def open(self, with_hooks: bool = True, with_graph: bool = False) -> None:
+        """Begin a new trace, with hooks attached unless only weights are to be recorded.
+
+        Args:
+            with_hooks: Whether to look at calls.
+            with_graph: Whether to look for what feeds them.
+        """
+        self.trace = Trace(self._plan, self._parameters, Graph() if with_graph else None)
         if not self._has_seen_calls and (self._plan.outputs or self._plan.gradients):
             self.trace.passes.watch()
         if with_hooks and not self._handles:

@@ -21,6 +21,7 @@ from gradexp.networks.mlp import MLP
 from gradexp.numerics.torch_internals import all_parameters_of, backward_number, is_dynamo_loaded
 from gradexp.probe.alarm import Alarm, Bell
 from gradexp.probe.calls import ProbeSpec, Statistic
+from gradexp.probe.graph import numbered
 from gradexp.probe.hooks import Hooks
 from gradexp.probe.optimizers import Optimizers, held_by, unwrapped
 from gradexp.probe.order import merged
@@ -165,6 +166,10 @@ class GradientProbe:
         self._modules_of = selection.modules_of
         self._rows: dict[_Row, int] = {}
         self._order: dict[_Row, None] = {}  # of those that were called, as in the forward pass
+        self._feeds: set[tuple[_Row, _Row]] = set()
+        self._paths: set[frozenset[_Row]] = set()  # sets of rows whose graph is known
+        self._is_path_new = True  # what was called last has no known graph
+        self._kinds: dict[str, str] = {}
         self._steps: list[int] = []
         self._readings: list[ProbeStep] = []
         self._findings: list[tuple[Finding, ...]] = []
@@ -255,7 +260,7 @@ class GradientProbe:
         value = None if loss is None else loss_value(loss, self._networks)
         is_recorded = self._recorder.trace is not None
         if self._recorder.trace is not None:
-            self._record(label, self._recorder.trace, value)
+            self._record(label, self._recorder.trace, value, loss)
         found = [] if self._bell is None else self._look(self._bell, label, value, is_recorded)
         self._collects += 1
         self._close()
@@ -318,6 +323,8 @@ class GradientProbe:
             status[quantity] = codes.astype(np.int8)
         history = History("train", [name for name, _ in rows], list(steps), list(self._seeds), log10, status)
         history.calls = [call for _, call in rows]
+        history.feeds = numbered(self._feeds, {row: number for number, row in enumerate(rows)})
+        history.kinds = [self._kinds.get(name, "") for name, _ in rows]
         for reading in readings:
             history.dtypes = reading.dtypes | history.dtypes
         for name in {name: None for reading in readings for name in reading.stats}:
@@ -338,7 +345,7 @@ class GradientProbe:
 
     def _open(self) -> None:
         if self._collects % self._every == 0:
-            self._recorder.open(self._needs_hooks())
+            self._recorder.open(self._needs_hooks(), self._plan.gradients and self._is_path_new)
             self._weights.watch()
 
     def _close(self) -> None:
@@ -358,14 +365,32 @@ class GradientProbe:
             rows = merged([*self._order], [*dict.fromkeys(calls)], lambda row: (places[row[0]], row[1]))
             self._order = dict.fromkeys(rows)
 
-    def _record(self, label: int, trace: Trace, loss: Tensor | float | None) -> None:
+    def _keep_graph(
+        self, trace: Trace, calls: list[_Row], weights: Mapping[str, list[nn.Parameter]], loss: Tensor | float | None
+    ) -> None:
+        """Keep which rows feed which; look again in the next step if this one took a way that is not known."""
+        path = frozenset(calls)
+        feeds = trace.feeds(weights, loss)
+        if feeds is not None:
+            self._feeds |= feeds
+            self._paths.add(path)
+        self._is_path_new = path not in self._paths
+        if not self._kinds.keys() >= weights.keys():
+            classes = self._recorder.kinds()
+            for name, own in weights.items():
+                shapes = ", ".join("x".join(map(str, weight.shape)) for weight in own)
+                self._kinds[name] = f"{classes.get(self._modules_of.get(name, name), '')}({shapes})"
+
+    def _record(self, label: int, trace: Trace, value: Tensor | float | None, loss: Tensor | float | None) -> None:
         held = trace.passes.notice()  # until all are read
         self._check_backward(trace)
         vectors = self._weights.vectors() if self._of_vectors else {}
         weights = {name: w for name, w in self._weights.items() if w or vectors.get(name) or not self._by_default}
         pending = PendingStep(self._networks)
-        pending.loss = loss
-        self._keep_order(trace.add(pending, self._row_of, weights))
+        pending.loss = value
+        calls = trace.add(pending, self._row_of, weights)
+        self._keep_order(calls)
+        self._keep_graph(trace, calls, weights, loss)
         modules = [self._modules_of.get(name, name) for name in weights]
         unseen = {*trace.hidden(modules), *trace.bypassed(modules)}
         for name in weights if unseen else ():

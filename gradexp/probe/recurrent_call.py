@@ -47,6 +47,9 @@ class RecurrentCall:
     ) -> None:
         self._call = weakref.ref(call)
         self._module = weakref.ref(module)
+        names = [row_name(call.name, layer) for layer in layer_names(module)]
+        directions = 1 + module.bidirectional
+        self.layers = [names[start : start + directions] for start in range(0, len(names), directions)]
         self._gradients: dict[int, list[tuple[BackwardPass, Tensor]]] = {}
         inputs = args[0] if args else kwargs["input"]
         self._order = inputs.sorted_indices if isinstance(inputs, PackedSequence) else None
@@ -55,7 +58,6 @@ class RecurrentCall:
         self._first = tuple(state.detach() for state in first)
         self._versions = self._versions_now(module)
         tensors = list(_tensors(output))
-        directions = 1 + module.bidirectional
         states = [in_order(state.detach(), None)[-directions:] for state in tensors[1:]]
         self._top = [
             [tensor_size(part, 1) for part in (half, *(state[direction] for state in states))]

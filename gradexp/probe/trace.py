@@ -5,10 +5,11 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from gradexp.numerics.torch_internals import is_dynamo_loaded, is_recomputing
 from gradexp.probe.calls import ModuleCall, ProbeSpec
+from gradexp.probe.graph import Feeds, Graph, Row
 from gradexp.probe.passes import ForwardPass, Parameters, Passes
 from gradexp.probe.readings import PendingStep
 
@@ -19,10 +20,12 @@ class Trace:
     Args:
         plan: The numbers to take.
         parameters: The parameters whose ``.grad`` tells which backward passes count.
+        graph: What tells which calls feed which; None if that is known already.
     """
 
-    def __init__(self, plan: ProbeSpec, parameters: Parameters) -> None:
+    def __init__(self, plan: ProbeSpec, parameters: Parameters, graph: Graph | None = None) -> None:
         self.plan = plan
+        self.graph = graph
         self.passes = Passes(parameters)
         self.eager = False  # compiled code runs eagerly, so that hooks are called
         self.calls: list[ModuleCall] = []
@@ -36,6 +39,8 @@ class Trace:
     def close(self) -> None:
         """Stop looking: gradients that arrive later belong to no trace."""
         self.passes.close()
+        if self.graph is not None:
+            self.graph.close()
         self.calls = []
         for handle in self._handles:
             handle.remove()
@@ -64,7 +69,7 @@ class Trace:
         """
         call = self._call_of(name, graph)
         if call is not None:
-            self._handles.extend(call.see_output(module, args, output))
+            self._handles.extend(call.see_output(module, args, output, self.graph))
         return call
 
     def hidden(self, names: Iterable[str]) -> list[str]:
@@ -142,6 +147,26 @@ class Trace:
             elif row not in with_gradient and "output_grad" not in call.missed:
                 pending.mark("output_grad", row, "unused" if call.expected else "frozen")
         return calls
+
+    def feeds(self, names: Container[str], loss: Any = None) -> set[tuple[Row, Row]] | None:
+        """Return which rows feed which, or None if the graph is not known.
+
+        Args:
+            names: Of the rows that are recorded.
+            loss: A tensor with its graph, if it is at hand.
+        """
+        if self.graph is None or not self.graph.is_known:
+            return None
+        of_loss = self.graph.sources_of(loss) if isinstance(loss, Tensor) else ()
+
+        def rows_of(call: ModuleCall) -> list[list[Row]]:
+            layers = call.inside.layers if call.inside is not None else []
+            groups = [[(name, call.index) for name in group if name in names] for group in layers]
+            if call.name in names:
+                groups.append([(call.name, call.index)])
+            return [group for group in groups if group]
+
+        return Feeds(self.kept_calls(), rows_of).pairs(of_loss)
 
     def _judge_inside(
         self,

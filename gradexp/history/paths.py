@@ -1,0 +1,293 @@
+"""What is found along the ways of the gradient: where it vanishes or explodes, and branches that are closed."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gradexp.history.finding import Finding
+from gradexp.history.flow import Flow, chains
+from gradexp.history.slope import STEEP, Line, change, is_slope, power
+from gradexp.history.step import STATUSES, Array
+from gradexp.history.trunk import Stack, block_kinds, gained, like_blocks, lost, output_by_block, stacks
+
+# Outputs that grow by this many decades over like layers make a loss that starts far above that of guessing.
+_LARGE_OUTPUTS = 2.0
+# More findings of one kind are told in one line.
+_MOST = 3
+
+
+@dataclass(frozen=True)
+class Path:
+    """A line of layers along which the gradient is judged.
+
+    Args:
+        line: The layers or blocks.
+        rows: All rows on it.
+        is_stack: Whether it is one of blocks.
+        is_bypassed: Whether the gradient also passes by it, as by a branch of a residual block.
+        remark: What to say of rows without a normal number.
+    """
+
+    line: Line
+    rows: frozenset[int]
+    is_stack: bool = False
+    is_bypassed: bool = False
+    remark: str = ""
+
+
+def paths(flow: Flow) -> list[Path]:
+    """Return the lines along which the gradient is judged: chains, and stacks of blocks, the longest first."""
+    found = [_chain_path(flow, chain) for chain in chains(flow)]
+    for stack in stacks(flow):
+        rows = stack.rows()
+        if not any(rows <= path.rows for path in found if not path.is_stack):
+            found += [Path(line, frozenset(rows), True) for line in _stack_lines(flow, stack)]
+    return sorted((path for path in found if np.isfinite(path.line.values).any()), key=lambda p: -len(p.rows))
+
+
+def slopes(flow: Flow, decades: float) -> list[Finding]:
+    """Return where the gradient vanishes or explodes, the worst first; one finding for lines inside each other."""
+    found: list[tuple[float, frozenset[int], Finding]] = []
+    lines = paths(flow)
+    for path in lines:
+        finding = _judged(path, decades)
+        if finding is not None:
+            found.append((abs(path.line.total), path.rows, finding))
+    if not found:
+        return _between_ends(flow, decades, lines)
+    kept: list[tuple[frozenset[int], Finding]] = []
+    for _, rows, finding in sorted(found, key=lambda item: -item[0]):
+        if not any(rows & other and finding.kind == known.kind for other, known in kept):
+            kept.append((rows, finding))
+    findings = [finding for _, finding in kept]
+    return [*findings[:_MOST], *_summary(findings[_MOST:])]
+
+
+def _summary(more: list[Finding]) -> list[Finding]:
+    """Return what is too much to be told one by one in one line for each kind."""
+    return [
+        Finding(kind, f"likewise on {count} further ways", tuple(f.modules[0] for f in more if f.kind == kind))
+        for kind, count in Counter(finding.kind for finding in more).items()
+    ]
+
+
+def course(line: Line) -> str:
+    """Say in one sentence how the gradient changes along a line."""
+    labels = line.labels[line.first :]
+    single = [i for i in line.single() if abs(line.steps[i]) > 0.2 * abs(line.total)][:3]
+    if not single:
+        unlike = [i for i, like in enumerate(line.like()) if not like and abs(line.steps[i]) >= 0.2]
+        single = [i for i in unlike if abs(line.steps[i]) > 0.5 * abs(line.total)][:1]
+    places = " and ".join(f"{power(line.steps[i])} between {labels[i]} and {labels[i + 1]}" for i in single)
+    even = line.even()
+    rate = line.rate() if len(even) else line.total / max(1, len(labels) - 1)
+    over = f"{power(line.total)} from {labels[-1]} to {labels[0]}"
+    if len(labels) == 2:
+        return f"towards the input the output gradient changes by {over}"
+    if abs(line.total) < 0.05 and not single:
+        return f"towards the input the output gradient keeps its size, {over}"
+    if not single:
+        return f"towards the input the output gradient {change(rate, line.unit)}, {over}"
+    rest = f", elsewhere it {change(rate, line.unit)}" if len(even) else ""
+    return f"towards the input the output gradient changes by {over}: {places}{rest}"
+
+
+def large_outputs(flow: Flow) -> list[Finding]:
+    """Return where the forward signal grows from layer to layer."""
+    lines = []
+    for chain in chains(flow):
+        line = _chain_line(flow, chain)
+        if "output" in flow.step.log10:
+            lines.append((replace(line, values=flow.step.profile("output")[chain]), frozenset(chain)))
+    for stack in stacks(flow):
+        alike = like_blocks(flow, stack)
+        if values := output_by_block(flow, alike):
+            line = Line(alike.labels, np.array(values), [""] * len(values), "block")
+            lines.append((line, frozenset(alike.rows())))
+    found = []
+    covered: set[int] = set()
+    for line, rows in sorted(lines, key=lambda item: -len(item[1])):
+        if not np.isfinite(line.values).all() or len(line.values) < 3 or rows & covered:
+            continue
+        even = -line.steps[line.like()]
+        if even.sum() >= _LARGE_OUTPUTS and is_slope(even):
+            covered |= rows
+            text = (
+                f"towards the loss outputs grow x{10 ** even.mean():.3g} per {line.unit}, "
+                f"{power(even.sum())} from {line.labels[0]} to {line.labels[-1]}"
+            )
+            found.append(Finding("exploding activations", text, (line.labels[0], line.labels[-1])))
+    return found
+
+
+def closed_branches(flow: Flow, decades: float) -> list[Finding]:
+    """Return branches into which far less gradient goes than past them, as one harmless finding.
+
+    Queries and keys, layers before a small scale or a gain of 0, and the like: what they add is small, and what
+    stands beside them gets the whole gradient.
+    """
+    closed: dict[str, list[int]] = {}
+    for row in flow.order:
+        readers = flow.readers[row]
+        if not readers or not any(np.isfinite(flow.value[reader]) for reader in readers):
+            continue
+        reader = max(readers, key=lambda other: flow.value[other])
+        beside = max((flow.value[other] for other in flow.feeders[reader] if other != row), default=-np.inf)
+        if flow.value[row] < min(beside, flow.value[reader]) - decades:
+            closed.setdefault(re.sub(r"\d+", "*", flow.step.names[row]), []).append(row)
+    if not closed:
+        return []
+    parts = []
+    for role, rows in list(closed.items())[:3]:
+        names = flow.name(rows[0]) if len(rows) == 1 else f"{role} ({len(rows)})"
+        drops = [flow.value[row] - max(flow.value[reader] for reader in flow.readers[row]) for row in rows]
+        parts.append(f"{names} by {'a gradient of 0' if min(drops) == -np.inf else power(min(drops))}")
+    more = f", and {len(closed) - 3} more" if len(closed) > 3 else ""
+    text = f"less gradient goes into {', '.join(parts)}{more} than past them, which is harmless"
+    names_of = tuple(flow.name(row) for rows in closed.values() for row in rows)
+    return [Finding("closed branches", text, names_of, severity=0)]
+
+
+def _below_range(flow: Flow, chain: list[int]) -> str:
+    """Say from where on gradients are below their number format's normal range, and from where on exactly 0."""
+    remark = ""
+    dtype = flow.step.dtypes.get("output_grad", "float32")
+    for quantity, status, text in (
+        ("output_grad", "subnormal", f"below {dtype}'s smallest normal number"),
+        ("output_grad", "zero", "exactly 0"),
+        ("weight_grad", "zero", "the weight gradients are exactly 0"),
+    ):
+        if quantity in flow.step.status:
+            is_so = (flow.step.status[quantity][:, chain] == STATUSES.index(status)).all(axis=0)
+            if is_so.any():
+                remark += f", {text} from {flow.name(chain[int(np.flatnonzero(is_so)[-1])])} on"
+    return remark
+
+
+def _chain_path(flow: Flow, chain: list[int]) -> Path:
+    beside = {reader for feeder in flow.feeders[chain[0]] for reader in flow.readers[feeder]} - set(chain)
+    is_bypassed = any(reader in beside for reader in flow.readers[chain[-1]])
+    is_bypassed |= chain[-1] in flow.ends and any(feeder in flow.ends for feeder in flow.feeders[chain[0]])
+    line, remark = _chain_line(flow, chain), _below_range(flow, chain)
+    return Path(line, frozenset(chain), is_bypassed=is_bypassed, remark=remark)
+
+
+def _chain_line(flow: Flow, chain: list[int]) -> Line:
+    return Line([flow.name(row) for row in chain], _from_below(flow.value[chain]), [flow.kind(row) for row in chain])
+
+
+def _from_below(values: Array) -> Array:
+    """Return values of which those below the last 0 are 0 too, as nothing comes past it."""
+    zeros = np.flatnonzero(values == -np.inf)
+    if zeros.size and zeros[-1] + 1 < len(values):
+        values = values.copy()
+        values[: zeros[-1]] = -np.inf
+    return values
+
+
+def _stack_lines(flow: Flow, stack: Stack) -> Iterator[Line]:
+    kinds = block_kinds(flow, stack)
+    for heights in (lost(flow, stack), gained(flow, stack)):
+        yield Line(stack.labels, np.array(heights), kinds, "block")
+
+
+def _judged(path: Path, decades: float) -> Finding | None:
+    line = path.line
+    if line.values[-1] == -np.inf:
+        return None
+    total, steps = line.total, line.steps
+    jump = float(max(steps, key=abs)) if len(steps) else 0.0
+    if path.is_bypassed:  # where a scale, a gate or a gain may be small by design
+        total, jump = float(line.even().sum()), 0.0
+    worst = total if abs(total) > max(decades, line.spread(decades + 1)) else jump if abs(jump) > decades else 0.0
+    if not worst and line.is_steep():
+        worst = line.rate()
+    if not worst:
+        return None
+    text = course(line)
+    if worst < 0:
+        text += path.remark
+    labels = line.labels[line.first :]
+    single = [labels[i] for i in line.single() if steps[i] * worst > 0]
+    modules = tuple(dict.fromkeys([*single, labels[0], labels[-1]]))
+    return Finding("vanishing" if worst < 0 else "exploding", text, modules)
+
+
+def _between_ends(flow: Flow, decades: float, lines: Sequence[Path]) -> list[Finding]:
+    """Judge a graph without a line that is to blame: from the rows that feed the loss to those that nothing feeds.
+
+    Of a module that is called several times the call with the largest gradient counts, as it does for its weights.
+    """
+    value = flow.by_module()
+    rows = [row for row in flow.order if np.isfinite(value[row]) and np.isfinite(value[flow.top(row)])]
+    change_ = {
+        row: float(value[row] - value[flow.top(row)])
+        for row in rows
+        if not any({row, flow.top(row)} <= path.rows for path in lines)
+    }
+    found = []
+    lowest = [row for row in flow.sources if row in change_]
+    best = max(lowest, key=lambda row: change_[row], default=None)
+    if best is not None and change_[best] < -decades:
+        found.append(_from_end(flow, "vanishing", best, change_[best]))
+    grown = [row for row in change_ if change_[row] > decades and not flow.is_small_source(row)]
+    worst = max(grown, key=lambda row: change_[row], default=None)
+    if worst is not None:
+        found.append(_from_end(flow, "exploding", worst, change_[worst]))
+    return found
+
+
+def _from_end(flow: Flow, kind: str, row: int, change_: float) -> Finding:
+    top = flow.top(row)
+    text = (
+        f"towards the input the output gradient changes by {power(change_)} from {flow.name(top)} to {flow.name(row)}"
+    )
+    lower, upper = _largest_step(flow, row, change_)
+    step = float(flow.value[lower] - flow.value[upper]) if lower != upper else 0.0
+    if (lower, upper) != (row, top) and abs(step) > 0.5 * abs(change_) and abs(step) > STEEP:
+        text += f": {power(step)} between {flow.name(lower)} and {flow.name(upper)}"
+        return Finding(kind, text, (flow.name(lower), flow.name(upper)))
+    return Finding(kind, text, (flow.name(row), flow.name(top)))
+
+
+def _largest_step(flow: Flow, row: int, change_: float) -> tuple[int, int]:
+    """Return the step that changes most, on the way to the loss that keeps to the largest gradients."""
+    best, best_size = (row, row), 0.0
+    while flow.readers[row]:
+        reader = max(flow.readers[row], key=lambda other: flow.value[other])
+        if np.isfinite(flow.value[[row, reader]]).all():
+            size = float(flow.value[row] - flow.value[reader]) * (1 if change_ > 0 else -1)
+            if size > best_size:
+                best, best_size = (row, reader), size
+        row = reader
+    return best
+
+
+def calm(flow: Flow) -> str:
+    """Return one line on a gradient that is neither too small nor too large anywhere on its way."""
+    if len(flow.order) < 2:
+        only = flow.name(flow.order[0])
+        return "there is one layer only" if flow.step.depth == 1 else f"only {only} has an output gradient"
+    told: list[str] = []
+    covered: set[int] = set()
+    # Of the two lines of a stack the one that changes more.
+    for path in sorted(paths(flow), key=lambda path: (-len(path.rows), -abs(path.line.total))):
+        line = path.line
+        is_first_call = not any(flow.step.calls[row] for row in path.rows)
+        if path.rows & covered or len(line.values) - line.first < 2 or len(told) > 2 or not is_first_call:
+            continue
+        covered |= path.rows
+        if not told and len(path.rows) >= 0.7 * len(flow.order) and not path.is_stack:
+            return course(line)
+        told.append(f"{power(line.total)} from {line.labels[-1]} to {line.labels[line.first]}")
+    if told:
+        return f"towards the input the output gradient changes by {', '.join(told)}"
+    value = flow.by_module()
+    lowest = [row for row in flow.sources if np.isfinite(value[row]) and row not in flow.ends]
+    if not lowest:
+        return f"the loss gives a gradient to {', '.join(map(flow.name, flow.ends[:3]))}, which feed no other layer"
+    row = max(lowest, key=lambda row: value[row])
+    return _from_end(flow, "", row, float(value[row] - value[flow.top(row)])).text
