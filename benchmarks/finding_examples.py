@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradexp import GradientProbe, History, initialize, measure
+from gradexp.probe.alarm import AlarmError
 
 
 def classes(samples: int = 64, features: int = 20) -> tuple[Tensor, Tensor]:
@@ -109,6 +110,24 @@ class PastHooks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(torch.relu(self.first.forward(x) if self.is_past else self.first(x)))
+
+
+class Distance(nn.Module):
+    """The distance between two vectors, with the root that has an infinite slope at 0."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).square().sum(1).sqrt()
+
+
+class Siamese(nn.Module):
+    """A network that learns how far two samples are apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.distance = network(nn.ReLU, 3), Distance()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.distance(self.encoder(a), self.encoder(b))
 
 
 def vanishing(is_cured: bool) -> History:
@@ -324,6 +343,24 @@ def unseen(is_cured: bool) -> History:
 def unknown(is_cured: bool) -> History:
     model, (x, label) = network(nn.ReLU, 4), classes()
     return measure(model if is_cured else torch.jit.trace(model, x), F.cross_entropy, (x, label))
+
+
+def alarm() -> str:
+    """Return what an alarm says of a training in which one batch has pairs of equal samples."""
+    model, (x, label) = Siamese(), classes()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    try:
+        with GradientProbe(model, every=10, optimizer=optimizer, alarm="raise") as probe:
+            for step in range(1, 100):
+                partner = torch.arange(len(x)).roll(step % 23)  # all are their own partners in step 23
+                optimizer.zero_grad()
+                loss = F.mse_loss(model(x, x[partner]), (label != label[partner]).float())
+                loss.backward()
+                probe.collect(step, loss)
+                optimizer.step()
+    except AlarmError as error:
+        return f"AlarmError: {error}"
+    raise RuntimeError("no alarm")
 
 
 EXAMPLES: dict[str, Callable[[bool], History]] = {

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from finding_examples import EXAMPLES
+from finding_examples import EXAMPLES, alarm
 
 from gradexp.history.finding import Finding
 from gradexp.history.headline import wrapped
@@ -40,25 +40,40 @@ def printed(kind: str) -> str:
     return "\n".join(lines + (wrapped(f"try: {found.remedy}", WIDTH, "  ") if found.remedy else []))
 
 
-def filled_page() -> str:
-    """Return docs/findings.md with what is printed now in the first block below each kind's heading."""
-    page = PAGE.read_text(encoding="utf-8")
+def alarmed() -> str:
+    """Return the line of an alarm."""
+    torch.manual_seed(0)
+    return "\n".join(wrapped(alarm(), WIDTH))
+
+
+def filled(text: str, before: str, printed_now: str) -> str:
+    """Return a text in which what is printed now stands in the first block without a language after a line."""
+    head, line, rest = text.partition(f"{before}\n")
+    assert line, f"there is no line {before!r}"
+    body = re.sub(r"^```\n.*?^```$", lambda _: f"```\n{printed_now}\n```", rest, count=1, flags=re.M | re.DOTALL)
+    return head + line + body
+
+
+def filled_page(page: str) -> str:
+    """Return docs/findings.md with what is printed now below each kind's heading."""
+    page = filled(page, "<!-- alarm -->", alarmed())
     for kind in EXAMPLES:
-        block = re.compile(rf"(?<=^### {kind}\n)(.*?^```\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
-        text = printed(kind)
-        page = block.sub(lambda found, text=text: f"{found[1]}{text}\n", page, count=1)
+        page = filled(page, f"### {kind}", printed(kind))
     return page
 
 
-def filled_readme() -> str:
-    """Return the README with what its example for ``measure`` prints now in the block below it."""
-    readme = README.read_text(encoding="utf-8")
-    section = readme.index("## Your own network, in one line")
-    code, printed_now = list(re.finditer(r"^```(?:python)?\n(.*?)^```$", readme[section:], re.M | re.DOTALL))[:2]
+def filled_readme(readme: str) -> str:
+    """Return the README with what its example and some others print now."""
+    code = re.search(r"^```python\n(import torch\n[^`]*?print\(measure.*?)^```$", readme, flags=re.M | re.DOTALL)
+    assert code is not None
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(code[1], {})
-    return readme[: section + printed_now.start(1)] + out.getvalue() + readme[section + printed_now.end(1) :]
+    readme = filled(readme, "<!-- printed by the example above -->", out.getvalue().rstrip("\n"))
+    readme = filled(readme, "<!-- alarm -->", alarmed())
+    for line, kinds in re.findall(r"^(<!-- findings: (.+) -->)$", readme, flags=re.MULTILINE):
+        readme = filled(readme, line, "\n\n".join(map(printed, kinds.split(", "))))
+    return readme
 
 
 def main() -> None:
@@ -67,10 +82,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put it into docs/findings.md and README.md")
     if parser.parse_args().write:
         os.environ["COLUMNS"] = "80"
-        PAGE.write_text(filled_page(), encoding="utf-8")
-        README.write_text(filled_readme(), encoding="utf-8")
+        PAGE.write_text(filled_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        README.write_text(filled_readme(README.read_text(encoding="utf-8")), encoding="utf-8")
     else:
-        print("\n\n".join(map(printed, EXAMPLES)))
+        print("\n\n".join([alarmed(), *map(printed, EXAMPLES)]))
 
 
 if __name__ == "__main__":

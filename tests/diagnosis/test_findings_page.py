@@ -39,11 +39,12 @@ def patterns(value: ast.expr) -> list[str]:
         return patterns(value.body) + patterns(value.orelse)
     if isinstance(value, ast.JoinedStr):
         return ["".join(patterns(part)[0] if isinstance(part, ast.Constant) else r"\w+" for part in value.values)]
+    assert isinstance(value, ast.Name), ast.unparse(value)
     return [re.escape(kind) for kind in KINDS]  # a variable holds a word of the verdict
 
 
 def test_every_kind_that_the_code_can_give_is_explained():
-    assert len(kinds_in_the_code()) > 40
+    assert {"cut", "dead\\ layer"} <= set(kinds_in_the_code())
     missing = [kind for kind in kinds_in_the_code() if not any(re.fullmatch(kind, head) for head in EXPLAINED)]
     assert missing == []
 
