@@ -346,13 +346,14 @@ def unknown(is_cured: bool) -> History:
 
 
 def alarm() -> str:
-    """Return what an alarm says of a training in which one batch has pairs of equal samples."""
+    """Return what an alarm says of a training in which one batch has a pair of equal samples."""
     model, (x, label) = Siamese(), classes()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     try:
         with GradientProbe(model, every=10, optimizer=optimizer, alarm="raise") as probe:
-            for step in range(1, 100):
-                partner = torch.arange(len(x)).roll(step % 23)  # all are their own partners in step 23
+            for step in range(100):
+                partner = torch.arange(len(x)).roll(1 + step % 9)
+                partner[: int(step == 23)] = 0  # one is its own partner
                 optimizer.zero_grad()
                 loss = F.mse_loss(model(x, x[partner]), (label != label[partner]).float())
                 loss.backward()
