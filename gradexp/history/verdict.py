@@ -1,7 +1,7 @@
 """The verdict on a gradient: stable, vanishing, exploding or dead, and why."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Verdict:
         theory: ``agrees``, ``deviates`` or ``unavailable``.
         text: The reason, in one line.
         findings: What was found, worst first.
+        remedy: The options of ``python -m gradexp.run`` that cure it, as typed; empty if there are none.
     """
 
     gradient: str
@@ -29,6 +30,7 @@ class Verdict:
     theory: str = "unavailable"
     text: str = ""
     findings: tuple[Finding, ...] = ()
+    remedy: str = field(default="", compare=False)  # the text has it too
 
     @property
     def words(self) -> str:
