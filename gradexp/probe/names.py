@@ -1,9 +1,8 @@
-"""Names of modules as the user wrote them, and patterns of names."""
-
-import re
-from functools import cache
+"""Names of modules as the user wrote them."""
 
 from torch import nn
+
+from gradexp.patterns import is_match as is_match
 
 # Under these names wrappers keep the module that they wrap; no user's module is called so.
 _INSIDE = ("_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -41,28 +40,3 @@ def _without(name: str, wrapped: set[str]) -> str:
 def is_callable(module: nn.Module) -> bool:
     """Return whether a module can be called, unlike ``nn.ModuleList`` and other containers."""
     return type(module).forward is not nn.Module.forward or "forward" in module.__dict__
-
-
-def is_match(name: str, pattern: str) -> bool:
-    """Return whether a pattern is that of a name.
-
-    ``?`` is a character, ``[a-c]`` one of some, ``*`` any run of characters inside a part of the name, and ``**`` any
-    run, dots included; ``**.`` may also be nothing.
-    """
-    return _compiled(pattern).fullmatch(name) is not None
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    pieces = re.findall(r"\*\*\.|\*\*|\*|\?|\[[^\]]+\]|.", pattern, re.DOTALL)
-    return re.compile("".join(_WILDCARDS.get(piece) or _one_of(piece) for piece in pieces), re.DOTALL)
-
-
-_WILDCARDS = {"**.": r"(?:.*\.)?", "**": ".*", "*": r"[^.]*", "?": r"[^.]"}
-
-
-def _one_of(piece: str) -> str:
-    if len(piece) < 3:
-        return re.escape(piece)
-    chosen = piece[1:-1].replace("\\", r"\\")
-    return f"[^{chosen[1:]}]" if chosen[0] == "!" else f"[{chosen}]"
