@@ -1,5 +1,6 @@
 """measure: one forward and backward pass of anybody's model as a History, leaving the model as it was."""
 
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,13 +14,15 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from gradexp.diagnosis.examination import Examination
 from gradexp.diagnosis.observers import OBSERVERS, found, watched
 from gradexp.history.history import History
-from gradexp.numerics.torch_internals import buffers_of, without_accumulate_hooks
+from gradexp.numerics.torch_internals import buffers_of, creation_number, without_accumulate_hooks
 from gradexp.probe.calls import has_node, tensors_in
 from gradexp.probe.passes import is_known_to_others
 from gradexp.probe.probe import GradientProbe
 
+NO_BATCH: Any = object()
 
-def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **options: Any) -> History:
+
+def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any = NO_BATCH, **options: Any) -> History:
     """Run one forward and one backward pass and return what happens in each layer.
 
     ``print(measure(model, loss_fn, (x, y)))`` shows a table and a verdict. The model is left as it was found:
@@ -33,14 +36,16 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
         loss_fn: A function or module that returns a scalar.
         batch: ``(inputs, target)``: the loss is ``loss_fn(model(inputs), target)``. A tensor alone, or a
             mapping: ``loss_fn(model(inputs))``. Inputs that are a mapping go in as keyword arguments, a tuple
-            as positional ones.
+            as positional ones. Without a batch the loss is ``loss_fn()``, for losses that call the model in their
+            own way: ``measure(model, lambda: model.evaluate(actions).mean())``.
         **options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``.
 
     Returns:
         A History of one step.
 
     Raises:
-        TypeError: If the batch is none of these, ``loss_fn`` is not callable, or the loss is no tensor.
+        TypeError: If the batch is none of these, ``loss_fn`` is not callable or needs a batch that is not given, or
+            the loss is no tensor.
         ValueError: If the inputs are empty, the loss is not one number or does not depend on any parameter, or the
             model is on the meta device.
 
@@ -50,13 +55,15 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
         >>> history.verdict().gradient
         'stable'
     """
-    inputs, targets = _split(batch)
+    inputs, targets = (None, ()) if batch is NO_BATCH else _split(batch)
     shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
     if shapes and all(0 in shape for shape in shapes):
         raise ValueError(f"the batch holds no sample: its inputs have shape {', '.join(map(str, shapes))}")
     if not callable(loss_fn) or isinstance(loss_fn, type):
         kind = f"the class {loss_fn.__name__}; call it first" if isinstance(loss_fn, type) else repr(loss_fn)
         raise TypeError(f"loss_fn must be a function or module that returns a loss, got {kind}")
+    if batch is NO_BATCH and not _takes_nothing(loss_fn):
+        raise TypeError("loss_fn needs arguments; give a batch, or a function without any: lambda: loss")
     probe = GradientProbe(model, **options)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device, where there are no numbers to measure")
@@ -66,8 +73,11 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any, **opti
     with _restored(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe, probe.alone():
         is_hooked = _may_be_hooked(modules)  # the graph of the forward pass would hide it
         with watched(examination, observers):
-            examination.output = _run(model, inputs)
-        loss = loss_fn(examination.output, *targets)
+            if batch is NO_BATCH:
+                loss = _returned(loss_fn, model)
+            else:
+                examination.output = _run(model, inputs)
+                loss = loss_fn(examination.output, *targets)
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
         if loss.numel() != 1:
@@ -101,6 +111,29 @@ def _run(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    except ValueError:  # it is written in C and tells nothing
+        pass
+    return True
+
+
+def _returned(closure: Callable[[], Tensor], model: nn.Module) -> Tensor:
+    """Return the loss of a closure, which is made now and has its graph still."""
+    mark = (torch.ones(1, requires_grad=True) * 1).grad_fn
+    assert mark is not None
+    loss = closure()
+    node = loss.grad_fn if isinstance(loss, Tensor) else None
+    if node is not None and creation_number(node) < creation_number(mark):
+        raise ValueError("the loss was computed before; compute it in the function: lambda: loss_fn(model(x), y)")
+    if any(parameter.grad is not None for parameter in model.parameters()):
+        raise ValueError("loss_fn must return the loss without calling backward()")
+    return loss
 
 
 def _may_be_hooked(modules: list[nn.Module]) -> bool:

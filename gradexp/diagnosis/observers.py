@@ -8,9 +8,13 @@ from typing import Any
 from torch import nn
 
 from gradexp.diagnosis.examination import Examination, Observer
+from gradexp.diagnosis.sharing import Experts, TiedWeights
 from gradexp.history.finding import Finding, worst_first
 
-OBSERVERS: tuple[type[Observer], ...] = ()
+OBSERVERS: tuple[type[Observer], ...] = (
+    TiedWeights,
+    Experts,
+)
 """All of them, in the order in which findings of the same severity are told."""
 
 

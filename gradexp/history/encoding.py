@@ -1,8 +1,19 @@
 """Text for consoles that cannot show every character."""
 
-_PLAIN = str.maketrans(
-    {"█": "#", **dict.fromkeys("▉▊▋▌", "="), **dict.fromkeys("▍▎▏", "-"), "…": "~", "‖": "|", "²": "^2"}
-)
+from functools import cache
+
+_PLAIN = {
+    "█": "#",
+    **dict.fromkeys("▉▊▋▌", "="),
+    **dict.fromkeys("▍▎▏", "-"),
+    **dict(zip("▁▂▃▄▅▆▇", "1234567", strict=True)),  # heights
+    "…": "~",
+    "·": ".",
+    "±": "+-",
+    "×": "x",
+    "‖": "|",
+    "²": "^2",
+}
 
 
 def printable(text: str, encoding: str | None) -> str:
@@ -12,9 +23,18 @@ def printable(text: str, encoding: str | None) -> str:
         >>> printable("███▎ name…", "ascii")
         '###- name~'
     """
+    encoding = encoding or "utf-8"
+    return "".join(character if _has(encoding, character) else _plain(character, encoding) for character in text)
+
+
+def _plain(character: str, encoding: str) -> str:
+    return _PLAIN.get(character, character).encode(encoding, "replace").decode(encoding)
+
+
+@cache
+def _has(encoding: str, character: str) -> bool:
     try:
-        text.encode(encoding or "utf-8")
+        character.encode(encoding)
     except UnicodeEncodeError:
-        plain = text.translate(_PLAIN)
-        return plain.encode(encoding or "utf-8", "replace").decode(encoding or "utf-8")
-    return text
+        return False
+    return True

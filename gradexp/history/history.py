@@ -2,7 +2,7 @@
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradexp.history.derived import extras
 from gradexp.history.encoding import printable
 from gradexp.history.finding import Finding
 from gradexp.history.npz import read_fields, write_fields
-from gradexp.history.plot import profile_figure
-from gradexp.history.scalars import Points, or_none, points, profile_points
+from gradexp.history.role_figure import step_figure
+from gradexp.history.roles import places
+from gradexp.history.scalars import Points, or_none, points
 from gradexp.history.step import (
     SEEN,
     STATUSES,
@@ -24,6 +26,7 @@ from gradexp.history.step import (
     mean_over_networks,
 )
 from gradexp.history.table import table
+from gradexp.history.tensorboard import course_series, write_history
 from gradexp.history.verdict import Verdict, gradient_verdict
 
 if TYPE_CHECKING:
@@ -147,6 +150,8 @@ class History:
             self.theory,
             self.feeds,
             self.findings[step] if self.findings else (),
+            {name: values[step] for name, values in self.stats.items()},
+            *(None if x is None else x[step] for x in (self.samples, self.total_grad, self.loss)),
         )
 
     def over_time(self, name: str, step: int = -1) -> Step:
@@ -239,7 +244,11 @@ class History:
             yield dict(zip(COLUMNS, row, strict=True))
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """Return ``rows()`` as a pandas DataFrame, with columns for further quantities such as ``vector_grad``.
+        """Return ``rows()`` as a pandas DataFrame, with further columns.
+
+        They are sizes that ``rows()`` has not, such as ``log10_vector_grad``; ``log10_update_ratio``, the part of a
+        weight that a step changes; ``samples_sd``, the spread over samples in decades; statistics of one's own, such
+        as ``output.dead``; and what names show: ``stack``, ``block`` (missing where there is none) and ``role``.
 
         Raises:
             ImportError: If pandas is not installed.
@@ -248,15 +257,34 @@ class History:
             import pandas as pd
         except ImportError as error:
             raise ImportError("to_dataframe needs pandas; install it with pip install 'gradexp[pandas]'") from error
-        further = [quantity for quantity in self.log10 if f"log10_{quantity}" not in COLUMNS]
         frame = pd.DataFrame(self._rows(), columns=list(COLUMNS))
-        for quantity in further:
-            frame[f"log10_{quantity}"] = self.log10[quantity].ravel()
+        for quantity, values in self.log10.items():
+            if f"log10_{quantity}" not in COLUMNS:
+                frame[f"log10_{quantity}"] = values.ravel()
+        for name, values in extras(self.log10, self.stats, self.samples).items():
+            frame[name] = values.ravel()
+        found, times = places(self.names, self.calls), len(self.steps) * len(self.seeds)
+        frame["stack"] = [place.stack for place in found] * times
+        frame["block"] = pd.array([place.block for place in found] * times, dtype="Int64")
+        frame["role"] = [place.role for place in found] * times
         return frame
 
     def plot(self, quantity: str = "output_grad", step: int = -1) -> "matplotlib.figure.Figure":
-        """Return a figure of one profile: log10 size over layers."""
-        return profile_figure({"": self.at(step)}, quantity)
+        """Return a figure of one profile: log10 size over layers.
+
+        Of more than 30 layers whose names show blocks, such as ``encoder.layer.3.attention.query``, it has a line
+        for each role over the blocks. What is exactly 0 has a mark at the lower edge, what is not finite at the
+        upper one.
+
+        Args:
+            quantity: A recorded size; a statistic such as ``"output.dead"``; ``"log10_update_ratio"``, the part of a
+                weight that a step changes; or ``"samples_sd"``, the spread over samples, in decades.
+            step: Index (not label) of the recorded step.
+
+        Raises:
+            ValueError: If it was not recorded.
+        """
+        return step_figure(self.at(step), quantity)
 
     def __repr__(self) -> str:
         quantities = ", ".join(self.log10)
@@ -267,29 +295,34 @@ class History:
         text = table(self.at()) if self.steps else f"nothing is recorded yet of {self.depth} layers"
         return printable(text, getattr(sys.stdout, "encoding", None))
 
-    def to_tensorboard(self, writer: "SummaryWriter", step: int = -1) -> None:
-        """Write a profile, and the gradient over steps, to TensorBoard.
+    def to_tensorboard(
+        self, writer: "SummaryWriter", step: int = -1, *, layers: str | Iterable[str] | None = None, prefix: str = ""
+    ) -> None:
+        """Append to TensorBoard what a writer does not have yet; call it after every step, now and then, or once.
 
-        Tags are ``profile/log10_…`` with step = layer, for the last or another recorded step, and
-        ``gradient/log10_first_over_last``, ``gradient/nonfinite_layers`` and ``gradient/zero_layers`` over steps.
-        Cells without a number are left out.
+        Over training steps: ``gradient/log10_first_over_last``, ``gradient/nonfinite_layers``,
+        ``gradient/zero_layers``, ``gradient/log10_total``, and curves of the layers, such as
+        ``log10_output_grad/encoder.layer.attention.query``: one for each layer of up to 30, for more one for each
+        role, the mean over its blocks. They are of output gradients, weight gradients, the relative update, and
+        statistics of one's own. Cells without a number are left out.
+
+        Over layers, with step = layer: ``profile/log10_…`` of the first call; later ones, of the last step whenever
+        there are ten times as many, or of any that is asked for, are ``profile/log10_…/step_000100``.
 
         Args:
             writer: A ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``.
             step: Index of the recorded step whose profile is written.
+            layers: Patterns of names, as in the probe's ``select``: each row that one matches has a curve of its own.
+            prefix: What all tags begin with, to tell models apart that share a writer.
 
         Raises:
             TypeError: If that is no writer.
+            ValueError: If a pattern matches no row, or the writer has other numbers of the same step.
         """
         if not hasattr(writer, "add_scalar"):
             raise TypeError(f"writer must be a torch.utils.tensorboard.SummaryWriter, got a {type(writer).__name__}")
-        if not self.steps:
-            return
-        for series in (profile_points(self.at(step)), training_points(self)):
-            for at, values in series:
-                for tag, value in values.items():
-                    writer.add_scalar(tag, value, at)
-        writer.flush()
+        if self.steps:
+            write_history(self, writer, step, layers, prefix)
 
     def save(self, path: str | Path) -> None:
         """Write everything to one ``.npz`` file, without pickle; ``History.load`` reads it back.
@@ -417,13 +450,7 @@ def join(histories: Sequence[History]) -> History:
 
 def training_points(history: History, begin: int = 0) -> Points:
     """Yield the scalars ``gradient/…`` of recorded steps from an index on; none without output gradients."""
-    if "output_grad" not in history.log10:
-        return iter(())
-    series = {"gradient/log10_first_over_last": history.ratio_over_steps("output_grad", begin)}
-    for name in ("nonfinite", "zero"):
-        counts = (history.status["output_grad"][begin:] == STATUSES.index(name)).sum(axis=(1, 2))
-        series[f"gradient/{name}_layers"] = counts.astype(float)
-    return points(history.steps[begin:], series)
+    return points(history.steps[begin:], course_series(history, begin))
 
 
 def write_csv(path: Path, histories: Sequence[History]) -> None:

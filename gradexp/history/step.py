@@ -61,6 +61,10 @@ class Step:
         feeds: Pairs of layers, as indices from 0, of which the first one's output goes into the second one, by
             autograd's graph; the second is ``depth`` for the loss. Empty if the graph is not known.
         findings: What was found beside the sizes, worst first.
+        stats: ``"quantity.name"`` -> further statistics, shape ``(network, layer)``, as in ``History``.
+        samples: log10 of the norm of each sample's output gradient, shape ``(network, layer, sample)``.
+        total_grad: log10 of the norm of all parameters' gradients together, shape ``(network,)``.
+        loss: The loss's value, shape ``(network,)``.
 
     Example:
         >>> ok = np.zeros((1, 3), dtype=np.int8)
@@ -80,6 +84,10 @@ class Step:
     theory: dict[str, Array] = field(default_factory=dict)
     feeds: list[tuple[int, int]] = field(default_factory=list)
     findings: tuple[Finding, ...] = ()
+    stats: dict[str, Array] = field(default_factory=dict)
+    samples: Array | None = None
+    total_grad: Array | None = None
+    loss: Array | None = None
 
     @property
     def depth(self) -> int:

@@ -37,6 +37,11 @@ class Verdict:
         """The three words, each after its subject."""
         return f"gradient: {self.gradient}, training: {self.training}, theory: {self.theory}"
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether nothing is wrong: the gradient is stable, and no finding slows training down or stops it."""
+        return self.gradient == "stable" and all(finding.severity < 2 for finding in self.findings)
+
 
 def gradient_verdict(step: Step, decades: float = 3.0) -> Verdict:
     """Judge a profile by log10 of ‖output_grad‖ at the first layer over the last.

@@ -78,7 +78,11 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
             first_line = error_line(error).partition("\n")[0]
             again = f"the same command with {_option(folder)} goes on"
             raise CompactHydraException(f"{first_line}\n{again}") from error
-        report(folder, console)
+        # Somebody may remove folders while the sweep works.
+        gone = [name for name in planned.folders.values() if not (folder / name / "summary.json").exists()]
+        failed = max(failed, len(gone))
+        if len(gone) < total:
+            report(folder, console)
     if failed:
         raise CompactHydraException(
             f"{failed} of {total} jobs did not complete; the same command with {_option(folder)} runs them again"

@@ -257,6 +257,11 @@ def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_norm(tensors, 2, dtype=torch.float64))
 
 
+def foreach_subtract_(targets: Sequence[Tensor], others: list[Tensor]) -> None:
+    """Subtract from each target another tensor in one call (torch 1.12). Without: one after the other."""
+    torch._foreach_sub_(list(targets), others)
+
+
 def foreach_copy_(targets: Sequence[Tensor], sources: list[Tensor]) -> None:
     """Copy each source to its target in one call (torch 2.1). Without: one after the other."""
     torch._foreach_copy_(list(targets), sources)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gradexp.numerics.norms import has_values
+from gradexp.numerics.torch_internals import foreach_subtract_
 from gradexp.probe.hooks import Hooks
 from gradexp.probe.optimizers import held_by
-from gradexp.probe.readings import PendingStep, TensorSize, tensor_size
+from gradexp.probe.readings import PendingStep, TensorSize, measure_all
 from gradexp.probe.trace import Trace
 from gradexp.probe.weights import Weights
 
@@ -125,7 +126,7 @@ class _StepsOfOne:
             held = held_by(optimizer)
             self._rows = dict(self._weights.items())
             self._before = [
-                (name, weight, weight.detach().clone())
+                (name, weight, _wide(weight.detach()).clone())
                 for name, weights in self._rows.items()
                 for weight in weights
                 if id(weight) in held and has_values(weight)
@@ -138,9 +139,11 @@ class _StepsOfOne:
         updates = self._updates()
         if self._due and updates is not None:
             self._due = False
-            for name, weight, before in self._before:
-                change = _wide(weight.detach()) - before
-                updates.measured.append((name, tensor_size(change, self._networks)))
+            names = [name for name, _, _ in self._before]
+            changes = [before for _, _, before in self._before]  # with the sign turned, which no norm sees
+            with torch.no_grad():
+                foreach_subtract_(changes, [weight.detach() for _, weight, _ in self._before])
+            updates.measured += zip(names, measure_all(changes, self._networks), strict=True)
             updates.see_missing(self._rows)
             self._forget()
 

@@ -177,6 +177,7 @@ class Weights:
 
     def add_norms(self, pending: PendingStep, parameters: _ByName, rows: Mapping[str, int]) -> None:
         """Add the weights themselves: those that the layers compute with."""
+        cells: list[tuple[int, Tensor]] = []
         for name, group in parameters.items():
             weights: Sequence[Tensor | Computing] = self._rows[name].computed() if name in self._computing else group
             if not weights:
@@ -185,9 +186,12 @@ class Weights:
                 if isinstance(weight, Computing) and id(weight) in self._computed:
                     pending.add("weight", rows[name], self._computed[id(weight)])
                 elif isinstance(weight, Tensor) and has_values(weight):
-                    pending.add("weight", rows[name], tensor_size(weight, self._plan.networks))
+                    cells.append((rows[name], weight))
                 else:
                     pending.mark("weight", rows[name], "hook_missed")
+        sizes = measure_all([weight for _, weight in cells], self._plan.networks)
+        for (row, _), size in zip(cells, sizes, strict=True):
+            pending.add("weight", row, size)
 
     def add_vectors(self, pending: PendingStep, vectors: _ByName, rows: Mapping[str, int]) -> None:
         """Add the norms of the vectors themselves."""

@@ -125,7 +125,7 @@ def _file(standardize: bool = True, path: str | None = None) -> Dataset:
     """Return the arrays x and y of an npz file, after checking all that could go wrong with them later."""
     if path is None:
         raise ConfigError("data=file needs data.path, an .npz file with the arrays x and y")
-    where = f"data.path={path!r}"
+    where = f"data.path='{path}'"
     x, y = _read_npz(path, where)
     if len(x) != len(y):
         raise ConfigError(f"{where}: x has {len(x)} samples, but y has {len(y)}")

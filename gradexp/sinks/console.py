@@ -12,9 +12,9 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from gradexp._version import __version__
+from gradexp.history.columns import power_of_ten
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES, Array
-from gradexp.history.table import power_of_ten
 from gradexp.runs.remedies import command_with
 from gradexp.runs.result import Result, Stage
 from gradexp.runs.summary import metrics, summary

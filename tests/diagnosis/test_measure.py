@@ -225,3 +225,58 @@ def test_passes_inside_a_measured_loss_do_not_count_whoever_holds_its_graph():
     # The slope is 2 y w, so that d loss / dy = 8 y |w|^2.
     size = (8 * held * model.weight.square().sum()).norm().item()
     assert 10 ** history.profile("output_grad")[0] == pytest.approx(size, rel=1e-5)
+
+
+class Actor(nn.Module):
+    """A policy whose loss needs two methods, and neither is ``forward``."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.policy, self.value = nn.Linear(3, 5), nn.Linear(5, 2), nn.Linear(5, 1)
+
+    def log_probability(self, x):
+        return F.log_softmax(self.policy(torch.tanh(self.body(x))), dim=-1)
+
+    def worth(self, x):
+        return self.value(torch.tanh(self.body(x)))
+
+
+def test_a_loss_of_several_methods_is_measured_by_a_closure():
+    model, x = Actor().double(), torch.randn(4, 3, dtype=torch.double)
+
+    def loss():
+        return model.worth(x).square().mean() - model.log_probability(x)[:, 0].mean()
+
+    history = measure(model, loss)
+    expected = torch.autograd.grad(loss(), [model.body.weight, model.policy.weight, model.value.weight])
+    found = dict(zip(history.names, history.profile("weight_grad"), strict=True))
+    for name, gradient in zip(("body", "policy", "value"), expected, strict=True):
+        assert found[name] == pytest.approx(gradient.norm().log10().item(), abs=1e-12)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert history.loss[0, 0] == pytest.approx(loss().item(), abs=1e-12)
+
+
+def test_a_closure_in_place_of_a_batch_gives_the_same_numbers():
+    model, (x, y) = convolutional().eval(), batch()
+    with_batch = measure(model, F.cross_entropy, (x, y))
+    assert measure(model, lambda: F.cross_entropy(model(x), y)).log10.keys() == with_batch.log10.keys()
+    for quantity, values in measure(model, lambda: F.cross_entropy(model(x), y)).log10.items():
+        assert np.array_equal(values, with_batch.log10[quantity], equal_nan=True)
+
+
+def test_closures_that_cannot_be_measured_are_refused_in_a_line():
+    model, (x, y) = convolutional().eval(), batch()
+    with pytest.raises(TypeError, match="loss_fn needs arguments; give a batch, or a function without any"):
+        measure(model, F.cross_entropy)
+    loss = F.cross_entropy(model(x), y)
+    with pytest.raises(ValueError, match="the loss was computed before; compute it in the function"):
+        measure(model, lambda: loss)
+    loss.backward()  # its graph is still there
+
+    def with_backward():
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match=r"must return the loss without calling backward\(\)"):
+        measure(model, with_backward)

@@ -347,8 +347,9 @@ def test_the_dataframe_has_the_rows_and_the_columns():
     history = random_history()
     frame = history.to_dataframe()
     assert isinstance(frame, pd.DataFrame)
-    assert tuple(frame.columns) == COLUMNS
+    assert tuple(frame.columns) == (*COLUMNS, "log10_update_ratio", "stack", "block", "role")
     assert len(frame) == 24
+    np.testing.assert_array_equal(frame["log10_update_ratio"], frame["log10_update"] - frame["log10_weight"])
     for quantity in QUANTITIES:
         np.testing.assert_array_equal(frame[f"log10_{quantity}"], history.log10[quantity].ravel())
     assert frame["layer"].tolist() == [1, 2, 3, 4] * 6

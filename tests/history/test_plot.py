@@ -1,5 +1,7 @@
 """Figures show what a History holds."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -45,7 +47,7 @@ def test_a_flat_profile_looks_flat_and_no_label_is_there_twice(profile: list[flo
 
 
 def test_legend_names_the_labelled_histories_only() -> None:
-    (axes,) = profile_figure({"he": history([0.0, 1.0]).at(), "": history([1.0, 2.0])}).axes
+    (axes,) = profile_figure({"he": history([0.0, 1.0]).at(), "": history([1.0, 2.0]).at()}).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["he"]
     assert profile_figure({"": history([0.0, 1.0]).at()}).axes[0].get_legend() is None
 
@@ -53,6 +55,96 @@ def test_legend_names_the_labelled_histories_only() -> None:
 def test_a_single_layer_is_visible_as_a_point() -> None:
     (axes,) = profile_figure({"": history([1.0]).at()}).axes
     assert axes.lines[0].get_marker() == "o"
+
+
+def probed(names: list[str], log10: list[float], **statuses: str) -> History:
+    """Return what a probe may have recorded; ``row_3="zero"`` is a status."""
+    own = history(log10)
+    for row, status in statuses.items():
+        own.status["output_grad"][0, 0, int(row[4:])] = STATUSES.index(status)
+    return History("train", names, [0], [0], own.log10, own.status)
+
+
+def test_numbers_between_zeros_are_dots_and_zeros_are_marked_at_the_edge() -> None:
+    log10 = [np.nan, 1.0, np.nan, np.nan, 0.0, 0.5, np.nan]
+    (axes,) = probed(list("abcdefg"), log10, row_3="nonfinite").plot().axes
+    (line,) = axes.lines
+    assert (line.get_marker(), line.get_markevery()) == ("o", [1])
+    zeros, infinite = (one for one in axes.collections if len(one.get_offsets()))
+    assert zeros.get_offsets()[:, 0].tolist() == [1, 3, 7]
+    assert infinite.get_offsets()[:, 0].tolist() == [4]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["exactly 0", "inf or nan"]
+
+
+def test_a_profile_that_is_0_all_over_still_shows_that() -> None:
+    figure = probed(list("abc"), [np.nan] * 3).plot()
+    figure.canvas.draw()
+    marks = next(one for one in figure.axes[0].collections if len(one.get_offsets()))
+    assert len(marks.get_offsets()) == 3
+
+
+def test_names_below_the_axis_are_whole_and_do_not_overlap() -> None:
+    names = [f"model.part{'abc'[index % 3]}.x{index}y" for index in range(200)]
+    figure = probed(names, [0.0] * 200).plot()
+    figure.canvas.draw()
+    labels = figure.axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == names[::7]
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 <= right.x0 + 1 for left, right in pairwise(boxes))
+
+
+def blocks(count: int = 20) -> History:
+    roles = {"attn.q": -4.0, "attn.v": -1.0, "mlp": 0.0}
+    names = ["embed", *(f"h.{block}.{role}" for block in range(count) for role in roles), "head"]
+    return probed(names, [0.5, *([*roles.values()] * count), 0.2])
+
+
+def test_a_deep_model_has_a_line_for_each_role_over_its_blocks() -> None:
+    figure = blocks().plot()
+    stack, others = figure.axes
+    assert [line.get_label() for line in stack.lines] == ["attn.q", "attn.v", "mlp"]
+    for line, value in zip(stack.lines, (-4.0, -1.0, 0.0), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), range(20))
+        np.testing.assert_array_equal(line.get_ydata(), [value] * 20)
+    assert [label.get_text() for label in others.get_xticklabels()] == ["embed", "head"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["attn.q", "attn.v", "mlp"]
+    assert len(blocks(5).plot().axes) == 1
+
+
+def test_a_zero_in_a_block_has_a_mark_in_the_colour_of_its_role() -> None:
+    own = blocks()
+    row = own.names.index("h.7.mlp")
+    own.log10["output_grad"][0, 0, row] = np.nan
+    own.status["output_grad"][0, 0, row] = STATUSES.index("zero")
+    figure = own.plot()
+    mark = next(one for one in figure.axes[0].collections if len(one.get_offsets()))
+    assert mark.get_offsets()[:, 0].tolist() == [7]
+    assert figure.legends[0].get_texts()[-1].get_text() == "exactly 0"
+
+
+def test_stacks_have_panels_of_their_own() -> None:
+    names = [f"{stack}.block.{i}.{role}" for stack in ("encoder", "decoder") for i in range(8) for role in "qkv"]
+    figure = probed(names, [0.0] * len(names)).plot()
+    figure.canvas.draw()
+    assert [axes.get_title() for axes in figure.axes] == ["encoder.block", "decoder.block"]
+    low, high = figure.axes[0].get_ylim()
+    assert high - low >= 3
+
+
+def test_statistics_and_the_relative_update_can_be_drawn() -> None:
+    own = blocks()
+    shape = own.log10["output_grad"].shape
+    own.stats["output.dead"] = np.full(shape, 0.25)
+    own.log10 |= {"weight": np.ones(shape), "update": np.full(shape, -2.0)}
+    own.samples = np.zeros((*shape, 3))
+    for quantity, value in (("output.dead", 0.25), ("log10_update_ratio", -3.0), ("samples_sd", 0.0)):
+        figure = own.plot(quantity)
+        figure.canvas.draw()
+        np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [value] * 20)
+    with pytest.raises(
+        ValueError, match=r"choose one of output_grad, .*, log10_update_ratio, samples_sd, output\.dead$"
+    ):
+        own.plot("dead")
 
 
 def test_history_plots_itself() -> None:

@@ -6,8 +6,11 @@ import torch
 from torch import nn
 
 from gradexp import GradientProbe, History, measure
+from gradexp.history.columns import power_of_ten
+from gradexp.history.finding import Finding
+from gradexp.history.headline import wrapped
 from gradexp.history.step import STATUSES
-from gradexp.history.table import power_of_ten, table
+from gradexp.history.table import table
 
 
 def probed(output_grad, statuses=None, names=None, weight_grad=None, weight_statuses=None, dtype="float32"):
@@ -26,49 +29,173 @@ def probed(output_grad, statuses=None, names=None, weight_grad=None, weight_stat
     )
 
 
-def test_each_layer_is_one_line_with_its_sizes_its_status_and_a_bar():
+def body(text):
+    """Return the lines of a table below its headings."""
+    lines = text.split("\n")
+    begin = next(index for index, line in enumerate(lines) if line.startswith("layer  name")) + 1
+    rest = lines[begin:]
+    return rest[: rest.index("")] if "" in rest else rest
+
+
+def test_the_verdict_comes_first_and_then_each_layer_with_its_sizes():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     history = measure(model, lambda y: y.square().mean(), torch.ones(2, 3))
-    lines = str(history).split("\n")
-    assert " ".join(lines[0].split()) == "layer name output rms output grad weight grad status gradient"
-    for line, layer, name in zip(lines[1:3], "12", "02", strict=True):
+    text = str(history)
+    assert text.startswith("stable: towards the input the output gradient ")
+    assert f"loss {history.loss[0, 0]:.4g}, norm of all gradients " in text
+    lines = body(text)
+    for line, layer, name in zip(lines, "12", "02", strict=True):
         words = line.split()
         assert words[:2] == [layer, name]
-        for word, quantity in zip(words[2:5], ("output", "output_grad", "weight_grad"), strict=True):
+        for word, quantity in zip(words[2:5], ("output_grad", "weight_grad", "output"), strict=True):
             assert float(word) == pytest.approx(10 ** history.profile(quantity)[int(layer) - 1], rel=0.005)
-        assert words[5] == "ok"
-        assert set(words[6]) <= set("▏▎▍▌▋▊▉█")
-    assert lines[3] == ""
-    assert lines[4].startswith("stable: towards the input the output gradient ")
-    assert lines[-1] == "(vanishing: below 10^-3 in all, exploding: above 10^+3)"
+        assert "█" in line
+    assert text.endswith("(vanishing: below 10^-3 in all, exploding: above 10^+3)")
 
 
-def test_bars_grow_with_the_logarithm_of_the_output_gradient():
-    lines = table(probed([-30.0, -20.0, -10.0, 0.0]).at()).split("\n")[1:5]
-    lengths = [line.count("█") for line in lines]
-    assert lengths == [0, 2, 5, 8]
+def test_what_is_stable_is_straight_and_what_vanishes_is_slanted():
+    def marks(log10):
+        return [line.index("█") for line in body(table(probed(log10).at()))]
+
+    assert len(set(marks([0.1, -0.1, 0.05, 0.0]))) == 1
+    slanted = marks([-3.0, -2.0, -1.0, 0.0])
+    assert len(set(np.diff(slanted))) == 1
+    assert slanted[1] > slanted[0]
+    wide = marks([-30.0, -20.0, -10.0, 0.0])
+    assert sorted(wide) == wide
+    assert len(set(wide)) == 4
+
+
+def test_a_scale_of_more_than_three_decades_says_so():
+    head = next(line for line in table(probed([-30.0, 0.0]).at()).split("\n") if line.startswith("layer"))
+    assert head.split()[-2:] == ["-30", "+3"]
 
 
 def test_a_cell_without_a_number_shows_why_and_the_status_names_the_worst():
     statuses = ["zero", "nonfinite", "hook_missed", "ok"]
-    lines = table(probed([math.nan, math.nan, math.nan, 0.0], statuses).at()).split("\n")[1:5]
+    lines = body(table(probed([math.nan, math.nan, math.nan, 0.0], statuses).at()))
     assert [line.split()[2] for line in lines] == ["zero", "nonfinite", "hook_missed", "1.00e+00"]
     assert [line.split()[4] for line in lines] == statuses
+    assert lines[0].split()[-2:] == ["0", "|"]
+    assert lines[1].endswith("x")
 
 
-def test_a_table_fits_into_80_columns():
-    names = [f"model.encoder.layers.{index}.self_attention.in_projection" for index in range(3)]
-    lines = table(probed([-2.0, -1.0, 0.0], names=names, weight_statuses=["not_called"] * 3).at()).split("\n")
-    assert max(len(line) for line in lines) <= 80
-    assert lines[1].split()[1].endswith("in_projection")
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("layers", [3, 100])
+def test_a_table_fits_into_the_terminal(width, layers):
+    names = [f"model.encoder.layers.{index}.self_attention.in_projection" for index in range(layers)]
+    history = probed([-1.0] * layers, names=names, weight_statuses=["not_called"] * layers)
+    text = table(history.at(), width=width)
+    assert max(len(line) for line in text.split("\n")) <= width
+    if width > 60:
+        assert body(text)[0].split()[1].endswith("in_projection")
 
 
-def test_very_deep_networks_leave_out_the_middle():
-    lines = table(probed([0.0] * 10_000).at()).split("\n")
-    assert len(lines) < 210
-    assert lines[100].split() == ["...", "9801", "layers", "more"]
-    assert lines[200].split()[0] == "10000"
+def test_layers_in_no_order_leave_out_the_middle():
+    names = [f"layer_{'abc'[index % 3]}{index}x" for index in range(10_000)]
+    lines = table(probed([0.0] * 10_000, names=names).at()).split("\n")
+    assert len(lines) < 220
+    assert "  ...  9800 lines more" in lines
+    assert lines[-3].split()[0] == "10000"
+
+
+def deep(blocks=40, roles=("attention.query", "mlp.fc1", "mlp.fc2"), **changes):
+    """Return what a probe may have recorded of a transformer, some cells of which are changed: name -> status."""
+    names = ["embed", *(f"layers.{block}.{role}" for block in range(blocks) for role in roles), "head"]
+    statuses = ["ok"] * len(names)
+    for name, status in changes.get("statuses", {}).items():
+        statuses[names.index(name)] = status
+    log10 = [-float(index % 3) if status == "ok" else math.nan for index, status in enumerate(statuses)]
+    for name, value in changes.get("log10", {}).items():
+        log10[names.index(name)] = value
+    return probed(log10, statuses, names)
+
+
+def test_blocks_fold_into_a_line_for_each_role_with_the_range():
+    lines = body(table(deep(log10={"layers.7.mlp.fc1": -2.3}).at()))
+    assert [line.split()[:2] for line in lines] == [
+        ["1", "embed"],
+        ["layers.0-39:", "40"],
+        ["40x", "attention.query"],
+        ["40x", "mlp.fc1"],
+        ["40x", "mlp.fc2"],
+        ["122", "head"],
+    ]
+    assert lines[3].split()[2] == "5.0e-3…1.0e-2"
+
+
+def test_what_is_unusual_about_a_block_is_unfolded():
+    history = deep(statuses={"layers.20.mlp.fc1": "zero"}, log10={"layers.30.mlp.fc2": 4.0})
+    lines = body(table(history.at()))
+    shown = [line.split()[:2] for line in lines]
+    assert ["63", "20.mlp.fc1"] in shown
+    assert ["94", "30.mlp.fc2"] in shown
+    assert [count for count, _ in shown] == ["1", "layers.0-39:", "40x", "39x", "63", "39x", "94", "122"]
+
+
+def test_a_slope_over_the_blocks_unfolds_nothing():
+    blocks = 40
+    names = [f"layers.{index}" for index in range(blocks)]
+    text = table(probed([0.5 * index for index in range(blocks)], names=names).at())
+    (line,) = body(text)
+    assert line.split()[:2] == ["40x", "layers.0-39"]
+    picture = line.split()[-1]
+    assert sorted(picture) == [*picture]
+    assert picture[0] == "▁"
+
+
+def test_zeros_and_infinities_are_marked_in_a_folded_line():
+    names = [f"layers.{index}" for index in range(50)]
+    statuses = ["zero"] * 20 + ["ok"] * 28 + ["nonfinite"] * 2
+    log10 = [0.0 if status == "ok" else math.nan for status in statuses]
+    lines = body(table(probed(log10, statuses, names).at()))
+    assert [line.split()[1:3] for line in lines] == [
+        ["layers.0-19", "zero"],
+        ["layers.20-47", "1.00e+00"],
+        ["layers.48-49", "nonfinite"],
+    ]
+    assert [line.split()[-1][0] for line in lines] == ["0", "▄", "x"]
+
+
+def test_findings_come_worst_first_with_what_to_try_and_mark_their_rows():
+    history = deep()
+    history.findings = [
+        (
+            Finding("dead units", "100% of layers.3.mlp.fc1", ("layers.3.mlp.fc1",), 'initialize(model, "he")', 3),
+            Finding("small branch", "layers.*.attention.query", ("layers.0.attention.query",), "", 0),
+        )
+    ]
+    lines = table(history.at(), width=120).split("\n")
+    assert lines[1:5] == ["", "dead units: 100% of layers.3.mlp.fc1", '  try: initialize(model, "he")', ""]
+    assert lines[5] == "harmless: small branch: layers.*.attention.query"
+    row = next(line for line in lines if "3.mlp.fc1" in line and line.split()[0] == "12")
+    assert "dead units" in row
+    assert not any(line.split()[:1] == ["2"] for line in lines)
+
+
+def test_a_call_to_copy_is_not_broken_between_lines():
+    remedy = "word " * 12 + 'initialize(model, "orthogonal", gain=1.5)'
+    lines = wrapped(f"try: {remedy}", 80, "  ")
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].endswith('initialize(model, "orthogonal", gain=1.5)')
+
+
+def test_what_was_asked_for_is_shown_below_where_it_has_no_room():
+    history = deep()
+    shape = history.log10["output_grad"].shape
+    history.stats = {
+        f"output.{name}": np.full(shape, 0.25) for name in ("dead", "spread_of_all", "kurtosis", "x", "y")
+    }
+    history.samples = np.zeros((*shape, 4))
+    history.log10 |= {"weight": np.zeros(shape), "update": np.full(shape, -3.0)}
+    history.status |= {"weight": history.status["output_grad"], "update": history.status["output_grad"]}
+    for width in (60, 80, 200):
+        text = table(history.at(), width=width)
+        assert max(len(line) for line in text.split("\n")) <= width
+        words = text.split()
+        for word in ("dead", "spread_of_all", "kurtosis", "update/", "25%", "1.00e-03", "sd"):
+            assert word in words
 
 
 def test_a_probe_that_recorded_nothing_says_so():
@@ -121,11 +248,11 @@ def test_sizes_beyond_every_number_format_are_shown(log10, shown):
 def test_long_names_keep_what_tells_them_apart():
     names = [f"{part}.layers.{index}.self_attn" for part in ("encoder", "decoder") for index in (0, 11)]
     names += ["layers.0.self_attn.out_proj", "0.parametrizations.weight", "", "a\nb\t\x1b", "x" * 40]
-    lines = table(probed([0.0] * len(names), names=names).at()).split("\n")[1 : len(names) + 1]
+    lines = body(table(probed([0.0] * len(names), names=names).at(), width=60))
     shown = [line.split()[1] for line in lines]
     assert len(set(shown)) == len(shown)
-    assert shown[4:8] == ["lay.0.sel.out_proj", "0.par.weight", "(model)", "a?b??"]
-    assert max(len(line) for line in lines) <= 80
+    assert shown[6:8] == ["(model)", "a?b??"]
+    assert max(len(line) for line in lines) <= 60
 
 
 def test_a_layer_far_below_both_ends_is_named():

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from command_line import call
 from sweep_processes import TIMES, summaries
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gradexp.launch import sweeper
 from gradexp.run import main
 from gradexp.sweeps import report
 
@@ -125,3 +127,35 @@ def test_hydra_finds_other_plugins_beside_ours_and_ours_load_only_hydra() -> Non
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("launcher", ["basic", "ensemble"])
+def test_folders_that_go_while_a_sweep_works_are_counted_as_not_complete(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "write_figures", lambda _: {})
+    folder = tmp_path / "sweep"
+    launch = sweeper._launch
+
+    def lose(*arguments: Any) -> int:
+        failed = launch(*arguments)
+        shutil.rmtree(folder / "0_seed=0")
+        return failed
+
+    monkeypatch.setattr(sweeper, "_launch", lose)
+    sweep = ["-m", f"hydra/launcher={launcher}", "seed=0,1", "depth=3", "steps=1", f"hydra.sweep.dir={folder}"]
+    assert call(main, monkeypatch, *sweep) == 1
+    assert "1 of 2 jobs did not complete; the same command with" in capfd.readouterr().err
+    monkeypatch.setattr(sweeper, "_launch", launch)
+    assert call(main, monkeypatch, *sweep) == 0
+    assert len(summaries(folder)) == 2
+
+
+def test_a_sweep_whose_whole_folder_goes_ends_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweep"
+    monkeypatch.setattr(sweeper, "_launch", lambda *_: shutil.rmtree(folder) or 0)
+    assert call(main, monkeypatch, "-m", "seed=0,1", "depth=3", "steps=1", f"hydra.sweep.dir={folder}") == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("2 of 2 jobs did not complete")

@@ -12,7 +12,7 @@ from gradexp.choices import OPTIMIZER_OPTIONS
 from gradexp.config import OptimizerConfig
 from gradexp.runs.losses import batch_losses
 from gradexp.runs.optimizers import build_optimizer
-from gradexp.runs.training import Split, Training, all_finite, clip, evaluate, train
+from gradexp.runs.training import Split, Training, all_finite, clip, evaluate, side_by_side, train
 
 
 @pytest.fixture(autouse=True)
@@ -292,3 +292,30 @@ def test_momentum_and_weight_decay_follow_their_formula():
         velocity = momentum * velocity + 2 * 2.0 * (w * 2.0 - 3.0) + decay * w
         w -= lr * velocity
     assert model.weight.item() == pytest.approx(w, rel=1e-6)
+
+
+def test_parameters_side_by_side_train_to_the_same_bits():
+    x, y = torch.randn(7, 5), torch.randint(3, (7,))
+    model = MLP([5, 6, 3]).requires_grad_(True)
+    other = MLP([5, 6, 3])
+    other.load_state_dict(model.state_dict())
+    buffer = side_by_side(list(model.parameters()))
+    assert all(a.data_ptr() % 64 == buffer.data_ptr() % 64 for a in model.parameters())
+    for network in (model, other):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(3):
+            F.cross_entropy(network(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    total = sum(parameter.double().sum() for parameter in model.parameters())
+    assert buffer.double().sum().item() == pytest.approx(total.item(), abs=1e-12)
+
+
+def test_the_losses_are_in_the_history_of_a_training():
+    part, log = classes(), Training()
+    model = MLP([5, 4, 3])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = GradientProbe(model, optimizer=optimizer)
+    train(model, part, part, [itertools.repeat(torch.arange(4))], "cross_entropy", optimizer, 3, probe, [log])
+    assert probe.history.loss[:, 0].tolist() == log.losses

@@ -1,0 +1,71 @@
+"""Curves over training steps: one for each layer of a small model, one for each role of a deep one."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+
+from gradexp.history.derived import extras
+from gradexp.history.patterns import is_match
+from gradexp.history.roles import merged_roles, places
+from gradexp.history.short_names import shown_name
+from gradexp.history.step import Array, mean_over_networks
+
+_FEW = 30  # layers that have curves of their own, as in the table
+_MOST = 32  # curves of one quantity
+
+
+def curves_of(names: list[str], calls: list[int], layers: str | Iterable[str] | None) -> dict[str, list[int]]:
+    """Return the name of each curve and the rows that it is the mean of.
+
+    Args:
+        names: Name of each row's module.
+        calls: Which call of its module each row is.
+        layers: Patterns of names, as in the probe's ``select``: a curve for each row that matches. None: one for each
+            row of up to 30, and of more for each role of a stack of blocks; at most 32, evenly chosen.
+
+    Raises:
+        ValueError: If a pattern matches no row.
+        TypeError: If it is no string.
+    """
+    shown = [shown_name(name, call).replace(" #", ".call_") for name, call in zip(names, calls, strict=True)]
+    if layers is not None:
+        return {shown[row]: [row] for row in _matching(names, [layers] if isinstance(layers, str) else [*layers])}
+    if len(names) <= _FEW:
+        return {name: [row] for row, name in enumerate(shown)}
+    roles: dict[str, list[int]] = defaultdict(list)
+    found = places(names, calls)
+    for row, (place, role) in enumerate(zip(found, merged_roles(found), strict=True)):
+        parts = [*place.stack.split("."), *role.replace("*", "").split(".")]
+        key = shown[row] if place.block is None else ".".join(filter(None, parts)) or "blocks"
+        roles[key].append(row)
+    kept = [*roles]
+    if len(kept) > _MOST:
+        kept = [kept[index] for index in np.linspace(0, len(kept) - 1, _MOST).round().astype(int)]
+    return {shown[roles[name][0]] if len(roles[name]) == 1 else name: roles[name] for name in kept}
+
+
+def _matching(names: list[str], patterns: list[str]) -> list[int]:
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"layers must be patterns of names, got a {type(pattern).__name__}")
+        if not any(is_match(name, pattern) for name in names):
+            raise ValueError(f"layers: '{pattern}' matches none of the {len(names)} rows, such as '{names[-1]}'")
+    return [row for row, name in enumerate(names) if any(is_match(name, pattern) for pattern in patterns)]
+
+
+def quantities_of(log10: dict[str, Array], stats: dict[str, Array], samples: Array | None) -> dict[str, Array]:
+    """Return what has curves, each of shape ``(step, network, layer)``: gradients, and all that was asked for beside.
+
+    Args:
+        log10: Quantity -> shape ``(step, network, layer)``.
+        stats: The same of further statistics.
+        samples: Shape ``(step, network, layer, sample)``.
+    """
+    sizes = {f"log10_{quantity}": log10[quantity] for quantity in ("output_grad", "weight_grad") if quantity in log10}
+    return sizes | extras(log10, stats, samples)
+
+
+def curve(values: Array, rows: list[int]) -> Array:
+    """Return the mean over networks and some rows at each step; nan where none has a number."""
+    return mean_over_networks(values[:, :, rows].reshape(len(values), -1).T)
