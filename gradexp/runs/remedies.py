@@ -96,7 +96,7 @@ def problem(config: Config, prediction: Prediction, is_strict: bool = False) -> 
         'all inputs look alike at the output'
     """
     if not prediction.laws:
-        return ""
+        return "no law is known" if is_strict else ""
     ratio = prediction.first_over_last
     if prediction.dead_probability > DEAD or (ratio is None and prediction.sigma_w2 == 0):
         return "the signal dies"
