@@ -181,3 +181,17 @@ def test_the_command_of_a_preset_that_sweeps_is_one_run() -> None:
     command = command_with(["experiment=residual", "depth=10", "seed=0"], "residual=depth")
     words = [word for word in command.split()[3:] if not word.startswith("hydra.")]
     assert words == ["experiment=residual", "depth=10", "seed=0", "residual=depth"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    few([{"depth": 40}, {"activation": "sigmoid", "depth": 30, "width": 32}, {"residual": "plain", "depth": 60}]),
+)
+def test_run_and_predict_name_the_same_remedy(options: dict[str, Any]) -> None:
+    config = Config(**{"width": 16, "steps": 100, "record": RecordConfig(every=100), **options})
+    verdict = run(config).verdict
+    assert verdict is not None
+    assert verdict.training != "trained"
+    first = forecast(config).remedies[0].text
+    assert verdict.remedy == first
+    assert verdict.text.endswith(f"; try {first}")
