@@ -112,6 +112,8 @@ class RecordConfig:
     """in TensorBoard, draw theory into the cards of the profile, as runs of its own; null: not in sweeps"""
     figures: bool | None = None
     """draw pictures of the gradient over layers and steps, as files and in TensorBoard; null: not in sweeps"""
+    report: bool | None = None
+    """write report.html, the whole run on one page to open in a browser; null: one page for all jobs of a sweep"""
 
 
 @dataclass

@@ -10,6 +10,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -32,6 +33,9 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="exit code 1 if something is wrong, for your own CI")
     parser.add_argument("--save", type=Path, metavar="FILE", help="keep the numbers; History.load reads them")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write a page to open in a browser, such as report.html"
+    )
     asked = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -50,11 +54,13 @@ def main() -> None:
     except Exception as error:
         _refuse(f"{asked.target} cannot be measured: {_told(error)}")
     print(history)  # noqa: T201
-    if asked.save is not None:
+    for path, write in ((asked.save, history.save), (asked.report, partial(history.to_html, title=asked.target))):
+        if path is None:
+            continue
         try:
-            history.save(asked.save)
+            write(path)
         except OSError as error:
-            _refuse(f"cannot write to {asked.save}: {error.strerror or error}")
+            _refuse(f"cannot write to {path}: {error.strerror or error}")
     sys.exit(1 if asked.check and not history.verdict().is_calm else 0)
 
 

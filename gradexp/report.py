@@ -1,4 +1,4 @@
-"""``python -m gradexp.report``: compare the runs of a sweep, also while it runs or after it broke off."""
+"""``python -m gradexp.report``: a run, or the runs of a sweep, on one page, also while they go on or broke off."""
 
 from gradexp.cli.interruptions import leave_at_once
 
@@ -19,10 +19,13 @@ def main() -> None:
     """Print the comparison, or one line that says what is wrong."""
     parser = Parser(
         prog="python -m gradexp.report",
-        description="Compare the runs of a sweep: a table here; sweep.csv, figures and report.html in its folder.",
-        epilog="It may be called at any time, also while the sweep runs.",
+        description="Write report.html, a page to open in a browser, of a run or of the runs of a sweep. "
+        "Of a sweep also print a table, and write sweep.csv and figures.",
+        epilog="It may be called at any time, also while runs go on.",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the sweep, such as multirun/DATE/TIME")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="folder of a run or of several, such as multirun/DATE/TIME"
+    )
     folder: Path = parser.parse_args().folder
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -24,16 +24,20 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
     from gradexp.sinks.console import Console, Line
     from gradexp.sinks.files import Files
     from gradexp.sinks.folder import keep_until_replaced
+    from gradexp.sinks.page import PageFile
     from gradexp.sinks.tensorboard import TensorBoard
     from gradexp.sweeps.folder import alone_in
 
     of_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-    # In a sweep three further runs for each job would fill TensorBoard's list, and pictures take longer than a stack.
-    subruns, figures = (
-        not of_sweep if asked is None else asked for asked in (config.record.subruns, config.record.figures)
+    # In a sweep three further runs for each job would fill TensorBoard's list, pictures take longer than a stack, and
+    # one page shows all jobs.
+    record = config.record
+    subruns, figures, report = (
+        not of_sweep if asked is None else asked for asked in (record.subruns, record.figures, record.report)
     )
     screen = Line(folder, config.quiet) if of_sweep else Console(folder, config.quiet)
-    files: list[Sink] = [TensorBoard(folder, subruns, figures), Files(folder, figures)]
+    pages: list[Sink] = [PageFile(folder)] if report else []
+    files: list[Sink] = [TensorBoard(folder, subruns, figures), *pages, Files(folder, figures)]
     remedy = "wait for its end, or choose another folder with hydra.run.dir=FOLDER"
     with alone_in(folder / ".hydra", "run", remedy, wait=_REPORT_LOOKS):
         sinks = [*keep_until_replaced(folder, files), screen]

@@ -96,6 +96,13 @@ def test_a_file_is_named_as_well_as_a_module_and_its_numbers_are_kept(models, mo
     assert History.load("kept.npz").depth == 11
 
 
+def test_a_page_is_written_if_asked(models, monkeypatch, capsys):
+    assert call(monkeypatch, f"{models}:vanishing", "--report", "mine.html") == 0
+    assert f"<h1>{models}:vanishing" in Path("mine.html").read_text(encoding="utf-8")
+    assert call(monkeypatch, f"{models}:vanishing", "--report", "nowhere/mine.html") == 1
+    assert capsys.readouterr().err.startswith("cannot write to nowhere/mine.html: No such file")
+
+
 MISTAKES = {
     "healthy": "name a module and a function in it, such as train:example; got 'healthy'",
     "nowhere:healthy": "cannot import nowhere: No module named 'nowhere' (looked in this folder and",

@@ -1,6 +1,6 @@
 """What one pass of ``measure`` shows to those who look for something."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ class Examination:
         output: What the model returned; None before the forward pass is over.
         loss: The loss, with its graph until the backward pass is over; None before.
         history: What the probe recorded; None before the backward pass is over.
+        again: Runs another pass, of the loss times a factor, once this one is over, and returns what a probe records;
+            gradients stay as they are.
     """
 
     model: nn.Module
@@ -31,6 +33,7 @@ class Examination:
     output: Any = None
     loss: Tensor | None = None
     history: History | None = None
+    again: Callable[[float], History] | None = None
 
 
 class Observer:

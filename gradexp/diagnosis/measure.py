@@ -4,6 +4,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,10 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any = NO_BA
         **options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``.
 
     Returns:
-        A History of one step.
+        A History of one step, with what was found. Its ``stats`` hold, for each row, the share of units after it that
+        fire for no sample (``output.dead``), the share of elements of a bounded activation with a slope below 0.001
+        (``output.saturated``), and the mean cosine between the outputs of two samples (``output.cosine``); nan where
+        there is none.
 
     Raises:
         TypeError: If the batch is none of these, ``loss_fn`` is not callable or needs a batch that is not given, or
@@ -69,15 +73,13 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any = NO_BA
         raise ValueError("the model is on the meta device, where there are no numbers to measure")
     modules = [model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
     examination = Examination(model, loss_fn, inputs, targets)
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():  # others would not come along
+        examination.again = lambda factor: _again(examination, batch, modules, factor, options)
     observers = [kind() for kind in OBSERVERS]
     with _restored(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe, probe.alone():
         is_hooked = _may_be_hooked(modules)  # the graph of the forward pass would hide it
         with watched(examination, observers):
-            if batch is NO_BATCH:
-                loss = _returned(loss_fn, model)
-            else:
-                examination.output = _run(model, inputs)
-                loss = loss_fn(examination.output, *targets)
+            loss = _loss(examination, batch)
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
         if loss.numel() != 1:
@@ -87,11 +89,7 @@ def measure(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any = NO_BA
         examination.loss = loss
         for observer in observers:
             observer.see_loss(examination)
-        with without_accumulate_hooks(p for module in modules for p in module.parameters()):
-            if is_hooked:
-                _backward_without_hooks(loss, modules, probe)
-            else:
-                loss.backward()
+        _run_backward(loss, modules, probe, is_hooked)
         probe.collect(0, loss)
         history = examination.history = probe.history
         history.findings = [found(examination, observers)]
@@ -111,6 +109,27 @@ def _run(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _loss(examination: Examination, batch: Any) -> Any:
+    """Run the forward pass and return what the loss function returns."""
+    if batch is NO_BATCH:
+        return _returned(examination.loss_fn, examination.model)
+    examination.output = _run(examination.model, examination.inputs)
+    return examination.loss_fn(examination.output, *examination.targets)
+
+
+def _again(
+    examination: Examination, batch: Any, modules: list[nn.Module], factor: float, options: Mapping[str, Any]
+) -> History:
+    """Record another pass, of the loss times a factor."""
+    probe = GradientProbe(examination.model, **options)
+    with _restored(modules, batch), probe, probe.alone():
+        is_hooked = _may_be_hooked(modules)
+        loss = factor * _loss(replace(examination), batch)
+        _run_backward(loss, modules, probe, is_hooked)
+        probe.collect(0)
+    return probe.history
 
 
 def _takes_nothing(function: Callable[..., Any]) -> bool:
@@ -142,6 +161,15 @@ def _may_be_hooked(modules: list[nn.Module]) -> bool:
         return False  # which waits for the gradients that it has hooked
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad and not is_lazy(p)]
     return any(is_known_to_others(p) for p in parameters if not hasattr(p, "full_tensor"))
+
+
+def _run_backward(loss: Tensor, modules: list[nn.Module], probe: GradientProbe, is_hooked: bool) -> None:
+    """Run the backward pass, without what steps or takes gradients away at its end."""
+    with without_accumulate_hooks(p for module in modules for p in module.parameters()):
+        if is_hooked:
+            _backward_without_hooks(loss, modules, probe)
+        else:
+            loss.backward()
 
 
 def _backward_without_hooks(loss: Tensor, modules: list[nn.Module], probe: GradientProbe) -> None:

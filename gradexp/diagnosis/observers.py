@@ -5,13 +5,33 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
+from gradexp.diagnosis.collapse import Collapse
 from gradexp.diagnosis.examination import Examination, Observer
+from gradexp.diagnosis.formats import NumberFormats
+from gradexp.diagnosis.guessing import Guessing
+from gradexp.diagnosis.initial_scale import InitialScale
+from gradexp.diagnosis.input_scale import InputScale
+from gradexp.diagnosis.nonfinite import Nonfinite
+from gradexp.diagnosis.resolution import Resolution
 from gradexp.diagnosis.sharing import Experts, TiedWeights
+from gradexp.diagnosis.squashed_twice import SquashedTwice
+from gradexp.diagnosis.units import Units
 from gradexp.history.finding import Finding, worst_first
+from gradexp.probe.names import named_modules
 
 OBSERVERS: tuple[type[Observer], ...] = (
+    Nonfinite,
+    NumberFormats,
+    Resolution,
+    Units,
+    Collapse,
+    InitialScale,
+    InputScale,
+    Guessing,
+    SquashedTwice,
     TiedWeights,
     Experts,
 )
@@ -30,7 +50,8 @@ def watched(examination: Examination, observers: Sequence[Observer]) -> Iterator
 
     handles = [
         module.register_forward_hook(partial(see, name), with_kwargs=True)
-        for name, module in (examination.model.named_modules() if observers else ())
+        for name, module in (named_modules(examination.model).items() if observers else ())
+        if not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
     ]
     try:
         yield

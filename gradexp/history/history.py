@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gradexp.history.derived import extras
 from gradexp.history.encoding import printable
-from gradexp.history.finding import Finding
+from gradexp.history.finding import Finding, worst_first
 from gradexp.history.npz import read_fields, write_fields
 from gradexp.history.role_figure import step_figure
 from gradexp.history.roles import places
@@ -27,6 +27,7 @@ from gradexp.history.step import (
 )
 from gradexp.history.table import table
 from gradexp.history.tensorboard import course_series, write_history
+from gradexp.history.updates import updates_findings
 from gradexp.history.verdict import Verdict, gradient_verdict
 
 if TYPE_CHECKING:
@@ -138,6 +139,12 @@ class History:
             raise ValueError("nothing is recorded yet")
         if not -recorded <= step < recorded:
             raise ValueError(f"step is an index from 0 to {recorded - 1}, or -1 for the last, got {step}")
+        recorded_step = self._step(step)
+        steps = updates_findings(recorded_step, self._step(0))
+        return replace(recorded_step, findings=worst_first([*recorded_step.findings, *steps]))
+
+    def _step(self, step: int) -> Step:
+        """Return a recorded step with what was found when it was."""
         return Step(
             self.phase,
             self.names,
@@ -285,6 +292,31 @@ class History:
             ValueError: If it was not recorded.
         """
         return step_figure(self.at(step), quantity)
+
+    def to_html(self, path: str | Path, title: str = "", decades: float = 3.0) -> Path:
+        """Write a page that opens in any browser, without a network: verdict, picture, findings and table.
+
+        Of several steps the picture shows each, with a slider.
+
+        Args:
+            path: The file. An old one is replaced.
+            title: The headline, such as the model's name.
+            decades: The threshold of the verdict, as in ``verdict``.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: If nothing is recorded yet.
+            OSError: If it cannot be written.
+
+        Example:
+            >>> history = measure(model, loss_fn, batch)  # doctest: +SKIP
+            >>> history.to_html("report.html", "my model")  # doctest: +SKIP
+        """
+        from gradexp.history.page import history_page  # scripts, styles and HTML, which most histories do without
+
+        return history_page(self, title, decades).write(Path(path))
 
     def __repr__(self) -> str:
         quantities = ", ".join(self.log10)

@@ -56,7 +56,7 @@ def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
         2e-300
     """
     if type(x) not in _ORDINARY or x.dtype not in _NARROW or x.layout is not torch.strided:
-        x = _plain(x)
+        x = plain(x)
     if x.requires_grad and torch.is_grad_enabled():
         x = x.detach()
     if networks == 1 and x.is_cpu:
@@ -229,7 +229,7 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _plain(x: Tensor) -> Tensor:
+def plain(x: Tensor) -> Tensor:
     """Return the elements of any tensor as a strided real one whose format ``scaled_norm`` knows."""
     x = x.detach()
     if not has_values(x):

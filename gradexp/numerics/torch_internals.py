@@ -76,6 +76,28 @@ def creation_number(node: Node) -> int:
     return node._sequence_nr()
 
 
+def saved_of(node: Node, name: str) -> Any:
+    """Return what an operation keeps for its backward pass, such as ``result`` or ``self``; None if it is gone.
+
+    Torch's tutorials show these attributes (torch 1.9). Gone are tensors that were changed in place since, or freed.
+    Without it nobody could say which of several operations has made nan, and activations and losses that are
+    functions, not modules, would not be seen.
+    """
+    try:
+        saved = getattr(node, f"_saved_{name}", None)
+    except RuntimeError:
+        return None
+    return saved.detach() if isinstance(saved, Tensor) else saved
+
+
+def keeps_elsewhere() -> bool:
+    """Return whether what operations keep is put away by hooks, as checkpoints do that compute it anew (torch 2.1).
+
+    Without it looking at what is kept could run parts of the model again.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 def in_transform() -> bool:
     """Return whether a functional transform such as vmap or grad is active (torch 2.0).
 
@@ -252,9 +274,14 @@ def scaler_states(scaler: torch.amp.GradScaler) -> Mapping[int, Mapping[str, Any
     return scaler._per_optimizer_states
 
 
-def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the float64 norm of each tensor, with few kernels for all (torch 2.4). Without: one after the other."""
-    return list(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+def foreach_norm(tensors: list[Tensor], wide: bool = True) -> list[Tensor]:
+    """Return the norm of each tensor, with few kernels for all (torch 2.4). Without: one after the other.
+
+    Args:
+        tensors: Strided ones.
+        wide: Whether to compute in float64.
+    """
+    return list(torch._foreach_norm(tensors, 2, dtype=torch.float64 if wide else None))
 
 
 def foreach_subtract_(targets: Sequence[Tensor], others: list[Tensor]) -> None:

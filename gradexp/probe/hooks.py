@@ -2,8 +2,8 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -92,6 +92,19 @@ class Hooks:
                 self._handles.append(module.register_forward_hook(_Hook(self, Trace.see_output, name)))
         if not isinstance(model, torch.jit.ScriptModule):
             self._handles.append(model.register_forward_hook(_Hook(self, Trace.end_pass), always_call=True))
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Hide what this thread runs from every probe."""
+    before, Hooks.alone.recorder = Hooks.alone.recorder, _NOBODY
+    try:
+        yield
+    finally:
+        Hooks.alone.recorder = before
+
+
+_NOBODY: Any = object()
 
 
 class _Hook:

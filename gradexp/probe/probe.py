@@ -14,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gradexp.history.finding import Finding, worst_first
 from gradexp.history.history import History
 from gradexp.history.step import QUANTITIES, STATUSES, VECTOR_QUANTITIES, Array
 from gradexp.networks.mlp import MLP
 from gradexp.numerics.torch_internals import all_parameters_of, backward_number, is_dynamo_loaded
+from gradexp.probe.alarm import Alarm, Bell
 from gradexp.probe.calls import ProbeSpec, Statistic
 from gradexp.probe.hooks import Hooks
 from gradexp.probe.optimizers import Optimizers, held_by, unwrapped
@@ -27,6 +29,7 @@ from gradexp.probe.readings import PendingStep, ProbeStep, TensorSize, loss_valu
 from gradexp.probe.selection import Select, module_kind, select_rows, unwrap
 from gradexp.probe.trace import Trace
 from gradexp.probe.updates import Updates
+from gradexp.probe.watch import Watch
 from gradexp.probe.weights import Weights, is_unscaled, scale_of_loss
 
 _Row = tuple[str, int]  # name of a module, and which of its calls in a pass
@@ -84,10 +87,17 @@ class GradientProbe:
         seeds: The networks' seeds, for the History; None: 0, 1, ...
         time: Whether to record each time step of recurrent modules too, which are run once more for it, step by step
             and in float64: ``history.over_time(name)``.
+        alarm: What happens at the first bad step, before the optimizer makes it: ``"warn"``, ``"raise"`` (an
+            ``AlarmError``), or a function that is called with that error. Its ``step`` and ``finding`` say where nan
+            or inf is born: the first module, and the pass. Every step is watched, whatever ``every`` is, by one
+            number, which on a CUDA device is read without waiting and may come a step late. What a scaler skips
+            raises none, unless it persists. The batches of a step are kept until its collect.
+        alarm_on: What the alarm is about: ``nonfinite``, which is watched in every step, and ``vanishing``,
+            ``exploding`` and ``dead``, the verdict on recorded steps. It goes off once for as long as that lasts.
 
     Raises:
-        ValueError: If nothing is selected, a quantity is unknown, ``update`` is asked for without an optimizer,
-            the optimizer has none of the model's parameters, or ``every`` is below 1.
+        ValueError: If nothing is selected, a quantity or an alarm is unknown, ``update`` is asked for without an
+            optimizer, the optimizer has none of the model's parameters, or ``every`` is below 1.
         TypeError: If an argument is of the wrong kind.
 
     Example:
@@ -113,6 +123,8 @@ class GradientProbe:
         scaler: torch.amp.GradScaler | None = None,
         per_sample: bool = False,
         time: bool = False,
+        alarm: Alarm | None = None,
+        alarm_on: Iterable[str] = ("nonfinite",),
     ) -> None:
         _check_kinds(model, stats)
         optimizers = unwrapped(optimizer)
@@ -155,6 +167,13 @@ class GradientProbe:
         self._order: dict[_Row, None] = {}  # of those that were called, as in the forward pass
         self._steps: list[int] = []
         self._readings: list[ProbeStep] = []
+        self._findings: list[tuple[Finding, ...]] = []
+        self._bell = None if alarm is None else Bell(alarm, alarm_on)
+        if self._bell is not None and self._bell.is_about_profiles and "output_grad" not in self._quantities:
+            raise ValueError("an alarm on anything but nonfinite needs the quantity 'output_grad'")
+        self._watch: Watch | None = None
+        if self._bell is not None and "nonfinite" in self._bell.kinds:
+            self._watch = Watch(model, optimizers, scaler, self._see_before_step)
         self._collects = 0
         self._attached = False
         self._has_met_others = False  # the probes of other processes
@@ -197,6 +216,8 @@ class GradientProbe:
         self._open()
         if self._optimizers and "update" in self._quantities:
             self._updates = Updates(self._optimizers, self._weights, self._networks, self._recorder)
+        if self._watch is not None:
+            self._watch.attach()
         self._attached = True
         return self
 
@@ -205,6 +226,8 @@ class GradientProbe:
         self._attached = False
         self._close()
         self._recorder.detach()
+        if self._watch is not None:
+            self._watch.remove()
         if self._updates is not None:
             self._updates.remove()
             self._fetch_updates()
@@ -222,7 +245,7 @@ class GradientProbe:
 
         Raises:
             RuntimeError: If the probe is not attached, no backward pass has been run, or the optimizer that the
-                probe knows has already made its step.
+                probe knows has already made its step. An ``AlarmError`` with ``alarm="raise"``.
             TypeError: If ``step`` is no whole number, or ``loss`` no number.
             ValueError: If ``loss`` is a tensor of another shape.
         """
@@ -230,13 +253,17 @@ class GradientProbe:
             raise RuntimeError("the probe is not attached; use it in a with statement or call attach()")
         label = self._collects if step is None else _whole("step", step)
         value = None if loss is None else loss_value(loss, self._networks)
+        is_recorded = self._recorder.trace is not None
         if self._recorder.trace is not None:
             self._record(label, self._recorder.trace, value)
+        found = [] if self._bell is None else self._look(self._bell, label, value, is_recorded)
         self._collects += 1
         self._close()
         if self._collects % self._every or not self._needs_hooks():
             self._recorder.detach()
         self._open()
+        if found:
+            self._ring(label, found)
 
     def has_news(self) -> bool:
         """Return whether a backward pass came by since the last collect, as far as that can be seen."""
@@ -271,6 +298,11 @@ class GradientProbe:
     def history(self) -> History:
         """The steps recorded so far."""
         self._fetch_updates()
+        return self._history_of(slice(None))
+
+    def _history_of(self, chosen: slice) -> History:
+        """Return some of the steps."""
+        readings, steps = self._readings[chosen], self._steps[chosen]
         # A lazy module shows only when it is first called whether it has a weight of two dimensions.
         all_rows = [(n, 0) for n in self._names if not self._steps or (n, 0) in self._rows]
         rows = [*self._order, *(row for row in all_rows if row not in self._order)]
@@ -280,26 +312,28 @@ class GradientProbe:
         log10, status = {}, {}
         for quantity in self._quantities:
             indices = of_weights if quantity in _OF_WEIGHTS else columns
-            log10[quantity] = self._stacked([r.log10.get(quantity) for r in self._readings], indices, np.nan)
-            recorded = [r.status.get(quantity) for r in self._readings]
+            log10[quantity] = self._stacked([r.log10.get(quantity) for r in readings], indices, np.nan)
+            recorded = [r.status.get(quantity) for r in readings]
             codes = self._stacked(recorded, indices, STATUSES.index("not_called"))
             status[quantity] = codes.astype(np.int8)
-        history = History("train", [name for name, _ in rows], list(self._steps), list(self._seeds), log10, status)
+        history = History("train", [name for name, _ in rows], list(steps), list(self._seeds), log10, status)
         history.calls = [call for _, call in rows]
-        for reading in self._readings:
+        for reading in readings:
             history.dtypes = reading.dtypes | history.dtypes
-        for name in {name: None for reading in self._readings for name in reading.stats}:
+        for name in {name: None for reading in readings for name in reading.stats}:
             indices = of_weights if name.startswith("weight_grad.") else columns
-            history.stats[name] = self._stacked([r.stats.get(name) for r in self._readings], indices, np.nan)
+            history.stats[name] = self._stacked([r.stats.get(name) for r in readings], indices, np.nan)
         if self._plan.per_sample:
-            history.samples = self._stacked_samples(columns)
+            history.samples = self._stacked_samples(readings, columns)
         for name in ("total_grad", "loss"):
-            values = [getattr(reading, name) for reading in self._readings]
+            values = [getattr(reading, name) for reading in readings]
             if any(value is not None for value in values):
                 unknown = np.full(self._networks, np.nan)
                 setattr(history, name, np.stack([unknown if value is None else value for value in values]))
         if self._plan.time:
-            history.time_log10, history.time_status = stacked_over_time(self._readings)
+            history.time_log10, history.time_status = stacked_over_time(readings)
+        if any(self._findings[chosen]):
+            history.findings = self._findings[chosen]
         return history
 
     def _open(self) -> None:
@@ -344,6 +378,7 @@ class GradientProbe:
         reading = self._read(pending)
         self._steps.append(label)
         self._readings.append(reading)
+        self._findings.append(())
         if self._updates is not None:
             self._updates.expect()
 
@@ -377,6 +412,59 @@ class GradientProbe:
         if "update" in reading.log10:
             self._readings[-1].take_over("update", reading)
         return reading
+
+    def _look(self, bell: Bell, label: int, loss: Tensor | float | None, is_recorded: bool) -> list[Finding]:
+        """Return what is newly found in the step, and keep all that is found for the history."""
+        findings, kinds = [], []
+        if self._watch is not None:
+            is_known = not isinstance(loss, Tensor) or loss.is_cpu  # without waiting for a device
+            finding = self._watch.look(
+                label, None if loss is None or not is_known else float(torch.as_tensor(loss).max())
+            )
+            findings += [] if finding is None else [finding]
+            kinds.append("nonfinite")
+        if bell.is_about_profiles and is_recorded:
+            findings += bell.judged(self._history_of(slice(-1, None)).at())
+            kinds += bell.kinds
+        return self._keep(bell, label, findings, kinds, loss)
+
+    def _see_before_step(self, parameters: Iterable[Tensor] | None) -> None:
+        """Look at what an optimizer is about to step with, for which nobody has called ``collect``."""
+        if self._bell is not None and self._watch is not None:
+            finding = self._watch.look(self._collects, parameters=parameters)
+            findings = [] if finding is None else [finding]
+            found = self._keep(self._bell, self._collects, findings, ["nonfinite"], None)
+            if found:
+                self._ring(self._collects, found)
+
+    def _keep(
+        self, bell: Bell, label: int, findings: list[Finding], kinds: list[str], loss: Tensor | float | None
+    ) -> list[Finding]:
+        new = bell.new(findings, kinds)
+        if findings and (new or (self._steps and self._steps[-1] == label)):
+            if not self._steps or self._steps[-1] != label:
+                self._record_gradients(label, loss)
+            self._findings[-1] = worst_first([*self._findings[-1], *findings])
+        return new
+
+    def _ring(self, label: int, findings: list[Finding]) -> None:
+        if self._bell is not None:
+            self._bell.ring(label, findings, [] if self._watch is None else self._watch.recent)
+
+    def _record_gradients(self, label: int, loss: Tensor | float | None) -> None:
+        """Record a step in which no module was hooked."""
+        vectors = self._weights.vectors() if self._of_vectors else {}
+        weights = {name: w for name, w in self._weights.items() if w or vectors.get(name) or not self._by_default}
+        pending = PendingStep(self._networks)
+        pending.loss = loss
+        for quantity in {"output", "output_grad"} & set(self._quantities):
+            for name in weights:
+                pending.mark(quantity, self._row_of(name), "hook_missed")
+        self._add_parameters(pending, weights, {name: vectors[name] for name in weights} if vectors else {}, ())
+        self._undo_scale(pending)
+        self._steps.append(label)
+        self._readings.append(pending.read(len(self._rows)))
+        self._findings.append(())
 
     def _fetch_updates(self) -> None:
         if self._updates is not None and not self._updates.is_empty:
@@ -425,11 +513,11 @@ class GradientProbe:
             begin += len(same_width)
         return stacked
 
-    def _stacked_samples(self, columns: list[int]) -> Array:
+    def _stacked_samples(self, readings: list[ProbeStep], columns: list[int]) -> Array:
         """Return ``(step, network, column, sample)``, nan beyond the samples of a cell."""
-        counts = [log10.shape[1] for reading in self._readings for log10 in reading.samples.values()]
-        stacked = np.full((len(self._readings), self._networks, len(columns), max(counts, default=0)), np.nan)
-        for step, reading in enumerate(self._readings):
+        counts = [log10.shape[1] for reading in readings for log10 in reading.samples.values()]
+        stacked = np.full((len(readings), self._networks, len(columns), max(counts, default=0)), np.nan)
+        for step, reading in enumerate(readings):
             for index, column in enumerate(columns):
                 if column in reading.samples:
                     log10 = reading.samples[column]

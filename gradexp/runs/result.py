@@ -48,6 +48,7 @@ class Result:
         prediction: What theory says of the network.
         comparison: How far the measurement is from that.
         training: Losses and accuracies.
+        guessing: Training loss of a network that ignores its input.
         gradients: What the probe has recorded in training; brought up to date now and then while it goes on.
         outputs: (training steps so far, layer -> histogram of its outputs z of one batch).
         verdict: The outcome.
@@ -70,6 +71,7 @@ class Result:
     prediction: "Prediction | None" = None
     comparison: "Agreement | None" = None
     training: "Training | None" = None
+    guessing: float | None = None
     gradients: History | None = None
     outputs: "list[tuple[int, dict[int, Distribution]]]" = field(default_factory=list)
     verdict: Verdict | None = None

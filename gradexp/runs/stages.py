@@ -82,12 +82,13 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
             result.weights = {name: value.cpu() for name, value in alone.state_dict().items()}
         assert result.initial is not None
         training = result.training or Training()
+        result.guessing = chance_loss(data, loss)
         result.verdict = run_verdict(
             result.config,
             result.initial,
             training.losses,
             training.diverged_at,
-            chance_loss(data, loss),
+            result.guessing,
             result.gradients,
             result.comparison,
             predict,

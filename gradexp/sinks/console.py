@@ -19,6 +19,7 @@ from gradexp.runs.remedies import command_with
 from gradexp.runs.result import Result, Stage
 from gradexp.runs.summary import metrics, summary
 from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
+from gradexp.sinks.page import NAME as PAGE
 from gradexp.sinks.progress import Progress
 
 
@@ -96,6 +97,9 @@ class Console:
             timings = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())
             folder = _short(self.folder)
             self.console.print(f"\nfiles     {folder}", markup=False, soft_wrap=True)
+            if (self.folder / PAGE).exists():
+                page = _short(self.folder / PAGE)
+                self.console.print(f"report    {page}   open it in a browser", markup=False, soft_wrap=True)
             self.console.print(
                 f"look      python -m gradexp.board {shlex.quote(folder)}", markup=False, soft_wrap=True
             )

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -28,6 +29,44 @@ _numbers = count()
 def event_files(folder: Path) -> list[Path]:
     """Return the event files of a folder that are named as ``EventFile`` and TensorBoard's own writer name them."""
     return [path for path in folder.glob("events.out.tfevents.*") if _OLD.fullmatch(path.name)]
+
+
+def read_scalars(folder: Path, tag: str) -> dict[int, float]:
+    """Return step -> value of a scalar in the event files of a folder, up to the first damaged record of each.
+
+    Args:
+        folder: The folder; those below it are not read.
+        tag: The scalar's tag, such as ``train/loss``.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto import event_pb2
+
+    values = {}
+    for path in event_files(folder):
+        for record in _records(path):
+            if tag.encode() not in record:  # most are of something else, and parsing takes long
+                continue
+            try:
+                event = event_pb2.Event.FromString(record)
+            except DecodeError:
+                break
+            values.update({int(event.step): value.simple_value for value in event.summary.value if value.tag == tag})
+    return values
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    """Yield the records of an event file: length and its checksum before each, the content's behind."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return
+    at = 0
+    while at + 12 <= len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 8], "little")
+        if end + 4 > len(content):
+            return
+        yield content[at + 12 : end]
+        at = end + 4
 
 
 class EventFile:

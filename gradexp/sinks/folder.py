@@ -7,9 +7,10 @@ from gradexp.choices import ConfigError
 from gradexp.runs.result import Result, Sink, Stage
 from gradexp.runs.summary_file import NAME, read_summary
 from gradexp.sinks.event_file import event_files
+from gradexp.sinks.page import NAME as PAGE
 
 # The summary last: without it the others would be those of another program.
-_FILES = ("layers.csv", "weights.pt", NAME)
+_FILES = (PAGE, "layers.csv", "weights.pt", NAME)
 _PICTURES = ("output_gradient_*.png", "output_gradient_*.svg")
 _SUBRUNS = ("", "theory", "theory/lower", "theory/upper", "step_*")
 

@@ -1,7 +1,6 @@
-"""report.html: a sweep on one page that needs no other file and no network."""
+"""report.html of a sweep: its lines, figures and jobs."""
 
 import base64
-import html
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,20 +10,24 @@ from typing import Any
 from urllib.parse import quote
 
 from gradexp._version import __version__
-from gradexp.atomic_write import replacing
+from gradexp.page.document import escape
+from gradexp.page.lines import Line
+from gradexp.page.page import Page
+from gradexp.page.parts import MARKS
 from gradexp.sweeps.compare import Row, SweepResults
+from gradexp.sweeps.lines import MOST_TRAINED, sweep_lines
 
 DEFINITIONS = {
     "job": "number at the beginning of the job's folder, which is the run's name in TensorBoard",
-    "gradient": "by the output gradient of layer 1 over that of the last layer, at initialisation: "
+    "gradient": "by the back-propagated gradient of layer 1 over that of the last layer, at initialisation: "
     "vanishing below 10^-3, exploding above 10^+3 (verdict.decades), dead where it is exactly 0",
     "training": "trained, stuck near the loss of guessing, or diverged (a loss or weight that is not finite)",
     "theory": "whether log_chi is within three standard errors of what is predicted",
-    "log_chi": "slope of the log squared norm of the output gradient per layer, towards the input: "
+    "log_chi": "slope of the log squared norm of the back-propagated gradient per layer, towards the input: "
     "positive explodes, negative vanishes",
     "log_chi_theory": "what mean-field theory predicts for log_chi",
     "z": "distance of log_chi from theory in standard errors",
-    "log10_first_over_last": "log10 of the output gradient's norm at layer 1 over that at the last layer",
+    "log10_first_over_last": "log10 of the back-propagated gradient's norm at layer 1 over that at the last layer",
     "depth_scale": "1 / |log_chi|: layers over which the squared norm changes by a factor e",
     "loss_first": "training loss of the first step",
     "loss_last": "training loss of the last step",
@@ -32,21 +35,6 @@ DEFINITIONS = {
     "test_accuracy": "share of the test samples that are classified correctly, after training",
     "diverged_at": "first step whose loss or weights are not finite",
     "seconds": "wall time of the job",
-}
-# Never by colour alone.
-_MARKS = {
-    "vanishing": "↘",
-    "exploding": "↗",
-    "dead": "✕",
-    "stable": "→",
-    "diverged": "↗",
-    "stuck": "–",
-    "trained": "✓",
-    "agrees": "✓",
-    "deviates": "≠",
-    "failed": "✕",
-    "interrupted": "–",
-    "running": "…",
 }
 
 
@@ -57,50 +45,110 @@ def write_page(comparison: SweepResults, figures: Mapping[str, Path]) -> Path:
         comparison: The jobs of the sweep.
         figures: Title -> PNG file, of which the page holds a copy.
     """
-    page = comparison.folder / "report.html"
-    with replacing(page) as path:
-        path.write_text(_page(comparison, figures), encoding="utf-8", errors="replace")
-    return page
+    return sweep_page(comparison, figures).write(comparison.folder / "report.html")
 
 
-def _page(comparison: SweepResults, figures: Mapping[str, Path]) -> str:
-    rows, name = comparison.rows, _escape(comparison.folder.resolve().name)
+def sweep_page(comparison: SweepResults, figures: Mapping[str, Path]) -> Page:
+    """Return a sweep on one page: which lines keep the gradient, all lines, figures, and a table of all jobs."""
+    rows, lines = comparison.rows, sweep_lines(comparison)
     counts = ", ".join(f"{number} {status}" for status, number in comparison.statuses.items())
-    swept = ", ".join(comparison.keys) or "nothing"
-    # What no job has would only push the other columns off the page.
-    metrics = [key for key in rows[0].numbers if any(row.numbers[key] is not None for row in rows)]
+    name, swept = comparison.folder.resolve().name, ", ".join(comparison.keys) or "nothing"
+    repeat = command_of(rows)
+    facts = [
+        f"{name}: {len(rows)} jobs ({counts}), swept over {swept}",
+        f"To run these jobs again: {repeat}" if repeat else "",
+        _versions(rows),
+        "" if len(lines) <= MOST_TRAINED else "A run's own page shows its training: record.report=true writes one.",
+    ]
+    title, text = headline(comparison, lines)
+    return Page(
+        title,
+        text=text,
+        facts=facts,
+        lines=lines,
+        decades=rows[0].job.summary["config"].get("verdict", {}).get("decades", 3.0),
+        sections=[*_failures(comparison), _pictures(figures), _jobs(rows, comparison.keys)],
+    )
+
+
+_MOST_NAMED = 8
+
+
+def headline(comparison: SweepResults, lines: Sequence[Line]) -> tuple[str, str]:
+    """Return which lines keep the gradient, in a few words, and what becomes of it in the others."""
+    by_word: dict[str, list[Line]] = {}
+    for line in lines:
+        by_word.setdefault(line.words[0] if line.words else "", []).append(line)
+    stable, count = by_word.get("stable", []), len(lines)
+    # What a choice has for options is told with it.
+    chosen = [
+        key for key in comparison.keys if key != "seed" and key.partition(".")[0] not in {*comparison.keys} - {key}
+    ]
+    swept = " × ".join(chosen)
+    seeds = {row.swept.get("seed") for row in comparison.rows}
+    prefix = ", ".join(filter(None, [swept, f"{len(seeds)} seeds" if len(seeds) > 1 else ""]))
+    prefix += ": " if prefix else ""
+    if not any(by_word):
+        return comparison.folder.resolve().name, ""
+    if count == 1:
+        title = f"The gradient is {lines[0].words[0]}"
+    elif len(stable) in (0, count):
+        title = f"{prefix}{'all' if stable else 'none of the'} {count} {'keep' if stable else 'keeps'} the gradient"
+    elif len(stable) <= 3:
+        keep = "keeps" if len(stable) == 1 else "keep"
+        title = f"{prefix}only {' and '.join(line.name for line in stable)} {keep} the gradient"
+    else:
+        title = f"{prefix}{len(stable)} of {count} keep the gradient"
+    parts = []
+    for word in ("stable", "vanishing", "exploding", "dead"):
+        some = by_word.get(word, [])
+        named = "; ".join(f"{line.name}{_end(line)}" for line in some)
+        if some:
+            parts.append(f"{word}: {named if count <= _MOST_NAMED else f'{len(some)} of {count}'}")
+    return title, ". ".join(part[0].upper() + part[1:] for part in parts) + "."
+
+
+def _end(line: Line) -> str:
+    """Return how much of the gradient is left at the first layer."""
+    sizes = line.initial["output_grad"]
+    ratio = sizes[0] - sizes[-1]
+    return f" (10^{round(float(ratio), 1) + 0.0:+.1f} at layer 1)" if math.isfinite(ratio) else ""
+
+
+def _failures(comparison: SweepResults) -> list[str]:
     failed = "".join(
-        f"<li>{_link(row, row.job.name)}: {_escape(row.job.summary['error'])}</li>"
-        for row in rows
+        f"<li>{_link(row, row.job.name)}: {escape(row.job.summary['error'])}</li>"
+        for row in comparison.rows
         if row.job.status == "failed"
     )
-    damaged = "".join(f"<li>{_escape(line)}</li>" for line in comparison.damaged)
-    command = command_of(rows)
-    columns = ["job", "status", *comparison.keys, *metrics]
+    damaged = "".join(f"<li>{escape(line)}</li>" for line in comparison.damaged)
+    lists = {"Failed": failed, "Left out": damaged}
+    return [f'<h2>{title}</h2><ul class="failed-list">{items}</ul>' for title, items in lists.items() if items]
+
+
+def _pictures(figures: Mapping[str, Path]) -> str:
+    pictures = "".join(_picture(title, path) for title, path in figures.items())
+    return f'<div class="pictures">{pictures}</div>' if pictures else ""
+
+
+_OPEN = 40  # jobs up to which their table is not folded
+
+
+def _jobs(rows: Sequence[Row], keys: Sequence[str]) -> str:
+    # What no job has would only push the other columns off the page.
+    metrics = [key for key in rows[0].numbers if any(row.numbers[key] is not None for row in rows)]
+    columns = ["job", "status", *keys, *metrics]
     head = "".join(_head(key, rows) for key in columns)
-    terms = "".join(f"<dt>{key}</dt><dd>{_escape(text)}</dd>" for key, text in DEFINITIONS.items() if key in columns)
+    terms = "".join(f"<dt>{key}</dt><dd>{escape(text)}</dd>" for key, text in DEFINITIONS.items() if key in columns)
     body = "\n".join(_line(row, metrics) for row in rows)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{name}: {len(rows)} jobs</title>
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
-<h1>{name}</h1>
-<p>{len(rows)} jobs ({_escape(counts)}), swept over {_escape(swept)}.<br>{_escape(_versions(rows))}</p>
-{f"<p>The same jobs again: <code>{_escape(command)}</code></p>" if command else ""}
-{f'<h2>Failed</h2><ul class="failed">{failed}</ul>' if failed else ""}
-{f'<h2>Left out</h2><ul class="failed">{damaged}</ul>' if damaged else ""}
-<div class="pictures">{"".join(_picture(title, path) for title, path in figures.items())}</div>
-<h2>All jobs</h2>
-<p class="tools" hidden>
+    return f"""<details{" open" if len(rows) <= _OPEN else ""}><summary>All {len(rows)} jobs</summary>
+<p id="jobs-tools" hidden>
 <input id="filter" type="search" aria-label="filter" placeholder="filter, such as {_hint(rows)}">
-<span id="shown"></span>
-A click on a column's name sorts by it; the pointer over a number shows all its digits.</p>
-<table><thead><tr>{head}</tr></thead><tbody>
+<span id="shown" role="status"></span> Click a heading to sort; hover over a number for all its digits.</p>
+<div class="scroll"><table class="jobs"><thead><tr>{head}</tr></thead><tbody>
 {body}
-</tbody></table>
-<h2>What the columns mean</h2><dl>{terms}</dl>
-<script>{_SCRIPT}</script></body></html>
-"""
+</tbody></table></div></details>
+<details><summary>What the columns mean</summary><dl>{terms}</dl></details>"""
 
 
 def command_of(rows: Sequence[Row]) -> str | None:
@@ -146,19 +194,18 @@ def _hint(rows: Sequence[Row]) -> str:
     """Return words for which the filter finds a job."""
     first = rows[len(rows) // 2]
     words = [f"{key}={_text(value)}" for key, value in list(first.swept.items())[:1]]
-    return _escape(" ".join([*words, str(first.numbers["gradient"] or first.job.status)]))
+    return escape(" ".join([*words, str(first.numbers["gradient"] or first.job.status)]))
 
 
 def _picture(title: str, path: Path) -> str:
     data = path.read_bytes()
     # A PNG's width and height, so that nothing moves while it loads.
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-    text, code = _escape(title), base64.b64encode(data).decode()
+    text, code = escape(title), base64.b64encode(data).decode()
     return (
         f'<figure style="flex:1 1 {width * 0.65:.0f}px;max-width:{width * 0.85:.0f}px">'
         f"<figcaption>{text}</figcaption>"
-        f'<a href="{quote(path.name)}"><img alt="{text}" width="{width}" height="{height}" '
-        f'src="data:image/png;base64,{code}"></a></figure>'
+        f'<img alt="{text}" width="{width}" height="{height}" src="data:image/png;base64,{code}"></figure>'
     )
 
 
@@ -166,8 +213,8 @@ def _head(key: str, rows: Sequence[Row]) -> str:
     values = [{**row.swept, **row.numbers}.get(key) for row in rows]
     kind = ' class="n"' if key == "job" or any(isinstance(value, int | float) for value in values) else ""
     # Long names take two lines: the page is to be no wider than a laptop's screen.
-    name = _escape(key).replace("_", "_<wbr>") if len(key) > 12 else _escape(key)
-    return f'<th{kind} title="{_escape(DEFINITIONS.get(key, ""))}">{name}</th>'
+    name = escape(key).replace("_", "_<wbr>") if len(key) > 9 else escape(key)
+    return f'<th{kind} title="{escape(DEFINITIONS.get(key, ""))}">{name}</th>'
 
 
 def _line(row: Row, metrics: Sequence[str]) -> str:
@@ -177,22 +224,34 @@ def _line(row: Row, metrics: Sequence[str]) -> str:
     words += [str(value) for value in (job.status, *row.numbers.values()) if isinstance(value, str)]
     number = "" if job.number is None else job.number
     link = f'<td class="n" data-value="{number}">{_link(row, str(number) or job.name)}</td>'
-    cells = [_cell(value) for value in (job.status, *row.swept.values(), *(row.numbers[key] for key in metrics))]
-    return f'<tr data-words=" {_escape(" ".join([*words, job.name]).lower())} ">{link}{"".join(cells)}</tr>'
+    cells = [_cell(value) for value in (job.status, *row.swept.values())]
+    cells += [_cell(row.numbers[key], _FORMS.get(key)) for key in metrics]
+    return f'<tr data-words=" {escape(" ".join([*words, job.name]).lower())} ">{link}{"".join(cells)}</tr>'
 
 
 def _link(row: Row, text: str) -> str:
     name = row.job.name
-    return f'<a href="./{quote(name, safe=",=")}/" title="{_escape(name)}">{_escape(text)}</a>'
+    return f'<a href="./{quote(name, safe=",=")}/" title="{escape(name)}">{escape(text)}</a>'
 
 
-def _cell(value: Any) -> str:
+# As many decimals in all lines of a column, so that its numbers can be compared at a glance.
+_FORMS = {
+    **dict.fromkeys(("log_chi", "log_chi_theory"), "+.3f"),
+    **dict.fromkeys(("z", "log10_first_over_last"), "+.1f"),
+    **dict.fromkeys(("loss_first", "loss_last"), ".3f"),
+    **dict.fromkeys(("train_accuracy", "test_accuracy"), ".0%"),
+    **dict.fromkeys(("depth_scale", "seconds"), ".1f"),
+}
+
+
+def _cell(value: Any, form: str | None = None) -> str:
     if value is None:
         return "<td></td>"
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return f'<td class="n" data-value="{value!r}" title="{value!r}">{_text(value)}</td>'
-    text = _escape(value)
-    mark = _MARKS.get(text)
+        text = f"{value:{form}}" if form and abs(value) < 1e5 else _text(value)
+        return f'<td class="n" data-value="{value!r}" title="{value!r}">{text}</td>'
+    text = escape(value)
+    mark = MARKS.get(text)
     return f'<td class="{text}">{mark} {text}</td>' if mark else f"<td>{text}</td>"
 
 
@@ -200,60 +259,3 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
     return "none" if value is None else str(value)
-
-
-def _escape(value: Any) -> str:
-    return html.escape(str(value))
-
-
-# The browser itself keeps the page from asking for anything.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-
-_STYLE = """
-:root{color-scheme:light dark;--line:#8884;--head:#f0f0f0;--blue:#0059a8;--red:#b3261e;--good:#00694a;--warn:#8a5a00}
-@media(prefers-color-scheme:dark){
-:root{--head:#2a2a2a;--blue:#7db8f5;--red:#ff9a8f;--good:#6fd3ae;--warn:#f0c060}}
-body{font:14px/1.4 system-ui,sans-serif;margin:1rem 1.2rem}
-h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem}p{margin:.4rem 0}h1,li,code{overflow-wrap:anywhere}
-.pictures{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}
-figure{margin:0}figcaption{font-weight:600;margin-bottom:.3rem}
-img{max-width:100%;height:auto;background:#fff;border-radius:4px}
-.failed{max-height:20rem;overflow:auto}
-table{border-collapse:collapse;font-size:12px;min-width:100%}
-th{position:sticky;top:0;background:var(--head);vertical-align:bottom;line-height:1.15}
-th:not(.n){text-align:left}
-th,td{padding:.12rem .3rem;border-bottom:1px solid var(--line)}td{white-space:nowrap}
-td:not(.n){max-width:16rem;overflow:hidden;text-overflow:ellipsis}
-tbody tr:hover{background:#8882}
-th[tabindex]{cursor:pointer}
-th[aria-sort=ascending]::after{content:" ▲"}th[aria-sort=descending]::after{content:" ▼"}
-.n{text-align:right}td.n{font-variant-numeric:tabular-nums}
-.vanishing,.dead{color:var(--blue)}.exploding,.diverged,td.failed{color:var(--red)}
-.stable,.trained,.agrees{color:var(--good)}.stuck,.deviates,.running,.interrupted{color:var(--warn)}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem}dt{font-weight:600}dd{margin:0}
-#filter{width:22rem;font:inherit}
-"""
-
-# A word with = has to be one of a line's words: depth=1 is not to find depth=10. Cells without a number stay last.
-_SCRIPT = """
-const body=document.querySelector('tbody'),rows=[...body.rows],heads=[...document.querySelectorAll('th')];
-const value=(row,i)=>{const c=row.cells[i];return c.dataset.value?+c.dataset.value:c.textContent};
-heads.forEach((head,i)=>{
-  head.tabIndex=0;
-  const sort=()=>{
-    const up=head.getAttribute('aria-sort')!=='ascending';
-    heads.forEach(h=>h.removeAttribute('aria-sort'));head.setAttribute('aria-sort',up?'ascending':'descending');
-    rows.sort((a,b)=>{const x=value(a,i),y=value(b,i);
-      if(x===''||y==='')return (x==='')-(y==='');
-      const order=typeof x==='number'&&typeof y==='number'?x-y:String(x).localeCompare(String(y));
-      return up?order:-order});
-    body.append(...rows)};
-  head.addEventListener('click',sort);
-  head.addEventListener('keydown',e=>{if(e.key==='Enter')sort()})});
-const filter=document.querySelector('#filter'),shown=document.querySelector('#shown');
-const apply=()=>{const words=filter.value.toLowerCase().split(/\\s+/).filter(Boolean);let n=0;
-  rows.forEach(r=>{
-    const fits=words.every(w=>r.dataset.words.includes(w.includes('=')?' '+w+' ':w));r.hidden=!fits;n+=fits});
-  shown.textContent=n+' of '+rows.length+' jobs.'};
-filter.addEventListener('input',apply);apply();document.querySelector('.tools').hidden=false;
-"""

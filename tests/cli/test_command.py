@@ -222,7 +222,7 @@ def test_a_folder_holds_exactly_the_promised_files(monkeypatch: pytest.MonkeyPat
     names = {path.name.split(".vm")[0] for path in the_run().iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert len(events) == 1
-    assert names - events == {".hydra", "summary.json", "layers.csv", "weights.pt", "theory"}
+    assert names - events == {".hydra", "summary.json", "layers.csv", "report.html", "weights.pt", "theory"}
 
 
 @pytest.fixture
@@ -242,11 +242,19 @@ def test_a_job_of_a_sweep_is_drawn_and_has_a_run_of_theory_beside_it_only_if_ask
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small = [*SMALL[:-1], "steps=0", "data=ones"]
-    asked = ["record.figures=true", "record.subruns=true"]
+    asked = ["record.figures=true", "record.subruns=true", "record.report=true"]
     assert call(monkeypatch, *small, "hydra.run.dir=single") == 0
-    assert call(monkeypatch, *small, "hydra.run.dir=off", "record.figures=false", "record.subruns=false") == 0
+    off = [f"record.{name}=false" for name in ("figures", "subruns", "report")]
+    assert call(monkeypatch, *small, "hydra.run.dir=off", *off) == 0
     assert call(monkeypatch, "-m", *small, "init=he,xavier", "quiet=true", "hydra.sweep.dir=sweep") == 0
     assert call(monkeypatch, "-m", *small, "init=he", *asked, "hydra.sweep.dir=asked") == 0
+    pages = {path.parent for path in Path().rglob("report.html")}
+    assert pages == {
+        Path("single"),
+        Path("sweep"),
+        Path("asked"),
+        *(path.parent for path in Path("asked").glob("*/*.json")),
+    }
     drawn = {path.parts[0] for path in Path().glob("*/**/output_gradient_*.svg")}
     assert drawn == {path.parts[0] for path in Path().rglob("theory")} == {"single", "asked"}
     jobs = sorted(path.parent for path in Path("sweep").glob("*/summary.json"))

@@ -244,7 +244,10 @@ def test_a_long_table_ends_with_where_the_rest_is(tmp_path: Path) -> None:
     [
         (lambda folder: None, "is not a folder"),
         (lambda folder: folder.mkdir(), "holds no runs"),
-        (lambda folder: leave(folder.parent, folder.name, Config(), []), "is the folder of a single run"),
+        (
+            lambda folder: (leave(folder.parent, folder.name, Config(), []) / "layers.csv").unlink(),
+            "holds no profile",
+        ),
         (lambda folder: leave(folder, "0_x", Config(), [], gradexp="0.0"), "was written by gradexp 0.0"),
     ],
 )

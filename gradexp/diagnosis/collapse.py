@@ -1,0 +1,156 @@
+"""Whether the network still tells its inputs apart."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from gradexp.diagnosis.examination import Examination, Observer
+from gradexp.diagnosis.loss_terms import loss_terms
+from gradexp.diagnosis.rows import Row, Rows, add_statistic, has_weights
+from gradexp.history.finding import Finding
+from gradexp.probe.calls import tensors_in
+
+# Alike from this mean cosine on, with differences this many times smaller than those of the inputs. Gradients for
+# what samples share are then some 50 times larger than those for what tells them apart.
+_ALIKE, _TIMES, _MANY_TIMES = 0.99, 40.0, 1000.0
+# Inputs that are this much alike are one input.
+_SAME = 1 - 1e-5
+# Few samples, or outputs of few numbers such as logits, have a cosine that says nothing.
+_ENOUGH_SAMPLES, _ENOUGH_NUMBERS = 4, 16
+_MOST_SAMPLES = 256
+# What comes last must be nearly as alike, if it is more than a sign: a layer with large biases may look alike alone.
+_A_FEW, _ALIKE_AFTER = 3, 0.95
+
+
+class Collapse(Observer):
+    """Finds the module from which on all samples look alike: the mean cosine of pairs of samples is near 1.
+
+    Samples are along the first dimension. With unit vectors ``x_s`` the mean over pairs is
+    ``(‖Σ x_s‖² - n) / (n (n - 1))``. What a later module, such as batch normalisation, tells apart again is no
+    collapse.
+    """
+
+    def begin(self, examination: Examination) -> None:
+        """Look at the inputs."""
+        self._rows = Rows(examination.model)
+        self._cosines: dict[Row, Tensor] = {}
+        self._widths: dict[Row, int] = {}
+        self._ends: dict[Row, Node | None] = {}
+        self._inputs = [x for x in tensors_in(examination.inputs) if x.dim()]
+        self._samples = _samples(self._inputs, [x for x in tensors_in(examination.targets) if x.dim()])
+
+    def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
+        """Take the cosine of what the call returned, if it is one tensor with all samples."""
+        row = self._rows.next_call(module)
+        if not self._samples and not self._inputs:  # a loss without a batch
+            self._inputs = [x for x in tensors_in(args) if x.dim()]
+            self._samples = _samples(self._inputs, [])
+        samples = self._samples
+        if not has_weights(module):
+            return
+        if type(output) is Tensor and output.is_floating_point() and output.layout is torch.strided:
+            has_all = (
+                output.dim() > 1 and samples >= _ENOUGH_SAMPLES and len(output) > 0 and len(output) % samples == 0
+            )
+            if has_all:
+                self._widths[row] = output.numel() // samples
+                self._ends[row] = output.grad_fn
+                self._cosines[row] = mean_cosine(output.detach().reshape(samples, -1))
+
+    def see_loss(self, examination: Examination) -> None:
+        """See whether the output is that of a classifier, whose logits may rightly be alike."""
+        kinds = {term.kind for term in loss_terms(examination)}
+        is_classifier = bool(kinds & {"cross entropy", "binary cross entropy"})
+        self._logits = _logits(tensors_in(examination.output)) if is_classifier else set()
+
+    def findings(self, examination: Examination) -> Iterable[Finding]:
+        """Return the module at which it begins, or that the inputs themselves are alike."""
+        history = examination.history
+        assert history is not None
+        rows = [row for row in zip(history.names, history.calls, strict=True) if row in self._cosines]
+        values = torch.stack([self._cosines[row].cpu() for row in rows]).tolist() if rows else []
+        cosines = dict(zip(rows, values, strict=True))
+        add_statistic(history, "output.cosine", cosines)
+        wide = [
+            row
+            for row in rows
+            if self._widths[row] >= _ENOUGH_NUMBERS
+            and self._ends[row] not in self._logits
+            and not math.isnan(cosines[row])
+        ]
+        before = self._of_inputs()
+        if before is not None and before >= _SAME:
+            text = f"all {self._samples} inputs are alike: their mean cosine is 1 - {max(0.0, 1 - before):.1g}"
+            yield Finding("inputs alike", text, (), "a batch of different samples, each feature minus its mean", 1)
+            return
+        apart = 1 - (before or 0.0)
+        limit = max(_ALIKE, 1 - apart / _TIMES)
+        alike = []
+        for row in reversed(wide):
+            if cosines[row] < limit:
+                break
+            alike.append(row)
+        is_told_apart = bool(rows) and self._widths[rows[-1]] >= _A_FEW and cosines[rows[-1]] < _ALIKE_AFTER
+        if not alike or is_told_apart:
+            return
+        first, last = alike[-1], alike[0]
+        text = (
+            f"from {first[0] or 'the model'} on all {self._samples} samples look alike: mean cosine "
+            f"{cosines[first]:.4g}, at {last[0] or 'the model'} {cosines[last]:.5g}, of the inputs {1 - apart:.2f}"
+        )
+        severity = 2 if 1 - cosines[last] < apart / _MANY_TIMES else 1
+        remedy = 'gradexp.initialize(model, "he") for up to 30 ReLU layers; else nn.BatchNorm1d before activations'
+        names = tuple(dict.fromkeys(name for name, _ in reversed(alike)))
+        yield Finding("inputs collapse", text, names, remedy, severity)
+
+    def _of_inputs(self) -> float | None:
+        """Return the mean cosine of the inputs; of tokens only whether they are all the same."""
+        for x in self._inputs:
+            if len(x) != self._samples or self._samples < _ENOUGH_SAMPLES or x.layout is not torch.strided:
+                continue
+            flat = x.detach().reshape(self._samples, -1)
+            if not x.is_floating_point():
+                return 1.0 if flat.shape[1] > 1 and bool((flat == flat[:1]).all()) else None
+            if flat.shape[1] >= _ENOUGH_NUMBERS:
+                cosine = mean_cosine(flat).item()
+                return None if math.isnan(cosine) else cosine
+            return 1.0 if bool((flat == flat[:1]).all()) else None
+        return None
+
+
+def _samples(inputs: list[Tensor], targets: list[Tensor]) -> int:
+    """Return how many samples there are: along the first dimension, or the second of sequences with time first."""
+    if not inputs:
+        return len(targets[0]) if targets else 0
+    shape = inputs[0].shape
+    is_time_first = bool(targets) and len(shape) > 2 and shape[1] == len(targets[0]) != shape[0]
+    return shape[1 if is_time_first else 0]
+
+
+def _logits(outputs: Iterable[Tensor]) -> set[Node | None]:
+    """Return the nodes that end the last layer, before a shape or a probability is made of it."""
+    nodes: set[Node | None] = set()
+    for output in outputs:
+        node = output.grad_fn
+        while node is not None:
+            nodes.add(node)
+            is_last = not node.name().startswith(("View", "Squeeze", "Sigmoid", "Softmax", "LogSoftmax"))
+            node = None if is_last else node.next_functions[0][0]
+    return nodes
+
+
+def mean_cosine(x: Tensor) -> Tensor:
+    """Return the mean cosine of all pairs of rows, up to the first 256; nan if a row is 0 or not finite.
+
+    Args:
+        x: Shape ``(sample, number)``.
+    """
+    x = x[:_MOST_SAMPLES]
+    x = x.float() if x.element_size() < 4 else x
+    norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    n = len(x)
+    return (torch.mv(x.T, (1 / norms).to(x.dtype)).double().square().sum() - n) / (n * (n - 1))

@@ -1,0 +1,21 @@
+"""Names and numbers as the sentence of a finding shows them."""
+
+from collections.abc import Sequence
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return some modules' names for a sentence, such as ``a, b, c and 4 more``."""
+    shown = ", ".join(name or "the model" for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def number(value: float) -> str:
+    """Return three digits of a number, large ones up to a million as ``24,300``.
+
+    Example:
+        >>> number(24312.0), number(0.09804), number(2.5e11)
+        ('24,300', '0.098', '2.5e+11')
+    """
+    if 1000 <= abs(value) < 1e6:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.3g}"

@@ -1,0 +1,89 @@
+"""Whether the optimizer's steps suit the weights: by the size of a step over the size of what it changes."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradexp.history.finding import Finding
+from gradexp.history.step import STATUSES, Array, Step, mean_over_networks
+
+# About 1e-3 of a weight per step is healthy. At a millionth it takes a million steps to get anywhere, and float32
+# rounds most of it away; at a tenth weights are others after ten steps.
+_TOO_SMALL, _TOO_LARGE, _FAR_TOO_LARGE = -6.0, -1.0, 0.0
+_USUAL = "about 10^-3 is usual"
+# Weights that began at 0, such as those of a new branch, grow by large shares at first: they are smaller than others.
+_GROWING = -1.0
+
+
+def updates_findings(step: Step, first: Step | None = None) -> tuple[Finding, ...]:
+    """Return what is wrong with the last optimizer step's size, layer by layer.
+
+    Layers without an update or a weight, or with one that is 0, do not count. Layers whose update is exactly 0
+    though their gradient is not have steps that their number format rounds away, or a learning rate of 0.
+
+    Args:
+        step: One recorded step, with ``update`` and ``weight``; else nothing is found.
+        first: The first recorded step: weights that were 0 in it, as those of a new branch, may grow by any share.
+
+    Example:
+        >>> ok = np.zeros((1, 1), dtype=np.int8)
+        >>> sizes = {"update": np.array([[0.5]]), "weight": np.array([[1.0]])}
+        >>> updates_findings(Step("train", ["0"], sizes, {"update": ok, "weight": ok}))[0].kind
+        'updates'
+    """
+    if not {"update", "weight"} <= step.log10.keys() & step.status.keys():
+        return ()
+    share = mean_over_networks(step.log10["update"] - step.log10["weight"])
+    weight = mean_over_networks(step.log10["weight"])
+    findings = _unmoved(step)
+    seen = share[np.isfinite(share)]
+    if not seen.size:
+        return findings
+    small = np.flatnonzero(share < _TOO_SMALL)
+    is_settled = weight > np.nanmedian(weight) + _GROWING
+    if first is not None and "weight" in first.status:
+        is_settled &= ~(first.status["weight"] == STATUSES.index("zero")).any(axis=0)
+    large = np.flatnonzero((share > _TOO_LARGE) & is_settled)
+    if small.size:
+        text = f"a step changes {_names(step, small)} by a share of {_range(share[small])}, {_USUAL}"
+        remedy = "a larger learning rate; in a warm-up, wait for its end"
+        findings += (Finding("updates", text, _modules(step, small), remedy, 2 if small.size == seen.size else 1),)
+    if large.size:
+        text = f"a step changes {_names(step, large)} by a share of {_range(share[large])}, {_USUAL}"
+        severity = 2 if np.median(share[large]) > _FAR_TOO_LARGE else 1
+        findings += (Finding("updates", text, _modules(step, large), "a learning rate a tenth as large", severity),)
+    return findings
+
+
+def _unmoved(step: Step) -> tuple[Finding, ...]:
+    zero, ok = STATUSES.index("zero"), [STATUSES.index(name) for name in ("ok", "subnormal")]
+    still = (step.status["update"] == zero).all(axis=0)
+    if "weight_grad" in step.status:
+        still &= np.isin(step.status["weight_grad"], ok).any(axis=0)
+    else:
+        still &= False
+    rows = np.flatnonzero(still)
+    if not rows.size:
+        return ()
+    moved = np.isfinite(step.log10["update"]).any()
+    dtype = step.dtypes.get("weight", "float32")
+    text = f"a step leaves {_names(step, rows)} exactly as before, though there is a gradient: "
+    text += f"steps are below the resolution of {dtype}, or the learning rate is 0"
+    remedy = "a larger learning rate"
+    if dtype not in ("float32", "float64"):
+        remedy = f"weights in float32, and {dtype} by torch.autocast only"
+    return (Finding("updates", text, _modules(step, rows), remedy, 2 if moved else 3),)
+
+
+def _modules(step: Step, rows: NDArray[np.intp]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(step.names[row] for row in rows))
+
+
+def _names(step: Step, rows: NDArray[np.intp]) -> str:
+    names = _modules(step, rows)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(name or "the model" for name in names[:3]) + more
+
+
+def _range(log10: Array) -> str:
+    low, high = log10.min(), log10.max()
+    return f"10^{low:.1f}" if high - low < 0.1 else f"10^{low:.1f} to 10^{high:.1f}"

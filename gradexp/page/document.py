@@ -1,0 +1,62 @@
+"""An HTML file that holds its own style, scripts and data, and may ask for nothing."""
+
+import base64
+import hashlib
+import html
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_FOLDER = Path(__file__).parent
+
+
+def document(title: str, body: str, data: Any = None) -> str:
+    """Return a whole HTML file.
+
+    Its policy keeps the browser from loading anything, and from running any script but the page's own.
+
+    Args:
+        title: The window's title, as plain text.
+        body: The content, as HTML.
+        data: What the scripts draw, of texts, finite numbers, lists and mappings; None: no chart.
+    """
+    scripts = [source(name) for name in ("drawing.js", "chart.js", "table.js")]
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}"
+    held = "" if data is None else f'<script type="application/json" id="data">{as_json(data)}</script>\n'
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">
+<style>{source("page.css")}</style></head>
+<body>
+{body}
+{held}{"".join(f"<script>{script}</script>" for script in scripts)}
+</body></html>
+"""
+
+
+def as_json(data: Any) -> str:
+    r"""Return data as JSON in which nothing can end the script that holds it: ``<`` is written as an escape.
+
+    Example:
+        >>> as_json({"name": "</script>"})
+        '{"name":"\\u003c/script>"}'
+    """
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def escape(value: Any) -> str:
+    """Return a value as text that is no markup, in an element and in an attribute."""
+    return html.escape(str(value))
+
+
+@cache
+def source(name: str) -> str:
+    """Return the text of a style or script of this folder."""
+    return (_FOLDER / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

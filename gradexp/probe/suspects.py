@@ -1,0 +1,74 @@
+"""Which operation of a piece of the graph made nan or inf: by what it has saved for its backward pass."""
+
+import re
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from gradexp.numerics.extremes import extremes, nonfinite, read
+from gradexp.numerics.torch_internals import creation_number, saved_of
+
+# What nan or inf usually comes from, by the name of the graph's node without "Backward".
+_RISKY = re.compile(
+    r"_?(Sqrt|Rsqrt|Pow|Log|Log2|Log10|Log1P|Div|Reciprocal|Exp|Expm1|Exp2|Sinh|Cosh|Softmax|SafeSoftmax|LogSoftmax|"
+    r"Acos|Asin|Atanh|Acosh|Tan|Xlogy|Std|Var|Mean|NllLoss|NllLoss2D)Backward"
+)
+# What an operation cannot take, of the tensor that it has saved under a name.
+_DOMAINS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    **dict.fromkeys(("LogBackward", "Log2Backward", "Log10Backward"), ("self", lambda x: x <= 0)),
+    "Log1PBackward": ("self", lambda x: x <= -1),
+    **dict.fromkeys(("DivBackward", "ReciprocalBackward"), ("other", lambda x: x == 0)),
+    **dict.fromkeys(("AcosBackward", "AsinBackward"), ("self", lambda x: x.abs() > 1)),
+    "AtanhBackward": ("self", lambda x: x.abs() >= 1),
+    "AcoshBackward": ("self", lambda x: x < 1),
+}
+_SEARCHED = 500  # nodes
+
+
+def name_of(node: Node) -> str:
+    """Return ``SqrtBackward`` for ``SqrtBackward0``."""
+    return re.sub(r"Backward\d+$", "Backward", node.name())
+
+
+def suspects(ends: Iterable[Node], begin: int) -> tuple[str, ...]:
+    """Return the operation that made nan or inf, or all that may have, the last one first.
+
+    Args:
+        ends: The nodes that made the result.
+        begin: The number of the last node before the piece of the graph.
+    """
+    waiting = list(ends)
+    visited = set(waiting)
+    risky = []
+    while waiting and len(visited) < _SEARCHED:
+        node = waiting.pop(0)
+        if hasattr(node, "variable") or creation_number(node) <= begin:
+            continue
+        if _RISKY.fullmatch(name_of(node)):
+            risky.append(node)
+        new = [source for source, _ in node.next_functions if source is not None and source not in visited]
+        visited.update(new)
+        waiting += new
+    verdicts = {node: _did_it(node) for node in risky}
+    guilty = [node for node, verdict in verdicts.items() if verdict]
+    if guilty:
+        return (name_of(min(guilty, key=creation_number)),)
+    return tuple(dict.fromkeys(name_of(node) for node, verdict in verdicts.items() if verdict is None))
+
+
+def _did_it(node: Node) -> bool | None:
+    """Return whether what an operation has saved shows that its result is not finite; None if it does not show."""
+    name = name_of(node)
+    result = saved_of(node, "result")
+    if name == "PowBackward":
+        base, exponent = saved_of(node, "self"), saved_of(node, "exponent")
+        result = None if base is None or exponent is None else base**exponent
+    if isinstance(result, Tensor):
+        pair = extremes(result)
+        return None if pair is None else bool(nonfinite(read([pair])[0]))
+    if name not in _DOMAINS:
+        return None
+    key, is_outside = _DOMAINS[name]
+    operand = saved_of(node, key)
+    return bool(is_outside(operand).any()) if isinstance(operand, Tensor) else None

@@ -1,0 +1,126 @@
+"""From which module on samples look alike: cosines by torch, pair by pair."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gradexp import initialize, measure
+from gradexp.diagnosis.collapse import mean_cosine
+
+X = torch.randn(32, 64, generator=torch.Generator().manual_seed(1))
+Y = torch.arange(32) % 3
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers_every_time():
+    torch.manual_seed(0)
+
+
+def found(model, batch=(X, Y), loss_fn=F.cross_entropy):
+    return next((f for f in measure(model, loss_fn, batch).findings[0] if f.kind.startswith("inputs")), None)
+
+
+def deep(depth, *, norm=False, activation=nn.ReLU):
+    layers = [(nn.Linear(64, 64), *([nn.BatchNorm1d(64)] if norm else []), activation()) for _ in range(depth)]
+    return nn.Sequential(*itertools.chain(*layers), nn.Linear(64, 3))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_the_mean_cosine_is_that_of_all_pairs(scale):
+    x = torch.randn(9, 5, dtype=torch.float64)
+    by_hand = [F.cosine_similarity(a, b, dim=0).item() for a, b in itertools.combinations(x, 2)]
+    assert mean_cosine(x * scale).item() == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-12)
+
+
+def test_a_row_has_the_cosine_of_its_output():
+    model = deep(3)
+    history = measure(model, F.cross_entropy, (X, Y))
+    by_hand = mean_cosine(model[:3](X).detach()).item()
+    assert history.stats["output.cosine"][0, 0, 1] == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_deep_networks_whose_signal_dies_under_their_biases_are_told_and_he_cures_them():
+    model = deep(12)
+    finding = found(model)
+    cosines = [mean_cosine(model[: 2 * layer + 1](X).detach()).item() for layer in range(12)]
+    first = next(layer for layer in range(12) if all(cosine > 0.99 for cosine in cosines[layer:]))
+    assert (finding.kind, finding.severity) == ("inputs collapse", 2)
+    assert finding.modules == tuple(str(2 * layer) for layer in range(first, 12))
+    assert finding.text.startswith(f"from {2 * first} on all 32 samples look alike")
+    initialize(model, "he")
+    assert found(model) is None
+
+
+def test_embeddings_that_are_all_alike_are_told():
+    class Embed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode, self.project = nn.Linear(64, 32), nn.Linear(32, 32)
+
+        def forward(self, x):
+            return self.project(torch.tanh(self.encode(x)) + 10)
+
+    finding = found(Embed(), X, lambda z: z.square().mean())
+    assert (finding.kind, finding.modules) == ("inputs collapse", ("project",))
+
+
+@pytest.mark.parametrize("model", [lambda: deep(4), lambda: deep(12, norm=True), lambda: deep(8, activation=nn.Tanh)])
+def test_ordinary_networks_do_not_collapse(model):
+    assert found(model()) is None
+
+
+def test_normalisation_cures_a_deep_network():
+    for activation in (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.GELU):
+        assert found(deep(30, activation=activation)).severity == 2
+        assert found(deep(30, norm=True, activation=activation)) is None
+
+
+def test_a_batch_that_repeats_one_sample_is_told_so():
+    finding = found(deep(12), (X[:1].repeat(32, 1), Y))
+    assert (finding.kind, finding.severity) == ("inputs alike", 1)
+    tokens = torch.randint(50, (1, 12)).repeat(32, 1)
+    model = nn.Sequential(nn.Embedding(50, 32), nn.Flatten(), nn.Linear(12 * 32, 32), nn.ReLU(), nn.Linear(32, 3))
+    assert found(model, (tokens, Y)).kind == "inputs alike"
+    assert found(model, (torch.randint(50, (32, 12)), Y)) is None
+
+
+def test_positive_inputs_that_differ_little_are_no_collapse():
+    assert found(deep(2), (5 + X / 10, Y)) is None
+
+
+def test_large_biases_of_units_that_never_fire_are_no_collapse():
+    model = deep(2)
+    with torch.no_grad():
+        model[2].bias[:20] = -100
+    assert measure(model, F.cross_entropy, (X, Y)).stats["output.cosine"][0, 0, 1] > 0.99
+    assert found(model) is None
+
+
+def test_logits_may_be_alike():
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 100))
+    with torch.no_grad():
+        model[2].bias.normal_().mul_(100)
+    assert found(model) is None
+
+
+def test_steps_in_time_along_the_first_dimension_are_no_samples():
+    class Series(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lift, self.head = nn.Linear(1, 64), nn.Linear(64, 3)
+
+        def forward(self, x):  # (time, sample, feature)
+            return self.head(self.lift(x).mean(0))
+
+    assert found(Series(), (torch.randn(7, 32, 1), Y)) is None
+
+
+def test_labels_may_be_flat_where_inputs_have_samples_and_positions():
+    model, x = deep(12), torch.randn(8, 5, 64)
+    loss_fn = lambda output, y: F.cross_entropy(output.flatten(0, 1), y)  # noqa: E731
+    history = measure(model, loss_fn, (x, torch.arange(40) % 3))
+    by_hand = mean_cosine(model[0](x).detach().flatten(1)).item()
+    assert history.stats["output.cosine"][0, 0, 0] == pytest.approx(by_hand, abs=1e-6)
