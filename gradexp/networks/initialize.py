@@ -262,9 +262,10 @@ def _by_data(
         if _has_one_output(layer) and (place := found.places.get((name, "weight"))) is not None and not place.computed
     }
     scale_to_unit_variance(exact, scaled, inputs, **options)
-    for name, place in ((place.name, place) for place in found.places.values()):
+    for (name, attribute), place in found.places.items():
         if place.factor != 1:
-            exact.get_parameter(name).mul_(place.factor)
+            twin = Place(place.name, exact.get_submodule(name), attribute)
+            twin.set(twin.value * place.factor)
     twins = dict(exact.named_parameters())
     changed = {id(parameter) for place in found.places.values() for parameter in place.parameters}
     for name, parameter in model.named_parameters():

@@ -513,6 +513,16 @@ def test_lsuv_scales_models_that_cast_inside_and_return_dictionaries(inputs):
     assert model.last(h).var(correction=0).item() == pytest.approx(1, abs=0.05)
 
 
+def test_lsuv_scales_the_ends_of_branches_after_all_layers():
+    x = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    plain, scaled = (
+        initialize(nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20)), "lsuv", seed=0, inputs=x, scale=scale)
+        for scale in ({}, {"0": 0.5})
+    )
+    torch.testing.assert_close(scaled[0].weight, plain[0].weight / 2)
+    torch.testing.assert_close(scaled[1].weight, plain[1].weight)
+
+
 def test_lsuv_says_in_a_line_why_a_model_does_not_run():
     class Broken(nn.Linear):
         def forward(self, x):
