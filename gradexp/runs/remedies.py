@@ -76,7 +76,10 @@ def remedies(config: Config, predict: Predict) -> Iterator[Remedy]:
         if changed == config or changed in tried:
             continue
         tried.append(changed)
-        prediction = predict(changed)
+        try:
+            prediction = predict(changed)
+        except ValueError:  # theory has no number for it
+            continue
         if not problem(changed, prediction, is_strict=True):
             yield Remedy(options, reason, changed, prediction)
 
