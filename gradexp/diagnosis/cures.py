@@ -45,6 +45,10 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, Callable[[nn.Module], o
     """Yield remedies as they are typed, each with a function that applies it."""
     for scheme in _SCHEMES:
         yield f"gradexp.initialize(model, '{scheme}')", partial(initialize, init=scheme, seed=_SEED)
+        yield (  # with biases that were set on purpose, or grew
+            f"gradexp.initialize(model, '{scheme}', sigma_b2=0)",
+            partial(initialize, init=scheme, seed=_SEED, sigma_b2=0),
+        )
     squashing = sorted({type(module).__name__ for module in model.modules() if isinstance(module, _SQUASHING)})
     if squashing:
         names = " and ".join(f"nn.{name}()" for name in squashing)

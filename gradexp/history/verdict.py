@@ -1,6 +1,6 @@
 """The verdict on a gradient: stable, vanishing, exploding or dead, and why."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Verdict:
         theory: ``agrees``, ``deviates`` or ``unavailable``.
         text: The reason, in one line.
         findings: What was found, worst first.
+        remedy: The options of ``python -m gradexp.run`` that cure it, as typed; empty if there are none.
     """
 
     gradient: str
@@ -35,6 +36,7 @@ class Verdict:
     theory: str = "unavailable"
     text: str = ""
     findings: tuple[Finding, ...] = ()
+    remedy: str = field(default="", compare=False)  # the text has it too
 
     @property
     def words(self) -> str:
