@@ -1,133 +1,14 @@
 """A broken model for each kind of finding, and what cures it."""
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
+from broken_models import Blocks, EncoderAndHead, Last, Mixture, PastHooks, Siamese, Tied, classes, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradexp import GradientProbe, History, initialize, measure
 from gradexp.probe.alarm import AlarmError
-
-
-def classes(samples: int = 64, features: int = 20) -> tuple[Tensor, Tensor]:
-    """Return inputs and labels of four classes, one around each of four points."""
-    label = torch.randint(4, (samples,))
-    return torch.randn(4, features)[label] + 0.5 * torch.randn(samples, features), label
-
-
-def network(
-    activation: type[nn.Module], depth: int, outputs: int = 4, norm: type[nn.Module] | None = None
-) -> nn.Sequential:
-    """Return a plain network: ``fc1``, ``norm1`` if there are norms, ``act1``, ``fc2``, … and ``head``."""
-    named: dict[str, nn.Module] = {}
-    for layer in range(1, depth):
-        named[f"fc{layer}"] = nn.Linear(20 if layer == 1 else 64, 64)
-        if norm is not None:
-            named[f"norm{layer}"] = norm(64)
-        named[f"act{layer}"] = activation()
-    return nn.Sequential(OrderedDict(named | {"head": nn.Linear(64, outputs)}))
-
-
-class Block(nn.Module):
-    """A residual block whose branch is multiplied by a scale."""
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.up, self.down, self.scale = nn.Linear(64, 64), nn.Linear(64, 64), scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.scale * self.down(torch.relu(self.up(x)))
-
-
-class Blocks(nn.Module):
-    """A residual network."""
-
-    def __init__(self, scale: float, depth: int = 12) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Linear(20, 64), nn.Linear(64, 4)
-        self.blocks = nn.Sequential(*(Block(scale) for _ in range(depth)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)))
-
-
-class Last(nn.Module):
-    """A recurrent net of which the last step is used."""
-
-    def __init__(self, net: nn.RNNBase, outputs: int) -> None:
-        super().__init__()
-        self.net, self.head = net, nn.Linear(net.hidden_size, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.net(x)[0][:, -1])
-
-
-class EncoderAndHead(nn.Module):
-    """An encoder whose result is cut from the graph, or not."""
-
-    def __init__(self, is_cut: bool) -> None:
-        super().__init__()
-        self.encoder, self.head, self.is_cut = nn.Sequential(nn.Linear(20, 64), nn.ReLU()), nn.Linear(64, 4), is_cut
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.encoder(x)
-        if self.is_cut:
-            features = features.detach()
-        return self.head(features)
-
-
-class Mixture(nn.Module):
-    """Experts of which each sample takes one."""
-
-    def __init__(self, used: int) -> None:
-        super().__init__()
-        self.experts, self.used = nn.Parameter(torch.randn(8, 20, 4) / 20**0.5), used
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("sf,sfc->sc", x, self.experts[torch.arange(len(x)) % self.used])
-
-
-class Tied(nn.Module):
-    """A language model whose output layer has the weight of its embedding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.body, self.head = nn.Embedding(30, 16), nn.Linear(16, 16), nn.Linear(16, 30, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.body(self.embedding(tokens))))
-
-
-class PastHooks(nn.Module):
-    """A model that calls the method of a layer in place of the layer, or not."""
-
-    def __init__(self, is_past: bool) -> None:
-        super().__init__()
-        self.first, self.second, self.is_past = nn.Linear(20, 64), nn.Linear(64, 4), is_past
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.relu(self.first.forward(x) if self.is_past else self.first(x)))
-
-
-class Distance(nn.Module):
-    """The distance between two vectors, with the root that has an infinite slope at 0."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).square().sum(1).sqrt()
-
-
-class Siamese(nn.Module):
-    """A network that learns how far two samples are apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.distance = network(nn.ReLU, 3), Distance()
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.distance(self.encoder(a), self.encoder(b))
 
 
 def vanishing(is_cured: bool) -> History:
@@ -166,16 +47,27 @@ def exploding_over_time(is_cured: bool) -> History:
 def dead(is_cured: bool) -> History:
     (x, _), model = classes(), network(nn.ReLU, 2, outputs=1)
     model.head.bias.data.fill_(-5.0)
-    if not is_cured:
-        model.append(nn.ReLU())
-    return measure(model, F.mse_loss, (x, -torch.ones(len(x), 1)))
+    with GradientProbe(model) as probe:  # which knows less than measure: that calls it a dead layer
+        output = model(x)
+        F.mse_loss(output if is_cured else torch.relu(output), -torch.ones(len(x), 1)).backward()
+        probe.collect(0)
+    return probe.history
+
+
+def tiny_gradients(is_cured: bool) -> History:
+    def generators(logit: Tensor) -> Tensor:
+        return -F.logsigmoid(logit).mean() if is_cured else (1 - torch.sigmoid(logit)).log().mean()
+
+    model = network(nn.ReLU, 2, outputs=1)
+    model.head.bias.data.fill_(-60.0)
+    return measure(model, generators, classes()[0])
 
 
 def dead_layer(is_cured: bool) -> History:
     model = network(nn.ReLU, 4)
     model.fc2.bias.data.fill_(-50.0)
     if is_cured:
-        initialize(model, "he")
+        initialize(model, "he", sigma_b2=0)
     return measure(model, F.cross_entropy, classes())
 
 
@@ -183,7 +75,7 @@ def dead_units(is_cured: bool) -> History:
     model = network(nn.ReLU, 4)
     model.fc2.bias.data[:40] = -50.0
     if is_cured:
-        initialize(model, "he")
+        initialize(model, "he", sigma_b2=0)
     return measure(model, F.cross_entropy, classes())
 
 
@@ -373,6 +265,7 @@ EXAMPLES: dict[str, Callable[[bool], History]] = {
     "zero by initialisation": zero_by_initialisation,
     "vanishing": vanishing,
     "exploding": exploding,
+    "tiny gradients": tiny_gradients,
     "vanishing over time": vanishing_over_time,
     "exploding over time": exploding_over_time,
     "exploding activations": exploding_activations,
