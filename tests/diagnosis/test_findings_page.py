@@ -68,3 +68,10 @@ def test_an_example_has_its_finding_until_it_is_cured(page, kind):
     assert f"\n```\n{kind}: " in PAGE.partition(f"### {kind}\n")[2]
     assert kind in {finding.kind for finding in page.findings(kind)}
     assert kind not in {finding.kind for finding in page.findings(kind, is_cured=True)}
+
+
+@pytest.mark.parametrize("kind", EXPLAINED)
+def test_each_section_says_how_it_is_decided_what_helps_and_what_it_is_not(kind):
+    section = PAGE.partition(f"### {kind}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+    parts = re.findall(r"^\*\*(.+?)\.\*\*", section, flags=re.MULTILINE)
+    assert parts == ["How it is decided", "What helps", "What it is not"]
