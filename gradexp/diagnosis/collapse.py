@@ -39,6 +39,7 @@ class Collapse(Observer):
         self._rows = Rows(examination.model)
         self._cosines: dict[Row, Tensor] = {}
         self._widths: dict[Row, int] = {}
+        self._norms: dict[Row, str] = {}
         self._ends: dict[Row, Node | None] = {}
         self._inputs = [x for x in tensors_in(examination.inputs) if x.dim()]
         self._samples = _samples(self._inputs, [x for x in tensors_in(examination.targets) if x.dim()])
@@ -58,6 +59,7 @@ class Collapse(Observer):
             )
             if has_all:
                 self._widths[row] = output.numel() // samples
+                self._norms[row] = _norm_after(module)
                 self._ends[row] = output.grad_fn
                 self._cosines[row] = mean_cosine(output.detach().reshape(samples, -1))
 
@@ -84,8 +86,10 @@ class Collapse(Observer):
         ]
         before = self._of_inputs()
         if before is not None and before >= _SAME:
-            text = f"all {self._samples} inputs are alike: their mean cosine is 1 - {max(0.0, 1 - before):.1g}"
-            yield Finding("inputs alike", text, (), "a batch of different samples, each feature minus its mean", 1)
+            text = f"all {self._samples} inputs are alike: their mean cosine is 1"
+            text += f" up to {1 - before:.1g}" if before < 1 else ""
+            remedy = "different samples in the batch; if they do differ, x - x.mean(0)"
+            yield Finding("inputs alike", text, (), remedy, 1)
             return
         apart = 1 - (before or 0.0)
         limit = max(_ALIKE, 1 - apart / _TIMES)
@@ -98,12 +102,15 @@ class Collapse(Observer):
         if not alike or is_told_apart:
             return
         first, last = alike[-1], alike[0]
-        text = (
-            f"from {first[0] or 'the model'} on all {self._samples} samples look alike: mean cosine "
-            f"{cosines[first]:.4g}, at {last[0] or 'the model'} {cosines[last]:.5g}, of the inputs {1 - apart:.2f}"
-        )
+        text = f"from {first[0] or 'the model'} on all {self._samples} samples look alike: mean cosine "
+        text += f"{cosines[first]:.4f} there"
+        if first[0] != last[0]:
+            text += f", {cosines[last]:.4f} at {last[0]}"
+        if before is not None:
+            text += f"; {round(before, 2) + 0.0:.2f} for the inputs"  # no -0.00
         severity = 2 if 1 - cosines[last] < apart / _MANY_TIMES else 1
-        remedy = 'gradexp.initialize(model, "he") for up to 30 ReLU layers; else nn.BatchNorm1d before activations'
+        norms = " or ".join(dict.fromkeys(self._norms[row] for row in reversed(alike)))
+        remedy = f"{norms} before each activation; for up to 30 ReLU layers also gradexp.initialize(model, 'he')"
         names = tuple(dict.fromkeys(name for name, _ in reversed(alike)))
         yield Finding("inputs collapse", text, names, remedy, severity)
 
@@ -120,6 +127,19 @@ class Collapse(Observer):
                 return None if math.isnan(cosine) else cosine
             return 1.0 if bool((flat == flat[:1]).all()) else None
         return None
+
+
+def _norm_after(module: nn.Module) -> str:
+    """Return the normalisation over the batch that fits a layer's output, as it is typed."""
+    dimensions = next((n for n, kinds in _CONVOLUTIONS.items() if isinstance(module, kinds)), 0)
+    return f"nn.BatchNorm{dimensions}d(channels)" if dimensions else "nn.BatchNorm1d(width)"
+
+
+_CONVOLUTIONS = {
+    1: (nn.Conv1d, nn.ConvTranspose1d),
+    2: (nn.Conv2d, nn.ConvTranspose2d),
+    3: (nn.Conv3d, nn.ConvTranspose3d),
+}
 
 
 def _samples(inputs: list[Tensor], targets: list[Tensor]) -> int:

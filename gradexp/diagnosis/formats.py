@@ -1,4 +1,4 @@
-"""Number formats that give out: gradients that are 0, or have lost their digits, only for what a format can hold."""
+"""Number formats that under- or overflow: gradients that are 0, or lost digits, only for what a format can hold."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gradexp.diagnosis.examination import Examination, Observer
+from gradexp.diagnosis.sentences import number
 from gradexp.history.finding import Finding
 from gradexp.history.history import History
+from gradexp.history.slope import power
 from gradexp.history.step import STATUSES, Step
 from gradexp.numerics.extremes import Extremes, extremes, nonfinite, read
 from gradexp.probe.calls import tensors_in
@@ -75,10 +77,11 @@ class NumberFormats(Observer):
         for (name, operation, _), pair in zip(self._narrow, sizes, strict=True):
             word = nonfinite(pair)
             if word in ("inf", "-inf") and not operation.startswith(_POLES):
-                reach = f", where outputs before it reach {before:.3g}" if before else ""
+                reach = f"; the outputs before reach {number(before)}" if before else ""
                 return Finding(
                     "number format",
-                    f"float16 gives out: {name or 'the model'} returns more than 65504, its largest number{reach}",
+                    f"float16 overflows: {name or 'the model'} returns more than 65504, float16's largest number"
+                    f"{reach}",
                     (name,) if name else (),
                     "torch.bfloat16 in place of torch.float16, which holds numbers as large as float32 does",
                     3,
@@ -100,8 +103,8 @@ def _infinite(again: Again, step: Step, rows: Sequence[int], dtype: torch.dtype)
     row = rows[-1]
     return Finding(
         "number format",
-        f"float16 gives out: gradients are above 65504, its largest number, from {step.names[row]} on; of the loss "
-        f"times 2^{exponent} they are finite",
+        f"float16 overflows: gradients are above 65504, float16's largest number, from {step.names[row]} on. With "
+        f"the loss times 2^{exponent} they are finite",
         (step.names[row],),
         "torch.bfloat16 in place of torch.float16, or a torch.amp.GradScaler, which finds a scale that fits",
         3,
@@ -125,10 +128,9 @@ def _lost(
     is_zero = bool(rows)
     rows = rows or list(subnormal)
     has_no_update = any(_is(step, "weight_grad", row, "zero") for row in rows)
-    small = "exactly 0" if is_zero else f"below {torch.finfo(dtype).smallest_normal:.2g}, where digits get lost,"
-    text = (
-        f"{name} gives out: gradients {_of(step, rows)} are {small} and of the loss times 2^{exponent} they are not"
-    )
+    small = "exactly 0" if is_zero else f"below {torch.finfo(dtype).smallest_normal:.2g}, where digits get lost"
+    text = f"{name} underflows: the gradients {_of(step, rows)} are {small}. "
+    text += f"With the loss times 2^{exponent} they are not"
     severity = 3 if is_zero and has_no_update else 1
     remedy = _remedy(dtype, exponent, is_zero) if dtype is torch.float16 or has_no_update else ""
     return Finding("number format", text + _ratio(scaled), (step.names[rows[-1]],), remedy, severity)
@@ -141,7 +143,7 @@ def _of(step: Step, rows: Sequence[int]) -> str:
         return f"of {first}"
     if first == last:  # a module that is called at each time step
         return f"of {len(rows)} of {step.names.count(first)} calls of {first}"
-    return f"of {len(rows)} modules, from {first} down to {last},"
+    return f"of {len(rows)} modules, {first} down to {last},"
 
 
 def _remedy(dtype: torch.dtype, exponent: int, is_zero: bool) -> str:
@@ -156,14 +158,16 @@ def _remedy(dtype: torch.dtype, exponent: int, is_zero: bool) -> str:
 
 
 def _ratio(step: Step) -> str:
-    """Return how much the gradient shrinks from the last to the first row with a number."""
+    """Return how much the gradient changes from the last to the first row with a number."""
     log10 = step.profile("output_grad")
     rows = np.flatnonzero(np.isfinite(log10))
     if len(rows) < 2:
         return ""
     first, last = int(rows[0]), int(rows[-1])
     names = step.names
-    return f": it is 10^{log10[first] - log10[last]:+.1f} from {names[last]} to {names[first]} then"
+    change = float(log10[first] - log10[last])
+    how = "keep their size" if abs(change) < 0.05 else f"{'fall' if change < 0 else 'grow'} by {power(change)}"
+    return f", and {how} from {names[last]} to {names[first]}"
 
 
 def _exponent(step: Step, dtype: torch.dtype, of_loss: torch.dtype) -> int:

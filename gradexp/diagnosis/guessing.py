@@ -20,7 +20,7 @@ _BEATEN = 0.95
 _LEARNED = 0.5
 # After some hundred steps a model has begun to learn, after thousands it should have.
 _SOME_STEPS, _MANY_STEPS = 200, 2000
-_REMEDY = "more steps, another learning rate, and a look whether inputs and labels belong together"
+_REMEDY = "first check that inputs and labels match; then train on 32 samples, whose loss must come down to 0"
 
 
 class Guessing(Observer):
@@ -52,11 +52,14 @@ def _of(term: LossTerm, age: int) -> Iterator[Finding]:
     if not knows_frequencies and age < _SOME_STEPS:  # as before and early in every training
         return
     severity = 2 if age >= (_SOME_STEPS if knows_frequencies else _MANY_STEPS) else 1
-    text = f"{term.kind} {number(term.value)}, {number(term.guessing)} is that of guessing by the labels' frequencies"
+    text = f"{term.kind} is {number(term.value)}; guessing by the labels' frequencies costs {number(term.guessing)}"
     if knows_frequencies:
-        text += f"; below {number(term.indifferent)} it came by knowing the frequencies, not the samples"
+        text += (
+            f". The model has learned the frequencies (guessing evenly costs {number(term.indifferent)}) and nothing "
+        )
+        text += "else"
     elif _are_real_and_fake(labels):
-        text, severity = f"{text}; of a discriminator that is right", 0
+        text, severity = f"{text}; for a discriminator that is as it should be", 0
     yield Finding("guessing not beaten", text, (), _REMEDY if severity else "", severity)
     only = _only_class(term) if severity else None
     if only is not None:

@@ -18,7 +18,7 @@ from gradexp.history.finding import Finding
 _TOO_LARGE, _MUCH_TOO_LARGE, _TOO_SMALL = 10.0, 100.0, 30.0
 # Targets up to this size are within reach of a few hundred steps of any optimizer.
 _LARGE_TARGET = 100.0
-_RESCALE = 'gradexp.initialize(model, "he")'
+_RESCALE = "gradexp.initialize(model, 'he')"
 _SLOWER = "a learning rate a tenth as large from the start"
 _STANDARDISE = "y = (y - y.mean()) / y.std()"
 
@@ -52,11 +52,11 @@ def _of(term: LossTerm, is_fresh: bool, last: str) -> Iterator[Finding]:
     value = f"{term.kind} is {number(term.value)}"
     if term.kind in ("cross entropy", "binary cross entropy"):
         if term.value > far_above(term.indifferent):
-            text = f"{value}, guessing evenly costs {number(term.indifferent)}"
+            text = f"{value}, where guessing evenly costs {number(term.indifferent)}"
             remedy = _RESCALE
             if term.prediction is not None:
                 rms = _rms(_centred(term))
-                text += f"; logits have rms {number(rms)}, about 1 is usual at first"
+                text += f"; logits have rms {number(rms)}, where about 1 is usual at first"
                 remedy = _rescaling(last, 1 / rms)
             yield Finding("initial scale", text, (last,), remedy if is_fresh else _SLOWER, 2)
         return
@@ -75,7 +75,7 @@ def _of(term: LossTerm, is_fresh: bool, last: str) -> Iterator[Finding]:
         goal = term.target.double()
         mean, spread = goal.mean().item(), goal.std(correction=0).item()
         text = f"targets have mean {number(mean)} and standard deviation {number(spread)}, predictions have rms "
-        text += f"{number(prediction)}: the {value}"
+        text += f"{number(prediction)}, so that the {value}"
         yield Finding("target scale", text, (), _STANDARDISE, 2)
 
 

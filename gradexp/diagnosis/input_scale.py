@@ -57,7 +57,7 @@ def _of(name: str, module: nn.Module, x: Tensor) -> list[Finding]:
     mean, spread = x.mean().item(), x.std(correction=0).item()
     rms = (mean**2 + spread**2) ** 0.5
     where = f"the inputs of {name or 'the model'} have"
-    text = f"{where} mean {number(mean)} and standard deviation {number(spread)}"
+    text = f"{where} mean {number(mean)} and standard deviation {number(spread)} (0 and 1 are usual)"
     has_features = isinstance(module, nn.Linear) and x.dim() == 2 and len(x) > 1
     remedy = _STANDARDISE_EACH if has_features else _STANDARDISE
     if has_features:

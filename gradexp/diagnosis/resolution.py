@@ -54,10 +54,10 @@ class Resolution(Observer):
                 moved += 1
         if not unmoved or len(unmoved) < moved:
             return
-        adam = "not Adam either, whose eps is 1e-8" if greatest < _BELOW_ADAM else "Adam still would"
+        adam = ", and neither would Adam, whose eps is 1e-8" if greatest < _BELOW_ADAM else "; Adam still would"
         text = (
-            f"gradients are too small to change any weight of {listed(unmoved)}: the largest is {greatest:.1e}, and "
-            f"plain SGD with lr=1 would leave all bits as they are ({adam})"
+            f"gradients are too small to change any weight of {listed(unmoved)}: the largest is {greatest:.1e}; "
+            f"plain SGD with lr=1 would not change a single bit{adam}"
         )
         remedy = f"the loss times {1 / greatest:.0e}"
         if self._is_squashed:

@@ -112,11 +112,13 @@ def _findings(
     vectors = [name for name in noise if parameters[name].dim() < 2]
     if weights:
         names = list(dict.fromkeys(owner[id(parameters[name])] for name in weights))
-        largest = max(weights, key=lambda name: noise[name][0])
-        formats = [str(dtype).removeprefix("torch.") for dtype in dtypes]
-        evidence = ", ".join(f"10^{size:.1f} in {f}" for size, f in zip(noise[largest], formats, strict=True))
-        text = f"in {listed(names)} the gradient is below the rounding error of the sum it comes from ({evidence} at "
-        text += "most), so that it is likely to be exactly 0"
+        largest = [max(noise[name][column] for name in weights) for column in range(2)]
+        evidence = " and ".join(_size_in(size, dtype) for size, dtype in zip(largest, dtypes, strict=True))
+        most = "at most " if len(weights) > 1 else ""
+        text = (
+            f"in {listed(names)} the gradient is below the rounding error of the sum it comes from ({most}{evidence})"
+        )
+        text += ", so that it is likely to be exactly 0"
         alike = [name for name, module in named_modules(model).items() if has_equal_units(module)]
         if alike:
             text += f"; all units of {listed(alike)} are equal, and so cancel"
@@ -126,10 +128,15 @@ def _findings(
     elif vectors:
         known = parameter_names(model)
         vectors = [known[id(parameters[name])] for name in vectors]
-        text = f"the gradient of {listed(vectors)} is exactly 0 but for rounding: the loss does not depend on "
-        text += f"{verb(vectors, 'it', 'them')}, as on a bias below a norm"
+        text = f"the gradient of {listed(vectors)} is 0 up to rounding: the loss does not depend on "
+        text += f"{verb(vectors, 'it', 'them')}, as for a bias before a norm"
         modules = tuple(dict.fromkeys(vector.rpartition(".")[0] for vector in vectors))
         yield Finding("rounding noise", text, modules, severity=0)
+
+
+def _size_in(log10: float, dtype: torch.dtype) -> str:
+    size = f"10^{log10:.1f}" if math.isfinite(log10) else "exactly 0"
+    return f"{size} in {str(dtype).removeprefix('torch.')}"
 
 
 def _narrowest(model: nn.Module) -> torch.dtype | None:

@@ -26,7 +26,8 @@ class TiedWeights(Observer):
                 modules = tuple(name.rpartition(".")[0] for name in names)
                 yield Finding(
                     "tied weights",
-                    f"{_listed(names)} are one weight: its gradient and its update are those of all uses together",
+                    f"{_together(names)} are the same tensor: its gradient and its update are those of all uses "
+                    "together",
                     modules,
                     severity=0,
                 )
@@ -43,9 +44,11 @@ class Experts(Observer):
             is_idle = weight.grad.flatten(1).eq(0).all(dim=1).tolist()
             idle = [index for index, is_zero in enumerate(is_idle) if is_zero]
             if 0 < len(idle) < len(is_idle):
+                verb, numbers = ("gets", "number") if len(idle) == 1 else ("get", "numbers")
                 yield Finding(
                     "idle experts",
-                    f"{len(idle)} of {len(is_idle)} matrices of {name} get gradient 0 ({_listed(map(str, idle))})",
+                    f"{len(idle)} of the {len(is_idle)} matrices in {name} {verb} a gradient of 0 ({numbers} "
+                    f"{_listed(map(str, idle))})",
                     (name.rpartition(".")[0],),
                     "a larger batch; if they stay idle over many steps, a loss that balances their load",
                     severity=1,
@@ -60,6 +63,12 @@ def _stacks(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if parameter.dim() == 3 and parameter.requires_grad:
                 yield name, parameter
+
+
+def _together(names: list[str]) -> str:
+    if len(names) > _NAMED:
+        return _listed(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _listed(names: Iterable[str]) -> str:

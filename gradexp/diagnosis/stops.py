@@ -19,8 +19,11 @@ _SATURATED_TEXT = "softmax, which is saturated"
 # Beginning of a node's name -> what stops there, and what helps.
 _STOPS = {
     **dict.fromkeys(("Softmax", "SafeSoftmax", "LogSoftmax"), ("softmax", _ONE_OUTPUT)),
-    "ScaledDotProduct": ("attention to one key", ""),
-    "Clamp": ("a clamp whose bounds are passed everywhere", "clamp outside of the loss, or use a smooth bound: tanh"),
+    "ScaledDotProduct": ("attention over a single key", ""),
+    "Clamp": (
+        "a clamp whose input is beyond its bounds everywhere",
+        "clamp outside of the loss, or use a smooth bound: tanh",
+    ),
     "Mul": ("a product with 0", "look at what it is multiplied with: a mask, or a weight in the loss, that is 0"),
 }
 
@@ -55,7 +58,7 @@ class Stops(Observer):
             names = outermost(
                 [name for key, name in owner.items() if key in keys], {owner[k] for k in weights - keys}
             )
-            text = f"{listed(names)} {verb(names, 'gets', 'get')} a gradient of exactly 0: it ends at {what}"
+            text = f"{listed(names)} {verb(names, 'gets', 'get')} a gradient of exactly 0: it is stopped by {what}"
             yield Finding("cut", text, tuple(names), cure, 3 if keys == weights else 1)
 
     def _stops(self, examination: Examination, leaf_list: list[Tensor]) -> tuple[Any, dict[Any, tuple[str, str]]]:

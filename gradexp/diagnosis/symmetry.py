@@ -15,7 +15,7 @@ from gradexp.probe.names import named_modules
 
 _TOLERANCE = 1e-5  # of the largest element: what rounding may make of equal gradients
 
-REMEDY = 'draw different weights: gradexp.initialize(model, "he", sigma_b2=0)'
+REMEDY = "draw random weights: gradexp.initialize(model, 'he', sigma_b2=0)"
 
 
 # Rows of weights are sorted to find equal ones, up to this many elements.
@@ -31,7 +31,7 @@ class EqualUnits(Observer):
         single = [name for name, (kinds_of, _) in kinds.items() if kinds_of == 1]
         if single:
             text = f"all units of {listed(single)} are alike and get the same gradient, so that "
-            text += f"{verb(single, 'it', 'they')} can learn no more than one unit would"
+            text += f"{verb(single, 'it', 'they')} can learn no more than a single unit"
             yield Finding("equal units", text, tuple(single), REMEDY, 3)
         copied = {name: counts for name, counts in kinds.items() if 1 < counts[0] <= counts[1] / 2}
         if copied:

@@ -27,6 +27,8 @@ _CHANCE = 0.01
 _SOME, _MORE, _MANY = 0.2, 0.3, 0.5
 # Trained gates and recurrent units are saturated here and there; most of a layer is not.
 _HALF_FLAT, _ALL_FLAT = 0.5, 0.9
+# They bound what need not be a probability.
+_BOUNDS = ("clamp", "hardtanh")
 _CARE = "a learning rate a tenth as large from the start, or nn.LeakyReLU(0.1) in place of nn.ReLU()"
 
 
@@ -108,16 +110,19 @@ class Units(Observer):
             return
         first, names = dead[0], [count.activation.name for count in dead]
         samples = first.activation.samples
-        which = f"all {first.units} units" if first.units > 1 else "the one unit"
-        verb = "fire" if first.units > 1 else "fires"
-        text = f"{which} after {names[0]} {verb} for none of {samples} samples: no gradient passes"
+        text = f"all {first.units} units after {names[0]} fire for none of {samples} samples: no gradient passes"
+        if first.units == 1:
+            text = f"the only unit after {names[0]} never fires ({samples} samples): no gradient passes"
         if len(names) > 1:
             text += f"; the same after {listed(names[1:])}"
         empty = [name for name in names if _is_zero(self._modules.get(name))]
-        remedy = 'gradexp.initialize(model, "he", sigma_b2=0), which makes them fire again'
+        remedy = "gradexp.initialize(model, 'he', sigma_b2=0), which makes them fire again"
+        is_output = all(count.units == 1 and count.activation.is_output for count in dead)
+        if is_output:
+            remedy = "no activation after the last layer"
         if empty:
             text += f"; the weights of {listed(empty)} are exactly 0"
-        else:
+        elif not is_output:
             remedy += f"; then {_CARE}"
         severity = 1 if first.units * samples < 8 else 3 if is_blocked else 2
         yield Finding("dead layer", text, tuple(names), remedy, severity)
@@ -130,11 +135,11 @@ class Units(Observer):
         samples = worst.activation.samples
         text = f"{worst.dead} of {worst.units} units after {names[0]} fire for none of {samples} samples"
         if len(names) > 1:
-            text += f"; many too after {listed(names[1:])}"
+            text += f"; many also after {listed(names[1:])}"
         limits = (_MANY,) if self._may_be_right else (_MORE, _MANY)
         severity = sum(worst.dead >= limit * worst.units for limit in limits)
         if not severity:
-            text += "; wide layers can do without them"
+            text += "; a wide layer can spare them"
         yield Finding("dead units", text, tuple(names), _CARE if severity else "", severity)
 
 
@@ -159,14 +164,16 @@ def _saturated(counts: list[Count]) -> Iterable[Finding]:
         return
     worst, names = worth[0], [count.activation.name for count in worth]
     kind, share = worst.activation.kind, f"{100 * worst.saturated:.3g} %"
-    text = f"{share} of the {kind} after {names[0]} has a slope below {FLAT:g}"
+    text = f"{share} of the {kind}'s outputs after {names[0]} lie where its slope is below {FLAT:g}"
     if len(names) > 1:
-        text += f"; many too after {listed(names[1:])}"
+        text += f"; many also after {listed(names[1:])}"
     if all(count.activation.is_output for count in worth):
         remedy = "if the loss is high: the output without it, and a loss of logits such as nn.BCEWithLogitsLoss()"
+        if all(count.activation.kind in _BOUNDS for count in worth):
+            remedy = ""  # the finding of what is cut has it
         severity = 1
     else:
-        remedy = 'gradexp.initialize(model, "xavier", sigma_b2=0), inputs of mean 0 and standard deviation 1'
+        remedy = "gradexp.initialize(model, 'xavier', sigma_b2=0), inputs of mean 0 and standard deviation 1"
         severity = 2 if worst.saturated >= _ALL_FLAT else 1
     yield Finding("saturated", text, tuple(names), remedy, severity)
 

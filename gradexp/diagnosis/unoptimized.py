@@ -29,7 +29,7 @@ class Unoptimized(Observer):
         text += "s" if len(names) == 1 else ""
         if strangers:
             text += f"; it holds {strangers} tensor{'s' if strangers > 1 else ''} that {_are(strangers)} in the model"
-        cure = "optimizer.add_param_group({'params': …}), or make the optimizer when all layers are in place"
+        cure = "optimizer.add_param_group({'params': …}), or create the optimizer after all layers"
         yield Finding("cut", text, tuple(names), cure, 3)
 
 

@@ -51,6 +51,10 @@ class Unseen(Observer):
                 names=listed(names),
                 its=verb(names, "its", "their"),
                 s="" if len(names) > 1 else "s",
+                are=verb(names, "is", "are"),
+                modules=verb(names, "module", "modules"),
+                output=verb(names, "output", "outputs"),
+                they=verb(names, "it", "they"),
                 them=verb(names, "it", "them"),
             )
             severity = 2 if is_all else 1 if reason in ("forward", "function") else 0
@@ -120,7 +124,8 @@ _TEXTS = {
         "for a look at it let autograd go through, such as odeint in place of odeint_adjoint",
     ),
     "lost": (
-        "no gradient of the outputs of {names} could be followed, as where they are changed in place or inside vmap",
+        "the gradient of the {output} of {names} could not be followed: {they} may be changed in place, or computed "
+        "inside vmap",
         "",
     ),
     "part": (
@@ -128,7 +133,7 @@ _TEXTS = {
         "",
     ),
     "forward": (
-        "{names} run{s} by .forward(), past the hooks of the module",
+        "{names} {are} called by .forward(), which skips the hooks of the {modules}",
         "call the module itself: self.{it}(x) in place of self.{it}.forward(x)",
     ),
     "function": (

@@ -9,7 +9,7 @@ from torch import nn
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.graph import has_nonzero, leaves, node_of, nodes_below
-from gradexp.diagnosis.wording import listed, outermost, owners, verb
+from gradexp.diagnosis.wording import listed, outermost, owners
 from gradexp.history.finding import Finding
 from gradexp.numerics.norms import has_values
 
@@ -71,25 +71,28 @@ class ZeroInitialised(Observer):
         }
         stuck = {weight for weight, below in zeros_below.items() if below}
         if stuck:
-            yield _stuck(_owners_of(stuck.union(*(zeros_below[weight] for weight in stuck)), owner))
+            series = stuck.union(*(zeros_below[weight] for weight in stuck))
+            yield _stuck(_owners_of(series, owner), len(series))
 
 
 def _opening(names: list[str], closed: list[str], others: Iterable[int], owner: dict[int, str]) -> Finding:
     below = outermost(closed, {owner[key] for key in others})
     return Finding(
         "zero by initialisation",
-        f"{listed(below)} {verb(below, 'gets', 'get')} gradient 0 because the weights of {listed(names)} are exactly "
-        f"0; {listed(names, 1)} {verb(names, 'gets', 'get')} a gradient, so measure again after a step",
+        f"the gradient of {listed(below)} is 0 because the weights of {listed(names)} are exactly 0; those get a "
+        "gradient themselves, so measure again after one step",
         tuple(names),
         severity=0,
     )
 
 
-def _stuck(names: list[str]) -> Finding:
+def _stuck(names: list[str], weights: int) -> Finding:
+    others = "each keeps the gradient of the other at 0"
+    if weights > 2:
+        others = "in series each keeps the gradient of the others at 0"
     return Finding(
         "zero by initialisation",
-        f"{'none' if len(names) > 2 else 'neither'} trains: the weights of {listed(names)} are exactly 0, and those "
-        "in series keep each other's gradient at 0",
+        f"these weights never change: those of {listed(names)} are exactly 0, and {others}",
         tuple(names),
         "draw their weights at random; only the last of those in series may begin at 0",
         3,

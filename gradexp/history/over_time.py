@@ -9,7 +9,7 @@ import numpy as np
 
 from gradexp.history.finding import Finding
 from gradexp.history.flow import Flow
-from gradexp.history.slope import factor, power
+from gradexp.history.slope import power, times
 from gradexp.history.step import STATUSES, Array, Step, mean_over_networks
 
 # The steps share their weights, whose gradient is the sum over all of them: what is smaller than the largest part
@@ -37,10 +37,10 @@ def over_time(step: Step, flow: Flow | None, decades: float) -> list[Finding]:
         peak = int(finite[np.argmax(values[finite])])
         lost, grown = float(values[first] - values[peak]), float(values[first] - values[last])
         if lost < -decades - _ROUNDING:
-            below = f", and exactly 0 before {unit} {first + 1}" if first and values[first - 1] == -np.inf else ""
-            finding = _finding("vanishing", name, lost, first, peak, len(values), unit, below)
+            below = f", and is exactly 0 before {unit} {first + 1}" if first and values[first - 1] == -np.inf else ""
+            finding = _finding("vanishing", name, lost, first, peak, unit, below)
         elif grown > decades and values[first] - _given(flow, name) > decades:
-            finding = _finding("exploding", name, grown, first, last, len(values), unit)
+            finding = _finding("exploding", name, grown, first, last, unit)
         else:
             continue
         worst = max(abs(lost), abs(grown))
@@ -62,12 +62,10 @@ def _given(flow: Flow | None, name: str) -> float:
     return max((float(flow.value[reader]) for reader in readers), default=-np.inf)
 
 
-def _finding(
-    kind: str, name: str, change: float, first: int, last: int, count: int, unit: str, below: str = ""
-) -> Finding:
+def _finding(kind: str, name: str, change: float, first: int, last: int, unit: str, below: str = "") -> Finding:
     text = (
-        f"{power(change)} from {unit} {last + 1} of {count} back to {unit} {first + 1} of {name}, "
-        f"x{factor(change / (last - first))} per {unit}{below}"
+        f"the output gradient of {name or 'the model'} {'falls' if change < 0 else 'grows'} by {power(change)} from "
+        f"{unit} {last + 1} back to {unit} {first + 1}, {times(change / (last - first))} per {unit}{below}"
     )
     return Finding(f"{kind} over time", text, (name,))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradexp.history.finding import Finding
 from gradexp.history.flow import Flow, chains
-from gradexp.history.slope import STEEP, Line, change, is_slope, power
+from gradexp.history.slope import STEEP, Line, change, is_kept, is_slope, power
 from gradexp.history.step import STATUSES, Array
 from gradexp.history.trunk import Stack, block_kinds, gained, like_blocks, lost, output_by_block, stacks
 
@@ -69,7 +69,11 @@ def slopes(flow: Flow, decades: float) -> list[Finding]:
 def _summary(more: list[Finding]) -> list[Finding]:
     """Return what is too much to be told one by one in one line for each kind."""
     return [
-        Finding(kind, f"likewise on {count} further ways", tuple(f.modules[0] for f in more if f.kind == kind))
+        Finding(
+            kind,
+            f"the same on {count} more path{'s' if count > 1 else ''}",
+            tuple(f.modules[0] for f in more if f.kind == kind),
+        )
         for kind, count in Counter(finding.kind for finding in more).items()
     ]
 
@@ -84,13 +88,15 @@ def course(line: Line) -> str:
     places = " and ".join(f"{power(line.steps[i])} between {labels[i]} and {labels[i + 1]}" for i in single)
     even = line.even()
     rate = line.rate() if len(even) else line.total / max(1, len(labels) - 1)
-    over = f"{power(line.total)} from {labels[-1]} to {labels[0]}"
+    ends = f"from {labels[-1]} to {labels[0]}"
+    over, in_all = f"{power(line.total)} {ends}", f"by {power(line.total)} in all {ends}"
     if len(labels) == 2:
         return f"towards the input the output gradient changes by {over}"
     if abs(line.total) < 0.05 and not single:
         return f"towards the input the output gradient keeps its size, {over}"
     if not single:
-        return f"towards the input the output gradient {change(rate, line.unit)}, {over}"
+        evenly = change(rate, line.unit)
+        return f"towards the input the output gradient {evenly}, {over if is_kept(rate) else in_all}"
     rest = f", elsewhere it {change(rate, line.unit)}" if len(even) else ""
     return f"towards the input the output gradient changes by {over}: {places}{rest}"
 
@@ -142,29 +148,55 @@ def closed_branches(flow: Flow, decades: float) -> list[Finding]:
         return []
     parts = []
     for role, rows in list(closed.items())[:3]:
-        names = flow.name(rows[0]) if len(rows) == 1 else f"{role} ({len(rows)})"
         drops = [flow.value[row] - max(flow.value[reader] for reader in flow.readers[row]) for row in rows]
-        parts.append(f"{names} by {'a gradient of 0' if min(drops) == -np.inf else power(min(drops))}")
-    more = f", and {len(closed) - 3} more" if len(closed) > 3 else ""
-    text = f"less gradient goes into {', '.join(parts)}{more} than past them, which is harmless"
+        parts.append(f"{_counted(flow, role, rows)} {_range(drops)}")
+    more = f" ({len(closed) - 3} more likewise)" if len(closed) > 3 else ""
+    is_one = sum(map(len, closed.values())) == 1
+    text = f"{', '.join(parts)} of the gradient that passes beside {'it' if is_one else 'them'}{more}, which is "
+    text += "harmless if the branch is small by design"
     names_of = tuple(flow.name(row) for rows in closed.values() for row in rows)
     return [Finding("closed branches", text, names_of, severity=0)]
 
 
+def _counted(flow: Flow, role: str, rows: list[int]) -> str:
+    """Return the name of some rows of one role, and how many there are, with a verb."""
+    names = {flow.step.names[row] for row in rows}
+    if len(rows) == 1:
+        return f"{flow.name(rows[0])} gets"
+    if len(names) == 1:
+        return f"{names.pop()} ({len(rows)} calls) gets"
+    return f"{role} ({len(names)} modules) get"
+
+
+def _range(drops: list[float]) -> str:
+    low, high = min(drops), max(drops)
+    if high == -np.inf:
+        return "none"
+    if low == -np.inf:
+        return f"{power(high)} or less"
+    return power(low) if power(low) == power(high) else f"{power(low)} to {power(high)}"
+
+
 def _below_range(flow: Flow, chain: list[int]) -> str:
     """Say from where on gradients are below their number format's normal range, and from where on exactly 0."""
-    remark = ""
     dtype = flow.step.dtypes.get("output_grad", "float32")
-    for quantity, status, text in (
-        ("output_grad", "subnormal", f"below {dtype}'s smallest normal number"),
-        ("output_grad", "zero", "exactly 0"),
-        ("weight_grad", "zero", "the weight gradients are exactly 0"),
-    ):
-        if quantity in flow.step.status:
-            is_so = (flow.step.status[quantity][:, chain] == STATUSES.index(status)).all(axis=0)
-            if is_so.any():
-                remark += f", {text} from {flow.name(chain[int(np.flatnonzero(is_so)[-1])])} on"
+    subnormal, zero = (_uppermost(flow, chain, "output_grad", word) for word in ("subnormal", "zero"))
+    weights = _uppermost(flow, chain, "weight_grad", "zero")
+    parts = [f"below {dtype}'s smallest normal number from {subnormal} down"] if subnormal else []
+    parts += [f"exactly 0 from {zero} down"] if zero else []
+    remark = f"; it is {' and '.join(parts)}" if parts else ""
+    if weights:
+        own = f"; the weight gradients are exactly 0 from {weights} down"
+        remark += ", as are the weight gradients" if weights == zero else own
     return remark
+
+
+def _uppermost(flow: Flow, chain: list[int], quantity: str, status: str) -> str:
+    """Return the name of the last row of a chain with a status, empty if there is none."""
+    if quantity not in flow.step.status:
+        return ""
+    is_so = (flow.step.status[quantity][:, chain] == STATUSES.index(status)).all(axis=0)
+    return flow.name(chain[int(np.flatnonzero(is_so)[-1])]) if is_so.any() else ""
 
 
 def _chain_path(flow: Flow, chain: list[int]) -> Path:

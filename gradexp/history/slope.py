@@ -117,8 +117,18 @@ def power(log10: float) -> str:
     return f"10^{round(log10, 1) + 0.0:+.1f}"
 
 
+def times(log10: float) -> str:
+    """Write a factor behind a verb, such as ``x0.204`` or ``by 10^-8.0``."""
+    return f"x{factor(log10)}" if abs(log10) < 4 else f"by {factor(log10)}"
+
+
+def is_kept(rate: float) -> bool:
+    """Return whether a size stays the same but for x0.995 to x1.005 per layer."""
+    return abs(rate) < 0.0022
+
+
 def change(rate: float, unit: str) -> str:
     """Say how a size changes per layer."""
-    if abs(rate) < 0.0022:  # x0.995 to x1.005
+    if is_kept(rate):
         return "keeps its size"
-    return f"{'shrinks' if rate < 0 else 'grows'} x{factor(rate)} per {unit}"
+    return f"{'shrinks' if rate < 0 else 'grows'} {times(rate)} per {unit}"

@@ -9,7 +9,8 @@ from gradexp.history.step import STATUSES, Array, Step, mean_over_networks
 # About 1e-3 of a weight per step is healthy. At a millionth it takes a million steps to get anywhere, and float32
 # rounds most of it away; at a tenth weights are others after ten steps.
 _TOO_SMALL, _TOO_LARGE, _FAR_TOO_LARGE = -6.0, -1.0, 0.0
-_USUAL = "about 10^-3 is usual"
+_USUAL_SHARE = -3.0
+_USUAL = "where about 10^-3 is usual"
 # Weights that began at 0, such as those of a new branch, grow by large shares at first: they are smaller than others.
 _GROWING = -1.0
 
@@ -44,14 +45,35 @@ def updates_findings(step: Step, first: Step | None = None) -> tuple[Finding, ..
         is_settled &= ~(first.status["weight"] == STATUSES.index("zero")).any(axis=0)
     large = np.flatnonzero((share > _TOO_LARGE) & is_settled)
     if small.size:
-        text = f"a step changes {_names(step, small)} by a share of {_range(share[small])}, {_USUAL}"
-        remedy = "a larger learning rate; in a warm-up, wait for its end"
+        text = _text(step, small, share)
+        remedy = f"{_other_rate(share[small])}{_for(step, small, seen)}; in a warm-up, wait for its end"
         findings += (Finding("updates", text, _modules(step, small), remedy, 2 if small.size == seen.size else 1),)
     if large.size:
-        text = f"a step changes {_names(step, large)} by a share of {_range(share[large])}, {_USUAL}"
+        text = _text(step, large, share)
+        remedy = f"{_other_rate(share[large])}{_for(step, large, seen)}"
         severity = 2 if np.median(share[large]) > _FAR_TOO_LARGE else 1
-        findings += (Finding("updates", text, _modules(step, large), "a learning rate a tenth as large", severity),)
+        findings += (Finding("updates", text, _modules(step, large), remedy, severity),)
     return findings
+
+
+def _text(step: Step, rows: NDArray[np.intp], share: Array) -> str:
+    their = "its" if len(_modules(step, rows)) == 1 else "their"
+    return f"a step changes {_names(step, rows)} by {_range(share[rows])} of {their} size, {_USUAL}"
+
+
+def _other_rate(share: Array) -> str:
+    """Return the power of ten times the learning rate with which a step has about the usual size."""
+    exponent = round(_USUAL_SHARE - float(np.median(share)))
+    words = {-1: "a tenth", -2: "a hundredth", -3: "a thousandth"}
+    many = f"{10**exponent:,} times" if 0 < exponent < 7 else f"10^{exponent} times"
+    return f"a learning rate about {words.get(exponent, many)} as large"
+
+
+def _for(step: Step, rows: NDArray[np.intp], seen: Array) -> str:
+    """Say for which modules another learning rate is meant, if it is not for all."""
+    if rows.size == seen.size:
+        return ""
+    return " for it" if len(_modules(step, rows)) == 1 else " for them"
 
 
 def _unmoved(step: Step) -> tuple[Finding, ...]:

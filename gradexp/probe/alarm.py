@@ -27,7 +27,7 @@ class AlarmError(RuntimeError):
         self.finding = finding
         self.recent = list(recent)
         norms = [f"{norm:.3g}" for norm in recent if math.isfinite(norm)]
-        before = f"; the norm of all gradients was {', '.join(norms)} before" if norms else ""
+        before = f"; before, the norm of all gradients was {', '.join(norms)}" if norms else ""
         super().__init__(f"step {step}: {finding.kind}: {finding.text}{before}")
 
     def __reduce__(self) -> Any:

@@ -59,9 +59,12 @@ def test_float16_without_a_scale_is_told_from_a_dead_layer():
     assert zero  # some are 0, the last ones are not
     assert finding.severity == 3
     assert finding.text.startswith(
-        f"float16 gives out: gradients of {len(zero)} modules, from {zero[-1]} down to model.0"
+        f"float16 underflows: the gradients of {len(zero)} modules, {zero[-1]} down to model.0, are exactly 0. With"
     )
-    assert f"10^{float64_ratio(model, mean_square(1.0)):+.1f} from model.20 to model.0 then" in finding.text
+    assert (
+        f"they are not, and fall by 10^{float64_ratio(model, mean_square(1.0)):+.1f} from model.20 to model.0"
+        in finding.text
+    )
     assert "GradScaler" in finding.remedy
 
 
@@ -73,7 +76,7 @@ def test_the_remedies_for_float16_help():
 
 def test_a_model_in_half_is_the_same():
     (finding,) = found(chain(11, 0.45).half(), lambda o: 1e-3 * o.square().mean(), X.half())
-    assert finding.text.startswith("float16 gives out")
+    assert finding.text.startswith("float16 underflows")
     assert finding.severity == 3
 
 
@@ -86,7 +89,7 @@ def test_digits_that_float16_loses_are_worth_knowing():
 @pytest.mark.parametrize(("dtype", "name"), [(torch.float32, "float32"), (torch.bfloat16, "bfloat16")])
 def test_wide_formats_give_out_where_a_gradient_vanishes_far_enough(dtype, name):
     (finding,) = found(chain(60, 0.1).to(dtype), lambda o: o.square().mean() + o.sum(), X.to(dtype))
-    assert finding.text.startswith(f"{name} gives out")
+    assert finding.text.startswith(f"{name} underflows")
     assert "initialize(model, 'he')" in finding.remedy
 
 

@@ -124,8 +124,8 @@ def test_150_layers_with_torchs_own_weights_are_told_where_the_gradient_dies():
     verdict = measure(model, F.cross_entropy, (torch.randn(64, 64), torch.randint(10, (64,)))).verdict()
     assert verdict.gradient == "vanishing"
     (text,) = [finding.text for finding in verdict.findings if finding.kind == "vanishing"]
-    assert ", below float32's smallest normal number from layers." in text
-    assert ", the weight gradients are exactly 0 from layers." in text
+    assert "; it is below float32's smallest normal number from layers." in text
+    assert " and exactly 0 from layers." in text
 
 
 @pytest.mark.parametrize(

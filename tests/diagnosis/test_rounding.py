@@ -57,7 +57,7 @@ def test_a_bias_below_batch_norm_and_that_of_keys_are_harmless():
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     (finding,) = findings(model, F.cross_entropy, batch())
     assert (finding.kind, finding.severity) == (KIND, 0)
-    assert "0.bias is exactly 0 but for rounding" in finding.text
+    assert "the gradient of 0.bias is 0 up to rounding" in finding.text
 
 
 class Penalised(nn.Module):

@@ -38,7 +38,7 @@ def test_large_weights_make_a_loss_far_above_guessing_and_he_cures_it(activation
     assert float(finding.text.split()[3].strip(",;").replace(",", "")) == pytest.approx(before, rel=0.01)
     assert "guessing evenly costs 1.1" in finding.text
     first, second = finding.remedy.split("; if that is not enough, ")
-    assert first == 'gradexp.initialize(model, "he")'
+    assert first == "gradexp.initialize(model, 'he')"
     exec(second, {"model": model})
     assert "initial scale" not in found(model, loss_fn, (X, Y))
     initialize(model, "he")
@@ -95,7 +95,10 @@ def test_raw_pixels_are_told_by_the_layer_that_gets_them():
     y = torch.randint(3, (32,))
     finding = found(Scaled(1), F.cross_entropy, (x, y))["input scale"]
     assert finding.modules == ("conv",)
-    assert finding.text == f"the inputs of conv have mean {x.mean():.3g} and standard deviation {x.std():.3g}"
+    assert (
+        finding.text
+        == f"the inputs of conv have mean {x.mean():.3g} and standard deviation {x.std():.3g} (0 and 1 are usual)"
+    )
     assert finding.remedy == "x = (x - x.mean()) / x.std()"
     assert found(Scaled(1), F.cross_entropy, ((x - x.mean()) / x.std(), y)) == {}
     assert found(Scaled(1 / 255), F.cross_entropy, (x, y)) == {}

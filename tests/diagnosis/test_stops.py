@@ -41,7 +41,14 @@ class Heads(nn.Module):
     [
         (chain(1, nn.Softmax(1)), F.mse_loss, (X, ONE), ("0", "2"), "softmax over one element", 3),
         (chain(1), F.cross_entropy, (X, 0 * Y), ("0", "2"), "softmax over one element", 3),
-        (chain(1), lambda y, t: F.mse_loss((y + 50).clamp(0, 1), t), (X, ONE), ("0", "2"), "a clamp", 3),
+        (
+            chain(1),
+            lambda y, t: F.mse_loss((y + 50).clamp(0, 1), t),
+            (X, ONE),
+            ("0", "2"),
+            "a clamp whose input is",
+            3,
+        ),
         (chain(3), lambda y, t: 0 * F.cross_entropy(y, t), (X, Y), ("0", "2"), "a product with 0", 3),
         (Attention(False), lambda y: y.square().sum(), X[:, None], ("q", "k"), "softmax over one element", 1),
         (Attention(True), lambda y: y.square().sum(), X[:, None], ("q", "k"), "", 1),
@@ -58,7 +65,7 @@ class Heads(nn.Module):
 def test_the_operation_at_which_a_gradient_ends_is_named(model, loss_fn, batch, modules, why, severity):
     (finding,) = findings(model, loss_fn, batch, "cut")
     assert finding.modules == modules
-    assert f"of exactly 0: it ends at {why}" in finding.text
+    assert f"of exactly 0: it is stopped by {why}" in finding.text
     assert finding.severity == severity
 
 

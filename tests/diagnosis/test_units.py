@@ -93,7 +93,7 @@ def test_a_dead_layer_stops_training_and_is_revived_by_its_remedy():
     finding = found(model, "dead layer")
     assert finding.text == "all 64 units after 2 fire for none of 128 samples: no gradient passes"
     assert (finding.modules, finding.severity) == (("2",), 3)
-    assert 'gradexp.initialize(model, "he", sigma_b2=0)' in finding.remedy
+    assert "gradexp.initialize(model, 'he', sigma_b2=0)" in finding.remedy
     initialize(model, "he", sigma_b2=0)
     assert found(model, "dead layer") is None
     assert measure(model, F.cross_entropy, (X, Y)).verdict().is_calm
@@ -124,8 +124,9 @@ def test_a_rectifier_at_the_output_that_never_fires_is_a_dead_layer():
     model = nn.Sequential(nn.Linear(16, 1), nn.ReLU())
     kill(model[0], 1)
     finding = found(model, "dead layer", (X, X[:, :1]), F.mse_loss)
-    assert finding.text.startswith("the one unit after 0 fires for none of 128 samples")
-    assert finding.severity == 3
+    assert finding.text.startswith("the only unit after 0 never fires (128 samples)")
+    assert (finding.severity, finding.remedy) == (3, "no activation after the last layer")
+    assert found(model[:1], "dead layer", (X, X[:, :1]), F.mse_loss) is None
 
 
 def test_a_dead_branch_beside_a_living_one_stops_nothing():
@@ -201,7 +202,7 @@ def test_the_saturated_share_is_where_the_slope_is_below_a_thousandth(function, 
     assert history.stats["output.saturated"][0, 0, 1] == pytest.approx(by_hand, abs=1e-12)
     finding = next(f for f in history.findings[0] if f.kind == "saturated")
     assert finding.modules == ("second",)
-    assert finding.text.startswith(f"{100 * by_hand:.3g} % of the {function.__name__} after second")
+    assert finding.text.startswith(f"{100 * by_hand:.3g} % of the {function.__name__}'s outputs after second lie")
     initialize(model, "xavier")
     assert found(model.float(), "saturated") is None
 

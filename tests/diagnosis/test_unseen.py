@@ -67,7 +67,7 @@ BY_FUNCTION = Model(lambda m, x: F.linear(F.linear(x, m.a.weight, m.a.bias).tanh
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (BY_FORWARD, "a, b run by .forward(), past the hooks of the module"),
+        (BY_FORWARD, "a, b are called by .forward(), which skips the hooks of the modules"),
         (BY_FUNCTION, "other modules compute with the weights of a, b and do not call them"),
         (Listed(), "other modules compute with the weights of weights and do not call it"),
     ],

@@ -272,7 +272,7 @@ def test_a_saturated_layer_among_twelve_is_named():
     assert verdict.gradient == "vanishing"
     assert any("between 12 and 14" in finding.text for finding in verdict.findings)
     assert "12" in alarms(verdict)[0].modules
-    assert verdict.text == "saturated: 100 % of the sigmoid after 12 has a slope below 0.001"
+    assert verdict.text == "saturated: 100 % of the sigmoid's outputs after 12 lie where its slope is below 0.001"
 
 
 def test_three_layers_that_multiply_by_seventeen_explode():
@@ -297,14 +297,14 @@ def test_a_recurrent_net_that_forgets_is_judged_over_time(kind):
     verdict = history.verdict()
     assert verdict.gradient == "vanishing"
     ratio = history.over_time("rnn").first_over_last("output_grad")
-    assert f"10^{ratio:+.1f} from step 150 of 150 back to step 1 of rnn" in verdict.text
+    assert f"of rnn falls by 10^{ratio:+.1f} from step 150 back to step 1, " in verdict.text
 
 
 def test_a_loop_over_cells_that_forgets_is_judged_over_its_calls():
     torch.manual_seed(0)
     verdict = judged((Loop(nn.RNNCell(4, 16)), *recurrent(nn.RNN, 200)[1:]))
     assert verdict.gradient == "vanishing"
-    assert verdict.text.startswith("vanishing over time: 10^-")
+    assert verdict.text.startswith("vanishing over time: the output gradient of ")
 
 
 def test_a_parametrized_net_is_judged_by_its_layers():

@@ -56,7 +56,7 @@ def test_a_tower_beside_a_short_way_is_judged_by_itself():
     feeds = " ".join(f"deep.{index}>deep.{index + 1}" for index in range(9))
     verdict = history({"wide": 0.0, **tower}, f"wide>loss {feeds} deep.9>loss").verdict()
     assert verdict.gradient == "vanishing"
-    assert verdict.text.endswith("shrinks x0.126 per layer, 10^-8.1 from deep.9 to deep.0")
+    assert verdict.text.endswith("shrinks x0.126 per layer, by 10^-8.1 in all from deep.9 to deep.0")
 
 
 def test_the_step_that_takes_nearly_all_is_named():
@@ -117,7 +117,7 @@ def test_closed_branches_beside_an_open_stream_are_harmless():
     verdict = residual(0.1, [-6.0, -2.0, -6.1, 0.0, -5.0, -6.0]).verdict()
     assert verdict.gradient == "stable"
     assert [(finding.kind, finding.severity) for finding in verdict.findings] == [("closed branches", 0)]
-    assert "blocks.*.fc (4) by 10^-6.1" in verdict.findings[0].text
+    assert "blocks.*.fc (4 modules) get 10^-6.1" in verdict.findings[0].text
     assert residual(0.1, [ZERO] * 6).verdict().gradient == "stable"
 
 
@@ -152,13 +152,13 @@ def test_rows_without_a_gradient_are_passed_through():
     made = chain([-8.0, 0.0, -4.0, 0.0])
     made.log10["output_grad"][..., 1] = np.nan
     made.status["output_grad"][..., 1] = STATUSES.index("not_called")
-    assert "10^-8.0 from layers.3 to layers.0" in made.verdict().text
+    assert "by 10^-8.0 in all from layers.3 to layers.0" in made.verdict().text
 
 
 def test_a_gradient_that_shrinks_to_0_vanishes_and_is_not_dead():
     verdict = chain([ZERO, ZERO, -44.0, -30.0, -15.0, 0.0]).verdict()
     assert verdict.gradient == "vanishing"
-    assert verdict.text.endswith("10^-44.0 from layers.5 to layers.2, exactly 0 from layers.1 on")
+    assert verdict.text.endswith("by 10^-44.0 in all from layers.5 to layers.2; it is exactly 0 from layers.1 down")
 
 
 def test_layers_after_which_all_is_0_are_dead():
@@ -202,9 +202,10 @@ def test_calls_of_one_module_are_steps_in_time_and_no_layers():
     verdict = loop(300, -0.2)
     assert verdict.gradient == "vanishing"
     assert verdict.text == (
-        "vanishing over time: 10^-59.8 from call 300 of 300 back to call 1 of cell, x0.631 per call"
+        "vanishing over time: the output gradient of cell falls by 10^-59.8 from call 300 back to call 1, "
+        "x0.631 per call"
     )
-    assert loop(40, 0.2).text.startswith("exploding over time: 10^+7.8")
+    assert loop(40, 0.2).text.startswith("exploding over time: the output gradient of cell grows by 10^+7.8")
 
 
 def test_calls_side_by_side_are_no_steps_in_time():

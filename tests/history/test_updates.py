@@ -49,7 +49,8 @@ def test_steps_that_are_far_too_small_are_told_with_their_share():
     model = network()
     (finding,) = found(model, torch.optim.Adam(model.parameters(), lr=1e-9))
     assert (finding.kind, finding.modules, finding.severity) == ("updates", ("0", "2", "4"), 2)
-    assert "by a share of 10^-" in finding.text
+    assert " by 10^-" in finding.text
+    assert " of their size, where about 10^-3 is usual" in finding.text
 
 
 def test_a_recorded_step_has_the_findings_of_its_update():
@@ -63,12 +64,19 @@ def test_a_recorded_step_has_the_findings_of_its_update():
     assert [finding.kind for finding in probe.history.at().findings] == ["updates"]
 
 
-def test_steps_that_are_far_too_large_are_told():
+@pytest.mark.parametrize(
+    ("rate", "remedy", "better"),
+    [
+        (1.0, "a learning rate about a thousandth as large", 1e-3),
+        (1e-9, "a learning rate about 100,000 times as large; in a warm-up, wait for its end", 1e-4),
+    ],
+)
+def test_a_learning_rate_that_suits_the_weights_is_named_by_its_factor(rate, remedy, better):
     model = network()
-    (finding,) = found(model, torch.optim.Adam(model.parameters(), lr=1.0))
-    assert finding.remedy == "a learning rate a tenth as large"
+    (finding,) = found(model, torch.optim.Adam(model.parameters(), lr=rate))
+    assert finding.remedy == remedy
     model = network()
-    assert found(model, torch.optim.Adam(model.parameters(), lr=1e-3)) == ()
+    assert found(model, torch.optim.Adam(model.parameters(), lr=better)) == ()
 
 
 def test_a_single_layer_with_a_rate_of_its_own_is_named():
@@ -76,6 +84,9 @@ def test_a_single_layer_with_a_rate_of_its_own_is_named():
     groups = with_rate_of_middle(model, 0.2)
     (finding,) = found(model, torch.optim.Adam(groups, lr=1e-3))
     assert (finding.modules, finding.severity) == (("2",), 1)
+    assert finding.text.startswith("a step changes 2 by 10^")
+    assert " of its size, " in finding.text
+    assert finding.remedy.endswith(" as large for it")
 
 
 def test_weights_that_begin_at_zero_may_grow_by_large_shares():

@@ -69,7 +69,7 @@ def test_it_raises_at_the_first_bad_step_before_the_weights_are_nan(every):
     model = build()
     probe, optimizer = armed(model, every=every)
     with pytest.raises(
-        AlarmError, match=r"^step 3: nonfinite: nan in the input; the norm of all gradients was .* before$"
+        AlarmError, match=r"^step 3: nonfinite: nan in the input; before, the norm of all gradients was .*$"
     ) as caught:
         train(probe, model, optimizer, bad_at(3))
     assert caught.value.step == 3
