@@ -1,0 +1,88 @@
+"""Weights that take part in the forward pass, and that no loss reaches in any step."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradexp.history.course import Course, listed
+from gradexp.history.finding import Finding
+from gradexp.history.step import SEEN
+
+# Weights that something else than an optimizer changes, such as a moving average.
+_MOVED = 1e-9
+_REMEDY = (
+    "take its call out of torch.no_grad(), and what it returns without .detach(); or, if this is meant, freeze it by "
+    "requires_grad_(False)"
+)
+
+
+def untrained(course: Course) -> tuple[Finding, ...]:
+    """Return which weights are trained by intent but get no gradient, since their calls are not in the graph.
+
+    Meant are those whose output is seen, and has no graph, or begins the model and is cut off. Target networks, which
+    no optimizer holds or which are changed by hand, and parts that are reached in another step do not count.
+    """
+    if len(course.steps) < 2 or not course.has("weight_grad", "output"):
+        return ()
+    if any(finding.kind == "cut" for finding in course.found):
+        return ()
+    idle = course.rows("weight_grad", "unused")
+    if not idle.any() or idle.all():
+        return ()
+    trained = np.isin(course.status["weight_grad"], SEEN).any(axis=(0, 1))
+    outside = course.rows("output_grad", "frozen") | (
+        course.rows("output_grad", "unused") & _at_the_begin(~course.seen("weight_grad"))
+    )
+    rows = idle & ~trained & course.seen("output") & outside & ~_changed(course)
+    # An optimizer that is known and holds a weight leaves it as it is; else nothing is known of the update.
+    held = course.rows("update", "zero")
+    left = course.rows("update", "not_optimized", "frozen", "ok", "subnormal", "nonfinite")
+    rows &= ~left
+    rows &= held | ~_copies(course, rows)
+    if not rows.any():
+        return ()
+    names = _outermost(course.modules(rows), course.modules(~rows))
+    gets = "gets" if len(names) == 1 else "get"
+    text = (
+        f"{listed(names)} {gets} no gradient in any step, though called: the graph is cut between there and the loss"
+    )
+    is_held = bool((held & rows).any())
+    if is_held:
+        text += "; the weights are in the optimizer and never change"
+    return (Finding("cut", text, names, _REMEDY, 3 if is_held else 1),)
+
+
+def _at_the_begin(silent: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which rows are called before any that gets a gradient: a head that is not used comes later."""
+    return np.asarray(np.logical_and.accumulate(silent))
+
+
+def _changed(course: Course) -> NDArray[np.bool_]:
+    if not course.has("weight") or len(course.steps) < 2:
+        return np.zeros(len(course.names), dtype=bool)
+    weight = course.log10["weight"]
+    return np.asarray((np.abs(weight[-1] - weight[0]) > _MOVED).any(axis=0))
+
+
+def _copies(course: Course, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which rows are like ones that are trained, but for the part of the name that comes first."""
+    if not course.kinds:
+        return np.zeros(len(course.names), dtype=bool)
+    places = [(name.partition(".")[2], kind) for name, kind in zip(course.names, course.kinds, strict=True)]
+    known = {place for place, row in zip(places, rows, strict=True) if not row}
+    return np.array([bool(row) and place in known for place, row in zip(places, rows, strict=True)])
+
+
+def _outermost(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """Return the outermost modules of some that hold none of the others."""
+
+    def outermost(name: str) -> str:
+        parts = name.split(".")
+        for count in range(1, len(parts)):
+            outer = ".".join(parts[:count])
+            if not any(other == outer or other.startswith(outer + ".") for other in others):
+                return outer
+        return name
+
+    return tuple(dict.fromkeys(outermost(name) for name in names))
