@@ -52,7 +52,8 @@ def _growth(course: Course, begin: int) -> tuple[Finding, ...]:
     told = [f"{_WORDS[name]} from 10^{first:.1f} to 10^{last:.1f}" for name, (first, last) in grown.items()]
     first, last = course.steps[window][0], course.steps[window][-1]
     place = f"at step {course.steps[begin]}" if begin < len(course.steps) else f"by the update of step {last}"
-    text = f"diverged {place}: sizes grew from step {first} to {last} ({', '.join(told[:3])}); the learning rate is too large"
+    text = f"diverged {place}: sizes grew from step {first} to {last} ({', '.join(told[:3])}); "
+    text += "the learning rate is too large"
     row = course.rows("output", "nonfinite", step=begin) if begin < len(course.steps) else np.zeros(0, dtype=bool)
     remedy = f"a learning rate {times_smaller(course, window)} times smaller, or {_CLIP}"
     return (Finding("nonfinite", text, course.modules(row)[:1], remedy, 3),)
