@@ -37,8 +37,8 @@ def decay(course: Course) -> tuple[Finding, ...]:
     if not rows.any() or rows.sum() < known.sum() / 2:
         return ()
     names, left = course.modules(rows), float(np.median(shrunk[rows]))
-    text = (
-        f"weight decay outweighs the gradient: a step takes {1 - np.median(factor[is_straight]):.2g} of the weights "
-    )
-    text += f"of {listed(names)}, and 10^{left:.1f} is left of them since step {course.steps[0]}"
+    taken = 1 - np.median(factor[is_straight])
+    remains = "nothing" if is_zero[-1, :, rows].all() else f"10^{left:.1f}"
+    text = f"weight decay outweighs the gradient: a step takes {taken:.2g} of the weights of {listed(names)}, and "
+    text += f"{remains} of them is left since step {course.steps[0]}"
     return (Finding("weight decay", text, names, "weight_decay=1e-4 to 1e-2", 3 if left < _GONE else 2),)
