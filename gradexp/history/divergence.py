@@ -4,7 +4,7 @@ import numpy as np
 
 from gradexp.history.course import Course, largest, listed
 from gradexp.history.finding import Finding
-from gradexp.history.slower import times_smaller
+from gradexp.history.slower import largest_share, times_smaller
 from gradexp.history.step import STATUSES, Array
 
 # A training that diverges grows by decades within a few steps. One that is healthy also grows at first, but hardly
@@ -12,21 +12,42 @@ from gradexp.history.step import STATUSES, Array
 _WINDOW = 10
 _GROWN, _GROWN_FAR = 1.0, 3.0
 _LARGE_SHARE = -1.0
+_RISEN = 10.0
 _BEFORE_STEP = ("output", "output_grad", "weight_grad", "weight")
 _WORDS = {"output": "outputs", "weight": "weights", "update": "updates", "weight_grad": "weight gradients"}
 _CLIP = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before optimizer.step()"
 
 
 def divergence(course: Course) -> tuple[Finding, ...]:
-    """Return what led to the inf or nan of the last step, if earlier steps show it.
+    """Return what led to the inf or nan of the last step, or to a loss that rises, if earlier steps show it.
 
     Sizes that grew by decades before, with steps as large as the weights, come of a learning rate that is too large.
     Finite gradients, and weights that are inf or nan after the step, put the blame on the optimizer's step.
     """
+    if not course.has_nonfinite(*_BEFORE_STEP, "update"):
+        return _rising_loss(course)
     begin = _begin(course)  # index of the first step with inf or nan; one beyond the last if its update is to blame
     if not begin or (begin == len(course.steps) and not course.has_nonfinite("update")):
         return ()
     return _growth(course, begin) or _step_to_blame(course, begin)
+
+
+def _rising_loss(course: Course) -> tuple[Finding, ...]:
+    """Return that the loss has become many times what it was, while steps changed weights by large shares."""
+    if len(course.steps) < 2 or course.loss is None or not course.has("update", "weight"):
+        return ()
+    loss = course.loss.mean(axis=1)
+    low = int(np.argmin(np.where(np.isfinite(loss), loss, np.inf)[:-1]))
+    if not 0 < _RISEN * loss[low] < loss[-1]:
+        return ()
+    window = slice(low, None)
+    share = largest_share(course, window)
+    if not share >= _LARGE_SHARE:
+        return ()
+    text = f"the loss rose from {loss[low]:.2g} at step {course.steps[low]} to {loss[-1]:.2g}, where a step changed "
+    text += f"weights by a share of up to 10^{share:.1f}, about 10^-3 is usual: the learning rate is too large"
+    remedy = f"a learning rate {times_smaller(course, window)} times smaller, or {_CLIP}"
+    return (Finding("diverging", text, (), remedy, 2),)
 
 
 def _begin(course: Course) -> int:

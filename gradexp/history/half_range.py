@@ -7,6 +7,8 @@ from gradexp.history.finding import Finding
 
 # The smallest number of float16 is 6e-8. Some thousand of such elements have a norm of 1e-5.
 _TINY = -3.5
+# Unless a loss is small, some gradient at the last layer is above 6e-8: that of the mean over a million elements.
+_SMALL_LOSS = 1e-3
 _REMEDY = "torch.amp.GradScaler, which scales the loss up; or torch.bfloat16 in place of torch.float16"
 
 
@@ -25,7 +27,7 @@ def half_range(course: Course) -> tuple[Finding, ...]:
     above = np.where(zero, np.nan, course.log10["output_grad"][-1]).max(axis=0)
     above = above[seen & ~zero]
     loss = None if course.loss is None else course.loss[-1]
-    has_loss = loss is not None and bool((np.isfinite(loss) & (loss != 0)).all())
+    has_loss = loss is not None and bool(((np.abs(loss) < _SMALL_LOSS) & (loss != 0)).all())
     if (above.size == 0 and not has_loss) or not np.all(above[: above.size // 2 + 1] < _TINY):
         return ()
     row = int(np.flatnonzero(zero & seen)[-1])

@@ -147,12 +147,14 @@ class History:
         if not -recorded <= step < recorded:
             raise ValueError(f"step is an index from 0 to {recorded - 1}, or -1 for the last, got {step}")
         recorded_step = self._step(step)
-        further = (
+        findings = [
+            # What led to a bad step comes before what is bad in it.
+            *(training_findings(self._course(step % recorded + 1)) if self.phase == "train" else ()),
+            *recorded_step.findings,
             *unoptimized(self.names, recorded_step.status),
             *updates_findings(recorded_step, self._step(0)),
-            *(training_findings(self._course(step % recorded + 1)) if self.phase == "train" else ()),
-        )
-        return replace(recorded_step, findings=worst_first([*recorded_step.findings, *further]))
+        ]
+        return replace(recorded_step, findings=worst_first(findings))
 
     def _course(self, end: int) -> Course:
         """Return the recorded steps before an index."""

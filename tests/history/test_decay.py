@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from tests.helpers.trainings import classes, kinds, mlp, recorded
+from trainings import classes, kinds, mlp, recorded
 
 
 @pytest.fixture(autouse=True)

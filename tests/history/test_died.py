@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from trainings import losses, mlp, recorded
 
 from gradexp import initialize
-from tests.helpers.trainings import losses, mlp, recorded
 
 
 @pytest.fixture(autouse=True)

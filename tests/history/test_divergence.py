@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from trainings import classes, losses, mlp, recorded
 
 from gradexp import GradientProbe
-from tests.helpers.trainings import classes, losses, mlp, recorded
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,34 @@ def test_the_learning_rate_that_the_remedy_names_trains(optimizer):
     model.load_state_dict(state)
     clipped = losses(model, torch.optim.SGD(model.parameters(), **optimizer), F.mse_loss, batch, 20, clip=1.0)
     assert torch.isfinite(torch.tensor(clipped)).all()
+
+
+@pytest.mark.parametrize("lr", [0.3, 1.0])
+def test_a_loss_that_rises_under_large_steps_is_told_while_it_is_finite(lr):
+    model, batch = mlp(), classes()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    history = recorded(model, torch.optim.Adam(model.parameters(), lr=lr), batch=batch, steps=2)
+    (finding,) = (finding for finding in history.at().findings if finding.kind == "diverging")
+    assert "the loss rose from 1.1 at step 0" in finding.text
+    model.load_state_dict(state)
+    times = int(re.search(r"a learning rate (\d+) times smaller", finding.remedy)[1])
+    seen = losses(model, torch.optim.Adam(model.parameters(), lr=lr / times), F.cross_entropy, batch, 80)
+    assert max(seen) < 1.5
+    assert seen[-1] < 0.5 * seen[0]
+
+
+def test_what_led_to_nan_comes_before_where_it_was_seen():
+    model, (x, y) = mlp(out=1), regression()
+    optimizer = torch.optim.SGD(model.parameters(), lr=3.0)
+    with GradientProbe(model, optimizer=optimizer, alarm=lambda _: None) as probe:
+        for step in range(10):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(x), y)
+            loss.backward()
+            probe.collect(step, loss)
+            optimizer.step()
+    assert nonfinite(probe.history)[0].text.startswith("diverged at step")
+    assert probe.history.verdict().text.startswith("nonfinite: diverged at step")
 
 
 def test_a_bad_batch_in_a_healthy_training_is_not_the_learning_rate():

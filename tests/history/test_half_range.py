@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from trainings import classes, mlp
 
 from gradexp import GradientProbe
-from tests.helpers.trainings import classes, mlp
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,12 @@ def test_gradients_that_give_out_half_way_name_the_first_row_without_one():
             layer.weight.mul_(0.3)
     (finding,) = found(model, 1e-2)
     assert "and above it 10^-" in finding.text
+
+
+def test_an_output_that_is_flat_in_float16_is_not_the_format():
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3), nn.ReLU())
+    nn.init.constant_(model[2].bias, -100.0)
+    assert found(model, 1.0) == []
 
 
 def test_a_dead_layer_in_float16_is_dead():

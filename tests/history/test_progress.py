@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-
-from tests.helpers.trainings import classes, kinds, mlp, recorded
+from trainings import classes, kinds, mlp, recorded
 
 
 @pytest.fixture(autouse=True)

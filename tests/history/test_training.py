@@ -3,12 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from healthy import MODELS
 from torch import nn
+from trainings import classes, kinds, mlp, recorded
 
-from tests.helpers.healthy import MODELS
-from tests.helpers.trainings import classes, kinds, mlp, recorded
-
-OF_TRAININGS = {"nonfinite", "cut", "dead", "number format", "weight decay", "no progress"}
+OF_TRAININGS = {"nonfinite", "cut", "dead", "number format", "diverging", "weight decay", "no progress"}
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from trainings import classes, kinds, mlp, recorded
 
 from gradexp import GradientProbe
-from tests.helpers.trainings import classes, kinds, mlp, recorded
 
 
 @pytest.fixture(autouse=True)
