@@ -8,7 +8,7 @@ from gradexp.history.step import STATUSES
 
 _HALVED, _GONE = -0.3, -1.0
 _NOTHING = -50.0  # below every float32
-_STRAIGHT = 0.8  # the share of an update that makes its weight shorter
+_STRAIGHT, _MORE = 0.8, 1.25  # how much shorter weights are for the length of an update; more is not the optimizer's
 
 
 def decay(course: Course) -> tuple[Finding, ...]:
@@ -29,10 +29,11 @@ def decay(course: Course) -> tuple[Finding, ...]:
         return ()
     sizes, updates = weight[:, :, rows].mean(axis=1), course.log10["update"][:-1, :, rows].mean(axis=1)
     steps = np.maximum(np.diff(course.steps), 1)[:, None]
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(all="ignore"):
         change = np.diff(sizes, axis=0)
         factor = 10 ** (change / steps)
-        is_straight = 1 - factor > _STRAIGHT * 10 ** (updates - sizes[:-1])
+        shorter = (1 - factor) / 10 ** (updates - sizes[:-1])
+        is_straight = (shorter > _STRAIGHT) & (shorter < _MORE)
     rows[rows] = np.where(is_straight, change, 0).sum(axis=0) < _HALVED
     if not rows.any() or rows.sum() < known.sum() / 2:
         return ()

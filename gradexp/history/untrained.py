@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from gradexp.history.course import Course, listed
 from gradexp.history.finding import Finding
-from gradexp.history.step import SEEN
+from gradexp.history.step import SEEN, STATUSES
 
 # Weights that something else than an optimizer changes, such as a moving average.
 _MOVED = 1e-9
@@ -30,27 +30,32 @@ def untrained(course: Course) -> tuple[Finding, ...]:
     idle = course.rows("weight_grad", "unused")
     if not idle.any() or idle.all():
         return ()
-    trained = np.isin(course.status["weight_grad"], SEEN).any(axis=(0, 1))
-    outside = course.rows("output_grad", "frozen") | (
-        course.rows("output_grad", "unused") & _at_the_begin(~course.seen("weight_grad"))
-    )
+    trained = _ever(course, "weight_grad", *(STATUSES[code] for code in SEEN))
+    unread = course.rows("output_grad", "unused") & _at_the_begin(~course.seen("weight_grad"))
+    outside = course.rows("output_grad", "frozen") | unread
     rows = idle & ~trained & course.seen("output") & outside & ~_changed(course)
-    # An optimizer that is known and holds a weight leaves it as it is; else nothing is known of the update.
-    held = course.rows("update", "zero")
-    left = course.rows("update", "not_optimized", "frozen", "ok", "subnormal", "nonfinite")
-    rows &= ~left
+    # A step of an optimizer that holds a weight leaves it as it is; if no step was seen, nothing is known.
+    held = _ever(course, "update", "zero")
+    rows &= ~_ever(course, "update", "not_optimized", "frozen", "ok", "subnormal", "nonfinite")
     rows &= held | ~_copies(course, rows)
     if not rows.any():
         return ()
     names = _outermost(course.modules(rows), course.modules(~rows))
     gets = "gets" if len(names) == 1 else "get"
-    text = (
-        f"{listed(names)} {gets} no gradient in any step, though called: the graph is cut between there and the loss"
-    )
+    text = f"{listed(names)} {gets} no gradient in any recorded step, though called: the graph is cut between there "
+    text += "and the loss"
     is_held = bool((held & rows).any())
     if is_held:
         text += "; the weights are in the optimizer and never change"
     return (Finding("cut", text, names, _REMEDY, 3 if is_held else 1),)
+
+
+def _ever(course: Course, quantity: str, *words: str) -> NDArray[np.bool_]:
+    """Return which rows had one of some statuses in a step."""
+    if quantity not in course.status:
+        return np.zeros(len(course.names), dtype=bool)
+    codes = [STATUSES.index(word) for word in words]
+    return np.asarray(np.isin(course.status[quantity], codes).any(axis=(0, 1)))
 
 
 def _at_the_begin(silent: NDArray[np.bool_]) -> NDArray[np.bool_]:

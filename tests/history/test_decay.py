@@ -45,6 +45,22 @@ def test_ordinary_weight_decay_raises_no_alarm(make, weight_decay):
     assert kinds(recorded(model, make(model.parameters(), lr=lr, weight_decay=weight_decay), steps=60)) == []
 
 
+def test_weights_that_are_clamped_or_scaled_by_hand_raise_no_alarm():
+    def clamp(model):
+        for layer in model[::2]:
+            layer.weight.data.clamp_(-0.01, 0.01)  # as Wasserstein critics are
+
+    def halve(model):
+        for layer in model[::2]:
+            layer.weight.data.mul_(0.8)
+
+    for by_hand in (clamp, halve):
+        model = mlp()
+        optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-4)
+        history = recorded(model, optimizer, steps=12, after_step=lambda f=by_hand, m=model: f(m))
+        assert "weight decay" not in kinds(history)
+
+
 def test_weights_that_learning_makes_smaller_raise_no_alarm():
     model = mlp()
     with torch.no_grad():
