@@ -24,7 +24,7 @@ def no_progress(course: Course) -> tuple[Finding, ...]:
         return ()
     text = f"the loss does not fall: on average {first:.3g} in the first third of {len(loss)} recorded steps and "
     text += f"{last:.3g} in the last; in adversarial or reinforcement learning, or after convergence, that is normal"
-    remedy = "try to fit one batch first: if that works, look at the data; else at the learning rate and the loss"
+    remedy = "try to fit one batch first: if that works, look at the data; else at the learning rate and the loss's sign"
     return (Finding("no progress", text, (), remedy, 2),)
 
 

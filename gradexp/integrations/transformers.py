@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradexp.history.finding import Finding
+from gradexp.history.clipped import clipped
 from gradexp.integrations import ProbeOfTraining
 
 try:
@@ -72,7 +72,7 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
         if not self._is_collected:
             self._collect(state.global_step)
         if clips and self._probe is not None:
-            self._probe.add_finding(_clipped(args.max_grad_norm))
+            self._probe.add_finding(clipped("the Trainer", args.max_grad_norm))
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Remove the hooks after the optimizer's step."""
@@ -88,15 +88,6 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
             watched.remove()
         self._watched = []
         super().remove()
-
-
-def _clipped(max_norm: float) -> Finding:
-    text = (
-        f"the Trainer has clipped gradients unseen to a norm of {max_norm:g}: weight gradients are as clipped, and "
-    )
-    text += "output gradients as they came"
-    remedy = "TrainingArguments(max_grad_norm=0) for a training that is to be measured"
-    return Finding("clipped", text, (), remedy, 1)
 
 
 class _Watched:
