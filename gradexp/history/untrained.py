@@ -37,7 +37,8 @@ def untrained(course: Course) -> tuple[Finding, ...]:
     # A step of an optimizer that holds a weight leaves it as it is; if no step was seen, nothing is known.
     held = _ever(course, "update", "zero")
     rows &= ~_ever(course, "update", "not_optimized", "frozen", "ok", "subnormal", "nonfinite")
-    rows &= held | ~_copies(course, rows)
+    copies = _copies(course, rows)
+    rows &= held | ~copies
     if not rows.any():
         return ()
     names = _outermost(course.modules(rows), course.modules(~rows))
@@ -47,7 +48,8 @@ def untrained(course: Course) -> tuple[Finding, ...]:
     is_held = bool((held & rows).any())
     if is_held:
         text += "; the weights are in the optimizer and never change"
-    return (Finding("cut", text, names, _REMEDY, 3 if is_held else 1),)
+    # A target network that an optimizer holds by mistake learns as it should, by copies of the trained one.
+    return (Finding("cut", text, names, _REMEDY, 3 if (held & rows & ~copies).any() else 1),)
 
 
 def _ever(course: Course, quantity: str, *words: str) -> NDArray[np.bool_]:

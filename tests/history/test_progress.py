@@ -42,6 +42,14 @@ def test_a_loss_that_falls_raises_no_alarm():
     assert kinds(recorded(model, torch.optim.Adam(model.parameters(), lr=1e-3), batch=classes, steps=40)) == []
 
 
+def test_a_loss_that_fell_at_once_and_then_stays_has_converged():
+    history = guessing(60)
+    noise = np.random.default_rng(0).normal(scale=0.01, size=(60, 1))
+    history.loss = 0.5 + noise + np.exp(-np.arange(60))[:, None]
+    history.loss[40:] += 0.1  # such as by a stronger regularisation
+    assert kinds(history) == []
+
+
 def test_a_warm_up_is_waited_for():
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -96,9 +96,9 @@ def test_teachers_and_target_networks_raise_no_alarm(held, follows):
         history = probe.history
     else:
         history = recorded(model, optimizer, taught, after_step=model.follow if follows else None)
-    # A copy that never changes though the optimizer holds it is no teacher.
-    expected = ["cut"] if held == "both" and not follows else []
-    assert kinds(history) == expected
+    assert kinds(history, least=2) == []
+    # A copy that has never changed though the optimizer holds it may be a target network that is copied now and then.
+    assert kinds(history) == (["cut"] if held == "both" and not follows else [])
 
 
 class Pooled(nn.Module):
