@@ -39,7 +39,7 @@ def died(course: Course) -> tuple[Finding, ...]:
     is_fast = share > _TOO_LARGE
     if is_fast:
         text += f"; step {course.steps[0]} changed weights by a share of up to 10^{share:.1f}, about 10^-3 is usual"
-    remedy = f"{_AGAIN} with a learning rate {times_smaller(course, before)} times smaller"
+    remedy = f"{_AGAIN} with a learning rate {times_smaller(course)} times smaller"
     if _is_end(course, zero):
         remedy = f"{_OPEN_END}; {remedy if is_fast else _AGAIN}"
     return (Finding("dead", text, names[::-1], remedy, 3),)

@@ -15,6 +15,7 @@ _LARGE_SHARE = -1.0
 _RISEN = 10.0
 _BEFORE_STEP = ("output", "output_grad", "weight_grad", "weight")
 _WORDS = {"output": "outputs", "weight": "weights", "update": "updates", "weight_grad": "weight gradients"}
+# Adam divides clipping out again.
 _CLIP = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before optimizer.step()"
 
 
@@ -46,7 +47,7 @@ def _rising_loss(course: Course) -> tuple[Finding, ...]:
         return ()
     text = f"the loss rose from {loss[low]:.2g} at step {course.steps[low]} to {loss[-1]:.2g}, where a step changed "
     text += f"weights by a share of up to 10^{share:.1f}, about 10^-3 is usual: the learning rate is too large"
-    remedy = f"a learning rate {times_smaller(course, window)} times smaller, or {_CLIP}"
+    remedy = f"a learning rate {times_smaller(course, low)} times smaller"
     return (Finding("diverging", text, (), remedy, 2),)
 
 
@@ -76,7 +77,7 @@ def _growth(course: Course, begin: int) -> tuple[Finding, ...]:
     text = f"diverged {place}: sizes grew from step {first} to {last} ({', '.join(told[:3])}); "
     text += "the learning rate is too large"
     row = course.rows("output", "nonfinite", step=begin) if begin < len(course.steps) else np.zeros(0, dtype=bool)
-    remedy = f"a learning rate {times_smaller(course, window)} times smaller, or {_CLIP}"
+    remedy = f"a learning rate {times_smaller(course, window.start)} times smaller; or, with SGD, {_CLIP}"
     return (Finding("nonfinite", text, course.modules(row)[:1], remedy, 3),)
 
 

@@ -10,15 +10,19 @@ from gradexp.history.course import Course
 _STILL_TRAINS = -1.5
 
 
-def times_smaller(course: Course, steps: slice) -> int:
+def times_smaller(course: Course, begin: int = 0) -> int:
     """Return how many times smaller the learning rate should be: a power of 10, and 10 if nothing is known.
+
+    The first step of all counts, since after it the weights are others already, and the one with which the trouble
+    began, since rates may have grown in a warm-up.
 
     Args:
         course: The training.
-        steps: The steps to judge; the first one counts, since after it the weights have changed already.
+        begin: Index of the step with which the trouble began.
     """
-    share = largest_share(course, steps)
-    return 10 if math.isnan(share) else int(10 ** max(1, round(share - _STILL_TRAINS)))
+    shares = [largest_share(course, slice(first, None)) for first in (0, begin)]
+    known = [share for share in shares if not math.isnan(share)]
+    return int(10 ** max(1, round(max(known) - _STILL_TRAINS))) if known else 10
 
 
 def largest_share(course: Course, steps: slice) -> float:
