@@ -49,7 +49,11 @@ def test_deep_networks_whose_signal_dies_under_their_biases_are_told_and_he_cure
     first = next(layer for layer in range(12) if all(cosine > 0.99 for cosine in cosines[layer:]))
     assert (finding.kind, finding.severity) == ("inputs collapse", 2)
     assert finding.modules == tuple(str(2 * layer) for layer in range(first, 12))
-    assert finding.text.startswith(f"from {2 * first} on all 32 samples look alike")
+    assert finding.text == (
+        f"from {2 * first} on all 32 samples look alike: mean cosine {cosines[first]:.4f} there, "
+        f"{cosines[-1]:.4f} at 22; {mean_cosine(X).item():.2f} for the inputs"
+    )
+    assert "nn.BatchNorm1d(width) before each activation" in finding.remedy
     initialize(model, "he")
     assert found(model) is None
 
@@ -63,8 +67,23 @@ def test_embeddings_that_are_all_alike_are_told():
         def forward(self, x):
             return self.project(torch.tanh(self.encode(x)) + 10)
 
-    finding = found(Embed(), X, lambda z: z.square().mean())
+    x = torch.eye(32, 64) - 1e-3  # whose mean cosine is below 0 by a hair
+    finding = found(Embed(), x, lambda z: z.square().mean())
     assert (finding.kind, finding.modules) == ("inputs collapse", ("project",))
+    assert " there; 0.00 for the inputs" in finding.text  # which has no "at project", and no -0.00
+
+
+def test_convolutions_that_collapse_get_a_norm_of_their_own():
+    def convolutions(norm):
+        layers = [(nn.Conv2d(1, 16, 3, padding=1), nn.Sigmoid())]
+        layers += [(nn.Conv2d(16, 16, 3, padding=1), nn.Sigmoid()) for _ in range(8)]
+        if norm:
+            layers = [(conv, nn.BatchNorm2d(16), activation) for conv, activation in layers]
+        return nn.Sequential(*itertools.chain(*layers), nn.Flatten(), nn.Linear(16 * 64, 3))
+
+    batch = torch.randn(32, 1, 8, 8), Y
+    assert found(convolutions(False), batch).remedy.startswith("nn.BatchNorm2d(channels) before each activation")
+    assert found(convolutions(True), batch) is None
 
 
 @pytest.mark.parametrize("model", [lambda: deep(4), lambda: deep(12, norm=True), lambda: deep(8, activation=nn.Tanh)])
@@ -81,9 +100,11 @@ def test_normalisation_cures_a_deep_network():
 def test_a_batch_that_repeats_one_sample_is_told_so():
     finding = found(deep(12), (X[:1].repeat(32, 1), Y))
     assert (finding.kind, finding.severity) == ("inputs alike", 1)
+    assert finding.text.startswith("all 32 inputs are alike: their mean cosine is 1")
+    assert "e-" not in finding.text or " up to " in finding.text
     tokens = torch.randint(50, (1, 12)).repeat(32, 1)
     model = nn.Sequential(nn.Embedding(50, 32), nn.Flatten(), nn.Linear(12 * 32, 32), nn.ReLU(), nn.Linear(32, 3))
-    assert found(model, (tokens, Y)).kind == "inputs alike"
+    assert found(model, (tokens, Y)).text == "all 32 inputs are alike: their mean cosine is 1"
     assert found(model, (torch.randint(50, (32, 12)), Y)) is None
 
 

@@ -50,6 +50,12 @@ def test_experts_that_no_sample_went_to_are_counted():
     assert finding.severity == 1
 
 
+def test_one_idle_expert_is_told_in_the_singular():
+    x, which, y = torch.randn(7, 3), torch.arange(7), torch.zeros(7, dtype=torch.long)
+    finding = kinds(measure(Experts(), F.cross_entropy, ((x, which), y)))["idle experts"]
+    assert finding.text == "1 of the 8 matrices in weight gets a gradient of 0 (number 7)"
+
+
 def test_experts_that_all_work_and_kernels_of_convolutions_are_no_idle_experts():
     torch.manual_seed(0)
     x, which, y = torch.randn(8, 3), torch.arange(8), torch.zeros(8, dtype=torch.long)

@@ -224,6 +224,14 @@ def test_a_trained_classifier_may_be_sure_at_its_output():
     assert not [f for f in findings if f.kind == "saturated"]
 
 
+def test_a_clamp_at_the_output_gets_no_loss_of_logits():
+    model = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3), nn.Hardtanh(0, 1))
+    nn.init.constant_(model[2].bias, 100.0)
+    finding = found(model, "saturated", (X, torch.randn(128, 3)), F.mse_loss)
+    assert finding.text == "100 % of the hardtanh's outputs after 2 lie where its slope is below 0.001"
+    assert finding.remedy == ""
+
+
 def test_layers_that_a_checkpoint_computes_anew_run_no_further_time():
     class Counted(nn.Module):
         def __init__(self):

@@ -120,6 +120,7 @@ def test_both_factors_of_0_are_a_fault():
     (finding,) = findings(model, F.cross_entropy, (X, Y), KIND)
     assert finding.severity == 3
     assert finding.modules == ("1.A", "1.B")
+    assert finding.text.endswith("those of 1.A, 1.B are exactly 0, and each keeps the gradient of the other at 0")
 
 
 def test_biases_of_0_dead_units_and_padding_are_no_closed_branches():

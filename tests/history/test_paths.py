@@ -121,6 +121,19 @@ def test_closed_branches_beside_an_open_stream_are_harmless():
     assert residual(0.1, [ZERO] * 6).verdict().gradient == "stable"
 
 
+@pytest.mark.parametrize(
+    ("branch", "text"),
+    [
+        ([0.0, -6.0, 0.0], "blocks.1.fc gets 10^-6.0 of the gradient that passes beside it, which is harmless"),
+        ([0.0, -6.0, -6.0], "blocks.*.fc (2 modules) get 10^-6.0 of the gradient that passes beside them, which"),
+        ([-5.0, -6.0, 0.0], "blocks.*.fc (2 modules) get 10^-6.0 to 10^-5.0 of the gradient that passes beside them"),
+    ],
+)
+def test_one_closed_branch_is_told_in_the_singular_and_several_with_their_range(branch, text):
+    (finding,) = residual(0.0, branch).verdict().findings
+    assert finding.text.startswith(text)
+
+
 def test_a_stream_that_vanishes_or_explodes_is_judged_by_blocks():
     for sign, word in ((-1, "vanishing"), (1, "exploding")):
         verdict = residual(sign * 5.0, [sign * (4.8 - 0.8 * index) for index in range(6)]).verdict()
@@ -159,6 +172,16 @@ def test_a_gradient_that_shrinks_to_0_vanishes_and_is_not_dead():
     verdict = chain([ZERO, ZERO, -44.0, -30.0, -15.0, 0.0]).verdict()
     assert verdict.gradient == "vanishing"
     assert verdict.text.endswith("by 10^-44.0 in all from layers.5 to layers.2; it is exactly 0 from layers.1 down")
+
+
+def test_weight_gradients_of_0_are_told_with_the_output_gradient_or_with_their_own_layer():
+    values = [ZERO, ZERO, -44.0, -30.0, -15.0, 0.0]
+    alike = chain(values, weight_grad=values).verdict().text
+    assert alike.endswith("; it is exactly 0 from layers.1 down, as are the weight gradients")
+    higher = chain(values, weight_grad=[ZERO] * 3 + [0.0] * 3).verdict().text
+    assert higher.endswith(
+        "; it is exactly 0 from layers.1 down; the weight gradients are exactly 0 from layers.2 down"
+    )
 
 
 def test_layers_after_which_all_is_0_are_dead():
