@@ -78,11 +78,8 @@ class Cut(Observer):
         yield from self._flat_findings(flat, owner, reached)
         if silent:
             yield from self._silent_findings(examination, silent, owner, reached)
-        frozen = [owner[key] for key in parameters if key not in trained]
-        if frozen:
-            names = outermost(list(dict.fromkeys(frozen)), {owner[key] for key in trained})
-            text = f"{listed(names)} {verb(names, 'is', 'are')} frozen (requires_grad=False) and not trained"
-            yield Finding("frozen", text, tuple(names), severity=0)
+        if len(trained) < len(parameters):
+            yield _frozen(parameters, owner)
 
     def _flat_findings(self, flat: dict[int, str], owner: dict[int, str], reached: set[str]) -> Iterator[Finding]:
         for operation in dict.fromkeys(flat.values()):
@@ -183,6 +180,21 @@ def why_without_gradient(examination: Examination) -> str:
         return ""
     last = cutting[-1]
     return f": {_operation(last)} cuts them off{f' ({last.place})' if last.place else ''}"
+
+
+def _frozen(parameters: Mapping[int, Tensor], owner: Mapping[int, str]) -> Finding:
+    """Return what is frozen; it is an alarm if biases are trained and no weight of the whole model."""
+    frozen = dict.fromkeys(owner[key] for key, p in parameters.items() if not p.requires_grad)
+    trained = {owner[key] for key, p in parameters.items() if p.requires_grad}
+    names = outermost(list(frozen), trained)
+    text = f"{listed(names)} {verb(names, 'is', 'are')} frozen (requires_grad=False) and not trained"
+    halves = [name for name in frozen if name in trained]  # a bias without its weight
+    if not halves or any(p.requires_grad and p.dim() > 1 for p in parameters.values()):
+        return Finding("frozen", text, tuple(names), severity=0)
+    text += f": of the whole model no weight is trained, only what else is in {listed(halves)}"
+    remedy = f"model.get_submodule({halves[-1]!r}).requires_grad_(True)"
+    is_choice = all(p.requires_grad for p in parameters.values() if p.dim() < 2)  # biases alone, as BitFit trains
+    return Finding("frozen", text, tuple(names), remedy, 1 if is_choice else 2)
 
 
 def _exits(examination: Examination, repetition: Repetition) -> tuple[Sequence[Exit], Sequence[Exit]]:

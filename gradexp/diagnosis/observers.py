@@ -10,12 +10,15 @@ from torch import nn
 
 from gradexp.diagnosis.collapse import Collapse
 from gradexp.diagnosis.cut import Cut
+from gradexp.diagnosis.dropout import Dropout
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.formats import NumberFormats
 from gradexp.diagnosis.guessing import Guessing
 from gradexp.diagnosis.initial_scale import InitialScale
 from gradexp.diagnosis.input_scale import InputScale
 from gradexp.diagnosis.nonfinite import Nonfinite
+from gradexp.diagnosis.output_activation import OutputActivation
+from gradexp.diagnosis.pairs import Pairs
 from gradexp.diagnosis.resolution import Resolution
 from gradexp.diagnosis.rounding import RoundingNoise
 from gradexp.diagnosis.sharing import Experts, TiedWeights
@@ -40,11 +43,14 @@ OBSERVERS: tuple[type[Observer], ...] = (
     ZeroInitialised,
     EqualUnits,
     RoundingNoise,
+    Dropout,
     Units,
     Collapse,
     InputScale,
     InitialScale,
+    Pairs,
     SquashedTwice,
+    OutputActivation,
     Guessing,
     Resolution,
     Unseen,
