@@ -21,6 +21,7 @@ from gradexp.diagnosis.output_activation import OutputActivation
 from gradexp.diagnosis.pairs import Pairs
 from gradexp.diagnosis.resolution import Resolution
 from gradexp.diagnosis.rounding import RoundingNoise
+from gradexp.diagnosis.saturated_softmax import SaturatedSoftmax
 from gradexp.diagnosis.sharing import Experts, TiedWeights
 from gradexp.diagnosis.squashed_twice import SquashedTwice
 from gradexp.diagnosis.stops import Stops
@@ -45,6 +46,7 @@ OBSERVERS: tuple[type[Observer], ...] = (
     RoundingNoise,
     Dropout,
     Units,
+    SaturatedSoftmax,
     Collapse,
     InputScale,
     InitialScale,

@@ -16,12 +16,12 @@ _LONGEST_WALK = 200  # nodes between an operation and the modules before it
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a module: its nodes are numbered above ``begin`` and up to ``end``."""
+    """A call of a module: its nodes are numbered above ``begin``, up to those that made what it returned."""
 
     name: str
     module: nn.Module
     begin: int
-    end: int
+    made: list[Node]
 
 
 class Origins:
@@ -38,7 +38,7 @@ class Origins:
             return
         end = max(map(creation_number, made))
         got = (creation_number(tensor.grad_fn) for tensor in tensors_in(args) if tensor.grad_fn is not None)
-        call = Call(name, module, max((number for number in got if number < end), default=-1), end)
+        call = Call(name, module, max((number for number in got if number < end), default=-1), made)
         self._calls.append(call)
         for node in made:  # a container ends with the node of the module inside, which was called before
             self._ended.setdefault(node, call)
@@ -54,22 +54,49 @@ class Origins:
 
     def around(self, node: Node) -> str:
         """Return the name of the innermost module in whose call a node was made; empty for the model itself."""
-        number = creation_number(node)
-        around = [call for call in self._calls if call.begin < number <= call.end]
-        return around[0].name if around else ""  # inner calls are over first
+        call = self._around(node)
+        return "" if call is None else call.name
 
-    def weighted_before(self, node: Node) -> list[str]:
-        """Return the names of the nearest modules with weights on each way down from a node."""
+    def weighted_before(self, node: Node, inputs: int | None = None) -> list[str]:
+        """Return the names of the nearest modules with weights on each way down from a node.
+
+        Args:
+            node: The node.
+            inputs: How many of its inputs count; None for all.
+        """
         names: dict[str, None] = {}
-        waiting = deque(source for source, _ in node.next_functions)
+        around = self._around(node)
+        waiting = deque(source for source, _ in node.next_functions[:inputs])
         seen: set[Node | None] = set()
         while waiting and len(seen) < _LONGEST_WALK:
             below = waiting.popleft()
             if below is None or below in seen:
                 continue
             seen.add(below)
-            if self.has_weights(below):
+            if around is not None and has_weights(around.module) and creation_number(below) <= around.begin:
+                names[around.name] = None  # which computes with weights of its own
+            elif self.has_weights(below):
                 names[self._ended[below].name] = None
             else:
                 waiting.extend(source for source, _ in below.next_functions)
         return list(names)
+
+    def _around(self, node: Node) -> Call | None:
+        return next((call for call in self._calls if _holds(call, node)), None)  # inner calls are over first
+
+
+def _holds(call: Call, node: Node) -> bool:
+    """Return whether a node is on the way from what a call got to what it returned."""
+    first = max(call.begin + 1, creation_number(node))
+    waiting = [end for end in call.made if creation_number(end) >= first]
+    seen = set(waiting)
+    while waiting and creation_number(node) >= first:
+        above = waiting.pop()
+        if above is node:
+            return True
+        new = {
+            source for source, _ in above.next_functions if source is not None and creation_number(source) >= first
+        }
+        waiting += new - seen
+        seen |= new
+    return False
