@@ -10,6 +10,7 @@ from torch import nn
 
 from gradexp.diagnosis.collapse import Collapse
 from gradexp.diagnosis.cut import Cut
+from gradexp.diagnosis.cut_state import CutState
 from gradexp.diagnosis.dropout import Dropout
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.formats import NumberFormats
@@ -18,6 +19,7 @@ from gradexp.diagnosis.initial_scale import InitialScale
 from gradexp.diagnosis.input_scale import InputScale
 from gradexp.diagnosis.nonfinite import Nonfinite
 from gradexp.diagnosis.output_activation import OutputActivation
+from gradexp.diagnosis.over_samples import OverSamples
 from gradexp.diagnosis.pairs import Pairs
 from gradexp.diagnosis.resolution import Resolution
 from gradexp.diagnosis.rounding import RoundingNoise
@@ -38,6 +40,7 @@ OBSERVERS: tuple[type[Observer], ...] = (
     Nonfinite,
     NumberFormats,
     Cut,
+    CutState,
     Unregistered,
     Unoptimized,
     Stops,
@@ -51,6 +54,7 @@ OBSERVERS: tuple[type[Observer], ...] = (
     InputScale,
     InitialScale,
     Pairs,
+    OverSamples,
     SquashedTwice,
     OutputActivation,
     Guessing,

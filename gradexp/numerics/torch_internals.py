@@ -132,7 +132,7 @@ def in_dispatch_mode() -> bool:
 
 class _SeeSoftmax(TorchDispatchMode):
     def __init__(self, see: Callable[[Tensor, int, Tensor], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._see = see
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
