@@ -36,8 +36,11 @@ class Origins:
         made = [tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None]
         if not made:
             return
+        taken = [tensor.grad_fn for tensor in tensors_in(args) if tensor.grad_fn is not None]
+        if set(made) <= set(taken):  # it did nothing, as dropout in evaluation
+            return
         end = max(map(creation_number, made))
-        got = (creation_number(tensor.grad_fn) for tensor in tensors_in(args) if tensor.grad_fn is not None)
+        got = map(creation_number, taken)
         call = Call(name, module, max((number for number in got if number < end), default=-1), made)
         self._calls.append(call)
         for node in made:  # a container ends with the node of the module inside, which was called before

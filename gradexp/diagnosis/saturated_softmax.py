@@ -28,7 +28,8 @@ _MANY, _NEARLY_ALL = 0.6, 0.9
 _MASKED = 9000.0  # so far below 0 and below the largest a logit may be masked: by -1e4, -1e9 or -inf
 _ENOUGH_ROWS = 8
 _QUERIES, _SAMPLES = 64, 2  # as much of fused attention is computed again
-_NAMED = 6
+_NAMED = 6  # modules that a remedy has room for
+_NEAR = 20  # nodes between queries and softmax
 _PLAIN = ("Softmax", "SafeSoftmax")
 _FUSED = "ScaledDotProduct"
 _PRODUCTS = ("Bmm", "Mm", "Mv", "Dot", "Addmm", "Addbmm", "Baddbmm", "Convolution", _FUSED)
@@ -123,28 +124,48 @@ class SaturatedSoftmax(Observer):
         widest = max((rows for _, rows in found), key=lambda rows: rows.spread)
         spread = f"{number(widest.spread)} and more" if widest.is_cut else f"up to {number(widest.spread)}"
         text = (
-            f"the softmax in {listed(places)} is one-hot for {100 * share:.0f} % of rows, as logits differ by "
-            f"{spread}, so {listed(before, 4) if before else 'what is before it'} "
+            f"the softmax in {listed(places, 2)} is one-hot for {100 * share:.0f} % of rows, as logits differ by "
+            f"{spread}, so {listed(before, 2) if before else 'what is before it'} "
             f"{'get' if len(before) > 1 else 'gets'} next to no gradient from them"
         )
-        remedy = "logits divided by sqrt(d), or a norm of queries and keys (torch.nn.LayerNorm)"
-        if len(products[0]) == 1:
-            remedy = "a norm before the softmax, such as torch.nn.LayerNorm"
-        smaller = self._smaller(products[0], found[0][1].deviation, before)
+        is_product = any(self._is_of_product(node) for node, _ in found)
+        remedy = (
+            "logits divided by sqrt(d), or a norm of queries and keys (torch.nn.LayerNorm)"
+            if is_product
+            else "a norm before the softmax, such as torch.nn.LayerNorm"
+        )
+        factor = max(rows.deviation for _, rows in found) ** (-0.5 if is_product else -1)
+        remedy += self._smaller(before, factor)
         is_all = max(rows.share for _, rows in found) >= _NEARLY_ALL
-        return Finding("saturated", text, tuple(before or places), remedy + smaller, 2 if is_all else 1)
+        return Finding("saturated", text, tuple(before or places), remedy, 2 if is_all else 1)
 
-    def _smaller(self, names: list[str], deviation: float, before: list[str]) -> str:
+    def _is_of_product(self, node: Node) -> bool:
+        """Return whether logits are products of two things that the model computes, such as queries and keys."""
+        if node.name().startswith(_FUSED):
+            return True
+        below = [source for source, _ in node.next_functions]
+        for each in below:  # which grows
+            if each is None or self._origins.has_weights(each) or len(below) > _NEAR:
+                continue
+            if _is_product(each) and sum(source is not None for source, _ in each.next_functions) > 1:
+                return True
+            below += [source for source, _ in each.next_functions]
+        return False
+
+    def _smaller(self, names: list[str], factor: float) -> str:
         """Return how to draw weights smaller, so that logits have a standard deviation of about 1."""
-        module = self._model.get_submodule(names[0]) if names else None
-        if len(names) == 2 and len(before) <= _NAMED:
-            each = f"for name in {before}: model.get_submodule(name).weight.data *= {deviation**-0.5:.2g}"
-        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            queries_and_keys = f"in_proj_weight.data[:{2 * module.embed_dim}]"
-            each = f"model.get_submodule({names[0]!r}).{queries_and_keys} *= {deviation**-0.5:.2g}"
-        else:
-            each = f"logits are {number(deviation)} times too large"
-        return f"; or smaller weights: {each}"
+        modules = [self._model.get_submodule(name) for name in names]
+        if not names or len(names) > _NAMED:
+            return f"; or weights before it that are {factor:.2g} times as large"
+        weights = ["weight.data" if isinstance(getattr(module, "weight", None), Tensor) else "" for module in modules]
+        for place, module in enumerate(modules):
+            if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+                weights[place] = f"in_proj_weight.data[:{2 * module.embed_dim}]"  # not the values
+        if len(set(weights)) > 1 or not weights[0]:
+            return ""
+        each = f"for name in {names}: model.get_submodule(name)"
+        each = f"model.get_submodule({names[0]!r})" if len(names) == 1 else each
+        return f"; or smaller weights: {each}.{weights[0]} *= {factor:.2g}"
 
 
 def _softmaxes(loss: Tensor | None) -> list[Node]:
