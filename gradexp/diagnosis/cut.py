@@ -93,7 +93,7 @@ class Cut(Observer):
     def _silent_findings(
         self, examination: Examination, silent: set[int], owner: dict[int, str], reached: set[str]
     ) -> Iterator[Finding]:
-        exits, numbers = _exits(examination, self._repetition)
+        exits, numbers = exits_of(examination, self._repetition)
         causes: dict[int, Exit | str] = {}
         for way_out, is_number in [*((e, False) for e in exits), *((e, True) for e in numbers)]:
             for key in way_out.cut_off() & silent:
@@ -174,7 +174,7 @@ def why_without_gradient(examination: Examination) -> str:
     trained = {id(parameter) for parameter in examination.model.parameters() if parameter.requires_grad}
     if not trained:
         return ": all are frozen (requires_grad=False)"
-    exits, numbers = _exits(examination, Repetition())
+    exits, numbers = exits_of(examination, Repetition())
     cutting = [way_out for way_out in [*exits, *numbers] if way_out.cut_off() & trained]
     if not cutting:
         return ""
@@ -197,7 +197,7 @@ def _frozen(parameters: Mapping[int, Tensor], owner: Mapping[int, str]) -> Findi
     return Finding("frozen", text, tuple(names), remedy, 1 if is_choice else 2)
 
 
-def _exits(examination: Examination, repetition: Repetition) -> tuple[Sequence[Exit], Sequence[Exit]]:
+def exits_of(examination: Examination, repetition: Repetition) -> tuple[Sequence[Exit], Sequence[Exit]]:
     """Return where values leave the graph and still come to the loss, and where they leave torch."""
     provenance = Provenance(examination.model)
     try:

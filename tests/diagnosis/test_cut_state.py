@@ -118,5 +118,77 @@ def test_a_prediction_that_comes_back_without_a_gradient_is_no_fault_if_the_stat
     assert told(Decoding()) == []
 
 
+def test_feedback_without_a_gradient_beside_a_state_with_one_is_no_fault():
+    class Decoding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.start, self.embed, self.cell = nn.Linear(3, 8), nn.Linear(2, 8), nn.GRUCell(8, 8)
+            self.fc = nn.Linear(8, 2)
+
+        def forward(self, x):
+            y, h = x.new_zeros(len(x), 2), self.start(x[:, 0])
+            for _ in range(9):
+                h = self.cell(self.embed(y.detach()), h)
+                y = self.fc(h)
+            return y
+
+    assert told(Decoding()) == []
+
+
 def test_a_module_that_is_called_twice_is_no_loop_over_time():
     assert told(Loop(nn.GRUCell(3, 8), lambda h: h.detach()), X[:, :2]) == []
+
+
+class ByHand(nn.Module):
+    """A recurrent network of plain layers in one loop."""
+
+    def __init__(self, between, form="two layers"):
+        super().__init__()
+        self.between, self.form = between, form
+        self.inp, self.rec = nn.Linear(3, 8), nn.Linear(8, 8)
+        self.both, self.fc = nn.Linear(11, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), 8)
+        for t in range(x.shape[1]):
+            z = x[:, t] / (1 + x[:, t].norm())
+            if self.form == "two layers":
+                h = torch.tanh(self.inp(z) + self.rec(self.between(h)))
+            else:
+                h = torch.tanh(self.both(torch.cat([z, self.between(h)], 1)))
+        return self.fc(h)
+
+
+@pytest.mark.parametrize(("form", "name"), [("two layers", "rec"), ("one layer", "both")])
+def test_a_loop_of_plain_layers_that_is_detached_at_each_step_is_told_with_the_line(form, name):
+    (found,) = told(ByHand(lambda h: h.detach(), form))
+    assert found.severity == 2
+    assert found.modules == (name,)
+    assert "passes detach (test_cut_state.py:" in found.text
+    assert told(ByHand(lambda h: h, form)) == []
+
+
+def test_a_model_that_is_called_in_a_loop_of_the_loss_is_told_as_the_model():
+    model = OwnCell()
+
+    def loss():
+        h = torch.zeros(8, 8)
+        for t in range(12):
+            h = model(X[:, t], h.detach())
+        return h.square().mean()
+
+    (found,) = [f for f in measure(model, loss).findings[0] if f.kind == "cut over time"]
+    assert "what the model returns is detached" in found.text
+
+
+def test_layers_that_are_shared_between_parts_of_the_input_are_no_loop():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.fc = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = x / x.norm()
+            return self.fc(sum(torch.relu(self.embed(part + 1)) for part in x.unbind(1)))
+
+    assert told(Shared()) == []
