@@ -49,12 +49,12 @@ def _of(term: LossTerm, age: int) -> Iterator[Finding]:
     if not term.guessing or not _BEATEN * guessing <= term.value <= far_above(term.indifferent):
         return
     knows_frequencies = term.value < _LEARNED * term.indifferent
+    if not knows_frequencies and age < _SOME_STEPS:  # as before and early in every training
+        return
     severity = 2 if age >= (_SOME_STEPS if knows_frequencies else _MANY_STEPS) else 1
     text = f"{term.kind} {number(term.value)}, {number(term.guessing)} is that of guessing by the labels' frequencies"
     if knows_frequencies:
         text += f"; below {number(term.indifferent)} it came by knowing the frequencies, not the samples"
-    elif age < _SOME_STEPS:
-        text, severity = f"{text}; before and early in training that is normal", 0
     elif _are_real_and_fake(labels):
         text, severity = f"{text}; of a discriminator that is right", 0
     yield Finding("guessing not beaten", text, (), _REMEDY if severity else "", severity)

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from gradexp.diagnosis.cures import cures
 from gradexp.diagnosis.cut import may_reach_parameters, why_without_gradient
 from gradexp.diagnosis.examination import Examination
 from gradexp.diagnosis.observers import OBSERVERS, found, watched
@@ -106,6 +108,8 @@ def measure(
         probe.collect(0, loss)
         history = examination.history = probe.history
         history.findings = [found(examination, observers)]
+        if batch is not NO_BATCH and examination.again is not None:
+            history.remedies = cures(model, history, partial(_record_copy, examination, batch, options))
     return history
 
 
@@ -143,6 +147,12 @@ def _again(
         _run_backward(loss, modules, probe, is_hooked)
         probe.collect(0)
     return probe.history
+
+
+def _record_copy(examination: Examination, batch: Any, options: Mapping[str, Any], other: nn.Module) -> History:
+    """Record a pass of a copy of the model."""
+    modules = [other, *([examination.loss_fn] if isinstance(examination.loss_fn, nn.Module) else [])]
+    return _again(replace(examination, model=other), batch, modules, 1.0, options)
 
 
 def _takes_nothing(function: Callable[..., Any]) -> bool:

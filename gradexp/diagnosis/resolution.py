@@ -62,7 +62,7 @@ class Resolution(Observer):
         remedy = f"the loss times {1 / greatest:.0e}"
         if self._is_squashed:
             remedy = "a loss of logits, such as nn.BCEWithLogitsLoss(), in place of a sigmoid and a logarithm"
-        yield Finding("vanishing", text, tuple(unmoved), remedy, 3 if not moved else 2)
+        yield Finding("tiny gradients", text, tuple(unmoved), remedy, 3 if not moved else 2)
 
 
 def _is_squashed(end: Node | None) -> bool:
@@ -72,7 +72,7 @@ def _is_squashed(end: Node | None) -> bool:
         node = waiting.popleft()
         if node is not None:
             seen += 1
-            if node.name().startswith(("Sigmoid", "Softmax", "Tanh")):
+            if node.name().startswith(("Sigmoid", "Softmax")):
                 return True
             waiting.extend(below for below, _ in node.next_functions)
     return False

@@ -15,7 +15,7 @@ from gradexp.probe.names import named_modules
 
 _TOLERANCE = 1e-5  # of the largest element: what rounding may make of equal gradients
 
-REMEDY = 'draw different weights: gradexp.initialize(model, "he")'
+REMEDY = 'draw different weights: gradexp.initialize(model, "he", sigma_b2=0)'
 
 
 # Rows of weights are sorted to find equal ones, up to this many elements.

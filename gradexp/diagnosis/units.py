@@ -114,7 +114,7 @@ class Units(Observer):
         if len(names) > 1:
             text += f"; the same after {listed(names[1:])}"
         empty = [name for name in names if _is_zero(self._modules.get(name))]
-        remedy = 'gradexp.initialize(model, "he"), which makes them fire again'
+        remedy = 'gradexp.initialize(model, "he", sigma_b2=0), which makes them fire again'
         if empty:
             text += f"; the weights of {listed(empty)} are exactly 0"
         else:
@@ -166,7 +166,7 @@ def _saturated(counts: list[Count]) -> Iterable[Finding]:
         remedy = "if the loss is high: the output without it, and a loss of logits such as nn.BCEWithLogitsLoss()"
         severity = 1
     else:
-        remedy = 'gradexp.initialize(model, "xavier"), inputs of mean 0 and standard deviation 1'
+        remedy = 'gradexp.initialize(model, "xavier", sigma_b2=0), inputs of mean 0 and standard deviation 1'
         severity = 2 if worst.saturated >= _ALL_FLAT else 1
     yield Finding("saturated", text, tuple(names), remedy, severity)
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from gradexp.history.derived import extras
-from gradexp.history.patterns import is_match
 from gradexp.history.roles import merged_roles, places
 from gradexp.history.short_names import shown_name
 from gradexp.history.step import Array, mean_over_networks
+from gradexp.patterns import is_match
 
 _FEW = 30  # layers that have curves of their own, as in the table
 _MOST = 32  # curves of one quantity

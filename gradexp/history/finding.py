@@ -33,5 +33,34 @@ class Finding:
 
 
 def worst_first(findings: "list[Finding]") -> tuple[Finding, ...]:
-    """Return findings by severity; those of one severity stay in order."""
-    return tuple(sorted(findings, key=lambda finding: -finding.severity))
+    """Return findings by severity, and those of one severity causes before effects."""
+    return tuple(sorted(findings, key=lambda finding: (-finding.severity, _RANKS.get(finding.kind, _UNRANKED))))
+
+
+_CAUSES_FIRST = (
+    "nonfinite",
+    "number format",
+    "cut",
+    "zero by initialisation",
+    "equal units",
+    "rounding noise",
+    "dead layer",
+    "saturated",
+    "softmax twice",
+    "sigmoid twice",
+    "input scale",
+    "target scale",
+    "vanishing over time",
+    "exploding over time",
+    "vanishing",
+    "exploding",
+    "dead",
+    "tiny gradients",
+    "dead units",
+    "exploding activations",
+    "initial scale",
+    "inputs collapse",
+    "updates",
+)
+_RANKS = {kind: rank for rank, kind in enumerate(_CAUSES_FIRST)}
+_UNRANKED = len(_CAUSES_FIRST)

@@ -94,6 +94,7 @@ class History:
             time)`` (probe with ``time=True`` only; ``over_time`` reads them).
         time_status: The same for indices into ``STATUSES``.
         feeds: Pairs of layers, of which the first one feeds the second one, as in ``Step`` (probe only).
+        remedies: Kind of finding -> what cures it, tried on a copy of the model (``measure`` only).
         kinds: Class and shape of weights of each layer's module, such as ``"Linear(256x128)"``; empty if not known.
         findings: What was found in each step beside the sizes, worst first; empty if nobody looked.
     """
@@ -117,6 +118,7 @@ class History:
     time_log10: dict[str, Array] = field(default_factory=dict)
     time_status: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     feeds: list[tuple[int, int]] = field(default_factory=list)
+    remedies: dict[str, str] = field(default_factory=dict)
     kinds: list[str] = field(default_factory=list)
     findings: list[tuple[Finding, ...]] = field(default_factory=list)
 
@@ -164,6 +166,7 @@ class History:
             None if self.samples is None else self.samples[step],
             None if self.total_grad is None else self.total_grad[step],
             None if self.loss is None else self.loss[step],
+            remedies=self.remedies,
             kinds=self.kinds,
             time_log10={key: values[step] for key, values in self.time_log10.items()},
             time_status={key: codes[step] for key, codes in self.time_status.items()},

@@ -12,7 +12,7 @@ import numpy as np
 from gradexp.atomic_write import replacing
 from gradexp.history.finding import Finding
 
-_PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes", "feeds", "kinds")
+_PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes", "feeds", "remedies", "kinds")
 _ARRAY_DICTS = ("log10", "status", "largest_log10", "stats", "theory", "time_log10", "time_status")
 _OPTIONAL = ("dead_fraction", "output_cosine", "samples", "total_grad", "loss")
 

@@ -66,6 +66,7 @@ class Step:
         samples: log10 of the norm of each sample's output gradient, shape ``(network, layer, sample)``.
         total_grad: log10 of the norm of all parameters' gradients together, shape ``(network,)``.
         loss: The loss's value, shape ``(network,)``.
+        remedies: Kind of finding -> what cures it, as in ``History``.
         kinds: Class and shape of weights of each layer's module, as in ``History``.
         time_log10: ``"quantity/name"`` -> sizes at each time step of a recurrent layer, shape ``(network, time)``.
         time_status: The same for indices into ``STATUSES``.
@@ -92,6 +93,7 @@ class Step:
     samples: Array | None = None
     total_grad: Array | None = None
     loss: Array | None = None
+    remedies: dict[str, str] = field(default_factory=dict)
     kinds: list[str] = field(default_factory=list)
     time_log10: dict[str, Array] = field(default_factory=dict)
     time_status: dict[str, NDArray[np.int8]] = field(default_factory=dict)

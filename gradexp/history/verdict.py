@@ -1,6 +1,6 @@
 """The verdict on a gradient: stable, vanishing, exploding or dead, and why."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from gradexp.history.finding import Finding, worst_first
 from gradexp.history.flow import flow_of
 from gradexp.history.over_time import over_time
 from gradexp.history.paths import calm, closed_branches, large_outputs, slopes
+from gradexp.history.remedies import REMEDIES
 from gradexp.history.silence import no_gradient, not_finite, without_values
 from gradexp.history.step import Step
 
@@ -27,6 +28,7 @@ class Verdict:
         theory: ``agrees``, ``deviates`` or ``unavailable``.
         text: The reason, in one line.
         findings: What was found, worst first.
+        remedy: The options of ``python -m gradexp.run`` that cure it, as typed; empty if there are none.
     """
 
     gradient: str
@@ -34,6 +36,7 @@ class Verdict:
     theory: str = "unavailable"
     text: str = ""
     findings: tuple[Finding, ...] = ()
+    remedy: str = field(default="", compare=False)  # the text has it too
 
     @property
     def words(self) -> str:
@@ -85,11 +88,12 @@ def gradient_verdict(step: Step, decades: float = 3.0) -> Verdict:
             seen += closed_branches(flow, decades)
             zero = [finding.text for finding in seen if finding.kind == "zero by initialisation"]
             reason = zero[0] if zero and all(np.isneginf(flow.value[flow.sources])) else calm(flow)
-    findings = worst_first(seen)
+    told = [finding for finding in seen if not _is_explained(finding, seen)]
+    findings = worst_first([_with_remedy(finding, step, told) for finding in told])
     word = next(
-        (_WORDS[finding.kind] for finding in findings if finding.severity and finding.kind in _WORDS), "stable"
+        (_WORDS[finding.kind] for finding in findings if finding.severity > 1 and finding.kind in _WORDS), "stable"
     )
-    alarms = [finding for finding in findings if finding.severity]
+    alarms = [finding for finding in findings if finding.severity > 1]
     text = f"{alarms[0].kind}: {alarms[0].text}" if alarms else f"stable: {reason}"
     return Verdict(word, text=text, findings=findings)
 
@@ -102,7 +106,37 @@ _WORDS = {
     "exploding": "exploding",
     "vanishing over time": "vanishing",
     "exploding over time": "exploding",
+    "tiny gradients": "vanishing",
+    "dead layer": "dead",
 }
+# Findings that say no more than others do which tell the cause.
+_EXPLAINED_BY = {
+    "tiny gradients": {"vanishing", "vanishing over time", "rounding noise", "number format", "cut"},
+    "dead": {"dead layer", "equal units", "rounding noise", "number format", "cut"},
+    "vanishing": {"rounding noise", "equal units"},
+}
+
+
+def _is_explained(finding: Finding, others: list[Finding]) -> bool:
+    causes = _EXPLAINED_BY.get(finding.kind, set())
+    return any(other.kind in causes and other.severity > 1 for other in others)
+
+
+# Effects, for which the remedy is that of the cause.
+_SAME_CAUSE = {
+    "exploding activations": {"exploding"},
+    "initial scale": {"exploding", "exploding over time", "input scale", "saturated"},
+    "inputs collapse": {"vanishing", "saturated", "dead layer", "cut", "number format", "nonfinite"},
+    "vanishing": {"saturated"},
+}
+
+
+def _with_remedy(finding: Finding, step: Step, others: list[Finding]) -> Finding:
+    """Return a finding with the remedy that was tried on the model, or else with one that helps others."""
+    if any(other.kind in _SAME_CAUSE.get(finding.kind, ()) and other.severity > 1 for other in others):
+        return replace(finding, remedy="")
+    remedy = step.remedies.get(finding.kind) or finding.remedy or REMEDIES.get(finding.kind, "")
+    return replace(finding, remedy=remedy)
 
 
 def _has(findings: list[Finding], *kinds: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def scale_to_unit_variance(
     model: nn.Module,
     layers: Mapping[str, tuple[nn.Module, bool]],
-    inputs: Tensor | tuple[Any, ...],
+    inputs: Tensor | tuple[Any, ...] | Mapping[str, Any],
     gain: float = 1.0,
     tolerance: float = 0.1,
     iterations: int = 10,
@@ -28,13 +28,13 @@ def scale_to_unit_variance(
         model: Any module, changed in place; it draws from a copy of torch's random state. A layer that it does not
             call, or whose weight was scaled before, stays as it is.
         layers: Name -> a module with a weight, and whether it is a stack.
-        inputs: A batch, or a tuple of arguments; floating ones are moved to the model's format.
+        inputs: A batch, a tuple of arguments or a mapping of keywords; floating ones are moved to the model's format.
         gain: The standard deviation of the outputs, or minus it, which turns the weights' signs.
         tolerance: The relative error of the variance that is small enough.
         iterations: The most divisions of a layer's weights.
 
     Raises:
-        ValueError: If a layer's outputs do not vary, or one is not finite.
+        ValueError: If a layer's outputs do not vary, or one is not finite; or if the model fails in float64.
     """
     scaled: set[int] = set()  # ids of weights
 
@@ -64,14 +64,38 @@ def scale_to_unit_variance(
         module.register_forward_hook(partial(scale, name, stacked), prepend=True, with_kwargs=True)
         for name, (module, stacked) in layers.items()
     ]
+    # A model may cast to its own format between two layers.
+    handles += [
+        module.register_forward_pre_hook(_in_format_of_weights, with_kwargs=True)
+        for module in model.modules()
+        if any(parameter.is_floating_point() for parameter in module.parameters(recurse=False))
+    ]
     like = next(model.parameters())
     devices = [like.device] if like.is_cuda else []
     try:
         with torch.random.fork_rng(devices):
-            model(*(_moved(value, like) for value in (inputs if isinstance(inputs, tuple) else (inputs,))))
+            if isinstance(inputs, Mapping):
+                model(**{key: _moved(value, like) for key, value in inputs.items()})
+            else:
+                model(*(_moved(value, like) for value in (inputs if isinstance(inputs, tuple) else (inputs,))))
+    except (RuntimeError, TypeError) as error:
+        line = str(error).strip().partition("\n")[0]
+        raise ValueError(f"lsuv runs a float64 copy of the model on inputs, which fails: {line}") from error
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _in_format_of_weights(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Cast what a module gets to the format of its parameters."""
+    dtype = next(p.dtype for p in module.parameters(recurse=False) if p.is_floating_point())
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.to(dtype)
+        return type(value)(map(cast, value)) if type(value) in (tuple, list) else value
+
+    return cast(args), {key: cast(value) for key, value in kwargs.items()}
 
 
 def _moved(value: Any, like: Tensor) -> Any:

@@ -26,7 +26,7 @@ ABOUT = Command(
 )
 
 
-def job(config: Config, _folder: Path, _overrides: list[str], _interruptions: Interruptions) -> None:
+def job(config: Config, _folder: Path, overrides: list[str], _interruptions: Interruptions) -> None:
     """Print a forecast."""
     import torch  # slow to load, as are the other imports here; --help does not wait for them
 
@@ -36,7 +36,7 @@ def job(config: Config, _folder: Path, _overrides: list[str], _interruptions: In
     from gradexp.predict.forecast import forecast
     from gradexp.predict.text import describe
 
-    text = describe(forecast(config))
+    text = describe(forecast(config), overrides)
     console = Console(highlight=False)
     console.print(f"[bold]gradexp {__version__}[/bold]")
     console.print(text, markup=False, soft_wrap=True)

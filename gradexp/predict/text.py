@@ -2,11 +2,11 @@
 
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradexp import theory
 from gradexp.predict.forecast import Forecast
-from gradexp.runs.verdict import ALIGNED
+from gradexp.runs.remedies import ALIGNED, command_with
 from gradexp.theory import Prediction
 
 Rows = Iterator[tuple[str, str, str]]
@@ -101,23 +101,32 @@ def _outcome(forecast: Forecast) -> Rows:
         yield "", f"{share:.3g} times deeper than 6 xi_c: hard to train, as {fate} at the output", ""
     elif forecast.cosine is not None and forecast.cosine > ALIGNED:
         yield "", f"all inputs look alike at the output (cosine {forecast.cosine:.4f}): hard to train", ""
-    name = "or" if forecast.verdict.gradient == "stable" else "change"
-    for change in forecast.changes:
-        yield name, f"{change.options}", ""
-        yield "", f"{_power(change.prediction)}; {change.reason}", ""
+    name = "try"
+    for remedy in forecast.remedies:
+        yield name, remedy.text, ""
+        yield "", f"{_power(remedy.prediction)}; {remedy.reason}", ""
         name = "or"
+    if forecast.problem and not forecast.remedies:
+        yield name, "nothing known helps at this depth and width: fewer or wider layers", ""
 
 
 _SECTIONS = {"": _network, "In infinite width": _infinite_width, "At this width": _finite_width, "Outcome": _outcome}
 
 
-def describe(forecast: Forecast) -> str:
-    """Return a forecast as the command prints it: network, infinite width, this width, outcome."""
+def describe(forecast: Forecast, overrides: Sequence[str] = ()) -> str:
+    """Return a forecast as the command prints it: network, infinite width, this width, outcome.
+
+    Args:
+        forecast: The forecast.
+        overrides: The options that were typed, for the command that runs the first remedy.
+    """
     sections = [
         "\n".join([title] * bool(title) + [_row(*row) for row in rows(forecast)])
         for title, rows in _SECTIONS.items()
         if forecast.prediction.laws or rows in (_network, _outcome)
     ]
+    if forecast.remedies:  # in one line, to be pasted
+        sections[-1] += f"\nrun       {command_with(overrides, forecast.remedies[0].text)}"
     return "\n\n".join(sections)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from gradexp.history.patterns import is_match
 from gradexp.numerics.torch_internals import compiled_module, parameters_of
+from gradexp.patterns import is_match
 from gradexp.probe.names import is_callable, named_modules
 from gradexp.probe.parameters import RowParameters, least_dimensions
 from gradexp.probe.parametrized import computed_weights, parts_of_layers

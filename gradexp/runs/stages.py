@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -22,6 +23,7 @@ from gradexp.runs.losses import chance_loss, resolve_loss, targets
 from gradexp.runs.optimizers import build_optimizer
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.recording import Recording, sample_outputs
+from gradexp.runs.remedies import Predict
 from gradexp.runs.result import Result, Sink, tell
 from gradexp.runs.stacks import count_weights, split
 from gradexp.runs.training import Split, Training, train
@@ -58,7 +60,8 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
     tell(sinks, "built", results[0])
 
     model = _measure(results, data, device, clock, progress)
-    _judge(results, data, clock)
+    predict = _predictions(data)
+    _judge(results, predict, clock)
     if config.record.histograms:
         sample_outputs(results, model, data.x_train[: config.batch_size], 0)
     tell(sinks, "initial", results[0])
@@ -88,6 +91,7 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
             result.guessing,
             result.gradients,
             result.comparison,
+            predict,
         )
 
 
@@ -128,20 +132,28 @@ def _measure(
     return kept[0] if len(kept) == 1 else MLP.join(kept)
 
 
-def _judge(results: Sequence[Result], data: Dataset, clock: Clock) -> None:
-    """Predict each run's profile and compare. Runs that differ only in seed share a prediction."""
-    predictions: dict[str, Prediction] = {}
+def _judge(results: Sequence[Result], predict: Predict, clock: Clock) -> None:
+    """Predict each run's profile and compare."""
     for result in results:
         assert result.initial is not None
         with clock.part("theory"):
-            law = repr((result.config.init, result.config.sigma_b2))
-            if law not in predictions:
-                x = data.x_train[: result.config.batch_size]
-                predictions[law] = predict_run(result.config, x, data.output_width)
-            result.prediction = predictions[law]
+            result.prediction = predict(result.config)
             result.initial.theory = result.prediction.arrays
             result.comparison = compare(result.prediction, result.initial)
-        result.verdict = run_verdict(result.config, result.initial, theory=result.comparison)
+            result.verdict = run_verdict(result.config, result.initial, theory=result.comparison, predict=predict)
+
+
+def _predictions(data: Dataset) -> Predict:
+    """Return a function that predicts runs on these data. Runs that differ only in seed share a prediction."""
+    known: dict[str, Prediction] = {}
+
+    def predict(config: Config) -> Prediction:
+        key = repr(replace(config, seed=0))
+        if key not in known:
+            known[key] = predict_run(config, data.x_train[: config.batch_size], data.output_width)
+        return known[key]
+
+    return predict
 
 
 def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_step: Callable[[int], None]) -> None:

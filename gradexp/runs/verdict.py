@@ -2,21 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
 from gradexp.config import Config
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES, mean
 from gradexp.history.verdict import Verdict, gradient_verdict
+from gradexp.runs.prediction import predict_run
+from gradexp.runs.remedies import ALIGNED, Predict, problem, remedies, slower
 
 if TYPE_CHECKING:
-    from gradexp.theory import Agreement
+    from gradexp.theory import Agreement, Prediction
 
 
-# Mean cosine between the outputs of two samples from which on a network counts as blind to its input.
-ALIGNED = 0.98
 # Fewer steps than this tell nothing about what a network can learn.
 _ENOUGH_STEPS = 100
 # A step that changes the weights by less than this share of their size changes nothing that matters.
@@ -48,6 +49,7 @@ def run_verdict(
     chance: float = 0.0,
     gradients: History | None = None,
     theory: "Agreement | None" = None,
+    predict: Predict | None = None,
 ) -> Verdict:
     """Judge a whole run: the gradient at initialisation, theory, the training, and what to do about it.
 
@@ -59,10 +61,11 @@ def run_verdict(
         chance: Loss of a network that ignores its input.
         gradients: What the probe recorded in training.
         theory: How far the profile at initialisation is from its prediction.
+        predict: The function that predicts a run on the same data; None: on inputs of mean square 1.
     """
     gradient = gradient_verdict(initial.at(), config.verdict.decades)
     training = training_verdict(losses, diverged_at, chance)
-    text = gradient.text
+    text, options = gradient.text, ""
     if theory is not None and theory.verdict == "deviates":
         text += f"; theory {theory.text}"
     if training == "diverged":
@@ -73,8 +76,10 @@ def run_verdict(
     elif training == "trained":
         text += f"; the loss goes from {losses[0]:.3g} to {losses[-1]:.3g}, that of guessing is {chance:.3g}"
     if training in ("stuck", "diverged") or (training == "none" and gradient.gradient != "stable"):
-        text += f"; try {_remedy(config, initial, gradient.gradient, losses, diverged_at)}"
-    return Verdict(gradient.gradient, training, theory.verdict if theory else "unavailable", text)
+        remedy = _remedy(config, initial, gradient.gradient, losses, diverged_at, predict or _predict)
+        text += f"; {remedy.text}"
+        options = remedy.options
+    return Verdict(gradient.gradient, training, theory.verdict if theory else "unavailable", text, remedy=options)
 
 
 def _why_stuck(
@@ -119,19 +124,39 @@ def _cosine(initial: History) -> float:
     return 0.0 if initial.output_cosine is None else mean(initial.output_cosine) or 0.0
 
 
-def _remedy(config: Config, initial: History, gradient: str, losses: Sequence[float], diverged_at: int | None) -> str:
-    """Name the usual remedy for this activation and depth."""
-    rectifier = config.activation in ("relu", "leaky_relu", "elu", "gelu", "silu")
-    if gradient == "stable" and diverged_at is not None:
-        if not math.isfinite(losses[0]):  # no update was made yet
-            return "smaller inputs or dtype=float64"
-        return f"a smaller optimizer.lr than {config.optimizer.lr:g}"
-    if gradient == "stable" and not _is_blind(initial, losses):
-        return f"more steps, or another optimizer.lr than {config.optimizer.lr:g}"
-    gain = "" if config.init.gain == 1 else " init.gain=1"
-    if config.activation == "linear":
-        return f"init=orthogonal{gain}"
-    # Even with a flat gradient, tens of rectifier layers turn all inputs into one direction.
-    if rectifier and config.depth <= 50 and config.init.name != "he":
-        return f"init=he{gain}"
-    return f"init=orthogonal activation=tanh{gain}"
+class _Advice(NamedTuple):
+    text: str
+    options: str = ""  # as typed; empty if it is no change of options that is sure to help
+
+
+def _remedy(
+    config: Config,
+    initial: History,
+    gradient: str,
+    losses: Sequence[float],
+    diverged_at: int | None,
+    predict: Predict,
+) -> _Advice:
+    """Name the first remedy that theory has tried, or what else there is to change."""
+    lr = config.optimizer.lr or 0.0
+    prediction = predict(config)
+    diverged = diverged_at is not None
+    if gradient == "stable" and not (losses and _cosine(initial) > ALIGNED):
+        if diverged and not math.isfinite(losses[0]):  # no update was made yet
+            return _Advice("try smaller inputs or dtype=float64")
+        if not problem(config, prediction, is_strict=diverged):
+            if diverged:
+                options = f"optimizer.lr={slower(config, prediction):g}"
+                return _Advice(f"try {options}", options)
+            return _Advice(f"try more steps, or another optimizer.lr than {lr:g}")
+    cure = next(remedies(config, predict), None)
+    if cure is None:
+        return _Advice("nothing known helps at this depth and width: fewer or wider layers")
+    return _Advice(f"try {cure.text}", cure.text)
+
+
+def _predict(config: Config) -> "Prediction":
+    """Predict a run on inputs of mean square 1."""
+    widths = config.hidden_widths or [1]
+    x = torch.ones(1, widths[0], dtype=torch.float64)
+    return predict_run(config, x, widths[-1], batch=config.batch_size, input_variance=1.0)

@@ -15,6 +15,7 @@ from gradexp._version import __version__
 from gradexp.history.columns import power_of_ten
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES, Array
+from gradexp.runs.remedies import command_with
 from gradexp.runs.result import Result, Stage
 from gradexp.runs.summary import metrics, summary
 from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
@@ -89,6 +90,9 @@ class Console:
                 self.console.print()
             self.console.print(f"[bold]{verdict.words}[/bold]")
             self.console.print(verdict.text, markup=False, soft_wrap=self.quiet)
+            if verdict.remedy:  # in one line, to be pasted
+                command = command_with(result.overrides, verdict.remedy)
+                self.console.print(f"try       {command}", markup=False, soft_wrap=True)
         if not self.quiet:
             timings = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())
             folder = _short(self.folder)

@@ -352,7 +352,9 @@ def _available(profile: Profile, formula: str, tolerance: float, network: Networ
         q_star=q_star,
         chi_1=chi_1,
         log_chi=_slope(profile.output_grad),
-        log_chi_sd=math.sqrt(float(profile.variance[0].mean())) / (network.depth - 1) if network.depth > 1 else None,
+        log_chi_sd=math.sqrt(max(float(profile.variance[0].mean()), 0.0)) / (network.depth - 1)
+        if network.depth > 1
+        else None,
         log_chi_mean_field=_slope(profile.mean_field),
         tolerance=tolerance,
         log10_output=log10(profile.output),

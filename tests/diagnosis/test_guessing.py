@@ -47,9 +47,7 @@ def test_balanced_noise_is_not_beaten_after_training_and_a_fresh_model_is_no_ala
     noise = lambda x: torch.randint(4, (len(x),))  # noqa: E731
     (finding,) = [f for f in trained(noise, 300, classes=4) if f.kind == "guessing not beaten"]
     assert finding.severity == 1
-    (finding,) = [f for f in trained(noise, 0, classes=4) if f.kind == "guessing not beaten"]
-    assert finding.severity == 0
-    assert "before and early in training that is normal" in finding.text
+    assert not [f for f in trained(noise, 0, classes=4) if f.kind == "guessing not beaten"]
 
 
 def test_a_discriminator_that_is_even_with_its_generator_raises_no_alarm():

@@ -270,8 +270,9 @@ def test_a_saturated_layer_among_twelve_is_named():
         layers += [linear, nn.Sigmoid() if index == 6 else nn.Tanh()]
     verdict = judged(classifier(nn.Sequential(*layers, nn.Linear(16, 10))))
     assert verdict.gradient == "vanishing"
-    assert "between 12 and 14" in verdict.text
+    assert any("between 12 and 14" in finding.text for finding in verdict.findings)
     assert "12" in alarms(verdict)[0].modules
+    assert verdict.text == "saturated: 100 % of the sigmoid after 12 has a slope below 0.001"
 
 
 def test_three_layers_that_multiply_by_seventeen_explode():

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 import tempfile
 from dataclasses import replace
 from functools import cache, partial
@@ -16,7 +17,7 @@ from cases import few
 
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.choices import INIT_OPTIONS, ConfigError
-from gradexp.config import Config, DataConfig, InitConfig
+from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig
 from gradexp.networks.inits import INITS, Scheme, xavier_
 from gradexp.predict.__main__ import main
 from gradexp.predict.forecast import Forecast, forecast
@@ -94,7 +95,7 @@ def test_sigmoid_with_xavier_loses_a_factor_18_per_layer() -> None:
     assert number(found["q*"]) == pytest.approx(0.264687, rel=1e-5)
     assert found["verdict"].startswith("vanishing")
     assert found["ratio"].startswith("10^-9")
-    assert "critical at sigma_w2=103 only" in found["change"]
+    assert found["try"].startswith("init=orthogonal activation=tanh ")
     assert "underflow to 0" in found["float32"]
 
 
@@ -159,8 +160,10 @@ def test_without_a_law_the_reason_is_the_verdict_and_only_what_has_numbers_is_ad
         assert found.verdict.text == "unknown: no law is known for init 'xavier'"
         assert found.verdict.text in describe(found)
         assert "nan" not in describe(found)
-    assert [change.options for change in forecasts[0].changes] == ["init=he", "init=lyapunov"]
-    assert not forecasts[1].changes
+    cure = "init=orthogonal activation=tanh"
+    assert forecasts[0].remedies[0].text == cure
+    assert "residual=depth" not in [remedy.text for found in forecasts for remedy in found.remedies]  # with xavier
+    assert forecasts[1].remedies[-1].text == f"residual=none {cure}"
 
 
 def test_data_that_say_not_enough_are_loaded() -> None:
@@ -196,46 +199,65 @@ def test_what_to_change_can_be_typed_and_keeps_the_gradient(
 ) -> None:
     found = forecast(config)
     assert found.verdict.gradient in ("vanishing", "exploding")
-    change = found.changes[0]
-    assert change.is_stable
+    change = found.remedies[0]
     given = [f"activation={config.activation}", f"negative_slope={config.negative_slope}"]
     given += [f"normalization={config.normalization}", f"residual={config.residual}"]
     given += [f"sigma_b2={config.sigma_b2}"] if config.sigma_b2 is not None else []
     given += [f"init.gain={config.init.gain}"]
     # What is typed last wins.
-    typed = {option.partition("=")[0]: option for option in [*given, *change.options.split()]}
+    typed = {option.partition("=")[0]: option for option in [*given, *shlex.split(change.text)]}
     assert call(monkeypatch, *typed.values()) == 0
     after = rows(capsys.readouterr().out)
     assert after["verdict"].startswith("stable")
+    assert "try" not in after
     if change.reason.startswith("critical"):
-        assert number(after["chi_1"]) == pytest.approx(1, abs=1e-4)
+        assert number(after["chi_1"]) == pytest.approx(1, abs=1e-3)
 
 
-def test_critical_sigma_w2_is_named_for_the_biases_that_are_given() -> None:
-    (change,) = chaotic().changes
-    assert change.options == "init=mean_field init.sigma_w2=1.761 sigma_b2=0.05"
-    assert forecast(tanh(2.5)).changes[0].options == "init=lecun"
+def test_the_first_remedy_keeps_the_activation_where_its_weights_can_be_mended() -> None:
+    assert chaotic().remedies[0].text == "init=orthogonal sigma_b2=0"
+    assert forecast(tanh(2.5)).remedies[0].text == "init=orthogonal"
+    assert forecast(Config(init=InitConfig("xavier"), depth=10)).remedies[0].text == "init=he"
+    erf = forecast(Config(activation="erf")).remedies[0]
+    # Critical at sigma_w2 = 1 / erf'(0)² = π / 4.
+    assert erf.text == f"init=orthogonal init.gain={math.sqrt(math.pi) / 2:.5g}"
 
 
-def test_relu_is_offered_he_and_the_variance_without_drift() -> None:
-    he, lyapunov = forecast(Config(init=InitConfig("xavier"), width=100)).changes
-    assert (he.options, lyapunov.options) == ("init=he", "init=lyapunov")
-    assert lyapunov.reason.endswith("sigma_w2 = 2.0515")  # 2.05149 at n = 100
-    assert lyapunov.prediction.first_over_last == pytest.approx(0, abs=1e-6)
+def test_no_remedy_leaves_all_inputs_alike() -> None:
+    # He's weights keep the gradient of 150 relu layers, and lyapunov's too; the cosine at their end is 0.998.
+    texts = [remedy.text for remedy in forecast(Config(init=InitConfig("xavier"))).remedies]
+    assert texts[0] == "init=orthogonal activation=tanh"
+    assert not {"init=he", "init=lyapunov"} & set(texts)
+
+
+def test_the_run_with_the_first_remedy_is_a_line_to_paste_with_all_other_options() -> None:
+    given = ["init=xavier", "init.gain=0.9", "depth=150", "optimizer=adam"]
+    config = Config(init=InitConfig("xavier", gain=0.9), optimizer=OptimizerConfig("adam"))
+    last = describe(forecast(config), given).splitlines()[-1]
+    assert last == (
+        "run       python -m gradexp.run depth=150 optimizer=adam init=orthogonal activation=tanh init.gain=1"
+    )
+
+
+def test_where_nothing_is_known_to_help_that_is_said() -> None:
+    text = " ".join(describe(forecast(Config(width=1, depth=20))).split())
+    assert "try nothing known helps at this depth and width: fewer or wider layers" in text
+    assert "python -m" not in text
 
 
 def test_nothing_is_to_change_at_the_critical_point_of_one_setting() -> None:
     found = forecast(tanh(1.76095, 0.05))
     assert found.verdict.gradient == "stable"
-    assert not found.changes
+    assert not found.remedies
+    assert not found.problem
 
 
 @pytest.mark.slow
 def test_a_normalised_network_that_explodes_is_offered_skip_connections() -> None:
     found = forecast(Config(normalization="batch"))
     assert found.prediction.chi_1 == pytest.approx(math.pi / (math.pi - 1), rel=1e-6)
-    assert [change.options for change in found.changes] == ["residual=plain", "residual=depth"]
-    assert [change.options for change in forecast(Config(residual="plain")).changes] == ["residual=depth"]
+    assert found.remedies[0].text == "residual=depth"
+    assert forecast(Config(residual="plain")).remedies[0].text == "residual=depth"
 
 
 @pytest.mark.parametrize(
@@ -265,7 +287,7 @@ def test_every_line_is_words_and_numbers_in_80_columns(config: Config) -> None:
     text = describe(forecast(config))
     assert "nan" not in text.split()
     assert "None" not in text
-    assert max(map(len, text.splitlines())) <= 80
+    assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("run "))
     assert {"sigma_w2", "chi_1", "ratio", "formula", "verdict"} <= set(rows(text))
 
 
@@ -344,7 +366,7 @@ def test_the_command_prints_plain_text_and_leaves_nothing(
     shown, errors = capsys.readouterr()
     assert errors == ""
     assert "\x1b" not in shown
-    assert max(map(len, shown.splitlines())) <= 80
+    assert all(len(line) <= 80 for line in shown.splitlines() if not line.startswith("run "))
     assert number(rows(shown)["sigma_w2"]) == 2
     assert not list(work.iterdir())
     assert not list(scratch.iterdir())
@@ -375,5 +397,4 @@ def test_networks_that_die_are_called_dead_and_not_vanishing() -> None:
     # Each of 19 units is off with probability 1/2.
     assert found.prediction.dead_probability == pytest.approx(1 - 2.0**-19)
     assert found.verdict.gradient == "dead"
-    assert [change.options for change in found.changes] == ["activation=tanh init=lecun"]
     assert forecast(Config(width=128, depth=20)).verdict.gradient == "stable"

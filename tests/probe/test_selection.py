@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradexp import GradientProbe, measure
-from gradexp.history.patterns import is_match
 from gradexp.history.step import STATUSES
+from gradexp.patterns import is_match
 from gradexp.probe.names import named_modules
 
 

@@ -527,6 +527,16 @@ def test_text_in_brackets_is_shown_as_it_is():
     assert "try [red]this[/red]\n" in text
 
 
+def test_a_remedy_is_a_command_in_one_line_with_the_other_options():
+    verdict = Verdict("vanishing", text="vanishing", remedy="init=orthogonal activation=tanh")
+    typed = ["init=normal", "init.std=0.01", "data.path=a file.npz", *(f"record.every={n}" for n in range(9))]
+    text = printed(result(verdict=verdict, overrides=typed))
+    kept = " ".join(f"record.every={n}" for n in range(9))
+    command = f"python -m gradexp.run 'data.path=a file.npz' {kept} init=orthogonal activation=tanh"
+    assert f"\ntry       {command}\n" in text
+    assert "\ntry " not in printed(result())
+
+
 def test_a_folder_inside_the_current_one_is_shown_short(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "files     outputs/a\n" in printed(result(), folder=tmp_path / "outputs" / "a")

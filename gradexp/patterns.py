@@ -1,4 +1,4 @@
-"""Patterns of modules' names."""
+"""Patterns of dotted names, as users type them to choose modules."""
 
 import re
 from functools import cache
@@ -9,6 +9,10 @@ def is_match(name: str, pattern: str) -> bool:
 
     ``?`` is a character, ``[a-c]`` one of some, ``*`` any run of characters inside a part of the name, and ``**`` any
     run, dots included; ``**.`` may also be nothing.
+
+    Example:
+        >>> is_match("blocks.3.mlp", "blocks.*.mlp"), is_match("blocks.3.mlp.fc", "blocks.*")
+        (True, False)
     """
     return _compiled(pattern).fullmatch(name) is not None
 

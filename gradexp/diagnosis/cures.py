@@ -1,0 +1,66 @@
+"""Remedies for a gradient that vanishes or explodes, each tried on a copy of the model before it is named."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from torch import nn
+
+from gradexp.history.history import History
+from gradexp.history.remedies import REMEDIES
+from gradexp.networks.initialize import initialize
+
+_SCHEMES = ("he", "orthogonal", "xavier")
+_LARGEST = 20_000_000  # parameters; copies of larger models would take long
+_SEED = 0
+
+
+def cures(model: nn.Module, history: History, record: Callable[[nn.Module], History]) -> dict[str, str]:
+    """Return kind of finding -> the first remedy after which the copy's gradient is stable.
+
+    Args:
+        model: The model, which is left as it is.
+        history: What was measured of it.
+        record: A function that measures a copy.
+    """
+    wanted = {finding.kind for finding in history.verdict().findings if finding.kind in REMEDIES}
+    if not wanted or sum(parameter.numel() for parameter in model.parameters()) > _LARGEST:
+        return {}
+    for remedy, change in _candidates(model):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what initialize leaves
+                other = copy.deepcopy(model)
+                change(other)
+                verdict = record(other).verdict()
+        except Exception:  # noqa: S112  # of whatever kind: then it is no remedy for this model
+            continue
+        if verdict.gradient == "stable" and wanted.isdisjoint(finding.kind for finding in verdict.findings):
+            return dict.fromkeys(wanted, remedy)
+    return {}
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, Callable[[nn.Module], object]]]:
+    """Yield remedies as they are typed, each with a function that applies it."""
+    for scheme in _SCHEMES:
+        yield f"gradexp.initialize(model, '{scheme}')", partial(initialize, init=scheme, seed=_SEED)
+        yield (  # with biases that were set on purpose, or grew
+            f"gradexp.initialize(model, '{scheme}', sigma_b2=0)",
+            partial(initialize, init=scheme, seed=_SEED, sigma_b2=0),
+        )
+    squashing = sorted({type(module).__name__ for module in model.modules() if isinstance(module, _SQUASHING)})
+    if squashing:
+        names = " and ".join(f"nn.{name}()" for name in squashing)
+        yield f"nn.ReLU() in place of {names}, and gradexp.initialize(model, 'he')", _unsquash
+
+
+_SQUASHING = (nn.Sigmoid, nn.Tanh, nn.Softsign, nn.LogSigmoid)
+
+
+def _unsquash(model: nn.Module) -> None:
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, _SQUASHING):
+                setattr(module, name, nn.ReLU())
+    initialize(model, "he", seed=_SEED)

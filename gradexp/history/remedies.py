@@ -1,0 +1,25 @@
+"""What helps against a gradient that vanishes or explodes, where nobody could try it on the model itself."""
+
+REMEDIES = {
+    "vanishing": (
+        "nn.ReLU() in place of sigmoid or tanh and gradexp.initialize(model, 'he'), a norm before each activation, "
+        "or skip connections x + f(x)"
+    ),
+    "exploding": (
+        "gradexp.initialize(model, 'he'); in residual blocks a norm in the branch, or the branch times "
+        "1 / sqrt(number of blocks)"
+    ),
+    "exploding activations": (
+        "gradexp.initialize(model, 'he'); in residual blocks a norm in the branch, or the branch times "
+        "1 / sqrt(number of blocks)"
+    ),
+    "vanishing over time": (
+        "the mean of all outputs in place of the last one, shorter sequences, or an LSTM whose forget gates have a "
+        "bias of 5"
+    ),
+    "exploding over time": (
+        "gradexp.initialize(model, 'orthogonal'), and "
+        "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before each step"
+    ),
+}
+"""Kind of finding -> remedy."""
