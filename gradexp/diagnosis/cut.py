@@ -79,7 +79,7 @@ class Cut(Observer):
         if silent:
             yield from self._silent_findings(examination, silent, owner, reached)
         if len(trained) < len(parameters):
-            yield _frozen(parameters, owner)
+            yield _frozen(parameters, owner, parameter_names(model))
 
     def _flat_findings(self, flat: dict[int, str], owner: dict[int, str], reached: set[str]) -> Iterator[Finding]:
         for operation in dict.fromkeys(flat.values()):
@@ -182,7 +182,7 @@ def why_without_gradient(examination: Examination) -> str:
     return f": {_operation(last)} cuts them off{f' ({last.place})' if last.place else ''}"
 
 
-def _frozen(parameters: Mapping[int, Tensor], owner: Mapping[int, str]) -> Finding:
+def _frozen(parameters: Mapping[int, Tensor], owner: Mapping[int, str], called: Mapping[int, str]) -> Finding:
     """Return what is frozen; it is an alarm if biases are trained and no weight of the whole model."""
     frozen = dict.fromkeys(owner[key] for key, p in parameters.items() if not p.requires_grad)
     trained = {owner[key] for key, p in parameters.items() if p.requires_grad}
@@ -191,7 +191,8 @@ def _frozen(parameters: Mapping[int, Tensor], owner: Mapping[int, str]) -> Findi
     halves = [name for name in frozen if name in trained]  # a bias without its weight
     if not halves or any(p.requires_grad and p.dim() > 1 for p in parameters.values()):
         return Finding("frozen", text, tuple(names), severity=0)
-    text += f": of the whole model no weight is trained, only what else is in {listed(halves)}"
+    rest = [called[key] for key, p in parameters.items() if p.requires_grad]
+    text += f": no weight of the whole model is trained, only {listed(rest)}"
     remedy = f"model.get_submodule({halves[-1]!r}).requires_grad_(True)"
     is_choice = all(p.requires_grad for p in parameters.values() if p.dim() < 2)  # biases alone, as BitFit trains
     return Finding("frozen", text, tuple(names), remedy, 1 if is_choice else 2)

@@ -310,7 +310,7 @@ def test_a_model_of_which_only_a_bias_is_trained_is_an_alarm_whose_remedy_works(
     model.requires_grad_(False)[1].bias.requires_grad_(True)
     (found,) = frozen(model, x)
     assert found.severity == 2
-    assert "of the whole model no weight is trained, only what else is in 1" in found.text
+    assert "no weight of the whole model is trained, only 1.bias" in found.text
     exec(found.remedy, {"model": model})
     assert model[1].weight.requires_grad
     assert [finding.severity for finding in frozen(model, x)] == [0]
