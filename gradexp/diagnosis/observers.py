@@ -17,8 +17,8 @@ from gradexp.diagnosis.formats import NumberFormats
 from gradexp.diagnosis.guessing import Guessing
 from gradexp.diagnosis.initial_scale import InitialScale
 from gradexp.diagnosis.input_scale import InputScale
+from gradexp.diagnosis.missing_log_softmax import MissingLogSoftmax
 from gradexp.diagnosis.nonfinite import Nonfinite
-from gradexp.diagnosis.not_logarithms import NotLogarithms
 from gradexp.diagnosis.output_activation import OutputActivation
 from gradexp.diagnosis.over_samples import OverSamples
 from gradexp.diagnosis.pairs import Pairs
@@ -56,7 +56,7 @@ OBSERVERS: tuple[type[Observer], ...] = (
     InitialScale,
     Pairs,
     OverSamples,
-    NotLogarithms,
+    MissingLogSoftmax,
     SquashedTwice,
     OutputActivation,
     Guessing,

@@ -17,8 +17,8 @@ _NODES = {"NllLossBackward", "NllLoss2DBackward", "NllLossNdBackward"}
 _MOST = 1.1  # probabilities of all classes together, up to rounding
 
 
-class NotLogarithms(Observer):
-    """Finds ``nll_loss`` of logits or of probabilities: it is least where they grow without end, or says little."""
+class MissingLogSoftmax(Observer):
+    """Finds ``nll_loss`` of logits, which can fall without end, or of probabilities, where it is too flat."""
 
     def see_loss(self, examination: Examination) -> None:
         """Look at what the loss gets."""
@@ -51,4 +51,4 @@ def _of(node: Node) -> Finding | None:
     else:
         remedy = "torch.nn.functional.cross_entropy, which takes logits, in place of nll_loss"
         text += ", and the loss falls without end as they grow"
-    return Finding("no log-probabilities", text, (), remedy, 3)
+    return Finding("missing log softmax", text, (), remedy, 3)

@@ -14,7 +14,7 @@ Y = torch.arange(16) % 5
 
 
 def told(model, loss_fn, target=Y, x=X):
-    return [f for f in measure(model, loss_fn, (x, target)).findings[0] if f.kind == "no log-probabilities"]
+    return [f for f in measure(model, loss_fn, (x, target)).findings[0] if f.kind == "missing log softmax"]
 
 
 def test_logits_are_told_with_what_their_exponentials_sum_to():
