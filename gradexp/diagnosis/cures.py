@@ -12,6 +12,7 @@ from gradexp.history.remedies import REMEDIES
 from gradexp.networks.initialize import initialize
 
 _SCHEMES = ("he", "orthogonal", "xavier")
+_SCHEMES_OVER_TIME = ("orthogonal", "xavier")
 _LARGEST = 20_000_000  # parameters; copies of larger models would take long
 _SEED = 0
 
@@ -27,7 +28,8 @@ def cures(model: nn.Module, history: History, record: Callable[[nn.Module], Hist
     wanted = {finding.kind for finding in history.verdict().findings if finding.kind in REMEDIES}
     if not wanted or sum(parameter.numel() for parameter in model.parameters()) > _LARGEST:
         return {}
-    for remedy, change in _candidates(model):
+    over_time = any(kind.endswith("over time") for kind in wanted)
+    for remedy, change in _candidates(model, _SCHEMES_OVER_TIME if over_time else _SCHEMES):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what initialize leaves
@@ -41,9 +43,9 @@ def cures(model: nn.Module, history: History, record: Callable[[nn.Module], Hist
     return {}
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[str, Callable[[nn.Module], object]]]:
+def _candidates(model: nn.Module, schemes: tuple[str, ...]) -> Iterator[tuple[str, Callable[[nn.Module], object]]]:
     """Yield remedies as they are typed, each with a function that applies it."""
-    for scheme in _SCHEMES:
+    for scheme in schemes:
         yield f"gradexp.initialize(model, '{scheme}')", partial(initialize, init=scheme, seed=_SEED)
         yield (  # with biases that were set on purpose, or grew
             f"gradexp.initialize(model, '{scheme}', sigma_b2=0)",

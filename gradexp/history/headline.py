@@ -3,37 +3,33 @@
 import re
 import textwrap
 
-from gradexp.history.finding import Finding, worst_first
-from gradexp.history.step import Step
 from gradexp.history.verdict import Verdict
 
 _READABLE = 110  # longer lines are hard to read
 _SPACE = "\N{NO-BREAK SPACE}"
 
 
-def headline(verdict: Verdict, findings: tuple[Finding, ...], width: int) -> list[str]:
+def headline(verdict: Verdict, width: int) -> list[str]:
     """Return the verdict, what was found, worst first, with what to try, and last what is harmless.
 
     Args:
-        verdict: The verdict; its text begins with its word.
-        findings: What was found beside it.
+        verdict: The verdict; its text begins with its word, or is that of the worst finding.
         width: Characters of a line.
     """
-    lines = wrapped(verdict.text, width)
-    harmless = [finding for finding in findings if finding.severity <= 0]
-    for finding in findings:
+    lines = []
+    texts = [f"{finding.kind}: {finding.text}" for finding in verdict.findings]
+    if verdict.text not in texts[:1]:
+        lines += [*wrapped(verdict.text, width), ""]
+    for finding, text in zip(verdict.findings, texts, strict=True):
         if finding.severity > 0:
-            lines += ["", *wrapped(f"{finding.kind}: {finding.text}", width)]
+            lines += wrapped(text, width)
             if finding.remedy:
                 lines += wrapped(f"try: {finding.remedy}", width, "  ")
+            lines.append("")
+    harmless = [text for finding, text in zip(verdict.findings, texts, strict=True) if finding.severity <= 0]
     if harmless:
-        lines += ["", *wrapped("harmless: " + "; ".join(f"{f.kind}: {f.text}" for f in harmless), width)]
-    return lines
-
-
-def all_findings(verdict: Verdict, step: Step) -> tuple[Finding, ...]:
-    """Return what the verdict and the step hold, worst first and each once."""
-    return worst_first(list(dict.fromkeys((*verdict.findings, *step.findings))))
+        lines += wrapped("harmless: " + "; ".join(harmless), width)
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:

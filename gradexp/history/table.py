@@ -9,7 +9,7 @@ import numpy as np
 from gradexp.history.columns import columns_of, power_of_ten
 from gradexp.history.finding import Finding
 from gradexp.history.folding import Fold, blocks_name, folded
-from gradexp.history.headline import all_findings, headline, wrapped
+from gradexp.history.headline import headline, wrapped
 from gradexp.history.heights import Picture, Scale
 from gradexp.history.layout import Layout
 from gradexp.history.roles import places
@@ -42,8 +42,8 @@ def table(step: Step, decades: float = 3.0, width: int | None = None) -> str:
     findings, lines, limits = step.findings, [], []
     if "output_grad" in step.log10:
         verdict = gradient_verdict(step, decades)
-        findings = all_findings(verdict, step)
-        lines = [*headline(verdict, findings, width), ""]
+        findings = verdict.findings
+        lines = [*headline(verdict, width), ""]
         text = f"(vanishing: below 10^-{decades:g} in all, exploding: above 10^+{decades:g})"
         limits = ["", *wrapped(text, width)]
     rows = _Rows(step, findings)

@@ -168,8 +168,9 @@ def test_findings_come_worst_first_with_what_to_try_and_mark_their_rows():
         )
     ]
     lines = table(history.at(), width=120).split("\n")
-    assert lines[1:5] == ["", "dead units: 100% of layers.3.mlp.fc1", '  try: initialize(model, "he")', ""]
-    assert lines[5] == "harmless: small branch: layers.*.attention.query"
+    # The worst one is the verdict, and is told once.
+    assert lines[:3] == ["dead units: 100% of layers.3.mlp.fc1", '  try: initialize(model, "he")', ""]
+    assert lines[3] == "harmless: small branch: layers.*.attention.query"
     row = next(line for line in lines if "3.mlp.fc1" in line and line.split()[0] == "12")
     assert "dead units" in row
     assert not any(line.split()[:1] == ["2"] for line in lines)

@@ -129,7 +129,7 @@ def test_hydra_finds_other_plugins_beside_ours_and_ours_load_only_hydra() -> Non
     assert not done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("launcher", ["basic", "ensemble"])
+@pytest.mark.parametrize("launcher", few(["ensemble", "basic"]))
 def test_folders_that_go_while_a_sweep_works_are_counted_as_not_complete(
     launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,7 @@ def chaotic() -> Forecast:
     return forecast(tanh(2.5, 0.05))
 
 
+@pytest.mark.slow
 def test_numbers_of_a_chaotic_tanh_network_are_those_of_gauss_hermite_quadrature() -> None:
     found = rows(describe(chaotic()))
     at, weight = np.polynomial.hermite_e.hermegauss(120)
@@ -99,6 +100,7 @@ def test_sigmoid_with_xavier_loses_a_factor_18_per_layer() -> None:
     assert "underflow to 0" in found["float32"]
 
 
+@pytest.mark.slow
 def test_the_lessons_own_network_is_followed_exactly() -> None:
     config = Config(
         activation="linear", width=2, init=InitConfig("identity", gain=1.5), data=DataConfig("ones"), depth=150
@@ -166,6 +168,7 @@ def test_without_a_law_the_reason_is_the_verdict_and_only_what_has_numbers_is_ad
     assert forecasts[1].remedies[-1].text == f"residual=none {cure}"
 
 
+@pytest.mark.slow
 def test_data_that_say_not_enough_are_loaded() -> None:
     assert "not loaded" in shown(Config())["inputs"]
     raw = shown(Config(data=DataConfig("digits", standardize=False)))["inputs"]

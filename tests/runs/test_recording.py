@@ -56,6 +56,7 @@ def test_outputs_are_those_of_the_weights_after_so_many_steps() -> None:
     assert not same(seen[0][5], seen[20][5])
 
 
+@pytest.mark.slow
 def test_outputs_are_of_five_layers_ten_times_in_a_training_and_at_its_beginning() -> None:
     assert [step for step, _ in trained().outputs] == [*range(0, 20, 2), 20]
     assert [step for step, _ in run(config(steps=19)).outputs] == [0, 2, 4, 6, 8, 10, 11, 13, 15, 17, 19]

@@ -120,6 +120,7 @@ def looking_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "_SHARE", math.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("looking_at_every_step")
 def test_a_long_training_is_drawn_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "_BETWEEN_PICTURES", 0.0)
