@@ -22,6 +22,7 @@ _RANGES = {
     "GeluBackward": ("gelu", -0.17, math.inf),
     "SiluBackward": ("silu", -0.279, math.inf),
     "MishBackward": ("mish", -0.309, math.inf),
+    "EluBackward": ("elu", -1.0, math.inf),
     "SigmoidBackward": ("sigmoid", 0.0, 1.0),
     "SoftmaxBackward": ("softmax", 0.0, 1.0),
     "TanhBackward": ("tanh", -1.0, 1.0),
@@ -61,12 +62,13 @@ class OutputActivation(Observer):
 
     def _of_logits(self, loss: Node) -> Finding | None:
         node = without_shapes(loss.next_functions[0][0])
-        if node is None or kind_of(node) not in _RANGES:
+        found = None if node is None else _range(node)
+        if node is None or found is None:
             return None
-        activation, low, high = _RANGES[kind_of(node)]
-        if activation in _TWICE:
+        activation, low, high = found
+        if activation in _TWICE or (activation == "clamp" and low < -1):  # which only keeps numbers finite
             return None
-        bounds = f"cannot be below {low:g}" if high == math.inf else f"lie between {low:g} and {high:g}"
+        bounds = f"cannot be below {low:g}" if high == math.inf else f"can only lie between {low:g} and {high:g}"
         why = f"logits of {_LOGITS[kind_of(loss)]} {bounds}"
         result = saved_of(node, "result")
         if activation == "relu" and isinstance(result, Tensor):
@@ -75,15 +77,18 @@ class OutputActivation(Observer):
 
     def _of_targets(self, above: Node | None, target: Any) -> Finding | None:
         node = without_shapes(above)
-        if node is None or kind_of(node) not in _RANGES or type(target) is not Tensor or not target.numel():
+        found = None if node is None else _range(node)
+        if node is None or found is None or type(target) is not Tensor or not target.numel():
             return None
-        activation, low, high = _RANGES[kind_of(node)]
+        activation, low, high = found
         least, most, share = torch.stack(
             [*target.detach().double().aminmax(), ((target < low) | (target > high)).double().mean()]
         ).tolist()
         if not share > _FEW:
             return None
         bounds = f"from {low:g} up" if high == math.inf else f"between {low:g} and {high:g}"
+        if low == -math.inf:
+            bounds = f"up to {high:g}"
         why = f"{100 * share:.0f} % of the targets, {least:.3g} to {most:.3g}, lie outside of its range, {bounds}"
         return self._finding(node, activation, why)
 
@@ -101,4 +106,26 @@ class OutputActivation(Observer):
         return Finding("activation on the output", text, tuple(names[:1]), remedy, 2)
 
 
-_MODULES = (nn.ReLU, nn.Softplus, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Softmax, nn.Tanh)
+def _range(node: Node) -> tuple[str, float, float] | None:
+    """Return the name of an activation, and the smallest and largest of its results; None for other operations."""
+    kind = kind_of(node)
+    if kind not in _BOUNDED:
+        return _RANGES.get(kind)
+    low, high = (saved_of(node, name) for name in _BOUNDED[kind])
+    return "clamp", -math.inf if low is None else float(low), math.inf if high is None else float(high)
+
+
+_BOUNDED = {"HardtanhBackward": ("min_val", "max_val"), "ClampBackward": ("min", "max")}
+_MODULES = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardtanh,
+    nn.ELU,
+    nn.Softplus,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Sigmoid,
+    nn.Softmax,
+    nn.Tanh,
+)

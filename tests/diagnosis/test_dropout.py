@@ -64,3 +64,37 @@ def test_ordinary_rates_are_no_fault(rate):
 
 def test_dropout_in_evaluation_mode_is_no_fault():
     assert dropouts(nn.Sequential(nn.Linear(8, 64), nn.Dropout(0.99), nn.Linear(64, 4)).eval()) == []
+
+
+class Functional(nn.Module):
+    def __init__(self, rate):
+        super().__init__()
+        self.fc1, self.fc2, self.rate = nn.Linear(8, 64), nn.Linear(64, 4), rate
+
+    def forward(self, x):
+        return self.fc2(F.dropout(torch.relu(self.fc1(x)), self.rate, self.training))
+
+
+def test_a_function_that_drops_nearly_everything_is_told_by_the_layer_before():
+    (found,) = dropouts(Functional(0.99))
+    assert found.text.startswith(
+        "F.dropout after fc1 drops 99 % of units: what is left of each sample is scaled by 100"
+    )
+    assert dropouts(Functional(0.01)) == []
+    assert dropouts(Functional(0.5)) == []
+    assert dropouts(Functional(0.99).eval()) == []
+
+
+def test_weights_of_samples_are_no_dropout():
+    class Weighted(nn.Module):
+        def __init__(self, weights):
+            super().__init__()
+            self.fc, self.weights = nn.Linear(8, 4), weights
+
+        def forward(self, x):
+            return self.fc(x) * self.weights
+
+    mask = torch.zeros(16, 1, 1)
+    mask[3:9] = 100.0
+    assert dropouts(Weighted(mask)) == []
+    assert dropouts(Weighted(torch.linspace(0, 100, 16)[:, None, None])) == []

@@ -26,7 +26,7 @@ class Functional(nn.Module):
         return self.function(self.out(x))
 
 
-@pytest.mark.parametrize("function", [F.relu, F.softplus, F.gelu, F.silu, F.mish, torch.tanh])
+@pytest.mark.parametrize("function", [F.relu, F.softplus, F.gelu, F.silu, F.mish, F.elu, torch.tanh])
 def test_an_activation_on_logits_is_told_with_the_layer_before(function):
     (found,) = told(Functional(function, 5), F.cross_entropy, LABELS)
     assert function.__name__ in found.text
@@ -53,7 +53,14 @@ def test_the_remedy_for_a_module_is_a_call_that_works():
 
 @pytest.mark.parametrize(
     ("function", "target"),
-    [(F.relu, VALUES), (F.softplus, -VALUES.abs()), (torch.sigmoid, 3 * VALUES), (torch.tanh, 3 * VALUES)],
+    [
+        (F.relu, VALUES),
+        (lambda z: z.clamp(max=0), VALUES),
+        (F.relu6, VALUES),
+        (F.softplus, -VALUES.abs()),
+        (torch.sigmoid, 3 * VALUES),
+        (torch.tanh, 3 * VALUES),
+    ],
 )
 @pytest.mark.parametrize("loss_fn", [F.mse_loss, F.smooth_l1_loss, lambda a, b: ((a - b) ** 2).mean(), nn.L1Loss()])
 def test_targets_beyond_the_range_of_the_output_are_told(function, target, loss_fn):
@@ -78,6 +85,11 @@ def test_an_activation_whose_range_holds_the_targets_is_no_fault(function, targe
 
 def test_logits_that_are_scaled_after_a_tanh_are_no_fault():
     assert told(Functional(lambda z: 30 * torch.tanh(z / 30), 5), F.cross_entropy, LABELS) == []
+
+
+def test_a_clamp_that_only_keeps_logits_finite_is_no_fault():
+    assert told(Functional(lambda z: z.clamp(-50, 50), 5), F.cross_entropy, LABELS) == []
+    assert len(told(Functional(lambda z: z.clamp(min=0), 5), F.cross_entropy, LABELS)) == 1
 
 
 def test_a_squashing_twice_is_told_once():
