@@ -72,7 +72,7 @@ class OutputActivation(Observer):
         why = f"logits of {_LOGITS[kind_of(loss)]} {bounds}"
         result = saved_of(node, "result")
         if activation == "relu" and isinstance(result, Tensor):
-            why += f", and {100 * float((result == 0).float().mean()):.0f} % are 0 and pass no gradient on"
+            why += f", and {100 * float((result == 0).double().mean()):.0f} % are 0 and pass no gradient on"
         return self._finding(node, activation, why)
 
     def _of_targets(self, above: Node | None, target: Any) -> Finding | None:
