@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradexp import GradientProbe, History, initialize, measure
+from gradexp.history.clipped import clipped
 from gradexp.probe.alarm import AlarmError
 
 
@@ -235,6 +236,51 @@ def updates(is_cured: bool) -> History:
     return probe.history
 
 
+def trained(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Callable[[], tuple[Tensor, Tensor]], steps: int
+) -> History:
+    """Return the history of a training."""
+    with GradientProbe(model, optimizer=optimizer) as probe:
+        for step in range(steps):
+            x, label = batch()
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), label)
+            loss.backward()
+            probe.collect(step, loss)
+            optimizer.step()
+    return probe.history
+
+
+def diverging(is_cured: bool) -> History:
+    model, batch = network(nn.ReLU, 3), classes()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3 if is_cured else 1.0)
+    return trained(model, optimizer, lambda: batch, 4)
+
+
+def weight_decay(is_cured: bool) -> History:
+    model, batch = network(nn.ReLU, 3), classes()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-3 if is_cured else 5.0)
+    return trained(model, optimizer, lambda: batch, 20)
+
+
+def no_progress(is_cured: bool) -> History:
+    model, batch = network(nn.ReLU, 3), classes()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, maximize=not is_cured)
+    return trained(model, optimizer, lambda: batch, 30)
+
+
+def clipped_gradients(is_cured: bool) -> History:
+    model, (x, label) = network(nn.ReLU, 3), classes()
+    with GradientProbe(model) as probe:
+        (10 * F.cross_entropy(model(x), label)).backward()
+        if not is_cured:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        probe.collect(0)
+        if not is_cured:
+            probe.add_finding(clipped("the Trainer", 1.0))  # as the callback for transformers' Trainer does
+    return probe.history
+
+
 def closed_branches(is_cured: bool) -> History:
     return measure(Blocks(1.0 if is_cured else 1e-5, depth=6), F.cross_entropy, classes())
 
@@ -317,6 +363,10 @@ EXAMPLES: dict[str, Callable[[bool], History]] = {
     "guessing not beaten": guessing_not_beaten,
     "one class": guessing_not_beaten,
     "updates": updates,
+    "diverging": diverging,
+    "weight decay": weight_decay,
+    "no progress": no_progress,
+    "clipped": clipped_gradients,
     "closed branches": closed_branches,
     "frozen": frozen,
     "tied weights": tied_weights,

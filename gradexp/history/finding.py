@@ -44,6 +44,8 @@ _CAUSES_FIRST = (
     "zero by initialisation",
     "equal units",
     "rounding noise",
+    "weight decay",
+    "diverging",
     "dead layer",
     "saturated",
     "softmax twice",
@@ -61,6 +63,8 @@ _CAUSES_FIRST = (
     "initial scale",
     "inputs collapse",
     "updates",
+    "no progress",
+    "clipped",
 )
 _RANKS = {kind: rank for rank, kind in enumerate(_CAUSES_FIRST)}
 _UNRANKED = len(_CAUSES_FIRST)

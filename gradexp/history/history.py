@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradexp.history.course import Course
 from gradexp.history.derived import extras
 from gradexp.history.encoding import printable
 from gradexp.history.finding import Finding, worst_first
@@ -27,6 +28,7 @@ from gradexp.history.step import (
 )
 from gradexp.history.table import table
 from gradexp.history.tensorboard import course_series, write_history
+from gradexp.history.training import training_findings
 from gradexp.history.unoptimized import unoptimized
 from gradexp.history.updates import updates_findings
 from gradexp.history.verdict import Verdict, gradient_verdict
@@ -145,8 +147,28 @@ class History:
         if not -recorded <= step < recorded:
             raise ValueError(f"step is an index from 0 to {recorded - 1}, or -1 for the last, got {step}")
         recorded_step = self._step(step)
-        further = (*unoptimized(self.names, recorded_step.status), *updates_findings(recorded_step, self._step(0)))
-        return replace(recorded_step, findings=worst_first([*recorded_step.findings, *further]))
+        findings = [
+            # What led to a bad step comes before what is bad in it.
+            *(training_findings(self._course(step % recorded + 1)) if self.phase == "train" else ()),
+            *recorded_step.findings,
+            *unoptimized(self.names, recorded_step.status),
+            *updates_findings(recorded_step, self._step(0)),
+        ]
+        return replace(recorded_step, findings=worst_first(findings))
+
+    def _course(self, end: int) -> Course:
+        """Return the recorded steps before an index."""
+        return Course(
+            self.names,
+            self.steps[:end],
+            {quantity: values[:end] for quantity, values in self.log10.items()},
+            {quantity: codes[:end] for quantity, codes in self.status.items()},
+            None if self.loss is None else self.loss[:end],
+            self.dtypes,
+            self.kinds,
+            self.feeds,
+            self.findings[end - 1] if self.findings else (),
+        )
 
     def _step(self, step: int) -> Step:
         """Return a recorded step with what was found when it was."""

@@ -20,7 +20,10 @@ def unoptimized(names: Sequence[str], status: Mapping[str, NDArray[np.int8]]) ->
     """
     if "update" not in status:
         return ()
-    rows = np.flatnonzero((status["update"] == STATUSES.index("not_optimized")).all(axis=0))
+    outside = (status["update"] == STATUSES.index("not_optimized")).all(axis=0)
+    if "weight_grad" in status:  # no loss reaches a target network, so that none needs to be trained
+        outside &= ~(status["weight_grad"] == STATUSES.index("unused")).all(axis=0)
+    rows = np.flatnonzero(outside)
     missing = list(dict.fromkeys(names[row] for row in rows.tolist()))
     if not missing:
         return ()

@@ -127,7 +127,8 @@ _SAME_CAUSE = {
     "exploding activations": {"exploding"},
     "initial scale": {"exploding", "exploding over time", "input scale", "saturated"},
     "inputs collapse": {"vanishing", "saturated", "dead layer", "cut", "number format", "nonfinite"},
-    "vanishing": {"saturated"},
+    "vanishing": {"saturated", "weight decay"},
+    "updates": {"weight decay", "diverging"},
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gradexp.history.clipped import clipped
 from gradexp.integrations import ProbeOfTraining
 
 try:
@@ -65,10 +66,13 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Collect, unless clipping has come before."""
-        if self._is_attached and not self._is_collected and (getattr(args, "max_grad_norm", None) or 0) > 0:
+        clips = self._is_attached and not self._is_collected and (getattr(args, "max_grad_norm", None) or 0) > 0
+        if clips:
             warnings.warn("the Trainer has clipped unseen, so that weight gradients are as clipped", stacklevel=2)
         if not self._is_collected:
             self._collect(state.global_step)
+        if clips and self._probe is not None:
+            self._probe.add_finding(clipped("the Trainer", args.max_grad_norm))
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Remove the hooks after the optimizer's step."""

@@ -270,6 +270,16 @@ class GradientProbe:
         if found:
             self._ring(label, found)
 
+    def add_finding(self, finding: Finding) -> None:
+        """Add to the last recorded step what is known of it beside what the hooks saw.
+
+        Raises:
+            RuntimeError: If no step is recorded yet.
+        """
+        if not self._findings:
+            raise RuntimeError("no step is recorded yet")
+        self._findings[-1] = worst_first([*self._findings[-1], finding])
+
     def has_news(self) -> bool:
         """Return whether a backward pass came by since the last collect, as far as that can be seen."""
         trace = self._recorder.trace

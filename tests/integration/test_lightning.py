@@ -309,6 +309,22 @@ def test_the_loss_and_the_total_gradient_are_recorded():
             assert callback.history.total_grad[index, 0] == pytest.approx(total.item(), abs=tolerance)
 
 
+class Diverging(Module):
+    def loss(self, batch):
+        return (self.net(batch[0]) ** 4).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e4)
+
+
+def test_a_training_that_diverges_says_why():
+    callback = GradientProbeCallback(every=1)
+    fit(Diverging(), callback, max_epochs=6)
+    verdict = callback.history.verdict()
+    assert verdict.gradient == "nonfinite"
+    assert "the learning rate is too large" in verdict.text
+
+
 def test_a_training_in_another_process_leaves_its_history(tmp_path):
     callback = GradientProbeCallback(every=1)
     fit(Module(), callback)

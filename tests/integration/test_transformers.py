@@ -169,6 +169,16 @@ def test_clipping_that_goes_unseen_is_warned_of(tmp_path):
         pytest.skip("this Trainer clips nowhere but through its Accelerator")
     with pytest.warns(UserWarning, match="the Trainer has clipped unseen"):
         ByHand(model, arguments, Collator(), data_for(model), callbacks=[callback]).train()
+    (finding,) = (finding for finding in callback.history.at().findings if finding.kind == "clipped")
+    assert (finding.severity, "norm of 1" in finding.text) == (1, True)
+    total = callback.history.total_grad[0, 0]
+    assert total == pytest.approx(0, abs=1e-5)  # log10 of the norm that was clipped to
+
+
+def test_clipping_that_is_seen_leaves_no_finding(tmp_path):
+    callback = GradientProbeCallback(every=1)
+    train(gpt2(), tmp_path, callback, max_steps=1, max_grad_norm=0.1)
+    assert [finding for finding in callback.history.at().findings if finding.kind == "clipped"] == []
 
 
 def test_training_is_bit_identical(tmp_path):
