@@ -123,3 +123,21 @@ class Siamese(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.distance(self.encoder(a), self.encoder(b))
+
+
+class Loop(nn.Module):
+    """A loop over the time steps of a cell, whose state is detached each few steps."""
+
+    def __init__(self, detached_each: int) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(8, 32), nn.Linear(32, 4)
+        self.detached_each = detached_each
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), 32)
+        for step in range(x.shape[1]):
+            if step % self.detached_each == 0:
+                state = state.detach()
+            state = self.cell(x[:, step], state)
+        output: Tensor = self.head(state)
+        return output

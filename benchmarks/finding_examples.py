@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from broken_models import Blocks, EncoderAndHead, Last, Mixture, PastHooks, Siamese, Tied, classes, network
+from broken_models import Blocks, EncoderAndHead, Last, Loop, Mixture, PastHooks, Siamese, Tied, classes, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,6 +86,35 @@ def saturated(is_cured: bool) -> History:
     if is_cured:
         initialize(model, "xavier")
     return measure(model, F.cross_entropy, classes())
+
+
+def cut_over_time(is_cured: bool) -> History:
+    return measure(Loop(20 if is_cured else 1), F.cross_entropy, (torch.randn(64, 20, 8), classes()[1]))
+
+
+def dropout(is_cured: bool) -> History:
+    model = nn.Sequential(network(nn.ReLU, 2, outputs=64), nn.Dropout(0.01 if is_cured else 0.99), nn.Linear(64, 4))
+    return measure(model, F.cross_entropy, classes())
+
+
+def missing_log_softmax(is_cured: bool) -> History:
+    return measure(network(nn.ReLU, 2), F.cross_entropy if is_cured else F.nll_loss, classes())
+
+
+def activation_on_the_output(is_cured: bool) -> History:
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 4), nn.Identity() if is_cured else nn.ReLU())
+    return measure(model, F.cross_entropy, classes())
+
+
+def softmax_over_samples(is_cured: bool) -> History:
+    model = nn.Sequential(network(nn.ReLU, 2), nn.LogSoftmax(dim=-1 if is_cured else 0))
+    return measure(model, F.nll_loss, classes())
+
+
+def shapes(is_cured: bool) -> History:
+    x, _ = classes()
+    target = x.mean(1)
+    return measure(network(nn.ReLU, 2, outputs=1), F.mse_loss, (x, target[:, None] if is_cured else target))
 
 
 def equal_units(is_cured: bool) -> History:
@@ -312,12 +341,14 @@ EXAMPLES: dict[str, Callable[[bool], History]] = {
     "vanishing": vanishing,
     "exploding": exploding,
     "tiny gradients": tiny_gradients,
+    "cut over time": cut_over_time,
     "vanishing over time": vanishing_over_time,
     "exploding over time": exploding_over_time,
     "exploding activations": exploding_activations,
     "dead units": dead_units,
     "saturated": saturated,
     "equal units": equal_units,
+    "dropout": dropout,
     "inputs collapse": inputs_collapse,
     "inputs alike": inputs_alike,
     "input scale": input_scale,
@@ -325,6 +356,10 @@ EXAMPLES: dict[str, Callable[[bool], History]] = {
     "target scale": target_scale,
     "softmax twice": softmax_twice,
     "sigmoid twice": sigmoid_twice,
+    "missing log softmax": missing_log_softmax,
+    "activation on the output": activation_on_the_output,
+    "softmax over samples": softmax_over_samples,
+    "shapes": shapes,
     "guessing not beaten": guessing_not_beaten,
     "one class": guessing_not_beaten,
     "updates": updates,

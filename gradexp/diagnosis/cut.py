@@ -78,11 +78,8 @@ class Cut(Observer):
         yield from self._flat_findings(flat, owner, reached)
         if silent:
             yield from self._silent_findings(examination, silent, owner, reached)
-        frozen = [owner[key] for key in parameters if key not in trained]
-        if frozen:
-            names = outermost(list(dict.fromkeys(frozen)), {owner[key] for key in trained})
-            text = f"{listed(names)} {verb(names, 'is', 'are')} frozen (requires_grad=False) and not trained"
-            yield Finding("frozen", text, tuple(names), severity=0)
+        if len(trained) < len(parameters):
+            yield _frozen(parameters, owner, parameter_names(model))
 
     def _flat_findings(self, flat: dict[int, str], owner: dict[int, str], reached: set[str]) -> Iterator[Finding]:
         for operation in dict.fromkeys(flat.values()):
@@ -96,7 +93,7 @@ class Cut(Observer):
     def _silent_findings(
         self, examination: Examination, silent: set[int], owner: dict[int, str], reached: set[str]
     ) -> Iterator[Finding]:
-        exits, numbers = _exits(examination, self._repetition)
+        exits, numbers = exits_of(examination, self._repetition)
         causes: dict[int, Exit | str] = {}
         for way_out, is_number in [*((e, False) for e in exits), *((e, True) for e in numbers)]:
             for key in way_out.cut_off() & silent:
@@ -177,7 +174,7 @@ def why_without_gradient(examination: Examination) -> str:
     trained = {id(parameter) for parameter in examination.model.parameters() if parameter.requires_grad}
     if not trained:
         return ": all are frozen (requires_grad=False)"
-    exits, numbers = _exits(examination, Repetition())
+    exits, numbers = exits_of(examination, Repetition())
     cutting = [way_out for way_out in [*exits, *numbers] if way_out.cut_off() & trained]
     if not cutting:
         return ""
@@ -185,7 +182,23 @@ def why_without_gradient(examination: Examination) -> str:
     return f": {_operation(last)} cuts them off{f' ({last.place})' if last.place else ''}"
 
 
-def _exits(examination: Examination, repetition: Repetition) -> tuple[Sequence[Exit], Sequence[Exit]]:
+def _frozen(parameters: Mapping[int, Tensor], owner: Mapping[int, str], called: Mapping[int, str]) -> Finding:
+    """Return what is frozen; it is an alarm if biases are trained and no weight of the whole model."""
+    frozen = dict.fromkeys(owner[key] for key, p in parameters.items() if not p.requires_grad)
+    trained = {owner[key] for key, p in parameters.items() if p.requires_grad}
+    names = outermost(list(frozen), trained)
+    text = f"{listed(names)} {verb(names, 'is', 'are')} frozen (requires_grad=False) and not trained"
+    halves = [name for name in frozen if name in trained]  # a bias without its weight
+    if not halves or any(p.requires_grad and p.dim() > 1 for p in parameters.values()):
+        return Finding("frozen", text, tuple(names), severity=0)
+    rest = [called[key] for key, p in parameters.items() if p.requires_grad]
+    text += f": no weight of the whole model is trained, only {listed(rest)}"
+    remedy = f"model.get_submodule({halves[-1]!r}).requires_grad_(True)"
+    is_choice = all(p.requires_grad for p in parameters.values() if p.dim() < 2)  # biases alone, as BitFit trains
+    return Finding("frozen", text, tuple(names), remedy, 1 if is_choice else 2)
+
+
+def exits_of(examination: Examination, repetition: Repetition) -> tuple[Sequence[Exit], Sequence[Exit]]:
     """Return where values leave the graph and still come to the loss, and where they leave torch."""
     provenance = Provenance(examination.model)
     try:

@@ -10,14 +10,21 @@ from torch import nn
 
 from gradexp.diagnosis.collapse import Collapse
 from gradexp.diagnosis.cut import Cut
+from gradexp.diagnosis.cut_state import CutState
+from gradexp.diagnosis.dropout import Dropout
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.formats import NumberFormats
 from gradexp.diagnosis.guessing import Guessing
 from gradexp.diagnosis.initial_scale import InitialScale
 from gradexp.diagnosis.input_scale import InputScale
+from gradexp.diagnosis.missing_log_softmax import MissingLogSoftmax
 from gradexp.diagnosis.nonfinite import Nonfinite
+from gradexp.diagnosis.output_activation import OutputActivation
+from gradexp.diagnosis.over_samples import OverSamples
+from gradexp.diagnosis.pairs import Pairs
 from gradexp.diagnosis.resolution import Resolution
 from gradexp.diagnosis.rounding import RoundingNoise
+from gradexp.diagnosis.saturated_softmax import SaturatedSoftmax
 from gradexp.diagnosis.sharing import Experts, TiedWeights
 from gradexp.diagnosis.squashed_twice import SquashedTwice
 from gradexp.diagnosis.stops import Stops
@@ -34,17 +41,24 @@ OBSERVERS: tuple[type[Observer], ...] = (
     Nonfinite,
     NumberFormats,
     Cut,
+    CutState,
     Unregistered,
     Unoptimized,
     Stops,
     ZeroInitialised,
     EqualUnits,
     RoundingNoise,
+    Dropout,
     Units,
+    SaturatedSoftmax,
     Collapse,
     InputScale,
     InitialScale,
+    Pairs,
+    OverSamples,
+    MissingLogSoftmax,
     SquashedTwice,
+    OutputActivation,
     Guessing,
     Resolution,
     Unseen,

@@ -27,8 +27,8 @@ class SquashedTwice(Observer):
         assert examination.loss is not None
         self._found = None
         for node in nodes_of_loss(examination.loss.grad_fn, set(_OWN)):
-            below = _without_shapes(node.next_functions[0][0])
-            before = None if below is None else _BEFORE.get(_kind(below))
+            below = without_shapes(node.next_functions[0][0])
+            before = None if below is None else _BEFORE.get(kind_of(below))
             if before is not None:
                 self._found = self._found or _finding(before, node)
 
@@ -38,7 +38,7 @@ class SquashedTwice(Observer):
 
 
 def _finding(before: str, node: Node) -> Finding:
-    own, loss = _OWN[_kind(node)]
+    own, loss = _OWN[kind_of(node)]
     text = f"the loss, {loss}, has a {own} inside, and gets the result of a {before}: gradients shrink"
     result = saved_of(node, "result")
     if before == own == "softmax" and result is not None:
@@ -49,11 +49,13 @@ def _finding(before: str, node: Node) -> Finding:
     return Finding(f"{own} twice", text, (), f"the output without the {before}: the loss takes logits", 2)
 
 
-def _without_shapes(node: Node | None) -> Node | None:
+def without_shapes(node: Node | None) -> Node | None:
+    """Return a node, or the nearest one below it that does more than to change the shape."""
     while node is not None and node.name().startswith(_SHAPES):
         node = node.next_functions[0][0]
     return node
 
 
-def _kind(node: Node) -> str:
+def kind_of(node: Node) -> str:
+    """Return the name of a node's operation, without the number at the end."""
     return node.name().rstrip("0123456789")

@@ -114,6 +114,7 @@ _EXPLAINED_BY = {
     "tiny gradients": {"vanishing", "vanishing over time", "rounding noise", "number format", "cut"},
     "dead": {"dead layer", "equal units", "rounding noise", "number format", "cut"},
     "vanishing": {"rounding noise", "equal units"},
+    "closed branches": {"saturated"},
 }
 
 
@@ -125,7 +126,7 @@ def _is_explained(finding: Finding, others: list[Finding]) -> bool:
 # Effects, for which the remedy is that of the cause.
 _SAME_CAUSE = {
     "exploding activations": {"exploding"},
-    "initial scale": {"exploding", "exploding over time", "input scale", "saturated"},
+    "initial scale": {"dropout", "exploding", "exploding over time", "input scale", "saturated"},
     "inputs collapse": {"vanishing", "saturated", "dead layer", "cut", "number format", "nonfinite"},
     "vanishing": {"saturated", "weight decay"},
     "updates": {"weight decay", "diverging"},

@@ -6,14 +6,14 @@ so that a torch release that renames one is this file's work alone.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.autograd.graph import Node
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 # The key of tensors inside autograd.grad(..., is_grads_batched=True) and vectorised Jacobians.
 _BATCHED: Any = torch._C._parse_dispatch_key("Batched")
@@ -128,6 +128,27 @@ def in_dispatch_mode() -> bool:
     Without it: enter ``outside_dispatch_modes`` always, which takes longer than the norm of a small tensor.
     """
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+class _SeeSoftmax(TorchDispatchMode):
+    def __init__(self, see: Callable[[Tensor, int, Tensor], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._see = see
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._softmax.default, torch.ops.aten._safe_softmax.default):
+            with _disable_current_modes():
+                self._see(args[0], args[1], result)
+        return result
+
+
+def logits_of_softmax(see: Callable[[Tensor, int, Tensor], None]) -> AbstractContextManager[Any]:
+    """Return a context in which a function is called with logits, dimension and result of each softmax (torch 2.0).
+
+    Autograd keeps only the result. Without it masked logits could not be told from those that are far below others.
+    """
+    return _SeeSoftmax(see)
 
 
 def is_traced() -> bool:

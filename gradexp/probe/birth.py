@@ -24,6 +24,9 @@ class Birth:
         operations: Those that may have done it; of an ``operation`` the one that did.
         dtype: Number format of what was born.
         size: Largest magnitude of what it got, None if unknown.
+        taken: The module whose output the operation took, or the parameter; empty if unknown or several.
+        is_parameter: Whether it took a parameter.
+        taken_range: The smallest and the largest number in it.
         follows: The operation of the backward pass that makes nan of inf.
         is_unused: Whether ``where`` or the like came before, and sent a gradient of 0 to what it did not take.
         is_sum: Whether it is the sum of finite gradients.
@@ -41,6 +44,9 @@ class Birth:
     operations: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32
     size: float | None = None
+    taken: str = ""
+    is_parameter: bool = False
+    taken_range: tuple[float, float] = (0.0, 0.0)
     follows: str = ""
     is_unused: bool = False
     is_sum: bool = False
@@ -54,7 +60,8 @@ class Birth:
 
     def finding(self) -> Finding:
         """Return it as a finding."""
-        modules = (self.module,) if self.module else ()
+        source = self.taken if self.module is None and not self.is_parameter else ""
+        modules = (self.module or source,) if self.module or source else ()
         if not self.reaches:
             text = f"{self._text()}; the loss and all gradients are finite without it"
             return Finding("nonfinite", text, modules, "", 1)
@@ -73,6 +80,7 @@ class Birth:
         got = "finite numbers" + ("" if self.size is None else f" up to {self.size:.3g}")
         if self.place in ("loss", "module"):
             by, suspects = self._suspects()
+            got = self._taken() or got
             return f"{self.value} is born in the forward pass, in {self._where()}{by}, which got {got}{suspects}"
         if self.is_sum:
             return f"{self.value} is born in the backward pass where finite gradients add up, in {self._where()}"
@@ -88,6 +96,14 @@ class Birth:
         if len(self.operations) == 1:
             return f", by {names}", ""
         return "", f" (operations there: {names})" if names else ""
+
+    def _taken(self) -> str:
+        """Return what the operation got, if it got one thing that is known by name."""
+        low, high = self.taken_range
+        if self.is_parameter:
+            return f"the parameter {self.taken}" + (f" = {low:.3g}" if low == high else f", {low:.3g} to {high:.3g}")
+        largest = max(abs(low), abs(high))
+        return f"finite numbers up to {largest:.3g} from {self.taken}" if self.taken else ""
 
     def _where(self) -> str:
         if self.module is None:
@@ -130,6 +146,8 @@ class Birth:
                 f"torch.where(mask, {name}(torch.where(mask, x, 1.0)), 0.0), an argument that is safe in the branch "
                 "not taken: where() multiplies the slope there by 0, and 0 * inf is nan"
             )
+        if "exp" in causes and self.taken:
+            return self._smaller()
         # A mean makes nan of finite numbers only where it has none; inf comes from what it is taken of.
         if self.value == "nan" and {*causes} in ({"mean"}, {"mean", "softmax"}):
             return table["mean"]
@@ -139,6 +157,16 @@ class Birth:
         if "CheckpointFunctionBackward" in self.operations:
             return "checkpoint(..., use_reentrant=False), and measure again, which shows the operation inside"
         return _GROWTH if (self.size or 0) > _LARGE else _OTHERWISE
+
+    def _smaller(self) -> str:
+        """Return how what is exponentiated becomes small enough."""
+        if self.is_parameter:
+            return f"model.get_parameter({self.taken!r}).data.clamp_(max=4.6), after each step too: exp(4.6) is 100"
+        largest = max(map(abs, self.taken_range))
+        if largest < _OVERFLOWS:  # it grew on the way
+            return _FORWARD["exp"]
+        smaller = f"for p in model.get_submodule({self.taken!r}).parameters(): p.data *= {2 / largest:.2g}"
+        return f"{_FORWARD['exp']}; or smaller weights: {smaller}"
 
 
 def _plain_name(operation: str) -> str:
@@ -177,6 +205,7 @@ _BACKWARD = {
     **_FORWARD,
     "root": "torch.sqrt(x + 1e-8) in place of torch.sqrt(x): the slope of a root at 0 is infinite",
 }
+_OVERFLOWS = 88  # exp of more is too large for float32
 _LARGE = 1e10  # no network that works has numbers of this size
 _GROWTH = (
     "weights of the right size, gradexp.initialize(model, 'he'), or a norm between the layers, so that numbers do "

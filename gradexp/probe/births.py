@@ -25,7 +25,7 @@ from gradexp.numerics.torch_internals import (
 from gradexp.probe.birth import Birth
 from gradexp.probe.calls import tensors_in
 from gradexp.probe.names import is_callable
-from gradexp.probe.suspects import name_of, suspects
+from gradexp.probe.suspects import name_of, sources, suspects
 
 # Operations that move gradients and change none.
 _MOVING = re.compile(
@@ -246,7 +246,7 @@ class Births:
             return Birth(
                 value, "module", call.name, type(call.module).__name__, bool(inside),
                 (inside[-1].name if inside else "", ""),
-                operations=suspects(call.made, begin),
+                **self._operations_of(call.made, begin),
                 dtype=dtype,
                 size=self._size(inside[-1].outputs if inside else call.args),
             )  # fmt: skip
@@ -258,7 +258,7 @@ class Births:
         return Birth(
             data, "module", name, type(module).__name__, True,
             (before[-1].name if before else "", call.name),
-            operations=suspects(call.sources, max((c.end for c in before), default=-1)),
+            **self._operations_of(call.sources, max((c.end for c in before), default=-1)),
             dtype=dtype,
             size=self._size(before[-1].outputs if before else self._inputs),
         )  # fmt: skip
@@ -278,10 +278,33 @@ class Births:
         begin = max((call.end for call in self._calls), default=-1)
         return Birth(
             self._word(self._loss), "loss",
-            operations=suspects(self._loss_made, begin),
+            **self._operations_of(self._loss_made, begin),
             dtype=self._loss_dtype,
             size=self._size(self._calls[-1].outputs if self._calls else ()),
         )  # fmt: skip
+
+    def _operations_of(self, ends: Iterable[Node], begin: int) -> dict[str, Any]:
+        """Return what is known of the operations in a piece of the graph, and of what the guilty one took."""
+        nodes = suspects(ends, begin)
+        known: dict[str, Any] = {"operations": tuple(dict.fromkeys(map(name_of, nodes)))}
+        if len(nodes) != 1:
+            return known
+        calls = {node: call for call in reversed(self._calls) for node in call.made}
+        taken = sources(nodes[0], calls)
+        if len(taken) != 1:
+            return known
+        call = calls.get(taken[0])
+        if call is not None:
+            pairs, name = [self._values[reading] for reading in call.outputs], call.name
+        else:
+            leaf = taken[0].variable  # type: ignore[attr-defined]
+            name = next((name for name, parameter in self._model.named_parameters() if parameter is leaf), "")
+            pair = extremes(leaf) if name else None
+            pairs = [] if pair is None else read([pair])
+        if not pairs or any(map(nonfinite, pairs)):
+            return known
+        taken_range = min(low for low, _ in pairs), max(high for _, high in pairs)
+        return {**known, "taken": name, "is_parameter": call is None, "taken_range": taken_range}
 
     # Backward
 

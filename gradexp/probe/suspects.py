@@ -1,7 +1,7 @@
 """Which operation of a piece of the graph made nan or inf: by what it has saved for its backward pass."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from torch import Tensor
 from torch.autograd.graph import Node
@@ -31,7 +31,7 @@ def name_of(node: Node) -> str:
     return re.sub(r"Backward\d+$", "Backward", node.name())
 
 
-def suspects(ends: Iterable[Node], begin: int) -> tuple[str, ...]:
+def suspects(ends: Iterable[Node], begin: int) -> tuple[Node, ...]:
     """Return the operation that made nan or inf, or all that may have, the last one first.
 
     Args:
@@ -53,8 +53,31 @@ def suspects(ends: Iterable[Node], begin: int) -> tuple[str, ...]:
     verdicts = {node: _did_it(node) for node in risky}
     guilty = [node for node, verdict in verdicts.items() if verdict]
     if guilty:
-        return (name_of(min(guilty, key=creation_number)),)
-    return tuple(dict.fromkeys(name_of(node) for node, verdict in verdicts.items() if verdict is None))
+        return (min(guilty, key=creation_number),)
+    return tuple(node for node, verdict in verdicts.items() if verdict is None)
+
+
+def sources(node: Node, ends: Container[Node]) -> list[Node]:
+    """Return the leaves, and the nodes among some, from which an operation got what it took, the nearest ones.
+
+    Args:
+        node: The operation.
+        ends: Nodes at which the search ends.
+    """
+    is_quotient = name_of(node) == "DivBackward"  # what matters of it is what it divides by
+    waiting = [source for source, _ in node.next_functions[1 if is_quotient else 0 :]]
+    found: dict[Node, None] = {}
+    visited: set[Node | None] = {None}
+    while waiting and len(visited) < _SEARCHED:
+        below = waiting.pop(0)
+        if below is None or below in visited:
+            continue
+        visited.add(below)
+        if hasattr(below, "variable") or below in ends:
+            found[below] = None
+        else:
+            waiting += [source for source, _ in below.next_functions]
+    return list(found)
 
 
 def _did_it(node: Node) -> bool | None:

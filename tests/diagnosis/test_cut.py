@@ -294,3 +294,39 @@ def test_a_loss_that_no_parameter_reaches_says_why(model, loss_fn, why):
         ValueError, match=f"the loss does not depend on any parameter that requires a gradient: {why}"
     ):
         measure(model, loss_fn, (X, Y))
+
+
+def body_and_head():
+    return nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU()), nn.Linear(8, 3))
+
+
+def frozen(model, x):
+    findings = measure(model, F.cross_entropy, (x, torch.arange(len(x)) % 3)).findings[0]
+    return [finding for finding in findings if finding.kind == "frozen"]
+
+
+def test_a_model_of_which_only_a_bias_is_trained_is_an_alarm_whose_remedy_works():
+    model, x = body_and_head(), torch.randn(6, 8)
+    model.requires_grad_(False)[1].bias.requires_grad_(True)
+    (found,) = frozen(model, x)
+    assert found.severity == 2
+    assert "no weight of the whole model is trained, only 1.bias" in found.text
+    exec(found.remedy, {"model": model})
+    assert model[1].weight.requires_grad
+    assert [finding.severity for finding in frozen(model, x)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("trained", "severity"),
+    [
+        ("1.weight", 0),  # a head
+        ("0.1", 0),  # the scale and shift of the norms alone, as for test-time adaptation
+        ("", 1),  # all biases and norms, and no weight
+    ],
+)
+def test_a_freezing_that_is_a_choice_is_at_most_worth_knowing(trained, severity):
+    model = body_and_head()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(trained) and (bool(trained) or parameter.dim() == 1))
+    (found,) = frozen(model, torch.randn(6, 8))
+    assert found.severity == severity

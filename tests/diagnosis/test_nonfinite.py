@@ -438,3 +438,76 @@ def test_what_stays_finite_by_a_mask_from_a_module_is_not_taken_for_the_first_fa
             return self.root(self.a((x @ x.T + self.mask(x)).softmax(-1) @ x))
 
     assert only(Model(), lambda o: o.sum(), X).modules == ("root",)
+
+
+# What the operation got
+
+
+class Scaled(nn.Module):
+    """Outputs of a layer that are combined with a function of a parameter."""
+
+    def __init__(self, value, function):
+        super().__init__()
+        self.fc, self.function = linear(), function
+        self.scale = nn.Parameter(torch.tensor(value))
+
+    def forward(self, x):
+        return self.function(self.fc(x), self.scale)
+
+
+@pytest.mark.parametrize(
+    ("value", "function", "text"),
+    [
+        (100.0, lambda z, s: s.exp() * z, "by exp, which got the parameter scale = 100"),
+        (200.0, lambda z, s: z * (0.5 * s).exp(), "by exp, which got the parameter scale = 200"),
+        (-1.0, lambda z, s: z * s.log(), "by log, which got the parameter scale = -1"),
+        (0.0, lambda z, s: z / s, "by div, which got the parameter scale = 0"),
+        ([50.0, 100.0, 60.0], lambda z, s: z * s.exp(), "by exp, which got the parameter scale, 50 to 100"),
+    ],
+)
+def test_the_parameter_that_an_operation_could_not_take_is_named(value, function, text):
+    assert text in only(Scaled(value, function), F.cross_entropy, (X, Y)).text
+
+
+def test_a_scale_that_is_too_large_to_be_exponentiated_is_cured_by_the_call_that_is_told():
+    model = Scaled(100.0, lambda z, s: s.exp() * z)
+    remedy = only(model, F.cross_entropy, (X, Y)).remedy
+    exec(remedy.partition(", after")[0], {"model": model})
+    assert found(model, F.cross_entropy, (X, Y)) == []
+
+
+@pytest.mark.parametrize("is_in_loss", [False, True])
+def test_the_module_whose_output_was_too_large_is_named_with_its_largest(is_in_loss):
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.log_variance = linear(), linear()
+            self.log_variance.weight.data *= 1000
+
+        def forward(self, x):
+            mean, log_variance = self.mean(x), self.log_variance(x)
+            return (mean, log_variance) if is_in_loss else mean + (0.5 * log_variance).exp()
+
+    def loss_fn(output, target):
+        if is_in_loss:
+            return output[0].square().mean() + (0.5 * output[1]).exp().mean()
+        return F.cross_entropy(output, target)
+
+    model = TwoHeads()
+    largest = model.log_variance(X).abs().max().item()
+    finding = only(model, loss_fn, (X, Y))
+    assert f"by exp, which got finite numbers up to {largest:.3g} from log_variance" in finding.text
+    exec(finding.remedy.partition("weights: ")[2], {"model": model})
+    assert found(model, loss_fn, (X, Y)) == []
+
+
+def test_of_several_sources_none_is_named():
+    class Difference(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = linear(), linear()
+
+        def forward(self, x):
+            return (1000 * (self.a(x) - 2 * self.b(x))).exp()
+
+    assert "from" not in only(Difference(), F.cross_entropy, (X, Y)).text

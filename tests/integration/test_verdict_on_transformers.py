@@ -61,3 +61,28 @@ def test_a_model_with_its_own_initialisation_raises_no_alarm(name):
     kinds = {"vanishing", "exploding", "dead", "exploding activations", "nonfinite", "unknown"}
     assert verdict.gradient == "stable"
     assert not [finding for finding in verdict.findings if finding.severity and finding.kind in kinds]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "BertForMaskedLM", "LlamaForCausalLM"])
+def test_saturated_attention_is_told_and_the_remedy_works(name, implementation):
+    config, options, shapes = CASES[name]
+    torch.manual_seed(0)
+    layers = {"n_layer": 3} if name.startswith("GPT2") else {"num_hidden_layers": 3}
+    options = {**options, **layers, "attn_implementation": implementation}
+    model = getattr(transformers, name)(getattr(transformers, config)(**options))
+    batch = {key: torch.randint(100, shape) for key, shape in shapes.items()}
+    batch["attention_mask"] = torch.ones(2, 12, dtype=torch.long)
+    batch["attention_mask"][1, 4:] = 0
+
+    def saturated():
+        findings = measure(model, lambda output: output.loss, batch).findings[0]
+        return [finding for finding in findings if finding.kind == "saturated"]
+
+    assert saturated() == []
+    for part, module in model.named_modules():
+        if part.endswith(("c_attn", "query", "key", "q_proj", "k_proj")):
+            module.weight.data *= 300
+    (found,) = saturated()
+    exec(found.remedy.partition("weights: ")[2], {"model": model})
+    assert saturated() == []
