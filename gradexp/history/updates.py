@@ -64,7 +64,7 @@ def _text(step: Step, rows: NDArray[np.intp], share: Array) -> str:
 def _other_rate(share: Array) -> str:
     """Return the power of ten times the learning rate with which a step has about the usual size."""
     exponent = round(_USUAL_SHARE - float(np.median(share)))
-    words = {-1: "a tenth", -2: "a hundredth", -3: "a thousandth"}
+    words = {-2: "a hundredth", -3: "a thousandth"}
     many = f"{10**exponent:,} times" if 0 < exponent < 7 else f"10^{exponent} times"
     return f"a learning rate about {words.get(exponent, many)} as large"
 
