@@ -38,7 +38,8 @@ def died(course: Course) -> tuple[Finding, ...]:
     share = largest_share(course, before)
     is_fast = share > _TOO_LARGE
     if is_fast:
-        text += f"; step {course.steps[0]} changed weights by a share of up to 10^{share:.1f}, about 10^-3 is usual"
+        text += f"; step {course.steps[0]} changed weights by up to 10^{share:.1f} of their size, "
+        text += "where about 10^-3 is usual"
     remedy = f"{_AGAIN} with a learning rate {times_smaller(course)} times smaller"
     if _is_end(course, zero):
         remedy = f"{_OPEN_END}; {remedy if is_fast else _AGAIN}"

@@ -46,7 +46,9 @@ def _rising_loss(course: Course) -> tuple[Finding, ...]:
     if not share >= _LARGE_SHARE:
         return ()
     text = f"the loss rose from {loss[low]:.2g} at step {course.steps[low]} to {loss[-1]:.2g}, where a step changed "
-    text += f"weights by a share of up to 10^{share:.1f}, about 10^-3 is usual: the learning rate is too large"
+    text += (
+        f"weights by up to 10^{share:.1f} of their size, where about 10^-3 is usual: the learning rate is too large"
+    )
     remedy = f"a learning rate {times_smaller(course, low)} times smaller"
     return (Finding("diverging", text, (), remedy, 2),)
 

@@ -13,7 +13,7 @@ _REMEDY = "torch.amp.GradScaler, which scales the loss up; or torch.bfloat16 in 
 
 
 def half_range(course: Course) -> tuple[Finding, ...]:
-    """Return where float16 gives out: every gradient is 0 from there down, and what is above it is tiny or none.
+    """Return where float16 underflows: every gradient is 0 from there down, and what is above it is tiny or none.
 
     A dead layer has the same zeros, but gets a gradient of an ordinary size from above, or puts out 0.
     """
@@ -34,7 +34,7 @@ def half_range(course: Course) -> tuple[Finding, ...]:
     if course.rows("output", "zero")[row]:
         return ()
     name = course.names[row]
-    text = f"float16 gives out: from {name or 'the model'} down every gradient is exactly 0, "
+    text = f"float16 underflows: from {name or 'the model'} down every gradient is exactly 0, "
     if above.size:
         text += f"and above it 10^{np.nanmin(above):.1f}; numbers below 6e-8 are 0 in float16"
     else:

@@ -31,5 +31,5 @@ def unoptimized(names: Sequence[str], status: Mapping[str, NDArray[np.int8]]) ->
     is_one = len(missing) == 1
     text = f"{', '.join(missing[:_NAMED])}{more} {'is' if is_one else 'are'} not in the optimizer and never "
     text += "changes" if is_one else "change"
-    cure = "optimizer.add_param_group({'params': …}), or make the optimizer when all layers are in place"
+    cure = "optimizer.add_param_group({'params': …}), or create the optimizer after all layers"
     return (Finding("cut", text, tuple(missing), cure, 3),)
