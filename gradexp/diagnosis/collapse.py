@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from gradexp.diagnosis.alike import ENOUGH_NUMBERS, ENOUGH_SAMPLES, Course, has_samples, mean_cosine
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import loss_terms
 from gradexp.diagnosis.rows import Row, Rows, add_statistic, has_weights
 from gradexp.history.finding import Finding
+from gradexp.history.history import History
 from gradexp.probe.calls import tensors_in
 
 # Alike from this mean cosine on, with differences this many times smaller than those of the inputs. Gradients for
@@ -19,9 +21,6 @@ from gradexp.probe.calls import tensors_in
 _ALIKE, _TIMES, _MANY_TIMES = 0.99, 40.0, 1000.0
 # Inputs that are this much alike are one input.
 _SAME = 1 - 1e-5
-# Few samples, or outputs of few numbers such as logits, have a cosine that says nothing.
-_ENOUGH_SAMPLES, _ENOUGH_NUMBERS = 4, 16
-_MOST_SAMPLES = 256
 # What comes last must be nearly as alike, if it is more than a sign: a layer with large biases may look alike alone.
 _A_FEW, _ALIKE_AFTER = 3, 0.95
 
@@ -31,12 +30,13 @@ class Collapse(Observer):
 
     Samples are along the first dimension. With unit vectors ``x_s`` the mean over pairs is
     ``(‖Σ x_s‖² - n) / (n (n - 1))``. What a later module, such as batch normalisation, tells apart again is no
-    collapse.
+    collapse, nor is what a skip connection carries past it: see ``Course``.
     """
 
     def begin(self, examination: Examination) -> None:
         """Look at the inputs."""
         self._rows = Rows(examination.model)
+        self._course = Course()
         self._cosines: dict[Row, Tensor] = {}
         self._widths: dict[Row, int] = {}
         self._norms: dict[Row, str] = {}
@@ -50,18 +50,13 @@ class Collapse(Observer):
         if not self._samples and not self._inputs:  # a loss without a batch
             self._inputs = [x for x in tensors_in(args) if x.dim()]
             self._samples = _samples(self._inputs, [])
-        samples = self._samples
-        if not has_weights(module):
-            return
-        if type(output) is Tensor and output.is_floating_point() and output.layout is torch.strided:
-            has_all = (
-                output.dim() > 1 and samples >= _ENOUGH_SAMPLES and len(output) > 0 and len(output) % samples == 0
-            )
-            if has_all:
-                self._widths[row] = output.numel() // samples
-                self._norms[row] = _norm_after(module)
-                self._ends[row] = output.grad_fn
-                self._cosines[row] = mean_cosine(output.detach().reshape(samples, -1))
+        self._course.see_call(module, args, output, self._samples)
+        if has_weights(module) and has_samples(output, self._samples):
+            self._widths[row] = output.numel() // self._samples
+            self._norms[row] = _norm_after(module)
+            self._ends[row] = output.grad_fn
+            self._cosines[row] = self._course.cosine(output, self._samples)
+            self._course.see_row(row, output)
 
     def see_loss(self, examination: Examination) -> None:
         """See whether the output is that of a classifier, whose logits may rightly be alike."""
@@ -80,7 +75,7 @@ class Collapse(Observer):
         wide = [
             row
             for row in rows
-            if self._widths[row] >= _ENOUGH_NUMBERS
+            if self._widths[row] >= ENOUGH_NUMBERS
             and self._ends[row] not in self._logits
             and not math.isnan(cosines[row])
         ]
@@ -101,6 +96,9 @@ class Collapse(Observer):
         is_told_apart = bool(rows) and self._widths[rows[-1]] >= _A_FEW and cosines[rows[-1]] < _ALIKE_AFTER
         if not alike or is_told_apart:
             return
+        carried = self._course.is_told_apart_after(alike[0], limit, self._logits)
+        if carried if carried is not None else _is_bypassed(history, set(alike), {*wide} - {*alike}):
+            return
         first, last = alike[-1], alike[0]
         text = f"from {first[0] or 'the model'} on all {self._samples} samples look alike: mean cosine "
         text += f"{cosines[first]:.4f} there"
@@ -117,12 +115,12 @@ class Collapse(Observer):
     def _of_inputs(self) -> float | None:
         """Return the mean cosine of the inputs; of tokens only whether they are all the same."""
         for x in self._inputs:
-            if len(x) != self._samples or self._samples < _ENOUGH_SAMPLES or x.layout is not torch.strided:
+            if len(x) != self._samples or self._samples < ENOUGH_SAMPLES or x.layout is not torch.strided:
                 continue
             flat = x.detach().reshape(self._samples, -1)
             if not x.is_floating_point():
                 return 1.0 if flat.shape[1] > 1 and bool((flat == flat[:1]).all()) else None
-            if flat.shape[1] >= _ENOUGH_NUMBERS:
+            if flat.shape[1] >= ENOUGH_NUMBERS:
                 cosine = mean_cosine(flat).item()
                 return None if math.isnan(cosine) else cosine
             return 1.0 if bool((flat == flat[:1]).all()) else None
@@ -163,14 +161,11 @@ def _logits(outputs: Iterable[Tensor]) -> set[Node | None]:
     return nodes
 
 
-def mean_cosine(x: Tensor) -> Tensor:
-    """Return the mean cosine of all pairs of rows, up to the first 256; nan if a row is 0 or not finite.
-
-    Args:
-        x: Shape ``(sample, number)``.
-    """
-    x = x[:_MOST_SAMPLES]
-    x = x.float() if x.element_size() < 4 else x
-    norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-    n = len(x)
-    return (torch.mv(x.T, (1 / norms).to(x.dtype)).double().square().sum() - n) / (n * (n - 1))
+def _is_bypassed(history: History, alike: set[Row], apart: set[Row]) -> bool:
+    """Return whether what tells samples apart reaches the loss past all rows that do not."""
+    rows = [*zip(history.names, history.calls, strict=True)]
+    reached = {index for index, row in enumerate(rows) if row in apart}
+    closed = {index for index, row in enumerate(rows) if row in alike}
+    while new := {b for a, b in history.feeds if a in reached} - reached - closed:
+        reached |= new
+    return len(rows) in reached

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradexp import initialize, measure
-from gradexp.diagnosis.collapse import mean_cosine
+from gradexp.diagnosis.alike import mean_cosine
 
 X = torch.randn(32, 64, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(32) % 3
@@ -145,3 +145,60 @@ def test_labels_may_be_flat_where_inputs_have_samples_and_positions():
     history = measure(model, loss_fn, (x, torch.arange(40) % 3))
     by_hand = mean_cosine(model[0](x).detach().flatten(1)).item()
     assert history.stats["output.cosine"][0, 0, 0] == pytest.approx(by_hand, abs=1e-6)
+
+
+class Branches(nn.Module):
+    """Blocks x + f(x) whose last layer gives little but its bias, as in diffusion transformers and Fixup."""
+
+    def __init__(self, std=0.0, outputs=1, head="layer", bias=1.0):
+        super().__init__()
+        self.lift = nn.Linear(64, 64)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)) for _ in range(4)
+        )
+        for block in self.blocks:
+            nn.init.normal_(block[3].weight, std=std)
+            block[3].bias.data *= bias
+        self.head = nn.Linear(64, outputs) if head == "layer" else None
+        self.weight = nn.Parameter(torch.randn(64, outputs) / 8) if head == "parameter" else None
+
+    def forward(self, x):
+        x = self.lift(x)
+        for block in self.blocks:
+            x = x + block(x)
+        if self.head is not None:
+            return self.head(x)
+        return x if self.weight is None else x @ self.weight
+
+
+@pytest.mark.parametrize("std", [0.0, 1e-4, 1e-3])
+@pytest.mark.parametrize("outputs", [1, 2, 64])
+@pytest.mark.parametrize("head", ["layer", "parameter", "none"])
+def test_branches_that_begin_closed_are_no_collapse_since_the_skip_carries_the_samples(std, outputs, head):
+    outputs = 64 if head == "none" else outputs
+    assert found(Branches(std, outputs, head), (X, torch.randn(32, outputs)), F.mse_loss) is None
+
+
+def test_a_head_of_zeros_does_not_make_closed_branches_a_collapse():
+    for outputs, loss_fn, y in ((4, F.cross_entropy, Y), (2, F.mse_loss, torch.randn(32, 2))):
+        model = Branches(outputs=outputs)
+        nn.init.zeros_(model.head.weight)
+        nn.init.zeros_(model.head.bias)
+        assert found(model, (X, y), loss_fn) is None
+
+
+def test_branches_that_drown_what_the_skip_carries_are_a_collapse():
+    assert found(Branches(bias=1e4), (X, torch.randn(32, 1)), F.mse_loss).severity == 2
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_noise_of_a_dropout_before_the_head_does_not_hide_a_collapse(outputs):
+    model = deep(30)
+    model[-1] = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, outputs))
+    assert found(model, (X, torch.randn(32, outputs)), F.mse_loss).severity == 2
+    assert (
+        found(
+            nn.Sequential(deep(3), nn.Dropout(0.5), nn.Linear(3, outputs)), (X, torch.randn(32, outputs)), F.mse_loss
+        )
+        is None
+    )
