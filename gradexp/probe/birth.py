@@ -27,6 +27,7 @@ class Birth:
         taken: The module whose output the operation took, or the parameter; empty if unknown or several.
         is_parameter: Whether it took a parameter.
         taken_range: The smallest and the largest number in it.
+        operand: What the operation got that it has no finite result for, in words; empty if unknown.
         follows: The operation of the backward pass that makes nan of inf.
         is_unused: Whether ``where`` or the like came before, and sent a gradient of 0 to what it did not take.
         is_sum: Whether it is the sum of finite gradients.
@@ -47,6 +48,7 @@ class Birth:
     taken: str = ""
     is_parameter: bool = False
     taken_range: tuple[float, float] = (0.0, 0.0)
+    operand: str = ""
     follows: str = ""
     is_unused: bool = False
     is_sum: bool = False
@@ -98,10 +100,12 @@ class Birth:
         return "", f" (operations there: {names})" if names else ""
 
     def _taken(self) -> str:
-        """Return what the operation got, if it got one thing that is known by name."""
+        """Return what the operation got, if that is known, or by name."""
         low, high = self.taken_range
         if self.is_parameter:
             return f"the parameter {self.taken}" + (f" = {low:.3g}" if low == high else f", {low:.3g} to {high:.3g}")
+        if self.operand:
+            return self.operand + (f" from {self.taken}" if self.taken else "")
         largest = max(abs(low), abs(high))
         return f"finite numbers up to {largest:.3g} from {self.taken}" if self.taken else ""
 
@@ -203,7 +207,10 @@ _FORWARD = {
     ),
     "quotient": "x / (y + 1e-8) where y may be 0; leave out samples for which there is nothing to divide by",
     "exp": "torch.logsumexp or torch.softmax, which subtract the largest first, or torch.exp(x.clamp(max=50))",
-    "softmax": "one entry of each row unmasked, or -1e4 in place of -inf as the mask: softmax of -inf alone is nan",
+    "softmax": (
+        "at least one entry of each row unmasked: a causal mask is torch.triu(torch.ones(T, T), diagonal=1).bool(), "
+        "which leaves the diagonal; rows of nothing but padding left out: softmax of -inf alone is nan"
+    ),
     "mean": "a mean over at least one element: is the mask empty, or every target ignored?",
     "arc": "x.clamp(-1 + 1e-6, 1 - 1e-6) before it",
 }

@@ -25,7 +25,7 @@ from gradexp.numerics.torch_internals import (
 from gradexp.probe.birth import Birth
 from gradexp.probe.calls import tensors_in
 from gradexp.probe.names import is_callable
-from gradexp.probe.suspects import name_of, sources, suspects
+from gradexp.probe.suspects import name_of, operand_of, sources, suspects
 
 # Operations that move gradients and change none.
 _MOVING = re.compile(
@@ -289,6 +289,7 @@ class Births:
         known: dict[str, Any] = {"operations": tuple(dict.fromkeys(map(name_of, nodes)))}
         if len(nodes) != 1:
             return known
+        known["operand"] = operand_of(nodes[0])
         calls = {node: call for call in reversed(self._calls) for node in call.made}
         taken = sources(nodes[0], calls)
         if len(taken) != 1:

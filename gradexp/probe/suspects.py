@@ -23,6 +23,9 @@ _DOMAINS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "AtanhBackward": ("self", lambda x: x.abs() >= 1),
     "AcoshBackward": ("self", lambda x: x < 1),
 }
+_ROOTS = ("SqrtBackward", "RsqrtBackward")
+_QUOTIENTS = ("DivBackward", "ReciprocalBackward")
+_BOTH_ENDS = ("AcosBackward", "AsinBackward", "AtanhBackward")
 _SEARCHED = 500  # nodes
 
 
@@ -57,6 +60,28 @@ def suspects(ends: Iterable[Node], begin: int) -> tuple[Node, ...]:
     return tuple(node for node, verdict in verdicts.items() if verdict is None)
 
 
+def operand_of(node: Node) -> str:
+    """Return, in words, what an operation got of which it makes nan or inf; empty if it does not show."""
+    name = name_of(node)
+    result = saved_of(node, "result")
+    if name in _ROOTS and isinstance(result, Tensor):
+        value = _nonfinite_in(result)
+        return {"nan": "negative numbers", "inf": "numbers down to 0"}.get(value or "", "")
+    is_power = name == "PowBackward"
+    if not (_did_it(node) and (is_power or name in _DOMAINS)):
+        return ""
+    if name in _QUOTIENTS:
+        return "a divisor of 0"
+    operand = saved_of(node, "self")
+    pair = extremes(operand) if isinstance(operand, Tensor) else None
+    if pair is None or nonfinite(ends := read([pair])[0]):
+        return ""
+    low, high = (end + 0.0 for end in ends)  # no -0
+    if name in _BOTH_ENDS:
+        return f"numbers from {low:.3g} to {high:.3g}"
+    return f"numbers down to {low:.3g}" if low <= 0 or not is_power else ""
+
+
 def sources(node: Node, ends: Container[Node]) -> list[Node]:
     """Return the leaves, and the nodes among some, from which an operation got what it took, the nearest ones.
 
@@ -88,10 +113,16 @@ def _did_it(node: Node) -> bool | None:
         base, exponent = saved_of(node, "self"), saved_of(node, "exponent")
         result = None if base is None or exponent is None else base**exponent
     if isinstance(result, Tensor):
-        pair = extremes(result)
-        return None if pair is None else bool(nonfinite(read([pair])[0]))
+        value = _nonfinite_in(result)
+        return None if value is None else bool(value)
     if name not in _DOMAINS:
         return None
     key, is_outside = _DOMAINS[name]
     operand = saved_of(node, key)
     return bool(is_outside(operand).any()) if isinstance(operand, Tensor) else None
+
+
+def _nonfinite_in(tensor: Tensor) -> str | None:
+    """Return ``nan``, ``inf``, ``-inf`` or an empty text for finite elements; None without elements."""
+    pair = extremes(tensor)
+    return None if pair is None else nonfinite(read([pair])[0])

@@ -198,8 +198,32 @@ def test_rows_that_are_masked_throughout_are_told_from_ordinary_masks():
     mask[2] = True
     finding = only(Attention(), lambda o: o.sum(), {"x": X, "mask": mask})
     assert "between q and v" in finding.text
-    assert "softmax" in finding.remedy
-    assert not found(Attention(-1e4), lambda o: o.sum(), {"x": X, "mask": mask})
+    assert "at least one entry of each row unmasked" in finding.remedy
+    assert "-1e4" not in finding.remedy  # which attends to all that is masked alike
+    assert not found(
+        Attention(),
+        lambda o: o.sum(),
+        {"x": X[mask.logical_not().any(1)], "mask": mask[[0, 1, *range(3, 8)]][:, [0, 1, *range(3, 8)]]},
+    )
+
+
+def test_the_causal_mask_of_the_remedy_hides_the_future_and_nothing_else():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.v = linear(4, 4), linear(4, 3)
+
+        def forward(self, x, mask):
+            return self.v((self.q(x) @ x.T).masked_fill(mask, -torch.inf).softmax(-1) @ x)
+
+    T = len(X)  # as the remedy writes it
+    wrong = torch.triu(torch.ones(T, T), diagonal=0).bool()
+    remedy = only(Attention(), lambda o: o.sum(), {"x": X, "mask": wrong}).remedy
+    mask = eval(remedy.partition("a causal mask is ")[2].partition(", which")[0], {"torch": torch, "T": T})
+    assert not found(Attention(), lambda o: o.sum(), {"x": X, "mask": mask})
+    changed = X.clone()
+    changed[-1] += 1
+    assert torch.equal(Attention()(X, mask)[:-1], Attention()(changed, mask)[:-1])
 
 
 # Target and loss
@@ -217,7 +241,7 @@ def test_a_loss_that_makes_inf_of_finite_numbers_is_named():
 
     finding = only(linear(), loss, (X, Y))
     assert finding.text.startswith(
-        "inf is born in the forward pass, in the loss, by log, which got finite numbers up to"
+        "inf is born in the forward pass, in the loss, by log, which got numbers down to 0"
     )
     assert "F.log_softmax" in finding.remedy
     assert finding.modules == ()
@@ -239,6 +263,28 @@ def test_of_several_operations_the_one_that_did_it_is_named(loss, operation, rem
     finding = only(linear(), loss, X)
     assert f"in the loss, by {operation}, which got" in finding.text
     assert remedy in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [
+        (lambda o: -o.relu().log().mean(), "by log, which got numbers down to 0"),
+        (lambda o: (0 * o - 3).log().mean(), "by log, which got numbers down to -3"),
+        (lambda o: (0 * o - 3).log1p().mean(), "by log1p, which got numbers down to -3"),
+        (lambda o: (0 * o - 3).sqrt().mean(), "by sqrt, which got negative numbers"),
+        (lambda o: (0 * o).rsqrt().mean(), "by rsqrt, which got numbers down to 0"),
+        (lambda o: (0 * o - 3).rsqrt().mean(), "by rsqrt, which got negative numbers"),
+        (lambda o: (o / (0 * o)).mean(), "by div, which got a divisor of 0"),
+        (lambda o: (1 / (0 * o)).mean(), "by reciprocal, which got a divisor of 0"),
+        (lambda o: (0 * o - 3).pow(0.5).mean(), "by pow, which got numbers down to -3"),
+        (lambda o: (0 * o).pow(-0.5).mean(), "by pow, which got numbers down to 0"),
+        (lambda o: (0 * o + 1e30).pow(2).mean(), "by pow, which got finite numbers up to"),
+        (lambda o: (0 * o - 3).acos().mean(), "by acos, which got numbers from -3 to -3"),
+        (lambda o: (0 * o + 0.5).acosh().mean(), "by acosh, which got numbers down to 0.5"),
+    ],
+)
+def test_what_an_operation_could_not_take_is_told_by_the_end_that_matters(loss, got):
+    assert got in only(linear(), loss, X).text
 
 
 def test_a_checkpoint_is_looked_into():
