@@ -5,20 +5,28 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.graph import has_nonzero, leaves, node_of, nodes_below
+from gradexp.diagnosis.origins import Origins
 from gradexp.diagnosis.repetition import Repetition
+from gradexp.diagnosis.squashed_twice import without_shapes
 from gradexp.diagnosis.wording import listed, outermost, owners, verb
 from gradexp.history.finding import Finding
+from gradexp.numerics.torch_internals import saved_of
 
-_ONE_OUTPUT = "for one output use sigmoid (binary_cross_entropy_with_logits); for classes, one output for each"
+_ONE_OUTPUT = (
+    "torch.sigmoid in place of softmax for one output (with logits: F.binary_cross_entropy_with_logits), or two "
+    "outputs, one for each class"
+)
 _SATURATED = "smaller inputs of the softmax: a smaller scale of the weights before it"
 _SATURATED_TEXT = "softmax, which is saturated"
+_SOFTMAX = ("Softmax", "SafeSoftmax", "LogSoftmax")
 # Beginning of a node's name -> what stops there, and what helps.
 _STOPS = {
-    **dict.fromkeys(("Softmax", "SafeSoftmax", "LogSoftmax"), ("softmax", _ONE_OUTPUT)),
+    **dict.fromkeys(_SOFTMAX, ("softmax", "")),
     "ScaledDotProduct": ("attention over a single key", ""),
     "Clamp": (
         "a clamp whose input is beyond its bounds everywhere",
@@ -34,6 +42,28 @@ class Stops(Observer):
     def begin(self, examination: Examination) -> None:
         """Note where the random number generators stand, for another pass."""
         self._repetition = Repetition()
+        self._origins = Origins()
+
+    def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        """Remember which node ends the call."""
+        self._origins.see_call(name, module, args, output)
+
+    def see_loss(self, examination: Examination) -> None:
+        """Note which modules' outputs go into a softmax."""
+        nodes = nodes_below([node_of(examination.loss)]) if examination.loss is not None else {}
+        self._inputs = [self._input(node) for node in nodes if _is_softmax(node)]
+
+    def _input(self, softmax: Node) -> str:
+        """Return the module whose output goes into a softmax; empty if something is computed of it before."""
+        node = softmax.next_functions[0][0]
+        while node is not None:
+            call = self._origins.ended_by(node)
+            if call is not None and self._origins.has_weights(node):
+                return call.name
+            if without_shapes(node) is node:
+                break
+            node = node.next_functions[0][0]
+        return ""
 
     def findings(self, examination: Examination) -> Iterator[Finding]:
         """Return one finding for each kind of operation."""
@@ -72,22 +102,44 @@ class Stops(Observer):
             if not any(_is_ordinary(gradient) for gradient in gradients):
                 return
             if stop[0] == "softmax":
-                shape = gradients[0].shape
-                cure = _ONE_OUTPUT if len(shape) < 3 else ""  # with more dimensions it is that of attention
-                is_one = 1 in shape[1:]
-                stop = (
-                    ("softmax over one element, which is always 1", cure) if is_one else (_SATURATED_TEXT, _SATURATED)
-                )
+                stop = _of_softmax(node, gradients[0].shape, inputs.get(node, ""))
             for place, gradient in enumerate(passed_on):
                 if gradient is not None and not has_nonzero(gradient):
                     stops[node, place] = stop
 
-        for node in nodes_below([root]):
+        nodes = nodes_below([root])
+        softmaxes = [node for node in nodes if _is_softmax(node)]
+        inputs = dict(zip(softmaxes, self._inputs, strict=False)) if len(softmaxes) == len(self._inputs) else {}
+        for node in nodes:
             known = [stop for start, stop in _STOPS.items() if node.name().startswith(start)]
             if known and not _has_weight_of_zero(node):
                 node.register_hook(partial(see, node, known[0]))
         torch.autograd.grad(loss, leaf_list, allow_unused=True)
         return root, stops
+
+
+def _is_softmax(node: Any) -> bool:
+    return str(node.name()).startswith(_SOFTMAX)
+
+
+def _of_softmax(node: Any, shape: Sequence[int], name: str) -> tuple[str, str]:
+    """Return what stops at a softmax, and what helps.
+
+    Args:
+        node: The softmax.
+        shape: The shape of what it returns.
+        name: The module whose output goes into it, if nothing is computed of that before.
+    """
+    dimension = saved_of(node, "dim")
+    if dimension is None:
+        is_one, is_attention = 1 in shape[1:], len(shape) > 2
+    else:
+        dimension = (dimension + 2**63) % 2**64 - 2**63  # torch shows it without a sign
+        is_one, is_attention = shape[dimension] == 1, len(shape) > 2 and dimension % len(shape) == len(shape) - 1
+    if not is_one:
+        return _SATURATED_TEXT, _SATURATED
+    cure = "" if is_attention and not name else _ONE_OUTPUT
+    return f"softmax over one element{f', the output of {name}' if name else ''}, which is always 1", cure
 
 
 def _is_ordinary(gradient: Tensor) -> bool:

@@ -88,3 +88,37 @@ def test_gradients_that_underflow_and_closed_branches_end_at_no_operation():
             return x + self.gain * self.f(x)
 
     assert not findings(nn.Sequential(nn.Linear(6, 6), Gated(), nn.Linear(6, 3)), F.cross_entropy, (X, Y), "cut")
+
+
+class Segmenter(nn.Module):
+    def __init__(self, channels, activation):
+        super().__init__()
+        self.body, self.out = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, channels, 1)
+        self.activation = activation
+
+    def forward(self, x):
+        return self.activation(self.out(self.body(x).relu()))
+
+
+def test_softmax_over_a_single_channel_names_the_layer_and_what_trains():
+    x = torch.randn(4, 1, 6, 6)
+    y = (x > 0).float()
+    (finding,) = findings(Segmenter(1, lambda z: z.softmax(1)), F.mse_loss, (x, y), "cut")
+    assert "stopped by softmax over one element, the output of out, which is always 1" in finding.text
+    assert finding.remedy.startswith("torch.sigmoid in place of softmax")
+    assert "two outputs" in finding.remedy
+    assert not findings(Segmenter(1, torch.sigmoid), F.mse_loss, (x, y), "cut")
+    assert not findings(Segmenter(2, lambda z: z.softmax(1)[:, 1:]), F.mse_loss, (x, y), "cut")
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (5, 3, 6), (5, 2, 3, 6)])
+def test_softmax_over_the_last_of_any_dimensions_names_the_layer(shape):
+    x = torch.randn(shape)
+    (finding,) = findings(chain(1, nn.Softmax(-1)), lambda y: (y - 2).square().sum(), x, "cut")
+    assert "softmax over one element, the output of 2, which" in finding.text
+    assert finding.remedy.startswith("torch.sigmoid in place of softmax")
+
+
+def test_attention_over_one_key_gets_no_advice_for_outputs():
+    (finding,) = findings(Attention(False), lambda y: y.square().sum(), X[:, None], "cut")
+    assert "torch.sigmoid" not in finding.remedy
