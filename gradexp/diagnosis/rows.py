@@ -6,6 +6,7 @@ import numpy as np
 from torch import nn
 
 from gradexp.history.history import History
+from gradexp.history.step import STATUSES
 from gradexp.numerics.torch_internals import parameters_of
 from gradexp.probe.names import named_modules
 from gradexp.probe.parametrized import computed_weights
@@ -41,11 +42,15 @@ def has_weights(module: nn.Module) -> bool:
 def add_statistic(history: History, name: str, values: Mapping[Row, float]) -> None:
     """Add a number per row to the statistics of a History of one step; rows without a number get nan.
 
+    So do outputs that are not finite: of their units nothing is known.
+
     Args:
         history: What the probe recorded.
         name: The statistic's, as ``quantity.name``.
         values: Row -> number; rows that the History does not have are left out.
     """
     column = np.array([values.get(row, np.nan) for row in zip(history.names, history.calls, strict=True)])
+    if name.startswith("output.") and "output" in history.status:
+        column[(history.status["output"] == STATUSES.index("nonfinite")).any((0, 1))] = np.nan
     if np.isfinite(column).any():
         history.stats[name] = np.tile(column, (len(history.steps), len(history.seeds), 1))

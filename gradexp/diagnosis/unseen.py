@@ -44,6 +44,8 @@ class Unseen(Observer):
         is_all = not np.isin(step.status["output_grad"], SEEN).any()
         seen = {name for name in step.names if name not in rows}
         reasons = self._reasons(examination, modules, _standing_in(step))
+        not_finite = _not_finite(step)  # which shows that nan or inf was there, and that is told as such
+        reasons = {name: why for name, why in reasons.items() if why != "lost" or name not in not_finite}
         for reason in dict.fromkeys(reasons.values()):
             names = outermost([name for name in reasons if reasons[name] == reason], seen)
             text, cure = _TEXTS[reason]
@@ -111,6 +113,12 @@ class Unseen(Observer):
 def _standing_in(step: Step) -> set[str]:
     """Return the rows whose output gradient was seen, which stand for parts of theirs."""
     rows = np.flatnonzero(np.isin(step.status["output_grad"], SEEN).any(axis=0))
+    return {step.names[row] for row in rows}
+
+
+def _not_finite(step: Step) -> set[str]:
+    """Return the rows whose weights' gradient is nan or inf."""
+    rows = np.flatnonzero((step.status["weight_grad"] == STATUSES.index("nonfinite")).any(axis=0))
     return {step.names[row] for row in rows}
 
 

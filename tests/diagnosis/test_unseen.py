@@ -138,3 +138,40 @@ def test_a_probe_tells_in_each_step_what_was_bypassed(model):
     assert [[STATUSES[code] for code in step] for step in codes] == [
         [word] * 2 for word in ("hook_missed", "hook_missed", "not_called", "hook_missed")
     ]
+
+
+class Masked(nn.Module):
+    """A residual transformer whose causal mask hides the diagonal as well, or does not."""
+
+    def __init__(self, diagonal):
+        super().__init__()
+        self.diagonal = diagonal
+        self.lift, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.values, self.branches = (nn.ModuleList(nn.Linear(8, 8) for _ in range(3)) for _ in range(2))
+
+    def forward(self, x):
+        x = self.lift(x)
+        mask = torch.triu(torch.ones(len(x), len(x)), diagonal=self.diagonal).bool()
+        for value, branch in zip(self.values, self.branches, strict=True):
+            x = x + (x @ x.T).masked_fill(mask, -torch.inf).softmax(-1) @ value(x)
+            x = x + branch(x).relu()
+        return self.head(x)
+
+
+def test_what_nan_hides_is_not_told_as_unseen_nor_its_units_as_alive():
+    history = measure(Masked(0), F.cross_entropy, (X, Y))
+    assert {finding.kind for finding in history.verdict().findings} == {"nonfinite"}
+    dead = history.stats.get("output.dead")
+    bad = history.status["output"] == STATUSES.index("nonfinite")
+    assert bad.any()
+    assert dead is None or not torch.tensor(dead[bad]).isfinite().any()
+    healthy = measure(Masked(1), F.cross_entropy, (X, Y))
+    assert torch.tensor(healthy.stats["output.dead"]).isfinite().any()
+
+
+def test_a_module_whose_hooks_are_skipped_is_told_beside_nan():
+    def run(model, x):
+        return model.b(model.a.forward(x).tanh()).sub(9).log()
+
+    kinds = {finding.kind for finding in findings(Model(run), F.cross_entropy, (X, Y))}
+    assert kinds >= {"nonfinite", "unseen"}
