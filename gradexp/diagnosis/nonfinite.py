@@ -44,7 +44,7 @@ class Nonfinite(Observer):
 
     def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return the first birth, if there is one."""
-        self._births.stop()
+        self.end()
         birth = self._birth or self._births.backward()
         if birth is None:
             yield from _sums(examination)
@@ -57,6 +57,10 @@ class Nonfinite(Observer):
         elif birth.place in ("parameter", "buffer"):
             birth = replace(birth, detail=_share_of_tensors(examination.model, birth))
         yield birth.finding()
+
+    def end(self) -> None:
+        """Remove the hooks from the backward pass."""
+        self._births.stop()
 
 
 def _sums(examination: Examination) -> Iterable[Finding]:

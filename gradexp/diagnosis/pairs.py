@@ -57,7 +57,7 @@ def _of_differences(examination: Examination, end: Node | None) -> tuple[_Shape,
     if not isinstance(output, Tensor) or len(examination.targets) != 1:
         return None
     target = examination.targets[0]
-    if not isinstance(target, Tensor):
+    if not isinstance(target, Tensor) or output.is_nested or target.is_nested:
         return None
     try:
         pairs = torch.broadcast_shapes(output.shape, target.shape)
