@@ -86,8 +86,8 @@ class Cut(Observer):
             names = outermost(list(dict.fromkeys(owner[key] for key in flat if flat[key] == operation)), reached)
             gets, it = verb(names, "gets", "get"), verb(names, "it", "them")
             why, cure = _FLAT[operation]
-            text = f"{listed(names)} {gets} a gradient of exactly 0: what comes of {it} passes {operation.lower()}, "
-            text += why
+            text = f"{listed(names)} {gets} a gradient of exactly 0: what comes of {it} goes through "
+            text += f"{operation.lower()}(), {why}"
             yield Finding("cut", text, tuple(names), cure, 3)
 
     def _silent_findings(
@@ -154,7 +154,7 @@ def _finding(cause: Exit | str, names: list[str], successor: str, is_bias: bool,
             tuple(name.rpartition(".")[0] for name in names),
             severity=0,
         )
-    what = "the loss does not use" if cause == "output" else "nothing that the loss is made of uses"
+    what = "the loss does not use" if cause == "output" else "nothing in the loss uses"
     text = f"{who} {gets} no gradient: {what} {its} output"
     return Finding("cut", text, tuple(names), "", 1)
 

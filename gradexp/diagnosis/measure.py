@@ -131,7 +131,10 @@ def _split(batch: Any) -> tuple[Any, tuple[Any, ...]]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], (batch[1],)
     kind = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
-    raise TypeError(f"batch must be (inputs, target), a tensor or a mapping, got {kind}")
+    raise TypeError(
+        f"batch must be (inputs, target), a tensor or a mapping, got {kind}; for anything else give a function of "
+        "nothing: measure(model, lambda: loss)"
+    )
 
 
 def _run(model: nn.Module, inputs: Any) -> Any:

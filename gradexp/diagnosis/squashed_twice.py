@@ -39,14 +39,14 @@ class SquashedTwice(Observer):
 
 def _finding(before: str, node: Node) -> Finding:
     own, loss = _OWN[kind_of(node)]
-    text = f"the loss, {loss}, has a {own} inside, and gets the result of a {before}: gradients shrink"
+    text = f"{loss} applies a {own}, and its input is already the result of a {before}: gradients shrink"
     result = saved_of(node, "result")
     if before == own == "softmax" and result is not None:
         # The best that probabilities can do is 1 for the right class and 0 for the others.
         dimension = saved_of(node, "dim")  # of a negative one autograd makes a very large one
         classes = result.shape[dimension if dimension < result.dim() else -1]
-        text += f", and it cannot fall below {math.log(1 + (classes - 1) / math.e):.2f} however right the model is"
-    return Finding(f"{own} twice", text, (), f"the output without the {before}: the loss takes logits", 2)
+        text += f", and the loss cannot fall below {math.log(1 + (classes - 1) / math.e):.2f}"
+    return Finding(f"{own} twice", text, (), f"remove the {before} from the model: the loss takes logits", 2)
 
 
 def without_shapes(node: Node | None) -> Node | None:

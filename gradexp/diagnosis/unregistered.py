@@ -62,7 +62,7 @@ _TEXTS = {
     "tensors": ("in {place}, outside of any nn.ParameterList,", "{name} = nn.ParameterList({name})"),
     "tensor": ("in {place}, a plain tensor,", "{name} = nn.Parameter({name})"),
     "new": (
-        "made in the forward pass or kept outside of the model",
+        "made in the forward pass or kept outside of the model,",
         "make them once in __init__, as attributes of the model that are nn.Parameter or nn.Module",
     ),
 }

@@ -13,7 +13,7 @@ from gradexp.history.step import SEEN, STATUSES, Step
 
 def not_finite(step: Step, flow: Flow | None) -> list[Finding]:
     """Return the first row whose output, or else whose gradient, is inf or nan."""
-    for quantity, verb in (("output", "outputs"), ("output_grad", "receives a gradient of")):
+    for quantity, what in (("output", "the output of {} is"), ("output_grad", "{} receives a gradient of")):
         rows = _rows_with(step, quantity, "nonfinite")
         if rows.size:
             # Forward it happened at the first one, backward at one that gets a finite gradient from above.
@@ -22,7 +22,7 @@ def not_finite(step: Step, flow: Flow | None) -> list[Finding]:
                 inner = {a for a, b in step.feeds if b in set(rows.tolist())}
                 row = next((r for r in rows[::-1].tolist() if r not in inner), row)
             name = _name(step, row)
-            return [Finding("nonfinite", f"{name} {verb} inf or nan", (name,), severity=3)]
+            return [Finding("nonfinite", f"{what.format(name)} inf or nan", (name,), severity=3)]
     return []
 
 

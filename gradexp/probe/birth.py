@@ -84,7 +84,7 @@ class Birth:
             return f"{self.value} is born in the forward pass, in {self._where()}{by}, which got {got}{suspects}"
         if self.is_sum:
             return f"{self.value} is born in the backward pass where finite gradients add up, in {self._where()}"
-        after = f"; {self.follows} makes it nan" if self.follows else ""
+        after = f"; {self.follows} makes it nan" if self.follows not in ("", self.operations[0]) else ""
         return (
             f"{self.value} is born in the backward pass, in {self.operations[0]} of {self._where()}, "
             f"which got {got.replace('numbers', 'gradients')}{after}"
@@ -177,19 +177,25 @@ def _plain_name(operation: str) -> str:
 
 
 _KNOWN = {
-    **dict.fromkeys(("sqrt", "pow", "norm", "linalg_vector_norm", "cdist", "euclidean_dist"), "root"),
+    **dict.fromkeys(("sqrt", "norm", "linalg_vector_norm", "cdist", "euclidean_dist"), "root"),
+    "pow": "power",
+    **dict.fromkeys(("std", "var"), "spread"),
     **dict.fromkeys(("log", "log2", "log10", "log1p", "xlogy"), "log"),
     "rsqrt": "rsqrt",
-    **dict.fromkeys(("div", "reciprocal", "std", "var", "_weightnorm", "weight_norm_interface"), "quotient"),
+    **dict.fromkeys(("div", "reciprocal", "_weightnorm", "weight_norm_interface"), "quotient"),
     **dict.fromkeys(("exp", "expm1", "exp2", "sinh", "cosh"), "exp"),
     **dict.fromkeys(("softmax", "log_softmax", "safe_softmax", "multiheadattention"), "softmax"),
     **dict.fromkeys(("mean", "nll_loss", "nll_loss2d"), "mean"),
     **dict.fromkeys(("acos", "asin", "atanh", "acosh", "tan"), "arc"),
 }
 
-_POLES = frozenset(("root", "rsqrt", "log", "quotient", "arc"))  # which make inf of small numbers in any format
+_POLES = frozenset(
+    ("root", "power", "rsqrt", "log", "quotient", "spread", "arc")
+)  # which make inf of small numbers in any format
 _FORWARD = {
     "root": "torch.sqrt(x.clamp(min=0) + 1e-8) in place of torch.sqrt(x)",
+    "power": "x.clamp(min=1e-6) ** p: negative numbers have no such power",
+    "spread": "x.std(dim, correction=0) + 1e-8: the standard deviation of one number is nan",
     "rsqrt": "torch.rsqrt(x + 1e-8) in place of torch.rsqrt(x)",
     "log": (
         "torch.log(x.clamp(min=1e-8)); F.log_softmax or F.cross_entropy on logits in place of log(softmax), "
@@ -204,6 +210,8 @@ _FORWARD = {
 _BACKWARD = {
     **_FORWARD,
     "root": "torch.sqrt(x + 1e-8) in place of torch.sqrt(x): the slope of a root at 0 is infinite",
+    "power": "x.clamp(min=1e-6) ** p: the slope of a root at 0 is infinite",
+    "spread": "torch.sqrt(x.var(dim) + 1e-8): the slope of a standard deviation at 0 is infinite",
 }
 _OVERFLOWS = 88  # exp of more is too large for float32
 _LARGE = 1e10  # no network that works has numbers of this size

@@ -38,7 +38,7 @@ CUTS = {
 
 @pytest.mark.parametrize("operation", CUTS)
 def test_the_operation_that_cuts_the_graph_is_named_with_its_line_and_both_sides(operation):
-    (cut,) = findings(Two(CUTS[operation]), F.cross_entropy, (X, Y))
+    (cut,) = findings(Two(CUTS[operation]), F.cross_entropy, (X, Y), "cut")
     assert cut.kind == "cut"
     assert cut.severity == 3
     assert cut.modules == ("a",)
@@ -49,15 +49,15 @@ def test_the_operation_that_cuts_the_graph_is_named_with_its_line_and_both_sides
 @pytest.mark.parametrize(
     ("between", "why"),
     [
-        (torch.round, "round, a step"),
-        (torch.sign, "sign, a step"),
-        (lambda h: torch.bernoulli(h.sigmoid()), "bernoulli, which draws"),
+        (torch.round, "round(), a step"),
+        (torch.sign, "sign(), a step"),
+        (lambda h: torch.bernoulli(h.sigmoid()), "bernoulli(), which draws"),
     ],
 )
 def test_operations_without_a_slope_are_named(between, why):
     (cut,) = findings(Two(between), F.cross_entropy, (X, Y), "cut")
     assert cut.severity == 3
-    assert cut.text.startswith(f"a gets a gradient of exactly 0: what comes of it passes {why}")
+    assert cut.text.startswith(f"a gets a gradient of exactly 0: what comes of it goes through {why}")
 
 
 def test_what_the_remedies_say_mends_the_cut():
@@ -138,7 +138,7 @@ def test_what_no_loss_comes_from_is_worth_knowing_and_no_alarm():
     assert {finding.text for finding in found} == {
         "right gets no gradient: the loss does not use its output",
         "forgotten gets no gradient: it is not called in this pass",
-        "idle gets no gradient: nothing that the loss is made of uses its output",
+        "idle gets no gradient: nothing in the loss uses its output",
     }
     assert {finding.severity for finding in found} == {1}
 

@@ -236,12 +236,17 @@ def test_calls_side_by_side_are_no_steps_in_time():
     assert made.verdict().findings == ()
 
 
-@pytest.mark.parametrize(("quantity", "verb"), [("output", "outputs"), ("output_grad", "receives a gradient of")])
-def test_what_is_not_finite_has_a_word_of_its_own(quantity, verb):
+@pytest.mark.parametrize(
+    ("quantity", "text"),
+    [
+        ("output", "the output of layers.1 is inf or nan"),
+        ("output_grad", "layers.2 receives a gradient of inf or nan"),
+    ],
+)
+def test_what_is_not_finite_has_a_word_of_its_own(quantity, text):
     made = chain([0.0, 0.0, 0.0, 0.0], output=[0.0] * 4)
     made.status[quantity][..., 1:3] = STATUSES.index("nonfinite")
-    row = "layers.1" if quantity == "output" else "layers.2"
-    assert made.verdict().text == f"nonfinite: {row} {verb} inf or nan"
+    assert made.verdict().text == f"nonfinite: {text}"
 
 
 def test_without_a_gradient_that_anybody_saw_the_word_is_unknown():

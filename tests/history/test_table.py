@@ -265,7 +265,7 @@ def test_a_layer_far_below_both_ends_is_named():
 def test_one_bad_sample_is_not_said_to_be_all():
     history = probed([math.nan] * 2, ["nonfinite"] * 2)
     history.log10["output"], history.status["output"] = history.log10["output_grad"], history.status["output_grad"]
-    assert history.verdict().text == "nonfinite: layers.0 outputs inf or nan"
+    assert history.verdict().text == "nonfinite: the output of layers.0 is inf or nan"
 
 
 def test_a_history_says_what_it_cannot_do():
