@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradexp.diagnosis.examination import Examination, Observer
+from gradexp.diagnosis.guard import harmless
 from gradexp.history.finding import Finding
 from gradexp.numerics.extremes import extremes, nonfinite, read
 from gradexp.numerics.norms import has_values
@@ -40,7 +42,7 @@ class Nonfinite(Observer):
             of_loss = held("loss_fn", examination.loss_fn, with_masks=True)
             self._birth = self._birth if of_loss is None else of_loss
         if self._birth is None:
-            self._births.watch([examination.loss])
+            self._births.watch([examination.loss], partial(harmless, Nonfinite))
 
     def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return the first birth, if there is one."""

@@ -8,8 +8,10 @@ from torch import nn
 from gradexp import measure
 from gradexp.diagnosis.examination import Observer
 from gradexp.diagnosis.guard import Guarded, harmless
+from gradexp.diagnosis.nonfinite import Nonfinite
 from gradexp.diagnosis.zeros import ZeroInitialised
 from gradexp.history.finding import Finding
+from gradexp.probe.births import Births
 
 METHODS = ("begin", "see_call", "see_loss", "findings")
 
@@ -66,3 +68,16 @@ def test_a_hook_that_fails_lets_the_backward_pass_go_on(monkeypatch):
     with pytest.warns(RuntimeWarning, match="ZeroInitialised finds.*: ZeroDivisionError"):
         y.sum().backward()
     assert x.grad.tolist() == [2, 2]
+
+
+def test_a_watched_operation_that_cannot_be_read_costs_no_numbers(monkeypatch):
+    expected = measured(monkeypatch, Well)
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Births, "_see_operation", fail)
+    monkeypatch.delenv("GRADEXP_STRICT")
+    with pytest.warns(RuntimeWarning, match="Nonfinite finds.*: ZeroDivisionError"):
+        history = measured(monkeypatch, Nonfinite, Well)
+    assert list(history.profile("weight_grad")) == list(expected.profile("weight_grad"))
