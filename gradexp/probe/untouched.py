@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from gradexp.numerics.torch_internals import buffers_of
 
 # Such as a counter, the flag of a module that sets its weights by the first batch, or the state of the last sequence.
-_NOTES = (bool, int, float, str, type(None), Tensor)
+_NOTES = (bool, int, float, str, type(None), Tensor, tuple)
 _OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training"}
 
 
@@ -20,7 +20,7 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
     """Put back what a pass changes in some modules and those inside.
 
     These are the values of parameters (as of a momentum encoder, or an embedding with ``max_norm``) and of buffers,
-    and attributes that are numbers, words, None or tensors. Parameters wait on the host, so that no device holds them
+    and attributes that are numbers, words, None, tensors or tuples. Parameters wait on the host, so that no device holds them
     twice. What lazy modules become stays, as do lists and the like.
     """
     inside = list(dict.fromkeys(inner for module in modules for inner in module.modules()))
