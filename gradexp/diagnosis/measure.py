@@ -38,9 +38,9 @@ def measure(
     ``print(measure(model, loss_fn, (x, y)))`` shows a table and a verdict. The model is left as it was found:
     parameters, ``.grad``, buffers (such as the statistics of batch norm), training mode, and the random number
     generators of torch, numpy and Python; of a module's other attributes those that are numbers, words, None,
-    tensors or tuples. Only a lazy module is initialised by it, and what a module keeps in lists and the like is its own affair.
-    Several threads may measure models of their own at a time, apart from
-    what they draw at random: torch has one generator for all of them.
+    tensors or tuples. Only a lazy module is initialised by it, and what a module keeps in lists and the like is its
+    own affair. Several threads may measure models of their own at a time, apart from what they draw at random:
+    torch has one generator for all of them.
 
     Args:
         model: Any module, measured in the mode (training or evaluation) it is in.

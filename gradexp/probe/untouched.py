@@ -20,8 +20,8 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
     """Put back what a pass changes in some modules and those inside.
 
     These are the values of parameters (as of a momentum encoder, or an embedding with ``max_norm``) and of buffers,
-    and attributes that are numbers, words, None, tensors or tuples. Parameters wait on the host, so that no device holds them
-    twice. What lazy modules become stays, as do lists and the like.
+    and attributes that are numbers, words, None, tensors or tuples. Parameters wait on the host, so that no device
+    holds them twice. What lazy modules become stays, as do lists and the like.
     """
     inside = list(dict.fromkeys(inner for module in modules for inner in module.modules()))
     buffers = [
