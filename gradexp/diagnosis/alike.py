@@ -81,6 +81,7 @@ def has_samples(x: Any, samples: int) -> TypeGuard[Tensor]:
         type(x) is Tensor
         and x.is_floating_point()
         and x.layout is torch.strided
+        and not x.is_nested
         and x.dim() > 1
         and samples >= ENOUGH_SAMPLES
         and len(x) > 0

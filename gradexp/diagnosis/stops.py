@@ -97,24 +97,28 @@ class Stops(Observer):
         root = node_of(loss)
         hooked: list[Any] = []  # nodes; a hook knows only which, or each would keep its whole graph alive
         found: dict[tuple[int, int], tuple[str, str]] = {}
+        softmaxes: dict[int, tuple[Any, str]] = {}  # number of a node -> its dimension, and what goes in
 
         def see(which: int, stop: tuple[str, str], passed_on: Sequence[Any], arrived: Sequence[Any]) -> None:
             gradients = [gradient for gradient in arrived if gradient is not None]
             if not any(_is_ordinary(gradient) for gradient in gradients):
                 return
-            if stop[0] == "softmax":
-                stop = _of_softmax(node, gradients[0].shape, inputs.get(node, ""))
+            if which in softmaxes:
+                stop = _of_softmax(gradients[0].shape, *softmaxes[which])
             for place, gradient in enumerate(passed_on):
                 if gradient is not None and not has_nonzero(gradient):
                     found[which, place] = stop
 
         nodes = nodes_below([root])
-        softmaxes = [node for node in nodes if _is_softmax(node)]
-        inputs = dict(zip(softmaxes, self._inputs, strict=False)) if len(softmaxes) == len(self._inputs) else {}
+        # Both passes have the same graph, unless the model goes another way each time.
+        names = iter(self._inputs if sum(map(_is_softmax, nodes)) == len(self._inputs) else [])
         for node in nodes:
+            softmax = (saved_of(node, "dim"), next(names, "")) if _is_softmax(node) else None
             known = [stop for start, stop in _STOPS.items() if node.name().startswith(start)]
             if known and not _has_weight_of_zero(node):
                 node.register_hook(partial(see, len(hooked), known[0]))
+                if softmax is not None:
+                    softmaxes[len(hooked)] = softmax
                 hooked.append(node)
         torch.autograd.grad(loss, leaf_list, allow_unused=True)
         return root, {(hooked[which], place): stop for (which, place), stop in found.items()}
@@ -124,15 +128,14 @@ def _is_softmax(node: Any) -> bool:
     return str(node.name()).startswith(_SOFTMAX)
 
 
-def _of_softmax(node: Any, shape: Sequence[int], name: str) -> tuple[str, str]:
+def _of_softmax(shape: Sequence[int], dimension: int | None, name: str) -> tuple[str, str]:
     """Return what stops at a softmax, and what helps.
 
     Args:
-        node: The softmax.
         shape: The shape of what it returns.
+        dimension: Over which it goes, None if that is not shown.
         name: The module whose output goes into it, if nothing is computed of that before.
     """
-    dimension = saved_of(node, "dim")
     if dimension is None:
         is_one, is_attention = 1 in shape[1:], len(shape) > 2
     else:
