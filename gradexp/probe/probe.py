@@ -140,7 +140,10 @@ class GradientProbe:
         if optimizers:
             stepped = set().union(*map(held_by, optimizers))
             if not any(id(parameter) in stepped for parameter in model.parameters()):
-                raise ValueError("the optimizer has none of this model's parameters")
+                raise ValueError(
+                    "the optimizer has none of this model's parameters; create it from model.parameters() once all "
+                    "layers are in place"
+                )
         self._of_vectors = not set(VECTOR_QUANTITIES).isdisjoint(self._quantities)
         selection = select_rows(model, select, self._of_vectors)
         self._model = weakref.ref(model)
