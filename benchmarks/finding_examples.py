@@ -257,6 +257,20 @@ def diverging(is_cured: bool) -> History:
     return trained(model, optimizer, lambda: batch, 4)
 
 
+def gradients_pile_up(is_cured: bool) -> History:
+    model, (x, label) = network(nn.ReLU, 3), classes()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with GradientProbe(model, optimizer=optimizer) as probe:
+        for step in range(10):
+            loss = F.cross_entropy(model(x), label)
+            loss.backward()
+            probe.collect(step, loss)
+            optimizer.step()
+            if is_cured:
+                optimizer.zero_grad()
+    return probe.history
+
+
 def unbounded_loss(is_cured: bool) -> History:
     model, (x, label) = network(nn.ReLU, 3), classes()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -379,6 +393,7 @@ EXAMPLES: dict[str, Callable[[bool], History]] = {
     "updates": updates,
     "diverging": diverging,
     "unbounded loss": unbounded_loss,
+    "gradients pile up": gradients_pile_up,
     "weight decay": weight_decay,
     "no progress": no_progress,
     "clipped": clipped_gradients,

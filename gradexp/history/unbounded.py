@@ -15,8 +15,8 @@ def unbounded(course: Course) -> tuple[Finding, ...]:
     """Return that the loss falls below 0 ever faster, by what was recorded before any inf or nan.
 
     A log density or a negative similarity falls below 0 too, but ever more slowly, and not to many times the size of
-    what it was. So judged are losses that fall in each third of the steps by more than in the one before, to -10 and to
-    ten times the largest size of the first third, while outputs grow.
+    what it was. So judged are losses that fall in each third of the steps by more than in the one before, to -10 and
+    to ten times the largest size of the first third, while outputs grow.
     """
     if course.loss is None:
         return ()
