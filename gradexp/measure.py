@@ -15,10 +15,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+import torch
+
 from gradexp.cli.lines import Parser, print_error, shortened
 from gradexp.diagnosis.measure import measure
 
-_RETURNS = "(model, loss_fn, batch), or (model, closure) with a function of nothing that returns the loss"
+_RETURNS = (
+    "(model, loss_fn, batch), or (model, closure) with a function of nothing that returns the loss; "
+    "the optimizer may come last"
+)
 
 
 def main() -> None:
@@ -46,11 +51,15 @@ def main() -> None:
         parts = function()
     except Exception as error:
         _refuse(f"{asked.target} raised {_told(error)}")
-    if not (isinstance(parts, tuple | list) and len(parts) in (2, 3)):
-        given = f"{len(parts)} values" if isinstance(parts, tuple | list) else type(parts).__name__
+    *parts, last = parts if isinstance(parts, tuple | list) and parts else (parts,)
+    optimizer = last if isinstance(last, torch.optim.Optimizer) else None
+    parts += [] if optimizer is not None else [last]
+    if len(parts) not in (2, 3):
+        given = f"{len(parts)} values" if len(parts) != 1 else type(last).__name__
         _refuse(f"{asked.target} must return {_RETURNS}; it returned {given}")
     try:
-        history = measure(*parts)
+        batch = {"batch": parts[2]} if parts[2:] else {}
+        history = measure(parts[0], parts[1], optimizer=optimizer, **batch)
     except Exception as error:
         _refuse(f"{asked.target} cannot be measured: {_told(error)}")
     print(history)  # noqa: T201
@@ -61,6 +70,7 @@ def main() -> None:
             write(path)
         except OSError as error:
             _refuse(f"cannot write to {path}: {error.strerror or error}")
+        print(f"written to {path}")  # noqa: T201
     sys.exit(1 if asked.check and not history.verdict().is_calm else 0)
 
 

@@ -10,6 +10,8 @@ import pytest
 
 # As the commands do, before torch reads it: a network in a stack has bit for bit the numbers that it has alone.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+# What goes wrong in an observer of measure is a failure here.
+os.environ.setdefault("GRADEXP_STRICT", "1")
 
 import torch
 

@@ -42,6 +42,13 @@ def closure():
     return model, lambda: loss_fn(model(x), y)
 
 
+def stale():
+    model, loss_fn, batch = build(nn.Tanh, 0.25)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model[-1] = nn.Linear(16, 4)
+    return model, loss_fn, batch, optimizer
+
+
 def broken():
     return torch.zeros(2) + torch.zeros(3)
 
@@ -90,6 +97,11 @@ def test_check_tells_a_sick_model_by_the_exit_code(models, monkeypatch, capsys):
     assert call(monkeypatch, f"{models}:vanishing", "--check") == 1
     assert "vanishing" in capsys.readouterr().out
     assert call(monkeypatch, f"{models}:vanishing") == 0
+
+
+def test_an_optimizer_that_lacks_a_layer_is_told(models, monkeypatch, capsys):
+    assert call(monkeypatch, f"{models}:stale", "--check") == 1
+    assert "20 is not in the optimizer and never changes" in capsys.readouterr().out
 
 
 def test_a_file_is_named_as_well_as_a_module_and_its_numbers_are_kept(models, monkeypatch):

@@ -41,14 +41,14 @@ class Collapse(Observer):
         self._widths: dict[Row, int] = {}
         self._norms: dict[Row, str] = {}
         self._ends: dict[Row, Node | None] = {}
-        self._inputs = [x for x in tensors_in(examination.inputs) if x.dim()]
-        self._samples = _samples(self._inputs, [x for x in tensors_in(examination.targets) if x.dim()])
+        self._inputs = _with_samples(examination.inputs)
+        self._samples = _samples(self._inputs, _with_samples(examination.targets))
 
     def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """Take the cosine of what the call returned, if it is one tensor with all samples."""
         row = self._rows.next_call(module)
         if not self._samples and not self._inputs:  # a loss without a batch
-            self._inputs = [x for x in tensors_in(args) if x.dim()]
+            self._inputs = _with_samples(args)
             self._samples = _samples(self._inputs, [])
         samples = self._samples
         if not has_weights(module):
@@ -140,6 +140,11 @@ _CONVOLUTIONS = {
     2: (nn.Conv2d, nn.ConvTranspose2d),
     3: (nn.Conv3d, nn.ConvTranspose3d),
 }
+
+
+def _with_samples(value: Any) -> list[Tensor]:
+    """Return the tensors that have a first dimension, which nested ones have not."""
+    return [x for x in tensors_in(value) if x.dim() and not x.is_nested]
 
 
 def _samples(inputs: list[Tensor], targets: list[Tensor]) -> int:

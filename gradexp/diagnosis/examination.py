@@ -60,3 +60,6 @@ class Observer:
     def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return what was found, after the backward pass, while ``.grad`` is still there."""
         return ()
+
+    def end(self) -> None:
+        """Let go of hooks on the graph, also after an error in the pass."""

@@ -22,10 +22,12 @@ def node_of(tensor: Tensor) -> Any:
 
 
 def has_nonzero(tensor: Tensor | None) -> bool:
-    """Return whether any element of a tensor, sparse or not, is something else than 0."""
+    """Return whether any element of a tensor, sparse, nested or not, is something else than 0."""
     if tensor is None:
         return False
     tensor = tensor.detach()
+    if tensor.is_nested:
+        return any(map(has_nonzero, tensor.unbind()))
     if tensor.layout is torch.sparse_coo:
         tensor = tensor.coalesce().values()
     elif tensor.layout is not torch.strided:

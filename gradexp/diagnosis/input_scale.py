@@ -37,7 +37,8 @@ class InputScale(Observer):
             return
         for tensor in tensors_in(args):
             is_input = type(tensor) is Tensor and tensor.is_floating_point() and tensor.grad_fn is None
-            if is_input and tensor.numel() > 1 and tensor.dim() > 1:
+            is_dense = tensor.layout is torch.strided and not tensor.is_nested
+            if is_input and is_dense and tensor.numel() > 1 and tensor.dim() > 1:
                 self._is_over = True
                 with torch.no_grad():
                     self._found = _of(row, module, tensor.detach().double())

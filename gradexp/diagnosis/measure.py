@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, is_lazy
+from torch.nn.parameter import is_lazy
 
 from gradexp.diagnosis.cures import cures
 from gradexp.diagnosis.cut import may_reach_parameters, why_without_gradient
 from gradexp.diagnosis.examination import Examination
-from gradexp.diagnosis.observers import OBSERVERS, found, watched
+from gradexp.diagnosis.guard import Guarded
+from gradexp.diagnosis.observers import OBSERVERS, ended, found, watched
 from gradexp.diagnosis.unregistered import hidden_layers
 from gradexp.history.history import History
-from gradexp.numerics.torch_internals import buffers_of, creation_number, without_accumulate_hooks
+from gradexp.numerics.torch_internals import creation_number, without_accumulate_hooks
 from gradexp.probe.calls import has_node, tensors_in
 from gradexp.probe.optimizers import unwrapped
 from gradexp.probe.passes import is_known_to_others
 from gradexp.probe.probe import GradientProbe
+from gradexp.probe.untouched import untouched
 
 NO_BATCH: Any = object()
 
@@ -35,9 +37,10 @@ def measure(
 
     ``print(measure(model, loss_fn, (x, y)))`` shows a table and a verdict. The model is left as it was found:
     parameters, ``.grad``, buffers (such as the statistics of batch norm), training mode, and the random number
-    generators of torch, numpy and Python. Only a lazy module is initialised by it, and what a module keeps in
-    plain Python attributes is its own affair. Several threads may measure models of their own at a time, apart from
-    what they draw at random: torch has one generator for all of them.
+    generators of torch, numpy and Python; of a module's other attributes those that are numbers, words, None,
+    tensors or tuples. Only a lazy module is initialised by it, and what a module keeps in lists and the like is its
+    own affair. Several threads may measure models of their own at a time, apart from what they draw at random:
+    torch has one generator for all of them.
 
     Args:
         model: Any module, measured in the mode (training or evaluation) it is in.
@@ -69,7 +72,9 @@ def measure(
         'stable'
     """
     inputs, targets = (None, ()) if batch is NO_BATCH else _split(batch)
-    shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
+    shapes = [
+        tuple(tensor.shape) for tensor in tensors_in(inputs) if not tensor.is_nested
+    ]  # whose parts have one each
     if shapes and all(0 in shape for shape in shapes):
         raise ValueError(f"the batch holds no sample: its inputs have shape {', '.join(map(str, shapes))}")
     if not callable(loss_fn) or isinstance(loss_fn, type):
@@ -89,8 +94,15 @@ def measure(
     examination = Examination(model, loss_fn, inputs, targets, optimizer=optimizer)
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():  # others would not come along
         examination.again = lambda factor: _again(examination, batch, modules, factor, options)
-    observers = [kind() for kind in OBSERVERS]
-    with _restored(modules, batch), torch.inference_mode(False), torch.enable_grad(), probe, probe.alone():
+    observers = [Guarded(kind()) for kind in OBSERVERS]
+    with (
+        _restored(modules, batch),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        probe,
+        probe.alone(),
+        ended(observers),
+    ):
         is_hooked = _may_be_hooked(modules)  # the graph of the forward pass would hide it
         with watched(examination, observers):
             loss = _loss(examination, batch)
@@ -119,7 +131,10 @@ def _split(batch: Any) -> tuple[Any, tuple[Any, ...]]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], (batch[1],)
     kind = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
-    raise TypeError(f"batch must be (inputs, target), a tensor or a mapping, got {kind}")
+    raise TypeError(
+        f"batch must be (inputs, target), a tensor or a mapping, got {kind}; for anything else give a function of "
+        "nothing: measure(model, lambda: loss)"
+    )
 
 
 def _run(model: nn.Module, inputs: Any) -> Any:
@@ -210,25 +225,18 @@ def _backward_without_hooks(loss: Tensor, modules: list[nn.Module], probe: Gradi
 
 @contextmanager
 def _restored(modules: list[nn.Module], batch: Any) -> Iterator[None]:
-    """Put back gradients, buffers and random number generators."""
+    """Put back gradients and random number generators, and what else a pass changes in modules."""
     leaves: list[Tensor] = [p for module in modules for p in module.parameters()]
     leaves += [tensor for tensor in tensors_in(batch) if tensor.requires_grad and tensor.is_leaf]
     gradients = [leaf.grad for leaf in leaves]
     # Such as the gradients of a larger format that hooks add to.
     attached = [(x, x.detach().clone()) for leaf in leaves for x in vars(leaf).values() if isinstance(x, Tensor)]
-    buffers = [
-        (submodule, name, buffer, None if isinstance(buffer, UninitializedBuffer) else buffer.detach().clone())
-        for module in modules
-        for submodule in module.modules()
-        for name, buffer in buffers_of(submodule).items()
-        if buffer is not None
-    ]
     devices = sorted({tensor.device.index or 0 for tensor in [*leaves, *tensors_in(batch)] if tensor.is_cuda})
     state, numpy_state = random.getstate(), np.random.get_state()
     try:
         for leaf in leaves:
             leaf.grad = None
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), untouched(*modules):
             yield
     finally:
         random.setstate(state)
@@ -238,8 +246,3 @@ def _restored(modules: list[nn.Module], batch: Any) -> Iterator[None]:
         with torch.no_grad():
             for extra, content in attached:
                 extra.copy_(content)
-            for submodule, name, buffer, value in buffers:
-                if value is not None:
-                    buffers_of(submodule)[name] = buffer
-                    if not torch.equal(buffer, value):
-                        buffer.copy_(value)

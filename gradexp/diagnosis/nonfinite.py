@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradexp.diagnosis.examination import Examination, Observer
+from gradexp.diagnosis.guard import harmless
 from gradexp.history.finding import Finding
 from gradexp.numerics.extremes import extremes, nonfinite, read
 from gradexp.numerics.norms import has_values
@@ -40,11 +42,11 @@ class Nonfinite(Observer):
             of_loss = held("loss_fn", examination.loss_fn, with_masks=True)
             self._birth = self._birth if of_loss is None else of_loss
         if self._birth is None:
-            self._births.watch([examination.loss])
+            self._births.watch([examination.loss], partial(harmless, Nonfinite))
 
     def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return the first birth, if there is one."""
-        self._births.stop()
+        self.end()
         birth = self._birth or self._births.backward()
         if birth is None:
             yield from _sums(examination)
@@ -57,6 +59,10 @@ class Nonfinite(Observer):
         elif birth.place in ("parameter", "buffer"):
             birth = replace(birth, detail=_share_of_tensors(examination.model, birth))
         yield birth.finding()
+
+    def end(self) -> None:
+        """Remove the hooks from the backward pass."""
+        self._births.stop()
 
 
 def _sums(examination: Examination) -> Iterable[Finding]:

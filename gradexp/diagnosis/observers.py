@@ -90,6 +90,16 @@ def watched(examination: Examination, observers: Sequence[Observer]) -> Iterator
             handle.remove()
 
 
+@contextmanager
+def ended(observers: Sequence[Observer]) -> Iterator[None]:
+    """Let the observers go at the end, also after an error."""
+    try:
+        yield
+    finally:
+        for observer in observers:
+            observer.end()
+
+
 def found(examination: Examination, observers: Sequence[Observer]) -> tuple[Finding, ...]:
     """Return everything that was found, worst first."""
     return worst_first([finding for observer in observers for finding in observer.findings(examination)])

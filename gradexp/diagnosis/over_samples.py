@@ -77,6 +77,8 @@ def _samples(examination: Examination) -> int:
     if not isinstance(examination.output, Tensor):
         return 0
     tensors = [*tensors_in(examination.inputs), examination.output, *tensors_in(examination.targets)]
+    if any(tensor.is_nested for tensor in tensors):  # whose parts have a shape each
+        return 0
     sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
     has_targets = any(True for _ in tensors_in(examination.targets))
     return sizes.pop() if len(sizes) == 1 and has_targets else 0

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from math import prod
 
-import torch
+import numpy as np
 from torch import Tensor
 from torch.autograd.graph import Node
 
@@ -57,11 +57,13 @@ def _of_differences(examination: Examination, end: Node | None) -> tuple[_Shape,
     if not isinstance(output, Tensor) or len(examination.targets) != 1:
         return None
     target = examination.targets[0]
-    if not isinstance(target, Tensor):
+    if not isinstance(target, Tensor) or output.is_nested or target.is_nested:
         return None
     try:
-        pairs = torch.broadcast_shapes(output.shape, target.shape)
-    except RuntimeError:
+        pairs = np.broadcast_shapes(
+            output.shape, target.shape
+        )  # torch's own loads a compiler, which takes half a second
+    except ValueError:
         return None
     if prod(pairs) <= max(output.numel(), target.numel()):
         return None
@@ -84,7 +86,7 @@ def _is_from_constant(node: Node | None) -> bool:
 def _finding(output: _Shape, target: _Shape) -> Finding:
     text = (
         f"the output has shape {output} and the target {target}, so the loss compares each output with every target, "
-        f"{prod(torch.broadcast_shapes(output, target)):,} pairs, and is least where all outputs are the same"
+        f"{prod(np.broadcast_shapes(output, target)):,} pairs, and is least where all outputs are the same"
     )
     is_alike = [size for size in output if size != 1] == [size for size in target if size != 1]
     remedy = "loss_fn(output, target.view_as(output))" if is_alike else "an output and a target of one shape"

@@ -197,7 +197,7 @@ def _suspicious(nodes: Iterable[Node]) -> list[Node | None]:
     for node in plain:
         result, dimension = saved_of(node, "result"), dimension_of(node)
         if type(result) is not Tensor or not result.numel() or result.shape[dimension] < 2:
-            shares.append(torch.zeros(()))
+            shares.append(torch.zeros((), device="cpu"))
         else:
             shares.append((result.amax(dimension) > _ONE_HOT).float().mean())
     read = torch.stack([share.to(shares[0].device) for share in shares]).tolist() if shares else []

@@ -65,9 +65,10 @@ class Stops(Observer):
         """Return the root of another pass's graph, and the edges at which its gradient ends."""
         loss = self._repetition.run(examination)
         root = node_of(loss)
-        stops: dict[Any, tuple[str, str]] = {}
+        hooked: list[Any] = []  # nodes; a hook knows only which, or each would keep its whole graph alive
+        found: dict[tuple[int, int], tuple[str, str]] = {}
 
-        def see(node: Any, stop: tuple[str, str], passed_on: Sequence[Any], arrived: Sequence[Any]) -> None:
+        def see(which: int, stop: tuple[str, str], passed_on: Sequence[Any], arrived: Sequence[Any]) -> None:
             gradients = [gradient for gradient in arrived if gradient is not None]
             if not any(_is_ordinary(gradient) for gradient in gradients):
                 return
@@ -80,14 +81,15 @@ class Stops(Observer):
                 )
             for place, gradient in enumerate(passed_on):
                 if gradient is not None and not has_nonzero(gradient):
-                    stops[node, place] = stop
+                    found[which, place] = stop
 
         for node in nodes_below([root]):
             known = [stop for start, stop in _STOPS.items() if node.name().startswith(start)]
             if known and not _has_weight_of_zero(node):
-                node.register_hook(partial(see, node, known[0]))
+                node.register_hook(partial(see, len(hooked), known[0]))
+                hooked.append(node)
         torch.autograd.grad(loss, leaf_list, allow_unused=True)
-        return root, stops
+        return root, {(hooked[which], place): stop for (which, place), stop in found.items()}
 
 
 def _is_ordinary(gradient: Tensor) -> bool:

@@ -71,12 +71,18 @@ def _units(module: nn.Module) -> Tensor | None:
     # Units of embeddings and of grouped convolutions have other inputs each; those of transposed ones come second.
     if isinstance(module, _OTHERS) or getattr(module, "groups", 1) > 1 or getattr(module, "transposed", False):
         return None
-    rows = weight.detach().flatten(1)
+    rows = _real(weight)
     if not bool(rows.ne(0).any(dim=1).all()):
         return None
     if bias is not None and bias.shape == rows.shape[:1]:
-        return torch.cat([rows, bias.detach()[:, None].to(rows.dtype)], dim=1)
+        return torch.cat([rows, _real(bias).to(rows.dtype)], dim=1)
     return rows
+
+
+def _real(parameter: Tensor) -> Tensor:
+    """Return one row of real numbers for each unit, of complex ones both parts, which can be sorted."""
+    values = parameter.detach()
+    return (torch.view_as_real(values.resolve_conj()) if values.is_complex() else values).reshape(len(values), -1)
 
 
 _OTHERS = (nn.Embedding, nn.EmbeddingBag)

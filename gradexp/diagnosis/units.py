@@ -74,7 +74,7 @@ class Units(Observer):
         row = self._rows.next_call(module)
         self._is_hidden |= keeps_elsewhere()
         for tensor in tensors_in(output):
-            if tensor.grad_fn is not None:
+            if tensor.grad_fn is not None and not tensor.is_nested:
                 # A container ends with the node of the module inside, which was called before.
                 self._made.setdefault(tensor.grad_fn, Made(row, module, tuple(tensor.shape)))
 
@@ -182,7 +182,7 @@ def _counted(found: list[Activation]) -> list[Count]:
     """Return the numbers of some activations, which come from the device together."""
     if not found:
         return []
-    zero = torch.zeros((), dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")
     numbers = []
     for a in found:
         off = zero if a.fires is None else (~a.fires).sum()

@@ -9,6 +9,7 @@ from torch import nn
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.graph import has_nonzero, leaves, node_of, nodes_below
+from gradexp.diagnosis.guard import harmless
 from gradexp.diagnosis.wording import listed, outermost, owners
 from gradexp.history.finding import Finding
 from gradexp.numerics.norms import has_values
@@ -28,7 +29,8 @@ class ZeroInitialised(Observer):
 
     def see_loss(self, examination: Examination) -> None:
         """Find the nodes that compute with weights of exactly 0, and hook them."""
-        self._closed: dict[_Edge, int] = {}  # -> id of the weight
+        self._hooked: list[Any] = []  # nodes; a hook knows only which, or each would keep its whole graph alive
+        self._shut: dict[tuple[int, int], int] = {}  # which of them, which of its inputs -> id of the weight
         assert examination.loss is not None
         self._root = node_of(examination.loss)
         zeros = [p for p in examination.model.parameters() if p.requires_grad and p.is_leaf and _is_zero(p)]
@@ -40,24 +42,23 @@ class ZeroInitialised(Observer):
         for weight in zeros:
             for node, place in _consumers(node_of(weight), users):
                 if weight.dim() > 1 or _MULTIPLY.fullmatch(node.name().partition("Backward")[0]):
-                    node.register_hook(partial(self._see, node, place, id(weight)))
-
-    def _see(self, node: Any, own: int, weight: int, passed_on: Sequence[Any], arrived: Sequence[Any]) -> None:
-        if any(map(has_nonzero, arrived)):
-            for place, gradient in enumerate(passed_on):
-                if place != own and gradient is not None and not has_nonzero(gradient):
-                    self._closed[node, place] = weight
+                    see = partial(_see, self._shut, len(self._hooked), place, id(weight))
+                    node.register_hook(harmless(type(self), see))
+                    self._hooked.append(node)
 
     def findings(self, examination: Examination) -> Iterator[Finding]:
         """Return one finding for branches that open at the next step, and one for those that never do."""
-        if not self._closed:
+        shut: dict[_Edge, int] = {
+            (self._hooked[which], place): weight for (which, place), weight in self._shut.items()
+        }
+        if not shut:
             return
         owner = owners(examination.model)
         parameters = {id(p): p for p in examination.model.parameters() if p.requires_grad and p.grad is not None}
         without = {key for key, p in parameters.items() if not has_nonzero(p.grad)}
-        is_open = {id(leaf) for leaf in leaves(nodes_below([self._root], closed=self._closed))}
+        is_open = {id(leaf) for leaf in leaves(nodes_below([self._root], closed=shut))}
         behind: dict[int, set[int]] = {}  # id of a weight of 0 -> ids of the parameters that it closes off
-        for (node, place), weight in self._closed.items():
+        for (node, place), weight in shut.items():
             below = nodes_below([node.next_functions[place][0]])
             behind.setdefault(weight, set()).update({id(leaf) for leaf in leaves(below)} & without - is_open)
         behind = {weight: closed for weight, closed in behind.items() if closed}
@@ -73,6 +74,21 @@ class ZeroInitialised(Observer):
         if stuck:
             series = stuck.union(*(zeros_below[weight] for weight in stuck))
             yield _stuck(_owners_of(series, owner), len(series))
+
+
+def _see(
+    shut: dict[tuple[int, int], int],
+    which: int,
+    own: int,
+    weight: int,
+    passed_on: Sequence[Any],
+    arrived: Sequence[Any],
+) -> None:
+    """Note the inputs of a node, other than its weight, to which it passes no gradient."""
+    if any(map(has_nonzero, arrived)):
+        for place, gradient in enumerate(passed_on):
+            if place != own and gradient is not None and not has_nonzero(gradient):
+                shut[which, place] = weight
 
 
 def _opening(names: list[str], closed: list[str], others: Iterable[int], owner: dict[int, str]) -> Finding:

@@ -55,7 +55,7 @@ def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
         >>> print(f"{m * 2**e:.3g}")
         2e-300
     """
-    if type(x) not in _ORDINARY or x.dtype not in _NARROW or x.layout is not torch.strided:
+    if type(x) not in _ORDINARY or x.dtype not in _NARROW or x.layout is not torch.strided or x.is_nested:
         x = plain(x)
     if x.requires_grad and torch.is_grad_enabled():
         x = x.detach()
@@ -111,7 +111,7 @@ def log10_norm(x: Tensor, networks: int = 1) -> Tensor:
     """
     norm, exponent = scaled_norm(x, networks)
     if not isinstance(norm, Tensor):
-        norm = torch.tensor([norm], dtype=torch.float64)
+        norm = torch.tensor([norm], dtype=torch.float64, device="cpu")
     return norm.log10() + exponent * LOG10_2
 
 

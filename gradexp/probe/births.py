@@ -3,7 +3,7 @@
 import math
 import re
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -62,6 +62,9 @@ class _Operation:
     dtype: torch.dtype
 
 
+_Hook = Callable[..., None]
+
+
 class Births:
     """What one forward and backward pass shows of where nan or inf is born.
 
@@ -116,16 +119,20 @@ class Births:
         self._loss_made = [x.grad_fn for x in known if x.grad_fn is not None]
         self._loss_dtype = known[0].dtype if known else torch.float32
 
-    def watch(self, ends: Iterable[Tensor]) -> None:
-        """Hook the operations of a backward pass from some tensors."""
+    def watch(self, ends: Iterable[Tensor], wrapped: Callable[[_Hook], _Hook] | None = None) -> None:
+        """Hook the operations of a backward pass from some tensors.
+
+        Args:
+            ends: The tensors.
+            wrapped: Makes another hook of each.
+        """
         waiting = [x.grad_fn for x in ends if x.grad_fn is not None]
         visited = set(waiting)
         while waiting:
             node = waiting.pop()
             if not hasattr(node, "variable") and not _MOVING.fullmatch(name_of(node)):  # a leaf's only adds
-                self._handles.append(
-                    node.register_hook(partial(self._see_operation, name_of(node), creation_number(node)))
-                )
+                see = partial(self._see_operation, name_of(node), creation_number(node))
+                self._handles.append(node.register_hook(see if wrapped is None else wrapped(see)))
             for source, _ in node.next_functions:
                 if source is not None and source not in visited:
                     visited.add(source)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gradexp.numerics.extremes import extremes, nonfinite, read
-from gradexp.numerics.torch_internals import buffers_of, foreach_norm
+from gradexp.numerics.torch_internals import foreach_norm
 from gradexp.probe.birth import Birth
 from gradexp.probe.births import Births
 from gradexp.probe.calls import tensors_in
 from gradexp.probe.hooks import unwatched
 from gradexp.probe.names import named_modules
+from gradexp.probe.untouched import untouched
 
 
 class Run:
@@ -123,26 +124,13 @@ def _see(births: Births, name: str, module: nn.Module, args: Any, kwargs: Any, o
 
 @contextmanager
 def _restored(model: nn.Module, run: Run) -> Iterator[None]:
-    """Begin with the random numbers and the autocast of a run, and put back random numbers and buffers."""
-    buffers = [
-        (buffers_of(module), name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in buffers_of(module).items()
-        if buffer is not None
-    ]
+    """Begin with the random numbers and the autocast of a run, and put back random numbers and the model."""
     devices = [run.device.index or 0] if run.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices), _autocast(run):
-            torch.set_rng_state(run.state)
-            if run.device_state is not None:
-                torch.cuda.set_rng_state(run.device_state, run.device)
-            yield
-    finally:
-        with torch.no_grad():
-            for own, name, buffer, value in buffers:
-                own[name] = buffer
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+    with torch.random.fork_rng(devices), untouched(model), _autocast(run):
+        torch.set_rng_state(run.state)
+        if run.device_state is not None:
+            torch.cuda.set_rng_state(run.device_state, run.device)
+        yield
 
 
 def _autocast(run: Run) -> Any:

@@ -238,7 +238,9 @@ def _norm(gradients: list[Tensor]) -> float:
 def _exact_norms(gradients: Iterable[Tensor]) -> list[float]:
     """Return the norm of each gradient, inf where float64 does not hold it."""
     sizes = scaled_norms(list(map(_local, gradients)))
-    return [float(torch.ldexp(torch.tensor(float(m)).double(), torch.tensor(float(e)))) for m, e in sizes]
+    return [
+        float(torch.ldexp(*torch.tensor([float(m), float(e)], dtype=torch.float64, device="cpu"))) for m, e in sizes
+    ]
 
 
 def _local(gradient: Tensor) -> Tensor:

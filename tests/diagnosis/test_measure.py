@@ -1,6 +1,9 @@
+import contextlib
 import copy
+import gc
 import math
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -131,8 +134,12 @@ def test_150_layers_with_torchs_own_weights_are_told_where_the_gradient_dies():
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"batch": (1, 2, 3)}, TypeError, r"batch must be \(inputs, target\), a tensor or a mapping, got 3 items"),
-        ({"batch": 1.0}, TypeError, r"batch must be \(inputs, target\), a tensor or a mapping, got float"),
+        (
+            {"batch": (1, 2, 3)},
+            TypeError,
+            r"batch must be \(inputs, target\), a tensor or a mapping, got 3 items; for .*",
+        ),
+        ({"batch": 1.0}, TypeError, r"batch must be \(inputs, target\), a tensor or a mapping, got float; for .*"),
         ({"loss_fn": None}, TypeError, r"loss_fn must be a function or module that returns a loss, got None"),
         (
             {"loss_fn": nn.MSELoss},
@@ -282,3 +289,105 @@ def test_closures_that_cannot_be_measured_are_refused_in_a_line():
 
     with pytest.raises(ValueError, match=r"must return the loss without calling backward\(\)"):
         measure(model, with_backward)
+
+
+def test_complex_weights_are_measured():
+    layers = [nn.Linear(4, 4, dtype=torch.cdouble) for _ in range(2)]
+    model, x = nn.Sequential(*layers), torch.randn(5, 4, dtype=torch.cdouble)
+    expected = torch.autograd.grad(model(x).abs().square().sum(), [layer.weight for layer in layers])
+    history = measure(model, lambda y: y.abs().square().sum(), x)
+    assert history.profile("weight_grad") == pytest.approx([g.norm().log10().item() for g in expected], abs=1e-12)
+    assert not history.findings[0]
+    with torch.no_grad():
+        layers[0].weight.copy_(layers[0].weight[:1].expand(4, 4))
+        layers[0].bias.fill_(1j)
+        layers[1].weight.copy_(layers[1].weight[:, :1].expand(4, 4))
+    kinds = [finding.kind for finding in measure(model, lambda y: y.abs().square().sum(), x).findings[0]]
+    assert "equal units" in kinds
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_measured(layout):
+    parts = [torch.randn(3, 4), torch.randn(5, 4)]
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
+
+    def loss(y):
+        return sum(part.square().sum() for part in y.unbind())
+
+    history = measure(model, loss, torch.nested.nested_tensor(parts, layout=layout))
+    expected = measure(model, lambda y: y.square().sum(), torch.cat(parts))
+    for quantity in ("output", "output_grad", "weight_grad"):
+        assert history.profile(quantity) == pytest.approx(expected.profile(quantity), abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+def test_sparse_inputs_are_measured(layout):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = Sparse()
+
+        def forward(self, x):
+            return self.layer(x)
+
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, x):
+            return x @ self.weight
+
+    model, x = Model(), torch.eye(4) * 2
+    history = measure(model, F.mse_loss, (x.to_sparse(layout=layout), torch.zeros(4, 3)))
+    expected = measure(model, F.mse_loss, (x, torch.zeros(4, 3)))
+    assert history.profile("weight_grad") == pytest.approx(expected.profile("weight_grad"), abs=1e-5)
+
+
+def test_a_default_device_elsewhere_changes_nothing():
+    torch.manual_seed(0)
+    model, (x, y) = convolutional().eval(), batch()
+    expected = measure(model, F.cross_entropy, (x, y))
+    with torch.device("meta"):
+        history = measure(model, F.cross_entropy, (x, y))
+    assert np.array_equal(history.profile("weight_grad"), expected.profile("weight_grad"))
+    assert history.findings == expected.findings
+
+
+class Gated(nn.Module):
+    """A branch that a zero closes, and an activation that lets nothing through."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.gate = nn.Linear(3, 3), nn.Linear(3, 3), nn.Parameter(torch.zeros(1, 1))
+
+    def forward(self, x):
+        return torch.log_softmax(self.a(x) + self.gate * self.b(x).relu(), -1)
+
+
+@pytest.mark.parametrize("kind", ["healthy", "gated", "saturated", "nan", "failing"])
+def test_nothing_of_a_measurement_is_left_in_memory(kind):
+    model, x = Gated(), torch.randn(4, 3)
+    with torch.no_grad():
+        if kind in ("healthy", "failing"):
+            model.gate.fill_(1.0)
+        if kind == "saturated":
+            model.b.bias.fill_(-100.0)
+            model.gate.fill_(1.0)
+        if kind == "nan":
+            model.a.weight.fill_(torch.nan)
+
+    def loss(y):
+        y = y.square().mean()
+        if kind == "failing":
+            y.register_hook(lambda _: 1 / 0)
+        return y
+
+    with contextlib.suppress(ZeroDivisionError):
+        measure(model, loss, x)
+    parameters = [weakref.ref(parameter) for parameter in model.parameters()]
+    del model
+    gc.collect()
+    assert not any(reference() is not None for reference in parameters)
