@@ -257,6 +257,34 @@ def diverging(is_cured: bool) -> History:
     return trained(model, optimizer, lambda: batch, 4)
 
 
+def gradients_pile_up(is_cured: bool) -> History:
+    model, (x, label) = network(nn.ReLU, 3), classes()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with GradientProbe(model, optimizer=optimizer) as probe:
+        for step in range(10):
+            loss = F.cross_entropy(model(x), label)
+            loss.backward()
+            probe.collect(step, loss)
+            optimizer.step()
+            if is_cured:
+                optimizer.zero_grad()
+    return probe.history
+
+
+def unbounded_loss(is_cured: bool) -> History:
+    model, (x, label) = network(nn.ReLU, 3), classes()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    with GradientProbe(model, optimizer=optimizer) as probe:
+        for step in range(60):
+            log_probability = F.log_softmax(model(x), 1).gather(1, label[:, None]).mean()
+            loss = -log_probability if is_cured else log_probability
+            optimizer.zero_grad()
+            loss.backward()
+            probe.collect(step, loss)
+            optimizer.step()
+    return probe.history
+
+
 def weight_decay(is_cured: bool) -> History:
     model, batch = network(nn.ReLU, 3), classes()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-3 if is_cured else 5.0)
@@ -364,6 +392,8 @@ EXAMPLES: dict[str, Callable[[bool], History]] = {
     "one class": guessing_not_beaten,
     "updates": updates,
     "diverging": diverging,
+    "unbounded loss": unbounded_loss,
+    "gradients pile up": gradients_pile_up,
     "weight decay": weight_decay,
     "no progress": no_progress,
     "clipped": clipped_gradients,

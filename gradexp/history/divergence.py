@@ -12,7 +12,7 @@ from gradexp.history.step import STATUSES, Array
 _WINDOW = 10
 _GROWN, _GROWN_FAR = 1.0, 3.0
 _LARGE_SHARE = -1.0
-_RISEN = 10.0
+_RISEN, _RISEN_FAR = 10.0, 100.0
 _BEFORE_STEP = ("output", "output_grad", "weight_grad", "weight")
 _WORDS = {"output": "outputs", "weight": "weights", "update": "updates", "weight_grad": "weight gradients"}
 # Adam divides clipping out again.
@@ -20,7 +20,7 @@ _CLIP = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before optimize
 
 
 def divergence(course: Course) -> tuple[Finding, ...]:
-    """Return what led to the inf or nan of the last step, or to a loss that rises, if earlier steps show it.
+    """Return what led to the inf or nan of the last step, or to a loss that rises or had risen.
 
     Sizes that grew by decades before, with steps as large as the weights, come of a learning rate that is too large.
     Finite gradients, and weights that are inf or nan after the step, put the blame on the optimizer's step.
@@ -40,7 +40,7 @@ def _rising_loss(course: Course) -> tuple[Finding, ...]:
     loss = course.loss.mean(axis=1)
     low = int(np.argmin(np.where(np.isfinite(loss), loss, np.inf)[:-1]))
     if not 0 < _RISEN * loss[low] < loss[-1]:
-        return ()
+        return _risen_before(course, loss)
     window = slice(low, None)
     share = largest_share(course, window)
     if not share >= _LARGE_SHARE:
@@ -51,6 +51,22 @@ def _rising_loss(course: Course) -> tuple[Finding, ...]:
     )
     remedy = f"a learning rate {times_smaller(course, low)} times smaller"
     return (Finding("diverging", text, (), remedy, 2),)
+
+
+def _risen_before(course: Course, loss: Array) -> tuple[Finding, ...]:
+    """Return that the loss was many times what it had been, and has come down again."""
+    peak = int(np.argmax(np.where(np.isfinite(loss), loss, -np.inf)))
+    if not 0 < peak < len(loss) - 1:
+        return ()
+    low = int(np.argmin(np.where(np.isfinite(loss), loss, np.inf)[:peak]))
+    share = largest_share(course, slice(low, None))
+    if not 0 < _RISEN_FAR * loss[low] < loss[peak] or not share >= _LARGE_SHARE:
+        return ()
+    text = f"the loss had risen from {loss[low]:.2g} at step {course.steps[low]} to {loss[peak]:.2g} at step "
+    text += f"{course.steps[peak]}, where a step changed weights by up to 10^{share:.1f} of their size; now it is "
+    text += f"{loss[-1]:.2g}"
+    remedy = f"a learning rate {times_smaller(course, low)} times smaller, or a warm-up from there"
+    return (Finding("diverging", text, (), remedy, 1),)
 
 
 def _begin(course: Course) -> int:

@@ -38,6 +38,7 @@ def worst_first(findings: "list[Finding]") -> tuple[Finding, ...]:
 
 
 _CAUSES_FIRST = (
+    "unbounded loss",
     "nonfinite",
     "number format",
     "cut",
@@ -46,6 +47,7 @@ _CAUSES_FIRST = (
     "zero by initialisation",
     "equal units",
     "rounding noise",
+    "gradients pile up",
     "weight decay",
     "diverging",
     "dead layer",

@@ -147,12 +147,15 @@ class History:
         if not -recorded <= step < recorded:
             raise ValueError(f"step is an index from 0 to {recorded - 1}, or -1 for the last, got {step}")
         recorded_step = self._step(step)
+        # Why a step is lost is known where the probe has seen the gradients that the optimizer was given.
+        lost = {name for finding in recorded_step.findings if finding.kind == "updates" for name in finding.modules}
+        sizes = [f for f in updates_findings(recorded_step, self._step(0)) if not lost or not lost >= set(f.modules)]
         findings = [
             # What led to a bad step comes before what is bad in it.
             *(training_findings(self._course(step % recorded + 1)) if self.phase == "train" else ()),
             *recorded_step.findings,
             *unoptimized(self.names, recorded_step.status),
-            *updates_findings(recorded_step, self._step(0)),
+            *sizes,
         ]
         return replace(recorded_step, findings=worst_first(findings))
 

@@ -125,11 +125,12 @@ def _is_explained(finding: Finding, others: list[Finding]) -> bool:
 
 # Effects, for which the remedy is that of the cause.
 _SAME_CAUSE = {
-    "exploding activations": {"exploding"},
+    "nonfinite": {"unbounded loss"},
+    "exploding activations": {"exploding", "unbounded loss"},
     "initial scale": {"dropout", "exploding", "exploding over time", "input scale", "saturated"},
     "inputs collapse": {"vanishing", "saturated", "dead layer", "cut", "number format", "nonfinite"},
     "vanishing": {"saturated", "weight decay"},
-    "updates": {"weight decay", "diverging"},
+    "updates": {"weight decay", "diverging", "unbounded loss"},
 }
 
 

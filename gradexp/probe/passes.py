@@ -20,10 +20,7 @@ from gradexp.numerics.torch_internals import (
     will_execute,
 )
 from gradexp.probe.names import is_callable
-
-State = tuple[int, int, int]
-"""Which parameter it is, and which tensor in which version its ``.grad`` holds: 0 for none."""
-
+from gradexp.probe.piling import Piled, Piling, State
 
 _Place = tuple["weakref.ref[nn.Module]", str]
 
@@ -124,7 +121,7 @@ class Parameters:
         parameters = [None if module is None else parameter_of(module, name) for module, name in modules]
         gradients = [p.grad if type(p) is nn.Parameter or (p is not None and p.is_leaf) else None for p in parameters]
         states = [
-            (id(parameter), 0, 0) if gradient is None else (id(parameter), id(gradient), _version(gradient))
+            (id(parameter), 0, 0) if gradient is None else (id(parameter), id(gradient), version(gradient))
             for parameter, gradient in zip(parameters, gradients, strict=True)
         ]
         return states, gradients
@@ -155,6 +152,7 @@ class Passes:
         moved: Ids of parameters whose gradient a hook has taken away from ``.grad``.
         by_number: The passes by autograd's number, whether they count or not.
         counting: Number of a pass that counts as if it added to ``.grad``.
+        piling: Gradients that were added to those of a step already made.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -162,6 +160,7 @@ class Passes:
         self.finished: list[BackwardPass] = []
         self.moved: set[int] = set()
         self.counting = -1
+        self.piling = Piling()
         self._parameters = parameters
         self.by_number: dict[int, BackwardPass] = {}
         self._nesting: list[BackwardPass] = []  # passes in which others may run
@@ -206,6 +205,19 @@ class Passes:
         if self._states is not None:
             self._compare(states)
         return gradients
+
+    def see_step(self, held: set[int]) -> None:
+        """Note a step of the optimizer that holds some parameters, by id."""
+        self.piling.see_step(held, self._parameters.read()[0])
+
+    def piled(self) -> dict[int, Piled]:
+        """Return, by id, the parameters whose ``.grad`` holds something of an earlier step."""
+        found = {}
+        for number, is_left in self.piling.kept.items():
+            parameter = self._parameters[number]
+            if parameter is not None and parameter.grad is not None and self._states is not None:
+                found[id(parameter)] = Piled.of(parameter.grad, self._states[number], is_left)
+        return found
 
     def is_anything_left(self) -> bool:
         """Return whether ``.grad`` may hold something of a pass, or what somebody has put there by hand."""
@@ -284,7 +296,9 @@ class Passes:
     def _begin(self, accumulates: bool | None) -> BackwardPass:
         backward = BackwardPass(accumulates)
         if accumulates:
-            before, _ = self._parameters.read()
+            before, gradients = self._parameters.read()
+            self.piling.see_pass(before, gradients)
+            del gradients
             self._held = []
             if self._states is not None and all(outer.is_finished for outer in self._nesting):
                 self._compare(before)
@@ -299,6 +313,7 @@ class Passes:
         self.finished.append(backward)
         after, self._held = self._parameters.read()
         self._states = after
+        self.piling.see_end(after)
         backward.touched.update(number for number, state in enumerate(after) if state != before[number])
         # The pass may have come to others before it came to a watched module.
         backward.touched.update(number for number in range(self._parameters.watched, len(after)) if after[number][1])
@@ -317,6 +332,7 @@ class Passes:
         changed = [number for number in changed if number not in strangers]
         thrown = {number for number in changed if not states[number][1]}
         thrown.update(self._zero([number for number in changed if number not in thrown]))
+        self.piling.drop(thrown)
         for backward in self.finished:
             backward.thrown |= backward.touched & thrown
             if backward.touched - strangers and backward.touched - strangers == backward.thrown:
@@ -369,7 +385,8 @@ def _telling(module: nn.Module) -> list[tuple[weakref.ref[nn.Module], str]]:
     return [(weakref.ref(module), name) for name in weights or [*parameters][:1]]
 
 
-def _version(gradient: Tensor) -> int:
+def version(gradient: Tensor) -> int:
+    """Return the version of a gradient, which each change in place makes another one."""
     if type(gradient) is not Tensor and hasattr(gradient, "to_local"):
         gradient = gradient.to_local()  # of a DTensor, which FSDP adds to unseen by its own version
     try:

@@ -140,7 +140,10 @@ class GradientProbe:
         if optimizers:
             stepped = set().union(*map(held_by, optimizers))
             if not any(id(parameter) in stepped for parameter in model.parameters()):
-                raise ValueError("the optimizer has none of this model's parameters")
+                raise ValueError(
+                    "the optimizer has none of this model's parameters; create it from model.parameters() once all "
+                    "layers are in place"
+                )
         self._of_vectors = not set(VECTOR_QUANTITIES).isdisjoint(self._quantities)
         selection = select_rows(model, select, self._of_vectors)
         self._model = weakref.ref(model)
@@ -416,7 +419,7 @@ class GradientProbe:
         self._readings.append(reading)
         self._findings.append(())
         if self._updates is not None:
-            self._updates.expect()
+            self._updates.expect(trace.passes.piled())
 
     def _add_parameters(
         self,
@@ -447,7 +450,18 @@ class GradientProbe:
         reading = pending.read(len(self._rows))
         if "update" in reading.log10:
             self._readings[-1].take_over("update", reading)
+            if self._updates is not None and (found := self._updates.findings(self._is_unmoved)):
+                self._findings[-1] = worst_first([*self._findings[-1], *found])
         return reading
+
+    def _is_unmoved(self, names: Sequence[str]) -> bool:
+        """Return whether the last step has left weights of some rows as they were, though they have a gradient."""
+        status, rows = self._readings[-1].status, [self._row_of(name) for name in names]
+        if not rows or not {"update", "weight_grad"} <= status.keys():
+            return False
+        update, gradient = status["update"][:, rows], status["weight_grad"][:, rows]
+        has_number = np.isin(gradient, [STATUSES.index(word) for word in ("ok", "subnormal")])
+        return bool((update == STATUSES.index("zero")).all() and has_number.any())
 
     def _look(self, bell: Bell, label: int, loss: Tensor | float | None, is_recorded: bool) -> list[Finding]:
         """Return what is newly found in the step, and keep all that is found for the history."""

@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradexp.history.finding import Finding
 from gradexp.numerics.norms import has_values
 from gradexp.numerics.torch_internals import foreach_subtract_
 from gradexp.probe.hooks import Hooks
 from gradexp.probe.optimizers import held_by
+from gradexp.probe.passes import version
+from gradexp.probe.piling import Piled
 from gradexp.probe.readings import PendingStep, TensorSize, measure_all
+from gradexp.probe.stepping import Stepping
 from gradexp.probe.trace import Trace
 from gradexp.probe.weights import Weights
 
@@ -32,6 +36,7 @@ class Updates:
     ) -> None:
         self.measured: list[tuple[str, TensorSize]] = []
         self.missing: list[tuple[str, str]] = []  # rows without a number, and the status of each
+        self.steppings: list[Stepping] = []
         self._optimizers = optimizers
         self._weights = weights
         self._steps = [_StepsOfOne(optimizer, self, weights, networks, recorder) for optimizer in optimizers]
@@ -41,10 +46,14 @@ class Updates:
         """Whether no step was seen since ``add``."""
         return not self.measured and not self.missing
 
-    def expect(self) -> None:
-        """Watch each optimizer's next step, or the one it is making if that runs the backward pass, as LBFGS does."""
+    def expect(self, piled: Mapping[int, Piled]) -> None:
+        """Watch each optimizer's next step, or the one it is making if that runs the backward pass, as LBFGS does.
+
+        Args:
+            piled: Parameters whose ``.grad`` holds something of an earlier step, as in ``Passes.piled``.
+        """
         for steps in self._steps:
-            steps.expect()
+            steps.expect(piled)
 
     def is_late(self, trace: Trace) -> bool:
         """Return whether an optimizer has used up the gradients that a collect is to record."""
@@ -62,6 +71,15 @@ class Updates:
         for name, status in self.missing:
             pending.mark("update", row_of(name), status)
         self.measured, self.missing = [], []
+
+    def findings(self, is_unmoved: Callable[[Sequence[str]], bool]) -> list[Finding]:
+        """Return what was wrong with the steps that ``add`` has added.
+
+        Args:
+            is_unmoved: Whether the weights of some rows have a gradient, and are as they were before the step.
+        """
+        steppings, self.steppings = self.steppings, []
+        return [f for stepping in steppings for f in stepping.findings(is_unmoved(stepping.names))]
 
     def see_missing(self, weights: Mapping[str, list[nn.Parameter]]) -> None:
         """Note the rows whose weights no optimizer holds, and those with a weight that several hold."""
@@ -100,13 +118,16 @@ class _StepsOfOne:
         self._backwards_at_step = 0
         self._rows: dict[str, list[nn.Parameter]] = {}
         self._before: list[tuple[str, nn.Parameter, Tensor]] = []
+        self._piled: Mapping[int, Piled] = {}
+        self._stepping: Stepping | None = None
         self._handles = [
             optimizer.register_step_pre_hook(_weakly(self, _StepsOfOne._see_before)),
             optimizer.register_step_post_hook(_weakly(self, _StepsOfOne._see_after)),
         ]
 
-    def expect(self) -> None:
+    def expect(self, piled: Mapping[int, Piled]) -> None:
         self._due = True
+        self._piled = piled
         if self._in_step and not self._rows:
             self._see_before()
 
@@ -131,10 +152,26 @@ class _StepsOfOne:
                 for weight in weights
                 if id(weight) in held and has_values(weight)
             ]
+            weights = [(name, weight) for name, weight, _ in self._before]
+            self._stepping = Stepping(optimizer, weights, self._still_piled([weight for _, weight in weights]))
+
+    def _still_piled(self, weights: Sequence[nn.Parameter]) -> dict[int, Tensor]:
+        """Return which weights' gradients were not set to zero and filled anew since the collect."""
+        trace = self._recorder.trace
+        is_quiet = trace is not None and len(trace.passes) == 0
+        with torch.no_grad():
+            return {
+                id(weight): self._piled[id(weight)].is_still(weight.grad, version(weight.grad), is_quiet)
+                for weight in weights
+                if id(weight) in self._piled and weight.grad is not None
+            }
 
     def _see_after(self) -> None:
         self._in_step = False
         self._trace_at_step = self._recorder.trace
+        optimizer = self._optimizer()
+        if self._trace_at_step is not None and optimizer is not None:
+            self._trace_at_step.passes.see_step(held_by(optimizer))
         self._backwards_at_step = len(self._trace_at_step.passes) if self._trace_at_step else 0
         updates = self._updates()
         if self._due and updates is not None:
@@ -144,12 +181,18 @@ class _StepsOfOne:
             with torch.no_grad():
                 foreach_subtract_(changes, [weight.detach() for _, weight, _ in self._before])
             updates.measured += zip(names, measure_all(changes, self._networks), strict=True)
+            if self._stepping is not None:
+                changed = zip(self._before, changes, strict=True)
+                self._stepping.see_after([(name, weight, change) for (name, weight, _), change in changed])
+                updates.steppings.append(self._stepping)
             updates.see_missing(self._rows)
             self._forget()
 
     def _forget(self) -> None:
         self._rows = {}
         self._before = []
+        self._piled = {}
+        self._stepping = None
 
 
 def _weakly(owner: _StepsOfOne, method: Callable[[_StepsOfOne], None]) -> Callable[..., None]:

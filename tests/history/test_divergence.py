@@ -70,6 +70,30 @@ def test_a_loss_that_rises_under_large_steps_is_told_while_it_is_finite(lr):
     assert seen[-1] < 0.5 * seen[0]
 
 
+def test_a_loss_that_had_risen_a_hundredfold_is_remembered():
+    model, batch = mlp(), classes()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    history = recorded(model, torch.optim.Adam(model.parameters(), lr=1.0), batch=batch, steps=120)
+    peak = history.loss[:, 0].max()
+    assert peak > 10 * history.loss[-1, 0]
+    (finding,) = (finding for finding in history.at().findings if finding.kind == "diverging")
+    assert finding.severity == 1
+    assert f"to {peak:.2g} at step {history.loss[:, 0].argmax()}" in finding.text
+    model.load_state_dict(state)
+    times = int(re.search(r"a learning rate (\d+) times smaller", finding.remedy)[1])
+    slower = recorded(model, torch.optim.Adam(model.parameters(), lr=1.0 / times), batch=batch, steps=60)
+    assert all(f.kind != "diverging" for step in range(60) for f in slower.at(step).findings)
+    assert slower.loss[-1, 0] < 0.5 * slower.loss[0, 0]
+
+
+def test_a_single_hard_batch_is_no_divergence():
+    model, (x, target) = mlp(), classes()
+    batches = iter([(10000 * x, target) if step == 7 else (x, target) for step in range(20)])
+    history = recorded(model, torch.optim.Adam(model.parameters(), lr=1e-3), batch=lambda: next(batches), steps=20)
+    assert history.loss[7, 0] > 100 * history.loss[6, 0]
+    assert all(f.kind != "diverging" for step in range(20) for f in history.at(step).findings)
+
+
 def test_what_led_to_nan_comes_before_where_it_was_seen():
     model, (x, y) = mlp(out=1), regression()
     optimizer = torch.optim.SGD(model.parameters(), lr=3.0)

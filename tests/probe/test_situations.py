@@ -855,7 +855,10 @@ def test_a_frozen_part_that_runs_twice_without_a_graph_is_frozen_and_measured():
 
 def test_an_optimizer_of_another_model_is_refused():
     optimizer = torch.optim.SGD(Net().parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"^the optimizer has none of this model's parameters$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^the optimizer has none of this model's parameters; create it from model.parameters\(\) once",
+    ):
         GradientProbe(Net(), optimizer=optimizer)
 
 

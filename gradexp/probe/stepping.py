@@ -1,0 +1,107 @@
+"""What an optimizer's step was given, and what became of it, where its sizes alone do not tell the cause."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradexp.history.course import listed
+from gradexp.history.finding import Finding
+from gradexp.probe.piling import has_gradient
+
+# A step that moves fewer of the numbers than this is mostly rounded away.
+_MOST, _NEARLY_ALL = 0.5, 0.1
+
+
+class Stepping:
+    """What one step of an optimizer was given.
+
+    Args:
+        optimizer: About to step.
+        weights: The weights that it holds, each with the name of its row.
+        piled: Whether ``.grad`` of the weights, by id, held something of an earlier step that is not 0.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Sequence[tuple[str, nn.Parameter]],
+        piled: Mapping[int, Tensor],
+    ) -> None:
+        self.names = list(dict.fromkeys(name for name, _ in weights))
+        self._kind = type(optimizer).__name__
+        rates = [group.get("lr") for group in optimizer.param_groups]
+        self._is_rate_zero = all(_is_zero(rate) for rate in rates)
+        gradients = [weight.grad for _, weight in weights]
+        left = [has_gradient(gradient) for gradient in gradients if gradient is not None]
+        self._left = [one for one in left if one is not None]
+        self._is_known = len(self._left) == len(left)
+        trained = sum(gradient is not None for gradient in gradients)
+        self._piled = [piled[id(weight)] for _, weight in weights if id(weight) in piled]
+        self._is_piled = 0 < trained <= 2 * len(self._piled)
+        self._moved: list[tuple[str, Tensor]] = []
+        self._dtype = torch.float32
+
+    def see_after(self, changes: Sequence[tuple[str, nn.Parameter, Tensor]]) -> None:
+        """Count which numbers of 16 bits the step has changed, of those that have a gradient.
+
+        Args:
+            changes: Row, weight, and its change.
+        """
+        for name, weight, change in changes:
+            if weight.dtype in (torch.bfloat16, torch.float16) and has_gradient(weight.grad) is not None:
+                assert weight.grad is not None
+                due = weight.grad.detach() != 0
+                self._moved.append((name, torch.stack([(due & (change != 0)).sum(), due.sum()])))
+                self._dtype = weight.dtype
+
+    def findings(self, is_unmoved: bool) -> list[Finding]:
+        """Return what was wrong with the step.
+
+        Args:
+            is_unmoved: Whether it left all weights as they were, though the backward pass brought a gradient.
+        """
+        names = tuple(self.names)
+        if is_unmoved and self._is_rate_zero:
+            text = f"a step leaves {listed(names)} exactly as before: the learning rate of {self._kind} is 0"
+            return [Finding("updates", text, names, "a learning rate above 0; in a warm-up, wait for its end", 3)]
+        if is_unmoved and self._is_known and not _any(self._left):
+            text = f"a step leaves {listed(names)} exactly as before: their gradients were set to zero between "
+            text += "loss.backward() and optimizer.step()"
+            remedy = "optimizer.zero_grad() before loss.backward() or after optimizer.step(), not in between"
+            return [Finding("updates", text, names, remedy, 3)]
+        found = self._rounded_away()
+        if self._is_piled and _any(self._piled):
+            text = f"the gradients of {listed(names)} are not set to zero between steps: each "
+            text += "step uses those of earlier steps too"
+            found.append(Finding("gradients pile up", text, names, "optimizer.zero_grad() after optimizer.step()", 2))
+        return found
+
+    def _rounded_away(self) -> list[Finding]:
+        if not self._moved:
+            return []
+        counts = torch.stack([count.cpu() for _, count in self._moved]).double().numpy()
+        share = counts[:, 0] / np.maximum(counts[:, 1], 1)
+        rows = np.flatnonzero((counts[:, 1] > 0) & (share < _MOST))
+        total = counts[:, 0].sum() / max(counts[:, 1].sum(), 1)
+        if not rows.size or not 0 < total < _MOST:  # a step that moves nothing is told by its size
+            return []
+        names = tuple(dict.fromkeys(self._moved[row][0] for row in rows.tolist()))
+        dtype = str(self._dtype).removeprefix("torch.")
+        least, most = share[rows].min(), share[rows].max()
+        range_ = f"{least:.1%}" if most - least < 5e-4 else f"{least:.1%} to {most:.1%}"
+        text = f"most of each step is rounded away in {dtype}: it changes only {range_} of the numbers of "
+        text += f"{listed(names)} that have a gradient"
+        remedy = f"weights in float32, and {dtype} by torch.autocast only"
+        return [Finding("updates", text, names, remedy, 2 if total < _NEARLY_ALL else 1)]
+
+
+def _is_zero(rate: object) -> bool:
+    if isinstance(rate, Tensor):
+        return rate.is_cpu and rate.numel() == 1 and float(rate) == 0
+    return isinstance(rate, (int, float)) and rate == 0
+
+
+def _any(flags: Sequence[Tensor]) -> bool:
+    return any(bool(flag) for flag in flags)
