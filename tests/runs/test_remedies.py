@@ -11,7 +11,7 @@ import torch
 from cases import few
 
 from gradexp import MLP, initialize
-from gradexp.choices import ACTIVATIONS, INIT_OPTIONS, LYAPUNOV_ACTIVATIONS, NORMALIZATIONS, RESIDUALS
+from gradexp.choices import INIT_OPTIONS, LYAPUNOV_ACTIVATIONS, RESIDUALS
 from gradexp.cli.composing import compose
 from gradexp.config import Config, InitConfig, OptimizerConfig, RecordConfig
 from gradexp.predict.forecast import forecast
@@ -87,8 +87,10 @@ def test_following_every_remedy_of_a_deep_network_cures_it(options: dict[str, An
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "normalization"),
+    [("relu", "none"), ("tanh", "none"), ("sigmoid", "none"), ("relu", "batch"), ("tanh", "layer")],
+)
 def test_following_every_remedy_cures_whatever_weights_and_skip_connections_there_were(
     activation: str, normalization: str
 ) -> None:
