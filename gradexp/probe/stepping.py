@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradexp.history.course import listed
@@ -11,7 +12,7 @@ from gradexp.history.finding import Finding
 from gradexp.probe.piling import has_gradient
 
 # A step that moves fewer of the numbers than this is mostly rounded away.
-_MOST, _NEARLY_ALL = 0.5, 0.1
+_MOST, _NEARLY_ALL, _HARDLY_ANY = 0.5, 0.1, 0.001
 
 
 class Stepping:
@@ -89,12 +90,18 @@ class Stepping:
             return []
         names = tuple(dict.fromkeys(self._moved[row][0] for row in rows.tolist()))
         dtype = str(self._dtype).removeprefix("torch.")
-        least, most = share[rows].min(), share[rows].max()
-        range_ = f"{least:.1%}" if most - least < 5e-4 else f"{least:.1%} to {most:.1%}"
-        text = f"most of each step is rounded away in {dtype}: it changes only {range_} of the numbers of "
+        text = f"most of each step is rounded away in {dtype}: it changes {_range(share[rows])} of the numbers of "
         text += f"{listed(names)} that have a gradient"
         remedy = f"weights in float32, and {dtype} by torch.autocast only"
         return [Finding("updates", text, names, remedy, 2 if total < _NEARLY_ALL else 1)]
+
+
+def _range(share: NDArray[np.float64]) -> str:
+    least, most = float(share.min()), float(share.max())
+    if most < _HARDLY_ANY:
+        return f"fewer than {_HARDLY_ANY:.1%}"
+    low, high = f"{least:.1%}", f"{most:.1%}"
+    return f"only {high}" if low == high else f"only {low} to {high}"
 
 
 def _is_zero(rate: object) -> bool:

@@ -257,6 +257,20 @@ def test_steps_that_are_mostly_rounded_away_are_told_with_the_share_that_is_left
     assert finding.remedy == f"weights in float32, and {name} by torch.autocast only"
 
 
+def test_a_step_of_which_hardly_anything_is_left_names_a_limit():
+    model = mlp().bfloat16()
+    optimizer = sgd(model, 5e-5)
+
+    def order(loss, probe, step):
+        optimizer.zero_grad()
+        loss().backward()
+        probe.collect(step)
+        optimizer.step()
+
+    found = alarms(train(model, optimizer, order, steps=1, x=X.bfloat16()))
+    assert any("it changes fewer than 0.1% of the numbers of" in f.text for f in found)
+
+
 def test_weights_in_float32_and_large_steps_in_bfloat16_are_calm():
     def order(loss, probe, step):
         optimizer.zero_grad()
