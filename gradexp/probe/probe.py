@@ -535,7 +535,8 @@ class GradientProbe:
             raise RuntimeError("no gradient was seen: call collect after loss.backward() and before zero_grad()")
         if self._updates is not None and self._updates.is_late(trace):
             raise RuntimeError("collect was called after optimizer.step(); call it before, or update is a step late")
-        if not trace.eager and not trace.calls and is_dynamo_loaded() and self._needs_hooks():
+        is_blind = not trace.eager and not trace.calls and not trace.transformed  # a first vmap loads dynamo too
+        if is_blind and is_dynamo_loaded() and self._needs_hooks():
             warnings.warn(
                 "no module was called: if the model was compiled after the probe was attached, outputs and their "
                 "gradients are recorded from the next collect on",
