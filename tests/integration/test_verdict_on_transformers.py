@@ -6,7 +6,7 @@ import torch
 from gradexp import measure
 
 transformers = pytest.importorskip("transformers")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.filterwarnings("default")
 
 SMALL = {
     "vocab_size": 100,
