@@ -110,7 +110,8 @@
     };
     const middle = (box.left + box.right) / 2, names = [];
 
-    if (state.quantity === "output_grad") {
+    const hasNumbers = !drawn.length || drawn.some((each) => each.sizes.some(isNumber));
+    if (state.quantity === "output_grad" && hasNumbers) {
       const centre = reference(drawn);
       band(centre - data.decades, centre + data.decades, "stable-band");
       // In a band too thin for it the name stands below.
