@@ -196,3 +196,18 @@ def test_run_and_predict_name_the_same_remedy(options: dict[str, Any]) -> None:
     first = forecast(config).remedies[0].text
     assert verdict.remedy == first
     assert verdict.text.endswith(f"; try {first}")
+
+
+def test_jobs_of_one_process_share_predictions_and_no_more_than_that() -> None:
+    x = torch.randn(8, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    config = Config(depth=5, width=16)
+    first = predict_run(config, x, 10)
+    assert predict_run(replace(config, seed=3, steps=7), x.clone(), 10) is first
+    for other in (
+        replace(config, depth=6),
+        replace(config, init=InitConfig("xavier")),
+        replace(config, residual="plain"),
+    ):
+        assert predict_run(other, x, 10) is not first
+    assert predict_run(config, 2 * x, 10) is not first
+    assert predict_run(config, x, 11) is not first
