@@ -1,6 +1,6 @@
 """What one pass of ``measure`` shows to those who look for something."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class Examination:
         again: Runs another pass, of the loss times a factor, once this one is over, and returns what a probe records;
             gradients stay as they are.
         optimizer: The optimizer of the training, or several, if they were given.
+        terms: The known terms of the loss, once somebody has asked for them.
     """
 
     model: nn.Module
@@ -36,6 +37,14 @@ class Examination:
     history: History | None = None
     again: Callable[[float], History] | None = None
     optimizer: Any = None
+    terms: Sequence[Any] | None = None
+
+
+def output_of(model: nn.Module, inputs: Any) -> Any:
+    """Run a forward pass: a mapping goes in as keyword arguments, a tuple as positional ones."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 class Observer:

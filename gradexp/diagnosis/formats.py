@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gradexp.diagnosis.examination import Examination, Observer
-from gradexp.diagnosis.sentences import number
 from gradexp.history.finding import Finding
 from gradexp.history.history import History
+from gradexp.history.sentences import number
 from gradexp.history.slope import power
 from gradexp.history.step import STATUSES, Step
 from gradexp.numerics.extremes import Extremes, extremes, nonfinite, read

@@ -9,8 +9,8 @@ from torch import Tensor
 from gradexp.diagnosis.age import changes
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import LossTerm, far_above, loss_terms
-from gradexp.diagnosis.sentences import number
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import number
 
 # Fewer samples than this, or than this many per class seen, tell little about frequencies.
 _ENOUGH_SAMPLES, _PER_CLASS = 32, 2

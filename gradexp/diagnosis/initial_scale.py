@@ -11,8 +11,8 @@ from gradexp.diagnosis.age import STARTED, changes
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import LossTerm, far_above, loss_terms
 from gradexp.diagnosis.rows import Rows, has_weights
-from gradexp.diagnosis.sentences import number
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import number
 
 # Predictions this many times as large as the targets, and targets this many times as large as the predictions.
 _TOO_LARGE, _MUCH_TOO_LARGE, _TOO_SMALL = 10.0, 100.0, 30.0

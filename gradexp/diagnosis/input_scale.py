@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import has_learned, loss_terms
 from gradexp.diagnosis.rows import Rows, has_weights
-from gradexp.diagnosis.sentences import number
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import number
 from gradexp.probe.calls import tensors_in
 
 # Initialisations assume inputs of rms 1: beyond 10 a gain of 2 is nothing, raw pixels have more than 100.

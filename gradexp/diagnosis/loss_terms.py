@@ -5,7 +5,7 @@ function, the model itself, a sum of several. Losses written out by hand are kno
 """
 
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +63,15 @@ def far_above(indifferent: float) -> float:
     return 2 * indifferent + 2
 
 
-def loss_terms(examination: Examination) -> list[LossTerm]:
+def loss_terms(examination: Examination) -> Sequence[LossTerm]:
     """Return the terms of the loss that are known; call it before the backward pass.
 
     Args:
         examination: The pass, with its loss.
     """
     assert examination.loss is not None
+    if examination.terms is not None:  # eight observers ask
+        return examination.terms
     with torch.no_grad():
         terms = [
             term for node in nodes_of_loss(examination.loss.grad_fn, _NODES) if (term := _of_node(node)) is not None
@@ -77,10 +79,11 @@ def loss_terms(examination: Examination) -> list[LossTerm]:
         if not terms:
             term = _by_value(examination)
             terms = [] if term is None else [term]
-    return [term for term in terms if math.isfinite(term.value) and math.isfinite(term.guessing)]
+    examination.terms = [term for term in terms if math.isfinite(term.value) and math.isfinite(term.guessing)]
+    return examination.terms
 
 
-def has_learned(terms: list[LossTerm], share: float = 0.5) -> bool:
+def has_learned(terms: Sequence[LossTerm], share: float = 0.5) -> bool:
     """Return whether a loss has come down to a share of that of guessing."""
     return any(term.guessing > 0 and term.value < share * term.guessing for term in terms)
 

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from gradexp.diagnosis.cures import cures
 from gradexp.diagnosis.cut import may_reach_parameters, why_without_gradient
-from gradexp.diagnosis.examination import Examination
+from gradexp.diagnosis.examination import Examination, output_of
 from gradexp.diagnosis.guard import Guarded
 from gradexp.diagnosis.observers import OBSERVERS, ended, found, watched
 from gradexp.diagnosis.unregistered import hidden_layers
@@ -137,17 +137,11 @@ def _split(batch: Any) -> tuple[Any, tuple[Any, ...]]:
     )
 
 
-def _run(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-
-
 def _loss(examination: Examination, batch: Any) -> Any:
     """Run the forward pass and return what the loss function returns."""
     if batch is NO_BATCH:
         return _returned(examination.loss_fn, examination.model)
-    examination.output = _run(examination.model, examination.inputs)
+    examination.output = output_of(examination.model, examination.inputs)
     return examination.loss_fn(examination.output, *examination.targets)
 
 

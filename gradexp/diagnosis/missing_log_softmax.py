@@ -8,9 +8,9 @@ from torch.autograd.graph import Node
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import nodes_of_loss
-from gradexp.diagnosis.sentences import number
 from gradexp.diagnosis.squashed_twice import kind_of, without_shapes
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import number
 from gradexp.numerics.torch_internals import saved_of
 
 _NODES = {"NllLossBackward", "NllLoss2DBackward", "NllLossNdBackward"}

@@ -1,14 +1,13 @@
 """The forward pass once more, for whoever has to look closer."""
 
 import random
-from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradexp.diagnosis.examination import Examination
+from gradexp.diagnosis.examination import Examination, output_of
 from gradexp.probe.hooks import unwatched
 
 
@@ -41,8 +40,4 @@ class Repetition:
                 return cast(Tensor, loss_fn())
             model = examination.model if model is None else model
             inputs, targets = (examination.inputs, examination.targets) if batch is None else batch
-            if isinstance(inputs, Mapping):
-                output = model(**inputs)
-            else:
-                output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-            return cast(Tensor, loss_fn(output, *targets))
+            return cast(Tensor, loss_fn(output_of(model, inputs), *targets))

@@ -10,8 +10,8 @@ from torch.autograd.graph import Node
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import loss_terms
-from gradexp.diagnosis.sentences import listed
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.numerics.torch_internals import parameters_of
 from gradexp.probe.names import named_modules
 

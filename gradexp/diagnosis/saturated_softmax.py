@@ -18,8 +18,8 @@ from gradexp.diagnosis.graph import node_of, nodes_below
 from gradexp.diagnosis.loss_terms import has_learned, loss_terms
 from gradexp.diagnosis.origins import Origins
 from gradexp.diagnosis.repetition import Repetition
-from gradexp.diagnosis.sentences import listed, number
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed, number
 from gradexp.numerics.torch_internals import creation_number, keeps_elsewhere, logits_of_softmax, saved_of
 
 _ONE_HOT = 0.999

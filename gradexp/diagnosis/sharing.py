@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 
 # Their weights of three dimensions are one map.
 _NO_STACKS = (nn.Conv1d, nn.ConvTranspose1d, nn.Bilinear)
@@ -48,7 +49,7 @@ class Experts(Observer):
                 yield Finding(
                     "idle experts",
                     f"{len(idle)} of the {len(is_idle)} matrices in {name} {verb} a gradient of 0 ({numbers} "
-                    f"{_listed(map(str, idle))})",
+                    f"{listed([*map(str, idle)], _NAMED)})",
                     (name.rpartition(".")[0],),
                     "a larger batch; if they stay idle over many steps, a loss that balances their load",
                     severity=1,
@@ -67,10 +68,5 @@ def _stacks(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _together(names: list[str]) -> str:
     if len(names) > _NAMED:
-        return _listed(names)
+        return listed(names, _NAMED)
     return f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -13,8 +13,8 @@ from gradexp.diagnosis.activations import FLAT, Activation, Made, activations
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import has_learned, loss_terms
 from gradexp.diagnosis.rows import Rows, add_statistic, has_weights
-from gradexp.diagnosis.sentences import listed
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.history.step import STATUSES
 from gradexp.numerics.torch_internals import keeps_elsewhere, parameters_of
 from gradexp.probe.calls import tensors_in

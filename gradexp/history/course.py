@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from gradexp.history.finding import Finding
 from gradexp.history.step import SEEN, STATUSES, Array
 
-_NAMED = 3
-
 
 @dataclass(frozen=True)
 class Course:
@@ -62,12 +60,6 @@ class Course:
     def modules(self, rows: NDArray[np.bool_]) -> tuple[str, ...]:
         """Return the module names of some rows, each once."""
         return tuple(dict.fromkeys(self.names[row] for row in np.flatnonzero(rows).tolist()))
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the first names of some, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(name or "the model" for name in names[:_NAMED]) + more
 
 
 def largest(values: Array) -> Array:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from gradexp.history.course import Course, listed
+from gradexp.history.course import Course
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.history.step import STATUSES
 
 _HALVED, _GONE = -0.3, -1.0

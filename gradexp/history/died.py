@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from gradexp.history.course import Course, listed
+from gradexp.history.course import Course
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.history.slower import largest_share, times_smaller
 
 _AGAIN = "dead units do not come back: gradexp.initialize(model, 'he'), and start again"

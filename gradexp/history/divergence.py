@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from gradexp.history.course import Course, largest, listed
+from gradexp.history.course import Course, largest
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.history.slower import largest_share, times_smaller
 from gradexp.history.step import STATUSES, Array
 

@@ -88,7 +88,7 @@ def no_gradient(flow: Flow, findings: Sequence[Finding]) -> list[Finding]:
     return [Finding("dead", text + why, (flow.name(row), flow.name(reader)), severity=3)]
 
 
-_EXPLAINED = {"vanishing", "vanishing over time", "zero by initialisation", "zero", "cut", "number format", "dead"}
+_EXPLAINED = {"vanishing", "vanishing over time", "zero by initialisation", "cut", "number format", "dead"}
 
 
 def _rows_with(step: Step, quantity: str, status: str) -> NDArray[np.int64]:

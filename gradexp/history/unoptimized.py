@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.history.step import STATUSES
 
 _NAMED = 4
@@ -27,9 +28,8 @@ def unoptimized(names: Sequence[str], status: Mapping[str, NDArray[np.int8]]) ->
     missing = list(dict.fromkeys(names[row] for row in rows.tolist()))
     if not missing:
         return ()
-    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     is_one = len(missing) == 1
-    text = f"{', '.join(missing[:_NAMED])}{more} {'is' if is_one else 'are'} not in the optimizer and never "
+    text = f"{listed(missing, _NAMED)} {'is' if is_one else 'are'} not in the optimizer and never "
     text += "changes" if is_one else "change"
     cure = "optimizer.add_param_group({'params': …}), or create the optimizer after all layers"
     return (Finding("cut", text, tuple(missing), cure, 3),)

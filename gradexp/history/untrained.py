@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gradexp.history.course import Course, listed
+from gradexp.history.course import Course
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.history.step import SEEN, STATUSES
 
 # Weights that something else than an optimizer changes, such as a moving average.

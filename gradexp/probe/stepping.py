@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradexp.history.course import listed
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.probe.piling import has_gradient
 
 # A step that moves fewer of the numbers than this is mostly rounded away.

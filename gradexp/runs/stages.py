@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -28,7 +27,7 @@ from gradexp.runs.result import Result, Sink, tell
 from gradexp.runs.stacks import count_weights, split
 from gradexp.runs.training import Split, Training, train
 from gradexp.runs.verdict import run_verdict
-from gradexp.theory import Prediction, compare
+from gradexp.theory import compare
 
 # Bytes of parameters that are held at a time.
 _STACK = 512 << 20
@@ -144,16 +143,8 @@ def _judge(results: Sequence[Result], predict: Predict, clock: Clock) -> None:
 
 
 def _predictions(data: Dataset) -> Predict:
-    """Return a function that predicts runs on these data. Runs that differ only in seed share a prediction."""
-    known: dict[str, Prediction] = {}
-
-    def predict(config: Config) -> Prediction:
-        key = repr(replace(config, seed=0))
-        if key not in known:
-            known[key] = predict_run(config, data.x_train[: config.batch_size], data.output_width)
-        return known[key]
-
-    return predict
+    """Return a function that predicts runs on these data."""
+    return lambda config: predict_run(config, data.x_train[: config.batch_size], data.output_width)
 
 
 def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_step: Callable[[int], None]) -> None:

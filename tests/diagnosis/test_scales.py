@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradexp import initialize, measure
-from gradexp.diagnosis.sentences import number
+from gradexp.history.sentences import number
 
 X = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
 Y = X[:, :3].argmax(1)
