@@ -221,8 +221,14 @@
     const box = {left: 46, right: width - 12, top: 26, bottom: wide && plot ? plot.box.bottom : 190};
     const height = box.bottom + 42;
     const values = shown.flatMap((line) => [...line.losses, line.guessing]).filter(isNumber);
-    const logarithmic = values.length && Math.max(...values) > 100 * Math.max(...shown.map((line) => line.losses[0] || 1));
-    const scale = (loss) => logarithmic ? Math.log10(Math.max(loss, 1e-12)) : loss;
+    const guessing = shown.map((line) => line.guessing).find(isNumber);
+    const top = (line) => Math.max(...line.losses.filter(isNumber));
+    // One loss that explodes is not to press those that learn to the floor: it leaves the picture at the top.
+    const far = shown.filter((line) => guessing > 0 && top(line) > 100 * guessing);
+    const most = far.length && far.length < shown.length ? 2 * guessing : Infinity;
+    const highest = Math.min(most, Math.max(...values));
+    const logarithmic = values.length && highest > 100 * Math.max(...shown.map((line) => line.losses[0] || 1));
+    const scale = (loss) => logarithmic ? Math.log10(Math.max(loss, 1e-12)) : Math.min(loss, most);
     let low = logarithmic ? Math.min(...values.map(scale)) : 0, high = Math.max(...values.map(scale), low + 1e-9);
     high += (high - low) * 0.06;
     const end = Math.max(1, ...lines.flatMap((line) => line.lossSteps || []), ...steps);
@@ -244,7 +250,6 @@
     add(text((box.left + box.right) / 2, box.bottom + 36, "training step", {"text-anchor": "middle"}));
     add(text(box.left, 14, "loss"));
     const step = frames[state.frame];
-    const guessing = shown.map((line) => line.guessing).find(isNumber);
     if (guessing !== undefined) {
       add(svg("path", {d: `M${box.left} ${y(guessing)}H${box.right}`, class: "guess"}));
       add(text(box.right - 5, y(guessing) - 5, `guessing ${guessing.toFixed(2)}`,
@@ -254,6 +259,12 @@
       const kind = `run ${colour(line)}${shown.length > FEW ? " many" : ""}`;
       add(svg("path", {d: pathOf(line.lossSteps, line.losses, x, y), class: kind}));
     }
+    (most < Infinity ? far.slice(0, 3) : []).forEach((line, i) => {
+      const at = x(line.lossSteps[line.losses.findIndex((loss) => loss > most)]);
+      const words = `↑ ${line.name.slice(0, 22)}: ${digits(Math.log10(top(line)))}`;
+      add(svg("g", {class: colour(line)}, text(at + 8, box.top + 12 + 16 * i, words, {class: "label-name beyond"})));
+      add(svg("circle", {cx: at, cy: y(most), r: 4.5, class: `mark ${colour(line)}`}));
+    });
     if (isNumber(step)) {
       add(svg("line", {x1: x(step), x2: x(step), y1: box.top - 6, y2: box.bottom, class: "now", id: "now"}));
       for (const line of shown.length > FEW ? [] : shown) {
