@@ -31,10 +31,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without unicode shows ? instead of failing
-    print(f"gradexp {__version__}", flush=True)  # noqa: T201
     path: Path = asked.out
     try:
         _check(path)
+        print(f"gradexp {__version__}", flush=True)  # noqa: T201
         _write(path)
     except OSError as error:
         _refuse(f"cannot write to {path}: {error.strerror or error}")

@@ -59,8 +59,8 @@ def power_table(factor: str) -> str:
     heads.append(f"gradient {factor}<sup>{DEPTH}−<var>l</var></sup>")
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     return (
-        f'<div class="scroll"><table class="powers" data-factor="{factor}">'
-        f"<caption>λ = {factor}, {DEPTH} layers</caption>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="numbers for λ = {factor}">'
+        f'<table class="powers" data-factor="{factor}"><caption>λ = {factor}, {DEPTH} layers</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
