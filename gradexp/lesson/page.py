@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -80,6 +81,7 @@ def lesson_page(trainings: Sequence[Training]) -> str:
     )
 
 
+@cache
 def laws_data() -> dict[str, Any]:
     """Return the variances of each initialisation, and each activation's sigma_w2 that keeps the gradient, if any."""
     inits, critical = {}, {}
