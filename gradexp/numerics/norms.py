@@ -18,6 +18,8 @@ LOG10_2 = math.log10(2.0)
 
 # A float64 copy of a chunk this long stays in the cache; one of a whole large weight would not.
 _CHUNK = 1 << 17
+# Tensors this long are put side by side: a call for each would take longer than its norm.
+_SMALL = 1 << 12
 # A float64 norm in this range lost nothing that matters to under- or overflow of squares.
 _SAFE = (1e-140, 1e140)
 # Their squares are normal float64 numbers.
@@ -81,7 +83,7 @@ def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[ScaledNor
     groups: dict[torch.Size | torch.device, list[int]] = {}  # on the CPU by shape, else by device
     for index, x in enumerate(tensors):
         if networks == 1 and type(x) in _ORDINARY and x.dtype in _NARROW and x.layout is torch.strided:
-            if x.is_cpu and 0 < 2 * x.numel() <= _CHUNK:
+            if x.is_cpu and 0 < x.numel() <= _SMALL:
                 groups.setdefault(x.shape, []).append(index)
             elif x.is_cuda:
                 groups.setdefault(x.device, []).append(index)
@@ -207,8 +209,9 @@ class _Scratch(threading.local):
     def norms(self, tensors: list[Tensor], shape: torch.Size) -> list[float]:
         """Return the norms of tensors of the same shape, as many at a time as fit into the buffer."""
         size, norms = shape.numel(), []
-        for start in range(0, len(tensors), _CHUNK // size):
-            chunk = tensors[start : start + _CHUNK // size]
+        count = 8 * _SMALL // size  # more would leave the fastest cache
+        for start in range(0, len(tensors), count):
+            chunk = tensors[start : start + count]
             rows = self.buffer[: len(chunk) * size].view(len(chunk), size)
             foreach_copy_(rows.view(len(chunk), *shape).unbind(), chunk)
             norms += torch.linalg.vector_norm(rows, dim=1).tolist()

@@ -109,6 +109,12 @@ class PendingStep:
         self._rows.append(row)
         self._sizes.append(size)
 
+    def add_rows(self, quantity: str, sizes: Sequence[TensorSize]) -> None:
+        """Add a tensor with elements to each of the first rows."""
+        self._quantities += [quantity] * len(sizes)
+        self._rows += range(len(sizes))
+        self._sizes += sizes
+
     def mark(self, quantity: str, row: int, status: str) -> None:
         """Set the status of a cell without a number."""
         self._absent.append((quantity, row, status))

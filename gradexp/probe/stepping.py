@@ -31,9 +31,7 @@ class Stepping:
         piled: Mapping[int, Tensor],
     ) -> None:
         self.names = list(dict.fromkeys(name for name, _ in weights))
-        self._kind = type(optimizer).__name__
-        rates = [group.get("lr") for group in optimizer.param_groups]
-        self._is_rate_zero = all(_is_zero(rate) for rate in rates)
+        self._of_rate = rate_findings(optimizer, self.names)
         gradients = [weight.grad for _, weight in weights]
         left = [has_gradient(gradient) for gradient in gradients if gradient is not None]
         self._left = [one for one in left if one is not None]
@@ -64,9 +62,8 @@ class Stepping:
             is_unmoved: Whether it left all weights as they were, though the backward pass brought a gradient.
         """
         names = tuple(self.names)
-        if is_unmoved and self._is_rate_zero:
-            text = f"a step leaves {listed(names)} exactly as before: the learning rate of {self._kind} is 0"
-            return [Finding("updates", text, names, "a learning rate above 0; in a warm-up, wait for its end", 3)]
+        if is_unmoved and self._of_rate:
+            return self._of_rate
         if is_unmoved and self._is_known and not _any(self._left):
             text = f"a step leaves {listed(names)} exactly as before: their gradients were set to zero between "
             text += "loss.backward() and optimizer.step()"
@@ -94,6 +91,14 @@ class Stepping:
         text += f"{listed(names)} that have a gradient"
         remedy = f"weights in float32, and {dtype} by torch.autocast only"
         return [Finding("updates", text, names, remedy, 2 if total < _NEARLY_ALL else 1)]
+
+
+def rate_findings(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> list[Finding]:
+    """Return why an optimizer's step leaves some rows as they were, if it is the learning rate."""
+    if not all(_is_zero(group.get("lr")) for group in optimizer.param_groups):
+        return []
+    text = f"a step leaves {listed(names)} exactly as before: the learning rate of {type(optimizer).__name__} is 0"
+    return [Finding("updates", text, tuple(names), "a learning rate above 0; in a warm-up, wait for its end", 3)]
 
 
 def _range(share: NDArray[np.float64]) -> str:

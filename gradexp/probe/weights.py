@@ -171,9 +171,7 @@ class Weights:
                 if not has_values(gradient):
                     return
                 others.append(gradient)
-        sizes = [*measured.values(), *measure_all(_joined(others) if networks == 1 else others, networks)]
-        for size in [_joint_size(sizes)] if networks == 1 and all(map(_is_plain, sizes)) else sizes:
-            pending.add("total_grad", 0, size)
+        add_joint(pending, [*measured.values()], others, networks)
 
     def add_norms(self, pending: PendingStep, parameters: _ByName, rows: Mapping[str, int]) -> None:
         """Add the weights themselves: those that the layers compute with."""
@@ -203,6 +201,13 @@ class Weights:
                     pending.add("vector", rows[name], tensor_size(vector, self._plan.networks))
                 else:
                     pending.mark("vector", rows[name], "hook_missed")
+
+
+def add_joint(pending: PendingStep, measured: Sequence[TensorSize], others: Sequence[Tensor], networks: int) -> None:
+    """Add the joint size of some gradients, those that are measured and others, as that of all."""
+    sizes = [*measured, *measure_all(_joined(others) if networks == 1 else others, networks)]
+    for size in [_joint_size(sizes)] if networks == 1 and all(map(_is_plain, sizes)) else sizes:
+        pending.add("total_grad", 0, size)
 
 
 def _joined(tensors: Sequence[Tensor]) -> list[Tensor]:
