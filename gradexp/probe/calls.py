@@ -301,13 +301,18 @@ class OutputGradient:
             if direct is None:
                 return None
             gradient = direct
-        size = self._add(backward, _NONE, gradient)
-        if self._kept or backward.keeps_graph:
+        if backward.keeps_graph or self._kept or self.with_samples or call.plan.stats:
+            size = self._add(backward, _NONE, gradient)
             self._keep(backward, gradient)
+            return size
+        size = _measured(gradient, call.plan.networks)
+        self._arrivals.append((backward, _NONE, size, _ONLY_SIZE))
         return size
 
     def _keep(self, backward: BackwardPass, gradient: Tensor) -> None:
         """Add up the gradients that several passes bring over one graph."""
+        if not self._kept and not backward.keeps_graph:
+            return
         kept = [(each, part) for each, part in self._kept if each.is_finished and not each.is_thrown]
         if kept:
             with outside_dispatch_modes(), torch.no_grad():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ TensorSize = tuple[float | Tensor, float | Tensor, int, torch.dtype]
 
 Value = float | Tensor
 
+_COUNT = itemgetter(2)
 _CODES = {name: code for code, name in enumerate(STATUSES)}
 _NEPER = 2 * np.log(10)  # times log10 of a norm: natural log of its square
 
@@ -108,6 +110,19 @@ class PendingStep:
         self._quantities.append(quantity)
         self._rows.append(row)
         self._sizes.append(size)
+
+    def add_all(self, quantity: str, rows: Sequence[int], sizes: Sequence[TensorSize]) -> None:
+        """Add a tensor to each of some cells."""
+        if not all(map(_COUNT, sizes)):
+            rows = [row for row, size in zip(rows, sizes, strict=True) if size[2]]
+            sizes = [size for size in sizes if size[2]]
+        self._quantities += [quantity] * len(sizes)
+        self._rows += rows
+        self._sizes += sizes
+
+    def add_rows(self, quantity: str, sizes: Sequence[TensorSize]) -> None:
+        """Add a tensor to each of the first rows."""
+        self.add_all(quantity, range(len(sizes)), sizes)
 
     def mark(self, quantity: str, row: int, status: str) -> None:
         """Set the status of a cell without a number."""
