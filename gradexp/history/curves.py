@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from gradexp.history.derived import extras
-from gradexp.history.roles import merged_roles, places
+from gradexp.history.roles import Place, merged_roles, places
 from gradexp.history.short_names import shown_name
 from gradexp.history.step import Array, mean_over_networks
 from gradexp.patterns import is_match
@@ -15,14 +15,22 @@ _FEW = 30  # layers that have curves of their own, as in the table
 _MOST = 32  # curves of one quantity
 
 
-def curves_of(names: list[str], calls: list[int], layers: str | Iterable[str] | None) -> dict[str, list[int]]:
+def curves_of(
+    names: list[str],
+    calls: list[int],
+    layers: str | Iterable[str] | None,
+    most: int = _MOST,
+    has_blocks: bool = False,
+) -> dict[str, list[int]]:
     """Return the name of each curve and the rows that it is the mean of.
 
     Args:
         names: Name of each row's module.
         calls: Which call of its module each row is.
         layers: Patterns of names, as in the probe's ``select``: a curve for each row that matches. None: one for each
-            row of up to 30, and of more for each role of a stack of blocks; at most 32, evenly chosen.
+            row of up to 30, and of more for each role of a stack of blocks.
+        most: How many there are at most without patterns; of more, some are evenly chosen.
+        has_blocks: Whether to add, where roles leave room, curves for each row of some blocks, evenly chosen.
 
     Raises:
         ValueError: If a pattern matches no row.
@@ -31,7 +39,7 @@ def curves_of(names: list[str], calls: list[int], layers: str | Iterable[str] | 
     shown = [shown_name(name, call).replace(" #", ".call_") for name, call in zip(names, calls, strict=True)]
     if layers is not None:
         return {shown[row]: [row] for row in _matching(names, [layers] if isinstance(layers, str) else [*layers])}
-    if len(names) <= _FEW:
+    if len(names) <= min(_FEW, most):
         return {name: [row] for row, name in enumerate(shown)}
     roles: dict[str, list[int]] = defaultdict(list)
     found = places(names, calls)
@@ -40,9 +48,26 @@ def curves_of(names: list[str], calls: list[int], layers: str | Iterable[str] | 
         key = shown[row] if place.block is None else ".".join(filter(None, parts)) or "blocks"
         roles[key].append(row)
     kept = [*roles]
-    if len(kept) > _MOST:
-        kept = [kept[index] for index in np.linspace(0, len(kept) - 1, _MOST).round().astype(int)]
-    return {shown[roles[name][0]] if len(roles[name]) == 1 else name: roles[name] for name in kept}
+    if len(kept) > most:
+        kept = [kept[index] for index in np.linspace(0, len(kept) - 1, most).round().astype(int)]
+    curves = {shown[roles[name][0]] if len(roles[name]) == 1 else name: roles[name] for name in kept}
+    rows = _rows_of_blocks(found, most - len(curves)) if has_blocks else []
+    return curves | {shown[row]: [row] for row in rows}
+
+
+def _rows_of_blocks(found: list[Place], room: int) -> list[int]:
+    """Return all rows of as many blocks as there is room for, the first and the last block of all among them."""
+    blocks: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for row, place in enumerate(found):
+        if place.block is not None:
+            blocks[place.stack, place.block].append(row)
+    keys = [*blocks]
+    for count in range(min(room, len(keys)), 0, -1):
+        chosen = [keys[index] for index in np.linspace(0, len(keys) - 1, count).round().astype(int)]
+        rows = [row for key in chosen for row in blocks[key]]
+        if len(rows) <= room:
+            return rows
+    return []
 
 
 def _matching(names: list[str], patterns: list[str]) -> list[int]:

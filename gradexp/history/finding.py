@@ -32,6 +32,12 @@ class Finding:
         return f"{self.kind}: {self.text}" + (f"\n  try: {self.remedy}" if self.remedy else "")
 
 
+def one_line(finding: Finding) -> str:
+    """Return a finding and its remedy in one line, for loggers and files."""
+    text = f"{finding.kind}: {finding.text}" + (f" (try: {finding.remedy})" if finding.remedy else "")
+    return " ".join(text.split())
+
+
 def worst_first(findings: "list[Finding]") -> tuple[Finding, ...]:
     """Return findings by severity, and those of one severity causes before effects."""
     return tuple(sorted(findings, key=lambda finding: (-finding.severity, _RANKS.get(finding.kind, _UNRANKED))))

@@ -267,7 +267,7 @@ class History:
         """
         if not self.steps[begin:]:
             return np.empty(0)
-        self.at().profile(quantity)  # raises if it was not recorded
+        self._step(-1).profile(quantity)  # raises if it was not recorded
         has_size = np.asarray(np.isin(self.status[quantity][begin:], SEEN).any(axis=1))
         has_size[~has_size.any(axis=1)] = True  # then the ends of the network
         steps, first = np.arange(len(has_size)), has_size.argmax(axis=1)

@@ -129,6 +129,13 @@ def write_history(history: Recorded, writer: Any, step: int, layers: str | Itera
         writer.flush()
 
 
+def note_curves(writer: Any, step: int) -> None:
+    """Note that a writer has the curves of a step, as ``live`` hands them on; its profile can still be written."""
+    written = _of_writer(writer).setdefault("", _Written())
+    for curves in ("course", (None, False), (None, True)):
+        written.cursors.setdefault(curves, _Cursor()).labels.add(step)
+
+
 def _profile(history: Recorded, step: int, written: _Written) -> Points:
     """Yield a profile under a tag of its own: one that is asked for, or the last of ten times as many steps."""
     recorded = history.at(step)
@@ -148,9 +155,7 @@ def _course(history: Recorded, written: _Written) -> Points:
     if not new:
         return
     begin = new[0]
-    series = course_series(history, begin)
-    if history.total_grad is not None:
-        series["gradient/log10_total"] = history.total_grad[begin:].mean(axis=1)
+    series = course_series(history, begin) | total_series(history, begin)
     chosen = {tag: np.asarray(values)[[index - begin for index in new]] for tag, values in series.items()}
     yield from points([history.steps[index] for index in new], chosen)
 
@@ -164,6 +169,12 @@ def course_series(history: Recorded, begin: int = 0) -> dict[str, Values]:
         counts = (history.status["output_grad"][begin:] == STATUSES.index(name)).sum(axis=(1, 2))
         series[f"gradient/{name}_layers"] = counts.astype(float)
     return series
+
+
+def total_series(history: Recorded, begin: int = 0) -> dict[str, Values]:
+    """Return the norm of all gradients together from a step on by tag; none if it was not recorded."""
+    total = history.total_grad
+    return {} if total is None else {"gradient/log10_total": total[begin:].mean(axis=1)}
 
 
 def _curves(history: Recorded, curves: dict[str, list[int]], layers: Any, written: _Written) -> Points:

@@ -22,12 +22,15 @@ class ProbeOfTraining:
         every: The interval N: optimizer steps 0, N, 2N, ... are recorded.
         options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``. Quantities are
             outputs and gradients unless ``weight`` or ``update`` are asked for, which cost a copy of the weights.
+        log: Where each recorded step goes at once. True: the trainer's loggers; False: nowhere; or as in
+            ``GradientProbe``.
     """
 
-    def __init__(self, every: int = 50, **options: Any) -> None:
+    def __init__(self, every: int = 50, log: Any = True, **options: Any) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         self._every = every
+        self._log = log
         self._options = {"quantities": QUANTITIES[:3], **options}
         self._probe: GradientProbe | None = None
         self._steps = 0  # rounds of batches that ended in a step of an optimizer
@@ -57,11 +60,14 @@ class ProbeOfTraining:
         if self._probe is not None:
             self._probe.remove()
 
-    def _start(self, model: nn.Module, optimizer: Optimizers, scaler: torch.amp.GradScaler | None) -> None:
-        """Make a new probe for a new training."""
+    def _start(
+        self, model: nn.Module, optimizer: Optimizers, scaler: torch.amp.GradScaler | None, loggers: Any
+    ) -> None:
+        """Make a new probe for a new training, which logs to the trainer's loggers unless others are asked for."""
         self.remove()
         self._steps = 0
-        self._probe = GradientProbe(model, optimizer=optimizer, scaler=scaler, **self._options)
+        log = loggers if self._log is True else self._log or None
+        self._probe = GradientProbe(model, optimizer=optimizer, scaler=scaler, log=log, **self._options)
 
     def _attach(self) -> None:
         """Attach the probe for a step that is to be recorded, unless an earlier batch of the step has."""

@@ -21,9 +21,9 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
 
     Steps are labelled with ``trainer.global_step``. The probe is attached during the batches of a step, so that
     validation is not seen. Optimizers that step in turn, each after a backward pass of its own, have a recorded step
-    each; those that share a backward pass share it. In spawned processes rank 0 records. At the end a TensorBoard
-    logger gets the gradient's profile and its ratio over steps. In manual optimization clipping before ``step()``
-    shows in the weight gradients. Arguments: see ``ProbeOfTraining``.
+    each; those that share a backward pass share it. In spawned processes rank 0 records. Each recorded step goes to
+    the trainer's loggers at once, and at the end the profile over layers to TensorBoard. In manual optimization
+    clipping before ``step()`` shows in the weight gradients. Arguments: see ``ProbeOfTraining``.
 
     Example::
 
@@ -34,7 +34,8 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make a new probe."""
-        self._start(pl_module, trainer.optimizers, getattr(trainer.precision_plugin, "scaler", None))
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._start(pl_module, trainer.optimizers, scaler, [*trainer.loggers])
 
     def on_before_backward(self, trainer: pl.Trainer, _module: pl.LightningModule, loss: Tensor) -> None:
         """Keep the loss's value, which a scaler has multiplied by then."""

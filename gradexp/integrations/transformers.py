@@ -1,6 +1,8 @@
 """Record gradients while transformers' Trainer trains: a callback."""
 
+import copy
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from gradexp.history.clipped import clipped
+from gradexp.history.loggers import TAG
 from gradexp.integrations import ProbeOfTraining
 
 try:
     from accelerate import Accelerator
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+    from transformers.integrations.integration_utils import MLflowCallback
+    from transformers.trainer_callback import CallbackHandler
 except ImportError as error:
     raise ImportError("the callback needs transformers; get it with pip install 'gradexp[transformers]'") from error
 
@@ -21,7 +26,8 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
     """Record each layer before an optimizer step, with gradients accumulated, unscaled and not yet clipped.
 
     The Trainer clips, and runs the backward pass, through its Accelerator, whose methods are watched during a
-    recorded step. Steps are labelled with ``state.global_step``, the number of steps made so far. The probe is
+    recorded step. Each recorded step goes to what the Trainer reports to at once, such as TensorBoard or wandb, but
+    not to the console. Steps are labelled with ``state.global_step``, the number of steps made so far. The probe is
     attached during a step, so that evaluation is not seen. The Trainer reports no exceptions to its callbacks: after
     one, ``remove()`` removes the hooks, and so does the next training. Arguments as in ``ProbeOfTraining``.
 
@@ -32,18 +38,23 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
         print(callback.history)
     """
 
-    def __init__(self, every: int = 50, **options: Any) -> None:
-        super().__init__(every, **options)
+    def __init__(self, every: int = 50, log: Any = True, **options: Any) -> None:
+        super().__init__(every, log, **options)
+        self._handler: Any = None
+        self._at_start: tuple[Any, Any, Any] | None = None
         self._watched: list[_Watched] = []
         self._label = 0
         self._parameters: set[int] = set()
 
-    def on_train_begin(self, args: Any, *_: Any, **objects: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Make a new probe; ValueError for several GPUs in one process, on which the model is copied."""
         if args.n_gpu > 1:
             raise ValueError(f"GradientProbeCallback takes one GPU per process, got {args.n_gpu}; use torchrun")
         optimizer = objects["optimizer"]  # accelerate's, which wraps torch's and knows the scaler
-        self._start(objects["model"], optimizer, getattr(optimizer, "scaler", None))
+        self._start(objects["model"], optimizer, getattr(optimizer, "scaler", None), self._report)
+        self._at_start = args, state, control
+        if self._log is True:
+            self._watched = [_Watched(CallbackHandler, "call_event", self._see_handler)]
         self._parameters = {id(parameter) for parameter in objects["model"].parameters()}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -52,9 +63,30 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
         if self._is_attached and not self._watched:
             self._label = state.global_step
             self._watched = [
-                _Watched("clip_grad_norm_", self._before_clipping),
-                _Watched("backward", self._before_backward),
+                _Watched(Accelerator, "clip_grad_norm_", self._before_clipping),
+                _Watched(Accelerator, "backward", self._before_backward),
             ]
+
+    def _see_handler(self, handler: Any, _event: str) -> None:
+        """Keep the Trainer's handler of callbacks, which no event hands over, and look no further."""
+        if self in handler.callbacks:
+            self._handler = handler
+            self._unwatch()
+
+    def _report(self, step: int, numbers: dict[str, float], *, findings: list[str]) -> None:
+        """Hand a step to what the Trainer reports to, as its ``log`` does, but for the console."""
+        if self._handler is None or self._at_start is None:  # events that no Trainer has sent
+            return
+        args, state, control = self._at_start
+        state = copy.copy(state)
+        state.global_step = step  # which is counted up before an event tells that the update is known
+        texts = {TAG: "\n".join(findings)} if findings else {}
+        for reporter in self._handler.callbacks:
+            if reporter is not self and not isinstance(reporter, (PrinterCallback, ProgressCallback)):
+                logs = numbers if isinstance(reporter, MLflowCallback) else numbers | texts
+                reporter.on_log(args, state, control, logs=dict(logs), model=self._handler.model)
+                if findings and isinstance(reporter, MLflowCallback) and state.is_world_process_zero:
+                    sys.modules["mlflow"].set_tag(f"gradexp.step_{step}", "\n".join(findings))
 
     def _before_clipping(self, _accelerator: Any, parameters: list[Any]) -> None:
         if not self._is_collected and any(id(parameter) in self._parameters for parameter in parameters):
@@ -81,40 +113,46 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Remove the hooks."""
         self.remove()
+        self._handler = self._at_start = None
 
     def remove(self) -> None:
         """Remove every hook; the history stays."""
+        self._unwatch()
+        super().remove()
+
+    def _unwatch(self) -> None:
         for watched in self._watched:
             watched.remove()
         self._watched = []
-        super().remove()
 
 
 class _Watched:
-    """A method of all Accelerators that calls a function first.
+    """A method of all objects of a class that calls a function first.
 
     Args:
+        owner: The class.
         name: The method.
-        before: A function of the accelerator and the method's first argument; an iterator comes as a list.
+        before: A function of the object and the method's first argument; an iterator comes as a list.
     """
 
-    def __init__(self, name: str, before: Callable[[Any, Any], None]) -> None:
+    def __init__(self, owner: type, name: str, before: Callable[[Any, Any], None]) -> None:
+        self.owner = owner
         self.name = name
-        self.original = original = getattr(Accelerator, name)
+        self.original = original = getattr(owner, name)
         self.is_active = True
 
         @functools.wraps(original)
-        def watching(accelerator: Any, subject: Any, *args: Any, **kwargs: Any) -> Any:
-            subject = subject if isinstance(subject, (Tensor, list)) else list(subject)
+        def watching(self_: Any, subject: Any, *args: Any, **kwargs: Any) -> Any:
+            subject = subject if isinstance(subject, (Tensor, list, str)) else list(subject)
             if self.is_active:
-                before(accelerator, subject)
-            return original(accelerator, subject, *args, **kwargs)
+                before(self_, subject)
+            return original(self_, subject, *args, **kwargs)
 
         self.watching = watching
-        setattr(Accelerator, name, watching)
+        setattr(owner, name, watching)
 
     def remove(self) -> None:
         """Put the method back, or, if another has been put over it, do nothing in it."""
         self.is_active = False
-        if getattr(Accelerator, self.name) is self.watching:
-            setattr(Accelerator, self.name, self.original)
+        if getattr(self.owner, self.name) is self.watching:
+            setattr(self.owner, self.name, self.original)

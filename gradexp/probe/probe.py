@@ -20,6 +20,7 @@ from gradexp.probe.alarm import Alarm, Bell
 from gradexp.probe.calls import ProbeSpec, Statistic
 from gradexp.probe.graph import Row
 from gradexp.probe.hooks import Hooks
+from gradexp.probe.log import Log
 from gradexp.probe.optimizers import Optimizers, held_by, unwrapped
 from gradexp.probe.processes import await_other_probes
 from gradexp.probe.readings import PendingStep, ProbeStep, TensorSize, loss_value
@@ -86,6 +87,11 @@ class GradientProbe:
             or inf is born: the first module, and the pass. Every step is watched, whatever ``every`` is, by one
             number, which on a CUDA device is read without waiting and may come a step late. What a scaler skips
             raises none, unless it persists. The batches of a step are kept until its collect.
+        log: Where each recorded step goes at once, as at most some 60 numbers and what is newly found: a function of
+            step and numbers by tag, a path that ends in ``.csv``, a ``SummaryWriter``, a wandb run, the module
+            ``mlflow``, a logger of Lightning; or several. With ``update`` a step goes there when the optimizers have
+            made theirs, or else at the next collect. In a training of several processes the first one logs.
+        log_layers: Patterns of names, as in ``select``: each row that one matches has curves of its own.
         alarm_on: What the alarm is about: ``nonfinite``, which is watched in every step, and ``vanishing``,
             ``exploding`` and ``dead``, the verdict on recorded steps. It goes off once for as long as that lasts.
 
@@ -93,6 +99,7 @@ class GradientProbe:
         ValueError: If nothing is selected, a quantity or an alarm is unknown, ``update`` is asked for without an
             optimizer, the optimizer has none of the model's parameters, or ``every`` is below 1.
         TypeError: If an argument is of the wrong kind.
+        OSError: If a file of ``log`` cannot be opened.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Linear(5, 1))
@@ -119,6 +126,8 @@ class GradientProbe:
         time: bool = False,
         alarm: Alarm | None = None,
         alarm_on: Iterable[str] = ("nonfinite",),
+        log: Any = None,
+        log_layers: str | Iterable[str] | None = None,
     ) -> None:
         _check_kinds(model, stats)
         optimizers = unwrapped(optimizer)
@@ -168,6 +177,7 @@ class GradientProbe:
         self._watch: Watch | None = None
         if self._bell is not None and "nonfinite" in self._bell.kinds:
             self._watch = Watch(model, optimizers, scaler, self._see_before_step)
+        self._log = None if log is None else Log(log, log_layers, self._record)
         self._collects = 0
         self._attached = False
         self._has_met_others = False  # the probes of other processes
@@ -209,7 +219,9 @@ class GradientProbe:
             self._has_met_others = True
         self._open()
         if self._optimizers and "update" in self._quantities:
-            self._updates = Updates(self._optimizers, self._weights, self._networks, self._recorder)
+            self._updates = Updates(
+                self._optimizers, self._weights, self._networks, self._recorder, self._see_updates
+            )
         if self._watch is not None:
             self._watch.attach()
         self._attached = True
@@ -226,6 +238,8 @@ class GradientProbe:
             self._updates.remove()
             self._fetch_updates()
             self._updates = None
+        if self._log is not None:
+            self._log.hand_on()
 
     def collect(self, step: int | None = None, loss: Tensor | float | None = None) -> None:
         """Record what the hooks saw since the last collect, and the weights' gradients.
@@ -256,6 +270,8 @@ class GradientProbe:
         if self._collects % self._every or not self._needs_hooks():
             self._recorder.detach()
         self._open()
+        if self._log is not None and (self._updates is None or not is_recorded):
+            self._log.hand_on()
         if found:
             self._ring(label, found)
 
@@ -268,6 +284,8 @@ class GradientProbe:
         if not self._record.steps:
             raise RuntimeError("no step is recorded yet")
         self._record.add_findings([finding])
+        if self._log is not None:
+            self._log.tell(finding)
 
     def has_news(self) -> bool:
         """Return whether a backward pass came by since the last collect, as far as that can be seen."""
@@ -354,6 +372,8 @@ class GradientProbe:
         del held
         self._undo_scale(pending)
         reading = self._read(pending)
+        if self._log is not None:  # the step before, after which no optimizer has stepped
+            self._log.hand_on()
         self._record.add(label, reading)
         if self._updates is not None:
             self._updates.expect(trace.passes.piled())
@@ -443,6 +463,11 @@ class GradientProbe:
     def _fetch_updates(self) -> None:
         if self._updates is not None and not self._updates.is_empty:
             self._read(PendingStep(self._networks))
+
+    def _see_updates(self) -> None:
+        if self._log is not None:
+            self._fetch_updates()
+            self._log.hand_on()
 
     def _check_backward(self, trace: Trace) -> None:
         """Raise if no backward pass has been run, since only unused weights would be recorded."""

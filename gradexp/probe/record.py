@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,28 @@ _OF_WEIGHTS = ("weight_grad", "weight", "update", *VECTOR_QUANTITIES)
 _BLOCK = 256
 
 Number = TypeVar("Number", np.float64, np.int8)
+
+
+class Layout(NamedTuple):
+    """The rows of a history in their order.
+
+    Args:
+        seen: What the record had seen.
+        names: Their modules' names.
+        calls: Which call of its module each is.
+        columns: Their numbers in the readings, -1 for none.
+        of_weights: The same of their modules' first rows.
+        feeds: Which feed which.
+        kinds: Class and shapes of weights of each one's module.
+    """
+
+    seen: tuple[int, ...]
+    names: list[str]
+    calls: list[int]
+    columns: list[int]
+    of_weights: list[int]
+    feeds: list[tuple[int, int]]
+    kinds: list[str]
 
 
 class Record:
@@ -59,6 +81,7 @@ class Record:
         self._per_sample = per_sample
         self._rows: dict[Row, int] = {}
         self._order: dict[Row, None] = {}  # of those that were called, as in the forward pass
+        self._layout: Layout | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -110,38 +133,53 @@ class Record:
         gradient = status["weight_grad"][:, rows]
         return bool(np.isin(gradient, [STATUSES.index(word) for word in ("ok", "subnormal")]).any())
 
-    def history(self, chosen: slice = slice(None)) -> History:
+    def layout(self) -> "Layout":
+        """Return the rows in their order, which is made anew only when something new was seen."""
+        seen = (bool(self.steps), len(self._order), len(self._rows), len(self.feeds), len(self.kinds))
+        if self._layout is None or self._layout.seen != seen:
+            # A lazy module shows only when it is first called whether it has a weight of two dimensions.
+            all_rows = [(n, 0) for n in self.names if not self.steps or (n, 0) in self._rows]
+            rows = [*self._order, *(row for row in all_rows if row not in self._order)]
+            self._layout = Layout(
+                seen,
+                [name for name, _ in rows],
+                [call for _, call in rows],
+                [self._rows.get(row, -1) for row in rows],
+                # A module's weights are the same in all its calls.
+                [self._rows.get((name, 0), -1) for name, _ in rows],
+                numbered(self.feeds, {row: number for number, row in enumerate(rows)}),
+                [self.kinds.get(name, "") for name, _ in rows],
+            )
+        return self._layout
+
+    def history(self, chosen: slice | Sequence[int] = slice(None)) -> History:
         """Return some of the steps."""
-        readings, steps = self.readings[chosen], self.steps[chosen]
-        # A lazy module shows only when it is first called whether it has a weight of two dimensions.
-        all_rows = [(n, 0) for n in self.names if not self.steps or (n, 0) in self._rows]
-        rows = [*self._order, *(row for row in all_rows if row not in self._order)]
-        columns = [self._rows.get(row, -1) for row in rows]
-        # A module's weights are the same in all its calls.
-        of_weights = [self._rows.get((name, 0), -1) for name, _ in rows]
+        indices = range(*chosen.indices(len(self.steps))) if isinstance(chosen, slice) else chosen
+        readings, steps = [self.readings[i] for i in indices], [self.steps[i] for i in indices]
+        found = [self.findings[i] for i in indices]
+        layout = self.layout()
+        columns, of_weights = layout.columns, layout.of_weights
         log10, status = {}, {}
         for quantity in self._quantities:
-            indices = of_weights if quantity in _OF_WEIGHTS else columns
-            log10[quantity] = self._stacked([r.log10.get(quantity) for r in readings], indices, np.float64(np.nan))
+            own = of_weights if quantity in _OF_WEIGHTS else columns
+            log10[quantity] = self._stacked([r.log10.get(quantity) for r in readings], own, np.float64(np.nan))
             codes = [r.status.get(quantity) for r in readings]
-            status[quantity] = self._stacked(codes, indices, np.int8(STATUSES.index("not_called")))
-        history = History("train", [name for name, _ in rows], list(steps), list(self._seeds), log10, status)
-        history.calls = [call for _, call in rows]
-        history.feeds = numbered(self.feeds, {row: number for number, row in enumerate(rows)})
-        history.kinds = [self.kinds.get(name, "") for name, _ in rows]
+            status[quantity] = self._stacked(codes, own, np.int8(STATUSES.index("not_called")))
+        history = History("train", [*layout.names], steps, list(self._seeds), log10, status)
+        history.calls, history.feeds, history.kinds = [*layout.calls], [*layout.feeds], [*layout.kinds]
         for dtypes in {tuple(reading.dtypes.items()): None for reading in readings}:
             history.dtypes = dict(dtypes) | history.dtypes
         for name in {name: None for reading in readings for name in reading.stats}:
-            indices = of_weights if name.startswith("weight_grad.") else columns
-            history.stats[name] = self._stacked([r.stats.get(name) for r in readings], indices, np.float64(np.nan))
+            own = of_weights if name.startswith("weight_grad.") else columns
+            history.stats[name] = self._stacked([r.stats.get(name) for r in readings], own, np.float64(np.nan))
         for name in ("total_grad", "loss"):
             values = [getattr(reading, name) for reading in readings]
             if any(value is not None for value in values):
                 unknown = np.full(self._networks, np.nan)
                 setattr(history, name, np.stack([unknown if value is None else value for value in values]))
         history.time_log10, history.time_status = stacked_over_time(readings)
-        if any(self.findings[chosen]):
-            history.findings = self.findings[chosen]
+        if any(found):
+            history.findings = found
         if self._per_sample:
             history.samples = self._samples(readings, columns)
         return history

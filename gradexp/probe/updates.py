@@ -29,16 +29,23 @@ class Updates:
         weights: Whose changes are wanted.
         networks: Independent networks along the first dimension.
         recorder: Tells which backward passes come before a step.
+        when_known: A method that is called when each optimizer has made its step after ``expect``. It is held weakly.
     """
 
     def __init__(
-        self, optimizers: Sequence[torch.optim.Optimizer], weights: Weights, networks: int, recorder: Hooks
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        weights: Weights,
+        networks: int,
+        recorder: Hooks,
+        when_known: Callable[[], None],
     ) -> None:
         self.measured: list[tuple[str, TensorSize]] = []
         self.missing: list[tuple[str, str]] = []  # rows without a number, and the status of each
         self.steppings: list[Stepping] = []
         self._optimizers = optimizers
         self._weights = weights
+        self._when_known = weakref.WeakMethod(when_known)
         self._steps = [_StepsOfOne(optimizer, self, weights, networks, recorder) for optimizer in optimizers]
 
     @property
@@ -54,6 +61,12 @@ class Updates:
         """
         for steps in self._steps:
             steps.expect(piled)
+
+    def see_step(self) -> None:
+        """Tell that the updates are known, if no optimizer is still to step."""
+        when_known = self._when_known()
+        if when_known is not None and not any(steps.is_due for steps in self._steps):
+            when_known()
 
     def is_late(self, trace: Trace) -> bool:
         """Return whether an optimizer has used up the gradients that a collect is to record."""
@@ -112,7 +125,7 @@ class _StepsOfOne:
         self._weights = weights
         self._networks = networks
         self._recorder = recorder
-        self._due = False
+        self.is_due = False
         self._in_step = False
         self._trace_at_step: Trace | None = None
         self._backwards_at_step = 0
@@ -126,7 +139,7 @@ class _StepsOfOne:
         ]
 
     def expect(self, piled: Mapping[int, Piled]) -> None:
-        self._due = True
+        self.is_due = True
         self._piled = piled
         if self._in_step and not self._rows:
             self._see_before()
@@ -135,7 +148,7 @@ class _StepsOfOne:
         return trace is self._trace_at_step and 0 < len(trace.passes) == self._backwards_at_step
 
     def remove(self) -> None:
-        self._due = False
+        self.is_due = False
         self._forget()
         for handle in self._handles:
             handle.remove()
@@ -143,7 +156,7 @@ class _StepsOfOne:
     def _see_before(self) -> None:
         self._in_step = True
         optimizer = self._optimizer()
-        if self._due and optimizer is not None:
+        if self.is_due and optimizer is not None:
             held = held_by(optimizer)
             self._rows = dict(self._weights.items())
             self._before = [
@@ -174,8 +187,8 @@ class _StepsOfOne:
             self._trace_at_step.passes.see_step(held_by(optimizer))
         self._backwards_at_step = len(self._trace_at_step.passes) if self._trace_at_step else 0
         updates = self._updates()
-        if self._due and updates is not None:
-            self._due = False
+        if self.is_due and updates is not None:
+            self.is_due = False
             names = [name for name, _, _ in self._before]
             changes = [before for _, _, before in self._before]  # with the sign turned, which no norm sees
             with torch.no_grad():
@@ -188,6 +201,7 @@ class _StepsOfOne:
                 updates.steppings.append(self._stepping)
             updates.see_missing(self._rows)
             self._forget()
+            updates.see_step()
 
     def _forget(self) -> None:
         self._rows = {}

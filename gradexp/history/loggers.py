@@ -1,0 +1,241 @@
+"""The loggers that a step can be handed to: each knows how its library wants numbers and texts.
+
+A target is recognised by its methods, and made by who uses it, so that no library is imported here.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from gradexp.choices import asked_for
+from gradexp.history.curves_file import CurvesFile
+from gradexp.history.finding import Finding, one_line
+from gradexp.history.tensorboard import note_curves
+
+TAG = "gradient/findings"
+
+
+class Logger(Protocol):
+    """Takes one step after the other."""
+
+    def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
+        """Hand a step on at once.
+
+        Args:
+            step: Its label.
+            numbers: By tag, nan where there is none.
+            findings: Those that the step is the first to show.
+        """
+        ...
+
+
+def loggers_of(log: Any) -> list[Logger]:
+    """Return the loggers that somebody has asked for.
+
+    Args:
+        log: A target, or several.
+
+    Raises:
+        TypeError: If it is no target.
+        ValueError: If it is a path that does not end in .csv, or a file of something else.
+        OSError: If the file cannot be opened.
+    """
+    if isinstance(log, (list, tuple)):
+        return [logger for target in log for logger in loggers_of(target)]
+    # A method such as ``run.log`` says no more than what it belongs to.
+    owner = log.__self__ if inspect.ismethod(log) and log.__name__ in ("log", "log_metrics") else log
+    if isinstance(log, (str, Path)):
+        return [CurvesFile(_csv_path(log))]
+    if isinstance(owner, ModuleType) and owner.__name__ == "wandb":
+        if getattr(owner, "run", None) is None:
+            raise ValueError("log is the module wandb, which has no run yet; give log=wandb.init(...)")
+        owner = owner.run
+    if not isinstance(owner, type):
+        for kind, methods in _KINDS.items():
+            if all(callable(getattr(owner, method, None)) for method in methods):
+                return [kind(owner)]
+        if callable(log):
+            return [FunctionLogger(log)]
+    given = f"the class {log.__name__}, of which an instance is wanted" if isinstance(log, type) else repr(log)
+    raise TypeError(f"log must be one of {_ALLOWED}, got {given}")
+
+
+_ALLOWED = (
+    "a function of step and numbers, a path that ends in .csv, a SummaryWriter, a wandb run, the module mlflow, "
+    "a logger of Lightning"
+)
+
+
+def _csv_path(log: str | Path) -> Path:
+    if Path(log).suffix.lower() != ".csv":
+        raise ValueError(f"log must be one of {_ALLOWED}, got {str(log)!r}")
+    return Path(log)
+
+
+def finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers that a chart can show."""
+    return {tag: value for tag, value in numbers.items() if math.isfinite(value)}
+
+
+def lines(findings: Sequence[Finding]) -> str:
+    """Return findings as text, one a line."""
+    return "\n".join(map(one_line, findings))
+
+
+class TensorBoardLogger:
+    """A ``SummaryWriter``: scalars, texts, and a flush after each step."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
+        """Hand a step on at once."""
+        for tag, value in finite(numbers).items():
+            self._writer.add_scalar(tag, value, step)
+        write_text(self._writer, step, findings)
+        self._writer.flush()
+        note_curves(self._writer, step)
+
+
+class WandbLogger:
+    """A run of Weights & Biases, whose charts have ``gradient/step`` as their axis.
+
+    A run takes no step below its last one. So a row is written at the step's label, or at the run's own step where
+    that is further on, and joins what else is logged there.
+    """
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        self._prefixes: set[str] = set()
+
+    def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
+        """Hand a step on at once."""
+        row: dict[str, Any] = finite(numbers)
+        for prefix in {tag.partition("/")[0] for tag in row} - self._prefixes:
+            self._run.define_metric(f"{prefix}/*", step_metric="gradient/step")
+            self._prefixes.add(prefix)
+        if findings:
+            row[TAG] = lines(findings)
+        self._run.log(row | {"gradient/step": step}, step=max(step, self._run.step))
+
+
+class MlflowLogger:
+    """The module ``mlflow``, which logs to its active run; each finding is a tag."""
+
+    def __init__(self, mlflow: Any) -> None:
+        self._mlflow = mlflow
+
+    def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
+        """Hand a step on at once."""
+        self._mlflow.log_metrics({mlflow_key(tag): value for tag, value in finite(numbers).items()}, step=step)
+        self.write_text(step, findings)
+
+    def write_text(self, step: int, findings: Sequence[Finding]) -> None:
+        """Set the tags of some findings."""
+        if findings:
+            self._mlflow.set_tags(mlflow_tags(step, findings))
+
+
+class LightningLogger:
+    """A logger of Lightning: its ``log_metrics``, and for texts what is behind it."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
+        """Hand a step on at once."""
+        experiment: Any = getattr(self._logger, "experiment", None)
+        metrics: dict[str, Any] = finite(numbers)
+        if hasattr(experiment, "metrics_file_path"):  # CSVLogger's columns are those of the first row it writes
+            metrics = {**numbers, TAG: lines(findings).replace("\n", "; ")}
+        self._logger.log_metrics(metrics, step=step)
+        if callable(getattr(experiment, "add_text", None)):
+            write_text(experiment, step, findings)
+            note_curves(experiment, step)
+        elif findings and callable(getattr(experiment, "define_metric", None)):
+            self._logger.log_metrics({TAG: lines(findings)}, step=step)
+        elif findings and getattr(self._logger, "run_id", None) and hasattr(experiment, "set_tag"):
+            for key, text in mlflow_tags(step, findings).items():
+                experiment.set_tag(self._logger.run_id, key, text)
+        self._logger.save()
+        if callable(getattr(experiment, "flush", None)):
+            experiment.flush()
+
+
+class TrainerLogger:
+    """The Trainer of transformers: its ``log``, at the step that it has reached."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:  # noqa: ARG002
+        """Hand a step on at once."""
+        self._trainer.log(finite(numbers) | ({TAG: lines(findings)} if findings else {}))
+
+
+class FunctionLogger:
+    """Any function of step and numbers, or of numbers and ``step``, as many libraries have it.
+
+    If it has a parameter ``findings`` behind the ``*`` it is given their texts too.
+
+    Raises:
+        TypeError: If it does not take both.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        try:
+            signature = inspect.signature(function)
+        except ValueError:  # written in C without a signature
+            self._has_step_second = False
+            return
+        names = list(signature.parameters)
+        self._has_step_second = "step" in names[1:]
+        try:
+            signature.bind(
+                *self._arguments(0, {})[0], **self._arguments(0, {})[1], **asked_for(function, findings=[])
+            )
+        except TypeError as error:
+            raise TypeError(f"log must be a function of step and numbers: {_name(function)}: {error}") from None
+
+    def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
+        """Hand a step on at once."""
+        texts = lines(findings).splitlines()
+        arguments, named = self._arguments(step, finite(numbers))
+        self._function(*arguments, **named, **asked_for(self._function, findings=texts))
+
+    def _arguments(self, step: int, numbers: dict[str, float]) -> tuple[tuple[Any, ...], dict[str, int]]:
+        return ((numbers,), {"step": step}) if self._has_step_second else ((step, numbers), {})
+
+
+_KINDS: dict[Callable[[Any], Logger], tuple[str, ...]] = {
+    TensorBoardLogger: ("add_scalar", "add_text", "flush"),
+    MlflowLogger: ("log_metrics", "set_tags", "active_run"),
+    LightningLogger: ("log_metrics", "log_hyperparams", "save"),
+    WandbLogger: ("log", "define_metric"),
+    TrainerLogger: ("log", "add_callback"),
+}
+"""Each kind of logger and the methods that tell it."""
+
+
+def write_text(writer: Any, step: int, findings: Sequence[Finding]) -> None:
+    """Write findings as a text of TensorBoard, which is Markdown."""
+    if findings:
+        writer.add_text(TAG, lines(findings).replace("\n", "\n\n"), step)
+
+
+def mlflow_key(tag: str) -> str:
+    """Return a tag without what MLflow forbids in the names of metrics."""
+    return "".join(c if c.isalnum() or c in "_-. :/" else "_" for c in tag)
+
+
+def mlflow_tags(step: int, findings: Sequence[Finding]) -> dict[str, str]:
+    """Return a tag for each finding, with the step that is the first to show it."""
+    return {f"gradexp.{f.kind.replace(' ', '_')}": f"step {step}: {one_line(f)}" for f in findings}
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)

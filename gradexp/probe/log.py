@@ -1,0 +1,134 @@
+"""Each recorded step, handed to loggers at once: its numbers, and what it is the first to show."""
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch.distributed
+
+from gradexp.history.finding import Finding
+from gradexp.history.live import LiveCurves
+from gradexp.history.loggers import loggers_of
+from gradexp.probe.record import Record
+
+_JUMPS = 4  # that are judged at once, and one more in as many steps as follow, so that judging costs little
+_BETWEEN_JUMPS = 40
+_COURSE = 128  # steps that a step is judged by
+_DECADES = 1.0  # a jump
+
+
+class Log:
+    """Hand the steps of a record to loggers, each once and in their order.
+
+    What a logger raises is a warning, the first time; the training and the record go on.
+
+    To judge a step takes longer than to record it. Judged are the first one, those at which there are twice as many,
+    and those at which the statuses change or the gradients' size jumps by ten.
+
+    Args:
+        log: The target, or several.
+        layers: Patterns of names that have curves of their own.
+        record: Where the steps are.
+
+    Raises:
+        TypeError: If something is no target, or no pattern.
+        ValueError: If a path or a pattern is wrong.
+        OSError: If a file cannot be opened.
+    """
+
+    def __init__(self, log: Any, layers: str | Iterable[str] | None, record: Record) -> None:
+        self._loggers = loggers_of(log) if _is_first_process() else []
+        self._curves = LiveCurves(layers)
+        self._curves.check(record.names)
+        self._record = record
+        self._count = 0  # steps that were handed on
+        self._judge = _Judge()
+        self._has_failed = False
+
+    def hand_on(self) -> None:
+        """Hand on all steps that were not yet."""
+        if not _is_first_process():
+            self._count = len(self._record.steps)
+        while self._count < len(self._record.steps):
+            index = self._count
+            self._count += 1
+            history = self._record.history([index])
+            numbers = self._curves.numbers(history)
+            found = self._judge.found(self._record, index, numbers, history.findings[0] if history.findings else ())
+            self._write(self._record.steps[index], numbers, found)
+
+    def tell(self, finding: Finding) -> None:
+        """Hand on a finding of the last step, unless that is still to be handed on."""
+        if self._count == len(self._record.steps):
+            self._write(self._record.steps[-1], {}, self._judge.new([finding]))
+
+    def _write(self, step: int, numbers: Mapping[str, float], found: list[Finding]) -> None:
+        for logger in self._loggers if numbers or found else ():
+            try:
+                logger.write(step, numbers, found)
+            except Exception as error:
+                if not self._has_failed:
+                    cause = f"{type(logger).__name__}: {type(error).__name__}: {error}"
+                    text = f"step {step} is in the record, but not in the log: {cause}"
+                    warnings.warn(text, RuntimeWarning, stacklevel=2)
+                self._has_failed = True
+
+
+class _Judge:
+    """Find what is new at a step."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()  # kinds of findings that last
+        self._jumps = 0
+        self._next = 1
+        self._seen: dict[str, float] = {}
+
+    def found(
+        self, record: Record, index: int, numbers: Mapping[str, float], known: Iterable[Finding]
+    ) -> list[Finding]:
+        """Return the new findings of a step: all of a step that is judged, else those that are known already."""
+        count = index + 1
+        watched = {tag: numbers[tag] for tag in _WATCHED if tag in numbers}
+        if count >= self._next:
+            self._next = 2 * count
+        elif self._jumps < _JUMPS + count // _BETWEEN_JUMPS and _has_jumped(self._seen, watched):
+            self._jumps += 1
+        else:
+            return self.new(known)
+        self._seen = watched
+        stride = -(-count // _COURSE)
+        history = record.history([*range(0, index, stride), index])
+        step = history.at()
+        findings = history.verdict().findings if "output_grad" in step.log10 else step.findings
+        found = self.new(findings)
+        self._told = {finding.kind for finding in findings}
+        return found
+
+    def new(self, findings: Iterable[Finding]) -> list[Finding]:
+        """Return the findings of kinds that were not told yet, and take them as told."""
+        new = [finding for finding in findings if finding.severity and finding.kind not in self._told]
+        self._told |= {finding.kind for finding in new}
+        return new
+
+
+_WATCHED = {
+    "gradient/nonfinite_layers": 0.0,
+    "gradient/zero_layers": 0.0,
+    "gradient/log10_total": _DECADES,
+    "gradient/log10_first_over_last": _DECADES,
+}
+"""By how much a number may change before its step is judged."""
+
+
+def _has_jumped(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
+    for tag, value in now.items():
+        old = before.get(tag, math.nan)
+        if math.isfinite(value) != math.isfinite(old) or abs(value - old) > _WATCHED[tag]:
+            return True
+    return False
+
+
+def _is_first_process() -> bool:
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
