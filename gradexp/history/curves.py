@@ -94,3 +94,29 @@ def quantities_of(log10: dict[str, Array], stats: dict[str, Array], samples: Arr
 def curve(values: Array, rows: list[int]) -> Array:
     """Return the mean over networks and some rows at each step; nan where none has a number."""
     return mean_over_networks(values[:, :, rows].reshape(len(values), -1).T)
+
+
+class Means:
+    """The means of one step over networks and the rows of each curve, all at once.
+
+    Args:
+        curves: The rows of each curve.
+        depth: Number of rows.
+    """
+
+    def __init__(self, curves: Iterable[list[int]], depth: int) -> None:
+        of_curves = [*curves]
+        self._belongs = np.zeros((depth, len(of_curves)))
+        for number, rows in enumerate(of_curves):
+            self._belongs[rows, number] = 1
+
+    def of(self, values: Array) -> Array:
+        """Return the means, shape ``(..., curve)``, nan where no cell has a number.
+
+        Args:
+            values: Shape ``(..., network, row)``.
+        """
+        finite = np.isfinite(values)
+        count = finite.sum(axis=-2) @ self._belongs
+        total = np.where(finite, values, 0).sum(axis=-2) @ self._belongs
+        return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))

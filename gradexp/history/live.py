@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gradexp.history.curves import curve, curves_of, quantities_of
+from gradexp.history.curves import Means, curves_of, quantities_of
 from gradexp.history.history import History
 from gradexp.history.tensorboard import course_series, total_series
 
@@ -27,6 +27,7 @@ class LiveCurves:
         self._layers = layers if layers is None or isinstance(layers, str) else tuple(layers)
         self._rows: tuple[list[str], list[int], int] | None = None
         self._curves: dict[str, list[int]] = {}
+        self._means = Means([], 0)
 
     def check(self, names: list[str]) -> None:
         """Check that the patterns match some of the modules that may be recorded.
@@ -50,12 +51,14 @@ class LiveCurves:
         if rows != self._rows:
             most = max(1, (MOST - _BESIDE) // max(1, len(quantities)))
             self._curves = curves_of(step.names, step.calls, self._layers, most, has_blocks=True)
+            self._means = Means(self._curves.values(), step.depth)
             self._rows = rows
         series = course_series(step) | total_series(step)
         numbers = {tag: float(np.asarray(values, dtype=float)[0]) for tag, values in series.items()}
         if step.loss is not None:
             numbers["gradient/loss"] = float(step.loss[0].mean())
-        for quantity, of_rows in quantities.items():
-            for name, own in self._curves.items():
-                numbers[f"{quantity}/{name}"] = float(curve(of_rows, own)[0])
+        if quantities:
+            means = self._means.of(np.stack([values[0] for values in quantities.values()]))
+            for quantity, own in zip(quantities, means.tolist(), strict=True):
+                numbers.update(zip((f"{quantity}/{name}" for name in self._curves), own, strict=True))
         return numbers

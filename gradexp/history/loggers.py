@@ -93,8 +93,7 @@ class TensorBoardLogger:
 
     def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
         """Hand a step on at once."""
-        for tag, value in finite(numbers).items():
-            self._writer.add_scalar(tag, value, step)
+        write_scalars(self._writer, step, finite(numbers))
         write_text(self._writer, step, findings)
         self._writer.flush()
         note_curves(self._writer, step)
@@ -131,10 +130,6 @@ class MlflowLogger:
     def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
         """Hand a step on at once."""
         self._mlflow.log_metrics({mlflow_key(tag): value for tag, value in finite(numbers).items()}, step=step)
-        self.write_text(step, findings)
-
-    def write_text(self, step: int, findings: Sequence[Finding]) -> None:
-        """Set the tags of some findings."""
         if findings:
             self._mlflow.set_tags(mlflow_tags(step, findings))
 
@@ -190,25 +185,27 @@ class FunctionLogger:
         try:
             signature = inspect.signature(function)
         except ValueError:  # written in C without a signature
-            self._has_step_second = False
+            self._has_step_second = self._wants_findings = False
             return
         names = list(signature.parameters)
+        self._wants_findings = bool(asked_for(function, findings=[]))
         self._has_step_second = "step" in names[1:]
         try:
-            signature.bind(
-                *self._arguments(0, {})[0], **self._arguments(0, {})[1], **asked_for(function, findings=[])
-            )
+            arguments, named = self._arguments(0, {}, [])
+            signature.bind(*arguments, **named)
         except TypeError as error:
             raise TypeError(f"log must be a function of step and numbers: {_name(function)}: {error}") from None
 
     def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
         """Hand a step on at once."""
-        texts = lines(findings).splitlines()
-        arguments, named = self._arguments(step, finite(numbers))
-        self._function(*arguments, **named, **asked_for(self._function, findings=texts))
+        arguments, named = self._arguments(step, finite(numbers), [*map(one_line, findings)])
+        self._function(*arguments, **named)
 
-    def _arguments(self, step: int, numbers: dict[str, float]) -> tuple[tuple[Any, ...], dict[str, int]]:
-        return ((numbers,), {"step": step}) if self._has_step_second else ((step, numbers), {})
+    def _arguments(
+        self, step: int, numbers: dict[str, float], findings: list[str]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        named: dict[str, Any] = {"findings": findings} if self._wants_findings else {}
+        return ((numbers,), {"step": step, **named}) if self._has_step_second else ((step, numbers), named)
 
 
 _KINDS: dict[Callable[[Any], Logger], tuple[str, ...]] = {
@@ -219,6 +216,18 @@ _KINDS: dict[Callable[[Any], Logger], tuple[str, ...]] = {
     TrainerLogger: ("log", "add_callback"),
 }
 """Each kind of logger and the methods that tell it."""
+
+
+def write_scalars(writer: Any, step: int, numbers: Mapping[str, float]) -> None:
+    """Write the numbers of a step: to a writer of torch as one event, which costs a tenth of one for each."""
+    if type(writer).__module__ == "torch.utils.tensorboard.writer" and writer.file_writer is not None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
+        writer.file_writer.add_summary(Summary(value=values), step)
+    else:
+        for tag, value in numbers.items():
+            writer.add_scalar(tag, value, step)
 
 
 def write_text(writer: Any, step: int, findings: Sequence[Finding]) -> None:

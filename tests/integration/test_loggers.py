@@ -1,0 +1,397 @@
+"""A training's curves in real loggers, read back while the training runs and after a kill."""
+
+import csv
+import os
+import shutil
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sweep_processes import LIMIT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.tensorboard import SummaryWriter
+
+from gradexp import GradientProbe
+
+wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger  # noqa: E402
+
+from gradexp.integrations import lightning as of_lightning  # noqa: E402
+from gradexp.integrations import transformers as of_transformers  # noqa: E402
+
+pytestmark = [
+    pytest.mark.usefixtures("on_one_thread"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The `srun` command is available"),
+]
+
+TAG = "log10_output_grad/0"
+STEPS = 4
+
+
+def train(log, steps=STEPS, seen=None):
+    """Train a small network, the gradient of which is not finite at step 2, and return the probe."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    with GradientProbe(model, log=log) as probe:
+        for step in range(steps):
+            model.zero_grad()
+            loss = model(torch.full((2, 3), 0.1 * step)).square().mean() * (float("inf") if step == 2 else 1.0)
+            loss.backward()
+            probe.collect(step, loss)
+            if seen is not None:
+                seen.append(step)
+    return probe
+
+
+def expected(probe):
+    """Return the numbers of a curve that are not missing, by step."""
+    history = probe.history
+    values = history.log10["output_grad"][:, 0, history.names.index("0")]
+    return {s: x for s, x in zip(history.steps, values.tolist(), strict=True) if x == x}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_network(tmp_path_factory):
+    """Keep wandb offline, which reads its environment once for all runs of a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("WANDB_SILENT", "true")
+        patch.setenv("WANDB_DIR", str(tmp_path_factory.mktemp("wandb")))
+        yield
+        wandb.teardown()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return an offline run of wandb."""
+    with wandb.init(mode="offline", dir=str(tmp_path), project="gradexp") as run:
+        yield run
+
+
+def rows_of_wandb(path):
+    """Return the rows of a run that is finished, once its process of its own has written the end."""
+    end = time.monotonic() + LIMIT
+    records = records_of_wandb(path)
+    while not any(record.HasField("exit") for record in records):
+        assert time.monotonic() < end, "the run has no end"
+        time.sleep(0.05)
+        records = records_of_wandb(path)
+    rows = [record.history.item for record in records if record.HasField("history")]
+    return [{item.key or ".".join(item.nested_key): item.value_json for item in row} for row in rows]
+
+
+def records_of_wandb(path):
+    """Return what an offline file holds so far: messages of protobuf in a log as LevelDB has it."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, parts, records = Path(path).read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4) and at <= len(data):
+            records.append(Record.FromString(parts))
+            parts = b""
+    return records
+
+
+def curve_of_wandb(rows, tag=TAG):
+    return {int(row["gradient/step"]): float(row[tag]) for row in rows if tag in row}
+
+
+def test_a_run_of_wandb_has_the_curves_and_the_findings(run):
+    probe = train(run)
+    file = run.settings.sync_file
+    run.finish()
+    rows = rows_of_wandb(file)
+    assert curve_of_wandb(rows) == pytest.approx(expected(probe))
+    assert ["nonfinite" in row.get("gradient/findings", "") for row in rows] == [False, False, True, False]
+
+
+def test_a_run_of_wandb_keeps_what_else_is_logged_there(run):
+    class Both(list):
+        def append(self, step):
+            run.log({"own": step}, step=step)
+
+    train(run, seen=Both())
+    file = run.settings.sync_file
+    run.finish()
+    rows = rows_of_wandb(file)
+    assert [int(row["own"]) for row in rows] == [int(row["gradient/step"]) for row in rows] == [*range(STEPS)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Return the file of an MLflow store."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.set_tracking_uri(f"sqlite:///{path}")
+    mlflow.set_experiment("gradexp")
+    return path
+
+
+def curve_of_mlflow(store, run_id, tag=TAG):
+    with sqlite3.connect(store) as connection:
+        rows = connection.execute("select step, value from metrics where run_uuid = ? and key = ?", (run_id, tag))
+        return dict(rows.fetchall())
+
+
+def test_mlflow_has_the_curves_as_they_come_and_a_tag_for_a_finding(store):
+    known = []
+
+    class Reader(list):
+        def append(self, step):
+            known.append(sorted(curve_of_mlflow(store, run.info.run_id, "gradient/loss")))
+
+    with mlflow.start_run() as run:
+        probe = train(mlflow, seen=Reader())
+    assert known == [[0], [0, 1], [0, 1], [0, 1, 3]]  # a loss that is infinite is none
+    assert curve_of_mlflow(store, run.info.run_id) == pytest.approx(expected(probe))
+    tags = mlflow.get_run(run.info.run_id).data.tags
+    assert tags["gradexp.nonfinite"].startswith("step 2: nonfinite: ")
+
+
+def events(folder):
+    return EventAccumulator(str(folder)).Reload()
+
+
+def curve_of_tensorboard(folder, tag=TAG):
+    return {event.step: event.value for event in events(folder).Scalars(tag)}
+
+
+def test_tensorboard_has_the_curves_as_they_come_and_findings_as_text(tmp_path):
+    known = []
+
+    class Reader(list):
+        def append(self, step):
+            known.append(sorted(curve_of_tensorboard(tmp_path, "gradient/zero_layers")))
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        probe = train(writer, seen=Reader())
+        probe.history.to_tensorboard(writer)
+    assert known == [[*range(step + 1)] for step in range(STEPS)]
+    assert curve_of_tensorboard(tmp_path) == pytest.approx(expected(probe), rel=1e-6)
+    assert len(events(tmp_path).Scalars("gradient/zero_layers")) == STEPS  # none a second time
+    (text,) = events(tmp_path).Tensors("gradient/findings/text_summary")
+    assert text.step == 2
+    assert b"nonfinite" in text.tensor_proto.string_val[0]
+
+
+# Trainers
+
+
+class Module(pl.LightningModule):
+    def __init__(self, look):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        self.look = look
+
+    def training_step(self, batch, _):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def on_train_batch_end(self, *_):
+        self.look()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    return TensorDataset(torch.randn(16, 3, generator=generator), torch.arange(16) % 2)
+
+
+def fit(logger, look, **options):
+    callback = of_lightning.GradientProbeCallback(every=1, **options)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet["log_every_n_steps"] = 1
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=logger, callbacks=[callback], **quiet)
+    trainer.fit(Module(look), DataLoader(data(), batch_size=4))
+    return callback
+
+
+NET = "log10_output_grad/net.0"
+
+
+def of_net(callback):
+    history = callback.history
+    return dict(zip(history.steps, history.log10["output_grad"][:, 0, 0].tolist(), strict=True))
+
+
+def test_the_loggers_of_lightning_have_each_step_while_the_training_runs(tmp_path):
+    loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "board")]
+    known = []
+
+    def look():
+        with Path(loggers[0].log_dir, "metrics.csv").open(newline="") as file:
+            rows = [*csv.DictReader(file)]
+        known.append((len(rows), sorted(curve_of_tensorboard(loggers[1].log_dir, NET))))
+
+    callback = fit(loggers, look)
+    assert known == [(count, [*range(count)]) for count in (1, 2, 3, 4)]
+    with Path(loggers[0].log_dir, "metrics.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert {int(row["step"]): float(row[NET]) for row in rows} == pytest.approx(of_net(callback))
+    assert curve_of_tensorboard(loggers[1].log_dir, NET) == pytest.approx(of_net(callback), rel=1e-6)
+    assert "profile/log10_output_grad" in events(loggers[1].log_dir).Tags()["scalars"]
+
+
+def test_wandb_by_lightning_has_each_step(tmp_path):
+    logger = WandbLogger(offline=True, save_dir=str(tmp_path), project="gradexp")
+    file = logger.experiment.settings.sync_file
+    callback = fit(logger, lambda: None)
+    logger.experiment.finish()
+    rows = rows_of_wandb(file)
+    assert {int(r["trainer/global_step"]): float(r[NET]) for r in rows if NET in r} == pytest.approx(of_net(callback))
+
+
+def test_a_callback_without_a_log_writes_nothing_while_the_training_runs(tmp_path):
+    logger = CSVLogger(tmp_path, "csv")
+    fit(logger, lambda: None, log=False)
+    assert not Path(logger.log_dir, "metrics.csv").exists()
+
+
+class Classifier(nn.Module):
+    """What the Trainer trains."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+    def forward(self, inputs, labels):
+        logits = self.net(inputs)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class Looks(transformers.TrainerCallback):
+    """Looks after each step."""
+
+    def __init__(self, look):
+        self.look = look
+
+    def on_step_end(self, *_, **__):
+        self.look()
+
+
+def run_trainer(folder, report_to, look=lambda: None, **options):
+    callback = of_transformers.GradientProbeCallback(every=1, **options)
+    quiet = {"save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
+    arguments = transformers.TrainingArguments(
+        str(folder), use_cpu=True, max_steps=STEPS, per_device_train_batch_size=4, report_to=report_to, **quiet
+    )
+    samples = [{"inputs": x, "labels": y} for x, y in data()]
+    trainer = transformers.Trainer(Classifier(), arguments, train_dataset=samples, callbacks=[callback, Looks(look)])
+    trainer.train()
+    return callback
+
+
+def test_what_the_trainer_reports_to_has_each_step_and_the_console_none(tmp_path, monkeypatch, store, capsys):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "gradexp")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    known, runs = [], []
+
+    def look():
+        runs[:] = [mlflow.active_run().info.run_id]
+        known.append(sorted(curve_of_tensorboard(tmp_path / "runs", f"train/{NET}")))
+
+    methods = transformers.trainer_callback.CallbackHandler.call_event
+    callback = run_trainer(tmp_path, ["tensorboard", "mlflow"], look)
+    mlflow.flush_async_logging()  # in which the Trainer's own callback logs
+    mlflow.end_run()
+    assert known == [[*range(count)] for count in (1, 2, 3, 4)]
+    assert curve_of_mlflow(store, runs[0], NET) == pytest.approx(of_net(callback))
+    assert NET not in capsys.readouterr().out
+    assert transformers.trainer_callback.CallbackHandler.call_event is methods
+
+
+def test_wandb_by_the_trainer_has_each_step(tmp_path):
+    files = []
+    callback = run_trainer(tmp_path, ["wandb"], lambda: files.append(wandb.run.settings.sync_file))
+    wandb.finish()
+    file = files[0]
+    tag = f"train/{NET}"
+    rows = [row for row in rows_of_wandb(file) if tag in row]
+    assert {int(r["train/global_step"]): float(r[tag]) for r in rows} == pytest.approx(of_net(callback))
+
+
+def test_the_log_of_a_trainer_is_a_target_too(tmp_path):
+    logged = []
+    trainer = SimpleNamespace(log=logged.append, add_callback=None)
+    trainer.add_callback = lambda callback: None
+    train(trainer, steps=1)
+    assert TAG in logged[0]
+
+
+# A kill
+
+
+SCRIPT = """
+import sys
+import mlflow
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from gradexp import GradientProbe
+folder = sys.argv[1]
+mlflow.set_tracking_uri("sqlite:///" + folder + "/mlflow.db")
+mlflow.start_run()
+log = [folder + "/curves.csv", SummaryWriter(folder), mlflow]
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+with GradientProbe(model, optimizer=optimizer, log=log) as probe:
+    for step in range(10**6):
+        loss = model(torch.ones(2, 3)).square().mean()
+        loss.backward()
+        probe.collect(step, loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        print(step, flush=True)
+"""
+
+
+def test_a_training_that_is_killed_has_lost_at_most_its_last_step(tmp_path, store):
+    shutil.copy(store, tmp_path / "mlflow.db")  # to make one takes seconds
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        last = -1
+        for line in process.stdout:
+            last = int(line) if line.strip().isdecimal() else last
+            if last >= 23:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait(LIMIT)
+    whole = (tmp_path / "curves.csv").read_text().rpartition("\n")[0]
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        (run_id,) = connection.execute("select run_uuid from runs order by start_time desc").fetchone()
+    for found in (
+        [int(row["step"]) for row in csv.DictReader(whole.splitlines())],
+        sorted(curve_of_tensorboard(tmp_path)),
+        sorted(curve_of_mlflow(tmp_path / "mlflow.db", run_id)),
+    ):
+        assert found == [*range(len(found))]
+        assert len(found) >= last + 1  # whatever was printed had been handed on before
