@@ -46,7 +46,7 @@ def loggers_of(log: Any) -> list[Logger]:
     if isinstance(log, (list, tuple)):
         return [logger for target in log for logger in loggers_of(target)]
     # A method such as ``run.log`` says no more than what it belongs to.
-    owner = log.__self__ if inspect.ismethod(log) and log.__name__ in ("log", "log_metrics") else log
+    owner = log.__self__ if inspect.ismethod(log) and log in _own_methods(log.__self__) else log
     if isinstance(log, (str, Path)):
         return [CurvesFile(_csv_path(log))]
     if isinstance(owner, ModuleType) and owner.__name__ == "wandb":
@@ -61,6 +61,10 @@ def loggers_of(log: Any) -> list[Logger]:
             return [FunctionLogger(log)]
     given = f"the class {log.__name__}, of which an instance is wanted" if isinstance(log, type) else repr(log)
     raise TypeError(f"log must be one of {_ALLOWED}, got {given}")
+
+
+def _own_methods(owner: Any) -> list[Any]:
+    return [getattr(owner, name, None) for name in ("log", "log_metrics")]
 
 
 _ALLOWED = (
@@ -171,6 +175,17 @@ class TrainerLogger:
         self._trainer.log(finite(numbers) | ({TAG: lines(findings)} if findings else {}))
 
 
+class AccelerateLogger:
+    """An ``Accelerator``, whose trackers tell numbers and texts apart."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
+        """Hand a step on at once."""
+        self._accelerator.log(finite(numbers) | ({TAG: lines(findings)} if findings else {}), step=step)
+
+
 class FunctionLogger:
     """Any function of step and numbers, or of numbers and ``step``, as many libraries have it.
 
@@ -214,6 +229,7 @@ _KINDS: dict[Callable[[Any], Logger], tuple[str, ...]] = {
     LightningLogger: ("log_metrics", "log_hyperparams", "save"),
     WandbLogger: ("log", "define_metric"),
     TrainerLogger: ("log", "add_callback"),
+    AccelerateLogger: ("log", "init_trackers"),
 }
 """Each kind of logger and the methods that tell it."""
 

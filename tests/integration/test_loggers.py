@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -395,3 +397,63 @@ def test_a_training_that_is_killed_has_lost_at_most_its_last_step(tmp_path, stor
     ):
         assert found == [*range(len(found))]
         assert len(found) >= last + 1  # whatever was printed had been handed on before
+
+
+# The page
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "loggers.md"
+
+
+def blocks():
+    """Return the examples of the page, each with the first word of its library."""
+    texts = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    names = ("lightning", "transformers", "accelerate", "wandb", "mlflow", "curves.csv")
+    return {next(name for name in names if name in text): text for text in texts}
+
+
+@pytest.mark.parametrize("name", ["curves.csv", "wandb", "mlflow", "accelerate", "lightning", "transformers"])
+@pytest.mark.usefixtures("store")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_example_of_the_page_runs_and_logs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = Classifier() if name == "transformers" else nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    names = {
+        "model": model,
+        "optimizer": optimizer,
+        "loss_fn": F.cross_entropy,
+        "batches": DataLoader(data(), batch_size=4),
+        "module": Module(lambda: None),
+        "dataset": [{"inputs": x, "labels": y} for x, y in data()],
+    }
+    exec(blocks()[name], names)
+    if "probe" in names and name != "curves.csv":  # which no loop follows
+        with mlflow.start_run() if name == "mlflow" else nullcontext(), names["probe"] as probe:
+            loss = names["model"](torch.ones(2, 3)).square().mean()
+            loss.backward()
+            probe.collect(0, loss)
+            names["optimizer"].step()
+    assert NEEDLE[name](tmp_path)
+
+
+def events_in(folder):
+    return any(b"log10_output_grad" in path.read_bytes() for path in folder.rglob("*.tfevents*"))
+
+
+def in_wandb(_):
+    file = wandb.run.settings.sync_file
+    wandb.finish()
+    return len(curve_of_wandb(rows_of_wandb(file))) == 1
+
+
+NEEDLE = {
+    "curves.csv": lambda folder: "log10_update_ratio" in (folder / "curves.csv").read_text(),
+    "wandb": in_wandb,
+    "mlflow": lambda _: TAG in mlflow.last_active_run().data.metrics,
+    "accelerate": lambda folder: events_in(folder / "runs"),
+    "lightning": lambda folder: any(NET in p.read_text() for p in folder.rglob("metrics.csv")) or events_in(folder),
+    "transformers": events_in,
+}
+"""Where the curves of each example are."""
