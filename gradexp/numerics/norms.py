@@ -78,6 +78,24 @@ def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64), 0.0
 
 
+def norm_on_host(x: Tensor) -> float | None:
+    """Return the norm of an ordinary tensor on the CPU, in the least time; None for any other, which has its own way.
+
+    As ``scaled_norm`` does, it takes squares in float64 of elements that are of a narrower format.
+    """
+    if (
+        type(x) is not Tensor
+        or not x.is_cpu
+        or x.dtype not in _NARROW
+        or x.layout is not torch.strided
+        or x.is_nested
+    ):
+        return None
+    if x.requires_grad and torch.is_grad_enabled():
+        x = x.detach()
+    return _scratch.buffer.norm(x)
+
+
 def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[ScaledNorm]:
     """Return ``scaled_norm`` of each tensor, faster than one after the other."""
     sizes: list[ScaledNorm | None] = [None] * len(tensors)
