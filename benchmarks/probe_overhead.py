@@ -242,7 +242,7 @@ MONITORS = [
 
 
 # What changes with the checkout.
-OF_OTHER_TREES = ("probe", "probe, every=10")
+OF_OTHER_TREES = ("bare", "probe", "probe, every=10")
 
 
 # Split 1: time
@@ -320,10 +320,10 @@ def compare(name: str, rounds: int, device: str, against: str | None = None, is_
         middle = statistics.median(lap[monitor.name] for lap in laps)
         low, ratio, high = np.percentile([lap[monitor.name] / lap["bare"] for lap in laps], [25, 50, 75])
         print(f"{monitor.name:<40} {middle:11.1f}   {ratio:6.2f}   {low:.2f} to {high:.2f}")
-    for monitor in theirs:
-        both = [(lap[monitor.name], lap[f"{monitor.name}, other tree"]) for lap in laps]
-        low, ratio, high = np.percentile([here / there for here, there in both], [25, 50, 75])
-        print(f"{monitor.name + ', over the other tree':<40} {'':11}   {ratio:6.2f}   {low:.2f} to {high:.2f}")
+    for own in (f"{monitor.name}, other tree" for monitor in theirs):
+        middle = statistics.median(lap[own] for lap in laps)
+        low, ratio, high = np.percentile([lap[own] / lap["bare, other tree"] for lap in laps], [25, 50, 75])
+        print(f"{own:<40} {middle:11.1f}   {ratio:6.2f}   {low:.2f} to {high:.2f}")
     if error := task.error_with(backward_hooks(leaves)):
         print(f"full backward hooks on batch norms and activations too: raises\n  {error[:77]}")
 
