@@ -299,7 +299,7 @@ class History:
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError("to_dataframe needs pandas; install it with pip install 'gradexp[pandas]'") from error
+            raise ImportError("to_dataframe needs pandas; install it with pip install pandas") from error
         frame = pd.DataFrame(self._rows(), columns=list(COLUMNS))
         for quantity, values in self.log10.items():
             if f"log10_{quantity}" not in COLUMNS:
@@ -346,7 +346,7 @@ class History:
             ValueError: If nothing is recorded yet.
             OSError: If it cannot be written.
 
-        Example:
+        Examples:
             >>> history = measure(model, loss_fn, batch)  # doctest: +SKIP
             >>> history.to_html("report.html", "my model")  # doctest: +SKIP
         """

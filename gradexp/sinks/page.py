@@ -109,7 +109,7 @@ def _factor(config: Mapping[str, Any]) -> float | None:
 def init_name(init: Mapping[str, Any]) -> str:
     """Return an initialisation with those of its options that are not as usual.
 
-    Example:
+    Examples:
         >>> init_name({"name": "normal", "gain": 1.0, "std": 0.06})
         'normal, std 0.06'
     """
