@@ -1,5 +1,6 @@
 """Names and numbers as the sentence of a finding shows them."""
 
+import textwrap
 from collections.abc import Sequence
 
 
@@ -19,3 +20,18 @@ def number(value: float) -> str:
     if 1000 <= abs(value) < 1e6:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.3g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things.
+
+    Example:
+        >>> counted(1, "step"), counted(0, "step")
+        ('1 step', '0 steps')
+    """
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Return a text, or the first words of one that is long."""
+    return textwrap.shorten(text, most, placeholder=" …")

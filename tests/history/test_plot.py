@@ -8,7 +8,6 @@ import torch
 
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.history.history import History
-from gradexp.history.plot import profile_figure
 from gradexp.history.step import STATUSES
 from gradexp.phase.figures import phase_figure, weight_scale_figure
 from gradexp.phase.plane import MeasuredPoint, PhaseDiagram, WeightScalePoint
@@ -22,14 +21,14 @@ def history(log10: list[float]) -> History:
 
 
 def test_line_goes_through_the_profile_and_leaves_gaps() -> None:
-    (axes,) = profile_figure({"a": history([-400.0, np.nan, 2.0]).at()}).axes
+    (axes,) = history([-400.0, np.nan, 2.0]).plot().axes
     (line,) = axes.lines
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
     np.testing.assert_array_equal(line.get_ydata(), [-400.0, np.nan, 2.0])
 
 
 def test_axis_is_labelled_in_powers_of_ten() -> None:
-    figure = profile_figure({"a": history([-400.0, 0.0]).at()})
+    figure = history([-400.0, 0.0]).plot()
     figure.canvas.draw()
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert "$10^{-400}$" in labels
@@ -37,7 +36,7 @@ def test_axis_is_labelled_in_powers_of_ten() -> None:
 
 @pytest.mark.parametrize("profile", [[0.0, 0.0, 0.0], [-0.3, -0.2, -0.3], [0.2, 1e-9, 0.0]])
 def test_a_flat_profile_looks_flat_and_no_label_is_there_twice(profile: list[float]) -> None:
-    figure = profile_figure({"a": history(profile).at()})
+    figure = history(profile).plot()
     figure.canvas.draw()
     low, high = figure.axes[0].get_ylim()
     ticks = [tick for tick in figure.axes[0].get_yticks() if low <= tick <= high]
@@ -47,13 +46,15 @@ def test_a_flat_profile_looks_flat_and_no_label_is_there_twice(profile: list[flo
 
 
 def test_legend_names_the_labelled_histories_only() -> None:
-    (axes,) = profile_figure({"he": history([0.0, 1.0]).at(), "": history([1.0, 2.0]).at()}).axes
+    (axes,) = history([0.0, 1.0]).plot(label="he").axes
+    history([1.0, 2.0]).plot(ax=axes)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["he"]
-    assert profile_figure({"": history([0.0, 1.0]).at()}).axes[0].get_legend() is None
+    assert history([0.0, 1.0]).plot().axes[0].get_legend() is None
+    assert blocks().plot(label="gpt").get_suptitle() == "gpt"
 
 
 def test_a_single_layer_is_visible_as_a_point() -> None:
-    (axes,) = profile_figure({"": history([1.0]).at()}).axes
+    (axes,) = history([1.0]).plot().axes
     assert axes.lines[0].get_marker() == "o"
 
 
@@ -153,7 +154,7 @@ def test_history_plots_itself() -> None:
 
 def test_missing_quantity_is_an_error() -> None:
     with pytest.raises(ValueError, match="'update' was not recorded; choose one of output_grad"):
-        profile_figure({"": history([0.0]).at()}, "update")
+        history([0.0]).plot("update")
 
 
 def plane() -> PhaseDiagram:

@@ -1,0 +1,48 @@
+"""A forecast as a notebook shows it: verdict, the predicted gradient beside that of each cure, what to change."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from gradexp.history.finding import Finding
+from gradexp.history.verdict import Verdict
+from gradexp.page.page import Page
+from gradexp.runs.remedies import Remedy
+from gradexp.runs.wording import init_name, run_title
+from gradexp.theory import Prediction
+from gradexp.theory.page import FIRST, prediction_lines, prediction_tables, slope
+
+
+def forecast_page(
+    config: Mapping[str, Any],
+    inputs: str,
+    prediction: Prediction,
+    verdict: Verdict,
+    problem: str,
+    remedies: Sequence[Remedy],
+) -> Page:
+    """Return all that is known of a run without running it.
+
+    Args:
+        config: The options, as ``gradexp.config.as_dict`` gives them.
+        inputs: Description of the inputs.
+        prediction: Prediction of the profile at initialisation.
+        verdict: The verdict on it.
+        problem: What theory finds wanting; empty if nothing is.
+        remedies: What cures it, the least change first.
+    """
+    lines = prediction_lines(init_name(config["init"]), prediction)
+    for remedy in remedies:
+        lines += prediction_lines(remedy.text, remedy.prediction)
+    facts = [f"inputs: {inputs}", slope(prediction), f"theory: {prediction.reason}", problem]
+    return Page(
+        run_title(config),
+        words=[verdict.gradient],
+        text=verdict.text,
+        facts=facts,
+        lines=[replace(line, colour=index) for index, line in enumerate(lines)],
+        first=FIRST,
+        decades=config["verdict"]["decades"],
+        findings=[Finding("cure", remedy.reason, remedy=remedy.text, severity=1) for remedy in remedies],
+        sections=prediction_tables(prediction),
+    )
