@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_NAMES = 32  # that have room below an axis
 _LONGEST_NAME = 28
+_LEAST_DECADES = 3  # so that what is stable looks flat
 _MARKS = {"zero": (0.015, "v", "exactly 0"), "nonfinite": (0.985, "X", "inf or nan")}
 
 MEANINGS = tuple(meaning for _, _, meaning in _MARKS.values())
@@ -87,7 +88,7 @@ def label_size(axes: "Axes", quantity: str) -> None:
     labels = {"log10_update_ratio": "update / weight", "samples_sd": "sd of log10 over samples"}
     axes.set_ylabel(LABELS.get(quantity, labels.get(quantity, quantity.replace("_", " "))))
     if "." not in quantity and quantity != "samples_sd":
-        powers_of_ten(axes)
+        powers_of_ten(axes, _LEAST_DECADES)
 
 
 def label_rows(axes: "Axes", step: Step, rows: Sequence[int] | None = None) -> None:

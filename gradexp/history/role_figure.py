@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FEW = 30  # layers that are drawn one by one, as in the table
-_LEAST_DECADES = 3  # so that what is stable looks flat
 _LONGEST_ROLE = 32
 _FEWEST_BLOCKS = 2
 _MOST_PANELS = 6
@@ -114,11 +113,6 @@ def _draw_panels(figure: "Figure", step: Step, quantity: str, found: list[Place]
         axes.set_title(short_names([panel.title], room)[0] if panel.roles else panel.title, fontsize=8)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    finite = values[np.isfinite(values)]
-    if quantity in step.log10 and finite.size:
-        middle, half = (finite.max() + finite.min()) / 2, _LEAST_DECADES / 2
-        grid[0].update_datalim([(grid[0].dataLim.x0, middle - half), (grid[0].dataLim.x0, middle + half)])
-        grid[0].autoscale_view(scalex=False)
     label_size(grid[0], quantity)
     handles: dict[str, Any] = {}
     for axes in grid:

@@ -1,6 +1,5 @@
 """Names and numbers as the sentence of a finding shows them."""
 
-import textwrap
 from collections.abc import Sequence
 
 
@@ -33,5 +32,5 @@ def counted(count: int, noun: str) -> str:
 
 
 def shortened(text: str, most: int = 300) -> str:
-    """Return a text, or the first words of one that is long."""
-    return textwrap.shorten(text, most, placeholder=" …")
+    """Return a text, or the beginning of one that is long."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -16,7 +16,7 @@ class ShownFigure(Figure):
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:  # noqa: ARG002
         """Take the figure from those that the inline backend shows at the end of a cell, since it is shown now."""
-        if "inline" in matplotlib.get_backend() and "matplotlib.pyplot" in sys.modules:
+        if self.canvas.manager is not None and "inline" in matplotlib.get_backend():
             sys.modules["matplotlib.pyplot"].close(self)
         return {}  # and leave the picture to the backend's formatter, or else to the next method
 

@@ -57,8 +57,9 @@ class Verdict:
         return cell(Page("", (self.gradient, self.training, self.theory), self.text, findings=self.findings))
 
     def __repr__(self) -> str:
-        kinds = f"\nfindings: {shortened(', '.join(f.kind for f in self.findings))}" if self.findings else ""
-        return f"Verdict({self.words})\n{shortened(self.text)}{kinds}"
+        kinds = ", ".join(finding.kind for finding in self.findings)
+        lines = [f"Verdict({self.words})", self.text, f"findings: {kinds}" if kinds else ""]
+        return "\n".join(shortened(line) for line in lines if line)
 
 
 def gradient_verdict(step: Step, decades: float = 3.0) -> Verdict:

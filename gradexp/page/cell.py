@@ -40,7 +40,8 @@ def cell(page: Page) -> str:
         *page.sections,
     ]
     body = "\n".join(filter(None, parts))
-    return f'<div class="gradexp"><style>{source("cell.css")}</style>\n{body}\n</div>'
+    html = f'<div class="gradexp"><style>{source("cell.css")}</style>\n{body}\n</div>'
+    return html.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate would end the kernel's message
 
 
 def _profile(page: Page) -> str:

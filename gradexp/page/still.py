@@ -12,7 +12,7 @@ import numpy as np
 from gradexp.page.document import escape
 from gradexp.page.lines import Array, Line, colour_of, evenly
 
-_WIDTH, _LEFT, _RIGHT, _TOP = 480, 138, 428, 12
+_WIDTH, _LEFT, _RIGHT, _TOP = 450, 134, 400, 12
 _BOTTOM, _LOSS_BOTTOM, _BELOW = 290, 90, 40
 _MOST_LINES, _MOST_POINTS = 9, 120
 _ROOM, _LONGEST = 30, 18  # of two lines of text, and the most characters of a name
@@ -36,7 +36,7 @@ def still(lines: Sequence[Line], decades: float, quantity: str = "output_grad") 
     drawn = [each for each in found if not np.isnan(each[2]).all()][:_MOST_LINES]
     if not drawn:
         return ""
-    shown = np.concatenate([each for line, _, last in drawn for each in (last, _first(line, quantity))])
+    shown = np.concatenate([each for line, _, _ in drawn for each in _all_sizes(line, quantity)])
     finite = shown[np.isfinite(shown)].tolist()
     centre = _centre([log10 for _, _, log10 in drawn]) if quantity == "output_grad" else None
     edges = [] if centre is None else [centre - decades, centre + decades]
@@ -101,6 +101,14 @@ def _first(line: Line, quantity: str) -> Array:
     course = line.course.get(quantity)
     is_drawn = quantity not in line.initial and course is not None and len(course) > 1
     return course[0] if course is not None and is_drawn else np.full(len(line.layers), np.nan)
+
+
+def _all_sizes(line: Line, quantity: str) -> list[Array]:
+    """Return everything that is drawn of a line, theory's band too."""
+    theory = line.theory.get(quantity) if quantity not in line.course else None
+    spread = 0.0 if line.spread is None or quantity != "output_grad" else 2 * line.spread
+    edges = [] if theory is None else [theory - spread, theory + spread]
+    return [sizes(line, quantity), _first(line, quantity), *edges]
 
 
 def _end(log10: Array) -> tuple[int, float]:

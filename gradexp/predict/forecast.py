@@ -72,7 +72,8 @@ class Forecast:
 
     def __repr__(self) -> str:
         cures = [f"try {remedy.text}: {remedy.reason}" for remedy in self.remedies[:3]]
-        lines = [f"Forecast({run_title(as_dict(self.config))})", self.verdict.text, self.problem, *cures]
+        problem = self.problem if self.verdict.gradient == "stable" else ""  # else the verdict says it
+        lines = [f"Forecast({run_title(as_dict(self.config))})", self.verdict.text, problem, *cures]
         return "\n".join(shortened(line) for line in lines if line)
 
 

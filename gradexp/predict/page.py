@@ -31,10 +31,12 @@ def forecast_page(
         problem: What theory finds wanting; empty if nothing is.
         remedies: What cures it, the least change first.
     """
+    cures = [f"cure {number}" if len(remedies) > 1 else "cure" for number in range(1, len(remedies) + 1)]
     lines = prediction_lines(init_name(config["init"]), prediction)
-    for remedy in remedies:
-        lines += prediction_lines(remedy.text, remedy.prediction)
-    facts = [f"inputs: {inputs}", slope(prediction), f"theory: {prediction.reason}", problem]
+    for name, remedy in zip(cures, remedies, strict=True):
+        lines += prediction_lines(name, remedy.prediction)
+    facts = [f"inputs: {inputs}", slope(prediction), f"theory: {prediction.reason}"]
+    facts += [problem] if verdict.gradient == "stable" else []  # else the verdict says it
     return Page(
         run_title(config),
         words=[verdict.gradient],
@@ -43,6 +45,9 @@ def forecast_page(
         lines=[replace(line, colour=index) for index, line in enumerate(lines)],
         first=FIRST,
         decades=config["verdict"]["decades"],
-        findings=[Finding("cure", remedy.reason, remedy=remedy.text, severity=1) for remedy in remedies],
+        findings=[
+            Finding(name, remedy.reason, remedy=remedy.text, severity=1)
+            for name, remedy in zip(cures, remedies, strict=True)
+        ],
         sections=prediction_tables(prediction),
     )

@@ -1,16 +1,24 @@
 """Figures show what a History holds."""
 
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES
 from gradexp.phase.figures import phase_figure, weight_scale_figure
 from gradexp.phase.plane import MeasuredPoint, PhaseDiagram, WeightScalePoint
+
+
+@pytest.fixture(autouse=True)
+def no_pyplot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever another test has imported, these figures are nobody's, and are freed."""
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
 
 
 def history(log10: list[float]) -> History:
@@ -40,7 +48,7 @@ def test_a_flat_profile_looks_flat_and_no_label_is_there_twice(profile: list[flo
     figure.canvas.draw()
     low, high = figure.axes[0].get_ylim()
     ticks = [tick for tick in figure.axes[0].get_yticks() if low <= tick <= high]
-    assert high - low >= 1
+    assert high - low >= 3
     assert len(ticks) >= 2
     assert all(tick == round(tick) for tick in ticks)
 
@@ -150,6 +158,34 @@ def test_statistics_and_the_relative_update_can_be_drawn() -> None:
 
 def test_history_plots_itself() -> None:
     assert history([0.0, 1.0]).plot().axes[0].get_xlabel() == "layer (1 = input side)"
+
+
+def test_profiles_are_drawn_into_axes_of_ones_own_in_its_colours() -> None:
+    axes = Figure().add_subplot()
+    axes.set_prop_cycle(color=["red", "green"])
+    for name, last in (("he", -1.0), ("xavier", -9.0)):
+        own = history([last, 0.0])
+        own.theory = {"log10_output_grad": np.zeros(2), "sd_output_grad": np.ones(2)}
+        assert own.plot(ax=axes, label=name) is axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        *("he", "theory, ±2 sd of one network", "xavier")
+    ]
+    drawn = {line.get_label(): line for line in axes.lines}
+    assert [drawn[name].get_color() for name in ("he", "xavier")] == ["red", "green"]
+    np.testing.assert_array_equal(drawn["xavier"].get_ydata(), [-9.0, 0.0])
+    assert [line.get_color() for line in axes.lines if line.get_linestyle() == "--"].count("green") == 1
+
+
+def test_layers_are_named_as_long_as_all_models_share_the_names() -> None:
+    axes = Figure().add_subplot()
+    for label in ("a", "b"):
+        probed(["in", "out"], [0.0, 1.0]).plot(ax=axes, label=label)
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["in", "out"]
+    probed([*"abcdefgh"], [0.0] * 8).plot(ax=axes, label="c")
+    axes.figure.canvas.draw()
+    assert axes.get_xlabel() == "layer (1 = input side)"
+    assert {"2", "4", "8"} <= {text.get_text() for text in axes.get_xticklabels()}
+    assert axes.get_xlim()[1] >= 8
 
 
 def test_missing_quantity_is_an_error() -> None:
