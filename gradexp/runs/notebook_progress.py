@@ -40,5 +40,5 @@ class NotebookProgress:
     def close(self) -> None:
         """Remove the bar."""
         if self._handle is not None:
-            self._handle.update({}, raw=True)
+            self._handle.update({"text/html": "", "text/plain": ""}, raw=True)
             self._handle = None

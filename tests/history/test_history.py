@@ -501,14 +501,14 @@ def test_a_history_is_shown_in_words_and_as_html() -> None:
     empty = History("train", ["a"], [], [0], {"output_grad": np.empty((0, 1, 1))}, {})
     assert repr(empty) == "History(0 steps, 1 network, 1 layer: output_grad)"
     assert empty._repr_html_() is None
-    history = random_history(layers=2)
+    history = random_history(layers=3)
     counts, verdict = repr(history).splitlines()
-    assert counts.startswith("History(3 steps, 2 networks, 2 layers: output, output_grad, ")
+    assert counts.startswith("History(3 steps, 2 networks, 3 layers: output, output_grad, ")
     assert verdict == history.verdict().text
     page = Parsed(history._repr_html_())
     assert history.verdict().gradient in page.words
     assert page.tags.count("svg") == 1
-    named = dataclasses.replace(history, names=[EVIL, "<b>"])
+    named = dataclasses.replace(history, names=[EVIL, "<b>", "c"])
     assert Parsed(named._repr_html_()).tags == page.tags
     assert EVIL in Parsed(named._repr_html_()).words
 
