@@ -12,7 +12,7 @@ import numpy as np
 from gradexp.page.document import escape
 from gradexp.page.lines import Array, Line, colour_of, evenly
 
-_WIDTH, _LEFT, _RIGHT, _TOP = 450, 134, 400, 12
+_WIDTH, _LEFT, _RIGHT, _TOP = 456, 134, 388, 12
 _BOTTOM, _LOSS_BOTTOM, _BELOW = 290, 90, 40
 _MOST_LINES, _MOST_POINTS = 9, 120
 _ROOM, _LONGEST = 30, 18  # of two lines of text, and the most characters of a name
