@@ -69,8 +69,8 @@ def _meanings(lines: Sequence[Line], quantity: str, first: str) -> list[str]:
         has_band = any(line.spread is not None for line in lines) and quantity == "output_grad"
         meanings.append(f"dashed: theory{', ± 2 sd of one network' if has_band else ''}")
     values = np.concatenate([sizes(line, quantity) for line in lines])
-    meanings += ["▲: exactly 0"] * bool((values == -np.inf).any())
-    return meanings + ["▼: inf or nan"] * bool((values == np.inf).any())
+    meanings += ["▼: exactly 0"] * bool((values == -np.inf).any())
+    return meanings + ["▲: inf or nan"] * bool((values == np.inf).any())
 
 
 def _loss_caption(lines: Sequence[Line]) -> str:

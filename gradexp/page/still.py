@@ -58,9 +58,10 @@ def still(lines: Sequence[Line], decades: float, quantity: str = "output_grad") 
         colour, layers = f"c{colour_of(line, index)}", np.asarray(line.layers, dtype=float)
         parts += _theory(line, quantity, colour, x(layers), y)
         for log10, kind in ((_first(line, quantity), "past"), (last, "run")):
-            parts.append(_path(x(layers), y(np.where(np.isfinite(log10), log10, np.nan)), f"{kind} {colour}"))
+            parts.append(_path(x(layers), y(np.where(np.isfinite(log10), log10, np.nan)), kind, colour))
         parts += [_marks(x(layers[last == value]), edge, shape, colour) for value, edge, shape in _MARKS]
         row, size = _end(last)
+        parts.append(f'<circle class="mark {colour}" cx="{_LEFT - 9}" cy="{height - 8:.1f}" r="4"/>')
         parts.append(_label(line.name[:_LONGEST], height - 4, f"label-name {colour}"))
         parts.append(_label(f"{_power(size)} at layer {line.layers[row]}", height + 10, f"label-value {colour}"))
     parts += [_number(x(layer), _BOTTOM, layer) for layer in sorted({1, depth})]
@@ -82,7 +83,7 @@ def loss_still(lines: Sequence[Line]) -> str:
 
     parts = [_tick(y(value), f"{value:.3g}") for value in (low, high)]
     for (line, index, losses), own in zip(drawn, steps, strict=True):
-        parts.append(_path(x(own), y(losses), f"run c{colour_of(line, index)}"))
+        parts.append(_path(x(own), y(losses), "run", f"c{colour_of(line, index)}"))
     if guess:
         parts.append(f'<path class="guess" d="M{_LEFT} {y(guess):.1f}H{_RIGHT}"/>')
     parts += [_number(x(step), _LOSS_BOTTOM, step) for step in (0, last)]
@@ -172,17 +173,21 @@ def _theory(line: Line, quantity: str, colour: str, x: Array, y: _Scale) -> list
         edges = [*zip(x[at], y(theory + 2 * line.spread)[at], strict=True)]
         edges += [*zip(x[at], y(theory - 2 * line.spread)[at], strict=True)][::-1]
         parts = [f'<path class="band {colour}" d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in edges)}z"/>']
-    return [*parts, _path(x, y(theory), "theory")] if quantity in line.initial else parts
+    return [*parts, _path(x, y(theory), "theory", "")] if quantity in line.initial else parts
 
 
-def _path(x: Array, y: Array, kind: str) -> str:
+def _path(x: Array, y: Array, kind: str, colour: str) -> str:
     """Return a line that is broken where there is no number; a number alone is a dot."""
-    pieces, begins = "", True
-    for at in evenly(len(x), _MOST_POINTS):
-        if math.isfinite(y[at]):
-            pieces += f"{'M' if begins else 'L'}{x[at]:.1f} {y[at]:.1f}{'h.1' if begins else ''}"
-        begins = not math.isfinite(y[at])
-    return f'<path class="{kind}" d="{pieces}"/>' if pieces else ""
+    pieces, dots = "", ""
+    at = evenly(len(x), _MOST_POINTS)
+    for before, here, after in zip([-1, *at], at, [*at[1:], -1], strict=False):
+        begins, ends = before < 0 or not math.isfinite(y[before]), after < 0 or not math.isfinite(y[after])
+        if math.isfinite(y[here]) and begins and ends:
+            dots += f'<circle class="mark {colour}" cx="{x[here]:.1f}" cy="{y[here]:.1f}" r="3"/>'
+        elif math.isfinite(y[here]):
+            pieces += f"{'M' if begins else 'L'}{x[here]:.1f} {y[here]:.1f}"
+    line = f'<path class="{kind} {colour}" d="{pieces}"/>' if pieces else ""
+    return line + dots
 
 
 def _marks(x: Array, edge: int, shape: str, colour: str) -> str:
@@ -196,7 +201,7 @@ def _tick(y: float, text: str) -> str:
 
 
 def _label(text: str, y: float, kind: str) -> str:
-    return f'<text class="{kind}" text-anchor="end" x="{_LEFT - 10}" y="{y:.1f}">{escape(text)}</text>'
+    return f'<text class="{kind}" text-anchor="end" x="{_LEFT - 17}" y="{y:.1f}">{escape(text)}</text>'
 
 
 def _number(x: float, bottom: int, number: int) -> str:

@@ -100,7 +100,7 @@ def test_outputs_alone_and_nothing_at_all_are_shown() -> None:
     outputs = Line("x", [1, 2], initial={"output": np.array([0.0, -np.inf])})
     text = cell(page(lines=[outputs]))
     assert "Root mean square of the output z" in text
-    assert "▲: exactly 0" in text
+    assert "▼: exactly 0" in text
     assert "stable, within" not in text
     assert "<svg" not in cell(Page("3 layers"))
     assert "<strong>3 layers</strong>" in cell(Page("3 layers"))
