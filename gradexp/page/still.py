@@ -62,8 +62,10 @@ def still(lines: Sequence[Line], decades: float, quantity: str = "output_grad") 
         parts += [_marks(x(layers[last == value]), edge, shape, colour) for value, edge, shape in _MARKS]
         row, size = _end(last)
         parts.append(f'<circle class="mark {colour}" cx="{_LEFT - 9}" cy="{height - 8:.1f}" r="4"/>')
-        parts.append(_label(line.name[:_LONGEST], height - 4, f"label-name {colour}"))
-        parts.append(_label(f"{_power(size)} at layer {line.layers[row]}", height + 10, f"label-value {colour}"))
+        parts.append(_label(line.name[:_LONGEST], _LEFT - 17, height - 4, f"label-name {colour}"))
+        parts.append(
+            _label(f"{_power(size)} at layer {line.layers[row]}", _LEFT - 5, height + 10, f"label-value {colour}")
+        )
     parts += [_number(x(layer), _BOTTOM, layer) for layer in sorted({1, depth})]
     return _svg("size of the gradient over layers", "layer (1 = input side)", _BOTTOM, parts)
 
@@ -200,8 +202,8 @@ def _tick(y: float, text: str) -> str:
     return f'{line}<text x="{_RIGHT + 8}" y="{y + 4:.1f}">{text}</text>'
 
 
-def _label(text: str, y: float, kind: str) -> str:
-    return f'<text class="{kind}" text-anchor="end" x="{_LEFT - 17}" y="{y:.1f}">{escape(text)}</text>'
+def _label(text: str, x: int, y: float, kind: str) -> str:
+    return f'<text class="{kind}" text-anchor="end" x="{x}" y="{y:.1f}">{escape(text)}</text>'
 
 
 def _number(x: float, bottom: int, number: int) -> str:
