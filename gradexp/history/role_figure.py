@@ -59,7 +59,8 @@ def draw_figure(figure: "Figure", step: Step, quantity: str, label: str = "") ->
         draw_step(axes, step, quantity, label)
     else:
         _draw_panels(figure, step, quantity, found, panels)
-        figure.suptitle(label)
+        if label:
+            figure.suptitle(label)
 
 
 def _panels(found: list[Place]) -> list[_Panel]:
