@@ -4,7 +4,7 @@ import ast
 import re
 
 import pytest
-from pages import PAGES, ROOT, blocks
+from documents import PAGES, ROOT, blocks
 
 import gradexp
 

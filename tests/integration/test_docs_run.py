@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, Block, blocks
+from documents import PAGES, ROOT, Block, blocks
 
 ENVIRONMENT = {
     **os.environ,
