@@ -85,6 +85,7 @@ def test_whatever_is_going_on_the_files_are_complete(
     assert not list(Path("one").rglob("*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 @pytest.mark.parametrize(
     ("launcher", "stage", "statuses"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import few
 from healthy import MODELS, adversaries, trained
 
 from gradexp import measure
@@ -13,10 +14,8 @@ def alarms(case):
     return [str(finding) for finding in findings if finding.severity > 0]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(
-    "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", few(MODELS, 5))
+@pytest.mark.parametrize("seed", few(range(3)))
 def test_healthy_models_raise_no_alarm(name, seed):
     torch.manual_seed(seed)
     case = MODELS[name]()

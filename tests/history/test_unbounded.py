@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import few
 from torch import nn
 from trainings import classes, kinds, mlp, recorded
 
@@ -22,11 +23,13 @@ def unbounded(history):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [
-        lambda p: torch.optim.SGD(p, lr=0.1),
-        lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9),
-        lambda p: torch.optim.Adam(p, lr=3e-3),
-    ],
+    few(
+        [
+            lambda p: torch.optim.SGD(p, lr=0.1),
+            lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9),
+            lambda p: torch.optim.Adam(p, lr=3e-3),
+        ]
+    ),
     ids=["sgd", "momentum", "adam"],
 )
 def test_a_loss_with_the_wrong_sign_is_told_in_place_of_the_learning_rate(optimizer):
@@ -48,6 +51,7 @@ def test_a_negative_mean_square_is_told_with_its_nan():
     assert "diverging" not in kinds(history)
 
 
+@pytest.mark.slow
 def test_a_log_density_and_a_similarity_fall_below_zero_with_bounds():
     def log_density(output, target):
         mean, log_sd = output[:, :1], output[:, 1:]

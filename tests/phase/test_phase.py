@@ -128,9 +128,18 @@ def test_table_is_empty_where_there_is_no_number() -> None:
     assert growing["q_star"] == ""
 
 
+@pytest.mark.parametrize("is_drawn", few([False, True]))  # drawing takes most of the time
 def test_command_writes_pictures_and_numbers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    is_drawn: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def touch(_figure: object, path: Path, _dpi: int) -> Path:
+        for ending in (".png", ".svg"):
+            path.with_name(path.name + ending).write_bytes(b"\x89PNG")
+        return path.with_name(f"{path.name}.png")
+
+    if not is_drawn:
+        monkeypatch.setattr(plotting, "save", touch)
+
     def of_few(names: list[str], lines: np.ndarray, markers: np.ndarray, *further: Any) -> list[WeightScalePoint]:
         return weight_scales(names, lines[::12], markers[::8], *further)
 

@@ -219,9 +219,9 @@ def test_what_to_change_can_be_typed_and_keeps_the_gradient(
 
 def test_the_first_remedy_keeps_the_activation_where_its_weights_can_be_mended() -> None:
     assert chaotic().remedies[0].text == "init=orthogonal sigma_b2=0"
-    assert forecast(tanh(2.5)).remedies[0].text == "init=orthogonal"
+    assert forecast(tanh(2.5, depth=100)).remedies[0].text == "init=orthogonal"
     assert forecast(Config(init=InitConfig("xavier"), depth=10)).remedies[0].text == "init=he"
-    erf = forecast(Config(activation="erf")).remedies[0]
+    erf = forecast(Config(activation="erf", depth=50)).remedies[0]
     # Critical at sigma_w2 = 1 / erf'(0)² = π / 4.
     assert erf.text == f"init=orthogonal init.gain={math.sqrt(math.pi) / 2:.5g}"
 

@@ -242,9 +242,10 @@ def test_every_cure_runs_and_is_named(normalization: str, residual: str) -> None
     assert (f"residual={residual}" in result.building) == (residual != "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    few([{"residual": "zero"}, {"residual": "depth"}, {"residual": "depth", "normalization": "layer"}]),
+    [{"residual": "zero"}, {"residual": "depth"}, {"residual": "depth", "normalization": "layer"}],
     ids=str,
 )
 def test_skip_connections_let_a_deep_relu_network_train(options: dict[str, str]) -> None:
@@ -363,6 +364,7 @@ def test_theory_knows_the_options_of_the_run(options: dict[str, Any]) -> None:
     assert result.comparison.verdict == "agrees", result.comparison
 
 
+@pytest.mark.slow
 def test_clipping_changes_no_profile() -> None:
     plain, clipped = (small(optimizer=OptimizerConfig(clip_norm=clip)).initial for clip in (None, 1e-3))
     assert plain is not None

@@ -297,6 +297,7 @@ def test_two_runs_in_one_folder_are_refused(
     assert len(list(tmp_path.glob("events*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_swept_preset_names_its_jobs_and_options_that_change_no_number_run_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
