@@ -109,8 +109,9 @@ OF_EXPERIMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("preset", "smaller", "jobs"), few([ONE_LINE, *((preset, *small) for preset, small in SWEEPS.items())])
+    ("preset", "smaller", "jobs"), [ONE_LINE, *((preset, *small) for preset, small in SWEEPS.items())]
 )
 def test_every_preset_that_sweeps_runs_small_without_m(
     preset: str, smaller: list[str], jobs: int, monkeypatch: pytest.MonkeyPatch

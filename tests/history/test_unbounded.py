@@ -69,6 +69,7 @@ def test_a_log_density_and_a_similarity_fall_below_zero_with_bounds():
     assert not any(f.kind == "unbounded loss" for step in range(60) for f in history.at(step).findings)
 
 
+@pytest.mark.slow
 def test_the_log_density_of_many_dimensions_is_calm():
     """A scale for each of 64 dimensions of data that are much narrower than the standard normal."""
     model = nn.Sequential(nn.Linear(64, 64, bias=False))

@@ -40,6 +40,7 @@ def status_in(folder: Path) -> str:
     return str(json.loads((folder / "summary.json").read_text())["status"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 @pytest.mark.parametrize(
     ("arguments", "text"),

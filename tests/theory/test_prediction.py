@@ -147,6 +147,7 @@ def test_each_cure_has_its_own_prediction(normalization: str, residual: str, act
     assert (np.abs(off) < allowed).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["xavier"])
 def test_batch_norm_explodes_whatever_the_initialisation(init: str) -> None:
     # Yang et al., 2019: π / (π - 1) per relu layer. The first layer has its own factor, so it is left out.
