@@ -125,7 +125,7 @@ def test_lesson_weight_gradients_are_the_same_in_every_layer(gain: float) -> Non
     assert profile.max() - profile.min() < 1e-9
 
 
-@pytest.mark.parametrize("depth", few([400, 1800, 10_000]))
+@pytest.mark.parametrize("depth", few([400, 1800, 4_000]))
 def test_thousands_of_layers_are_exact_in_summary_and_profile(depth: int) -> None:
     """1.5^1750 is the first power beyond the range of float64."""
     result = lesson(1.5, depth, "float32")
