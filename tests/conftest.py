@@ -23,7 +23,7 @@ def pytest_collection_finish() -> None:
     """Leave what is loaded for all tests out of the collector's walks, which take a tenth of the processor time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(

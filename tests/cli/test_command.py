@@ -181,7 +181,7 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
             (["depth=0"], "depth must be at least 1, got 0"),
             (["init=identity", "init.std=1"], "init 'identity' has no option 'std'; it takes gain"),
         ],
-        6,
+        4,
     ),
 )
 def test_a_mistake_gets_one_or_two_lines(
@@ -282,14 +282,11 @@ def test_a_run_that_is_made_again_leaves_no_picture_and_no_profile_of_the_first(
 
 def test_a_run_is_repeated_from_its_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     call(monkeypatch, *SMALL, "data=gaussian", "hydra.run.dir=first")
-    for _ in range(2):
-        assert call(monkeypatch, "--config-path", str(Path("first/.hydra").resolve())) == 0
-    repeated = list(Path().glob("outputs/*/*"))
-    assert len(repeated) == 2
-    for folder in repeated:
-        assert (folder / "layers.csv").read_text() == Path("first/layers.csv").read_text()
-        assert summary(folder)["config_hash"] == summary(Path("first"))["config_hash"]
-        assert not list(folder.glob("*.log"))
+    assert call(monkeypatch, "--config-path", str(Path("first/.hydra").resolve())) == 0
+    folder = the_run()
+    assert (folder / "layers.csv").read_text() == Path("first/layers.csv").read_text()
+    assert summary(folder)["config_hash"] == summary(Path("first"))["config_hash"]
+    assert not list(folder.glob("*.log"))
 
 
 @pytest.mark.parametrize("encoding", few(["ascii", "utf-8"]))

@@ -74,6 +74,7 @@ def test_embeddings_that_are_all_alike_are_told():
     assert " there; 0.00 for the inputs" in finding.text  # which has no "at project", and no -0.00
 
 
+@pytest.mark.slow
 def test_convolutions_that_collapse_get_a_norm_of_their_own():
     def convolutions(norm):
         layers = [(nn.Conv2d(1, 16, 3, padding=1), nn.Sigmoid())]

@@ -16,7 +16,7 @@ def _same_random_numbers_every_time():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("name", few(MODELS, 3))
+@pytest.mark.parametrize("name", few(MODELS, 2))
 @pytest.mark.parametrize(
     "make", few([lambda p: torch.optim.AdamW(p, 2e-3), lambda p: torch.optim.SGD(p, 0.03, 0.9)]), ids=["AdamW", "SGD"]
 )

@@ -562,7 +562,7 @@ def models():
 MODELS = {name: case for name, *case in models()}
 
 
-@pytest.mark.parametrize("name", few(["attention", "LSTM", "GRU", "decoder"], 2))
+@pytest.mark.parametrize("name", few(["LSTM", "attention", "GRU", "decoder"]))
 def test_an_initialised_model_passes_its_gradient_on_and_learns(name):
     model, loss_fn, batch = MODELS[name]
     initialize(model, "he" if name == "decoder" else "lecun", seed=0)

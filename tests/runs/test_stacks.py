@@ -175,6 +175,7 @@ def test_a_diverged_member_is_frozen_at_its_step_and_touches_no_other() -> None:
         assert torch.equal(diverged.weights[name].isfinite(), own.isfinite())
 
 
+@pytest.mark.slow
 def test_training_stops_when_all_have_diverged() -> None:
     ill = Config(depth=5, width=8, batch_size=8, steps=50, init=InitConfig("normal", std=1e6))
     stages: list[str] = []

@@ -125,11 +125,13 @@ def test_layers_that_are_exactly_0_are_marked() -> None:
     assert line.get_marker() == "o"  # layer 12 alone has a number
 
 
+@pytest.mark.slow
 def test_no_number_format_is_blamed_where_none_fails() -> None:
     result = small(dtype="float64", seeds=3)
     assert legend(profile_picture(result)) == ["measured, mean of 3", "theory ± 2 sd"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     few(

@@ -285,6 +285,7 @@ def test_the_second_of_two_sweeps_in_one_folder_is_refused(
     assert error.startswith(f"another sweep is at work in {tmp_path}; wait")
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

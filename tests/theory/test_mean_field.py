@@ -588,6 +588,7 @@ def test_critical_erf_solves_both_closed_equations() -> None:
     assert sigma_w2 * 2 / math.pi * math.asin(2 * q / (1 + 2 * q)) + 0.05 == pytest.approx(q, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sigma_w2", "sigma_b2", "q"),
     few([("silu", 1.98800468, 0.55514317, 14.32017362), ("gelu", 1.98305826, 0.17292239, None)]),
