@@ -42,6 +42,26 @@ def test_a_loss_with_the_wrong_sign_is_told_in_place_of_the_learning_rate(optimi
     assert all(f.remedy == "" for f in history.verdict().findings if f.kind in ("updates", "nonfinite"))
 
 
+@pytest.mark.parametrize(
+    ("losses", "growth", "is_told"),
+    [
+        ([-float(t**3) for t in range(31)], 1.2, True),
+        ([-float(t**3) for t in range(31)], 1.0, False),  # nothing grows
+        ([0.0] * 10 + [-100.0] * 10 + [-120.0] * 11, 1.2, False),  # ever more slowly
+        ([300.0 - t * t for t in range(31)], 1.2, False),  # not to many times what it was
+    ],
+    ids=["unbounded", "outputs stay", "falls once", "from far above 0"],
+)
+def test_a_loss_is_unbounded_if_it_falls_ever_faster_and_far_while_outputs_grow(losses, growth, is_told):
+    model, steps, given = nn.Linear(2, 2), iter(range(31)), iter(losses)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x = torch.ones(4, 2)
+    history = recorded(
+        model, optimizer, lambda y, _: 0 * y.sum() + next(given), lambda: (x * growth ** next(steps), x), steps=31
+    )
+    assert len(unbounded(history)) == is_told
+
+
 def test_a_negative_mean_square_is_told_with_its_nan():
     model, x = mlp(out=1), torch.randn(64, 16)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
