@@ -47,7 +47,7 @@ def test_a_loss_with_the_wrong_sign_is_told_in_place_of_the_learning_rate(optimi
     [
         ([-float(t**3) for t in range(31)], 1.2, True),
         ([-float(t**3) for t in range(31)], 1.0, False),  # nothing grows
-        ([0.0] * 10 + [-100.0] * 10 + [-120.0] * 11, 1.2, False),  # ever more slowly
+        ([0.0] * 11 + [-100.0] * 10 + [-120.0] * 10, 1.2, False),  # ever more slowly
         ([300.0 - t * t for t in range(31)], 1.2, False),  # not to many times what it was
     ],
     ids=["unbounded", "outputs stay", "falls once", "from far above 0"],

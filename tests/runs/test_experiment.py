@@ -347,8 +347,8 @@ def test_a_run_compares_its_networks_with_theory() -> None:
     "options",
     few(
         [
-            {"activation": "relu", "widths": [60, 40, 80, 50]},
             {"init": InitConfig("mean_field", sigma_w2=1.7), "activation": "tanh", "sigma_b2": 0.2},
+            {"activation": "relu", "widths": [60, 40, 80, 50]},
             {"init": InitConfig("torch_default"), "activation": "tanh", "bias": False},
             {"init": InitConfig("lsuv"), "activation": "tanh"},
             {"activation": "leaky_relu", "negative_slope": 0.4},
