@@ -55,6 +55,7 @@ def names_of_our_own(tree: ast.AST) -> set[str]:
     return functions | {node.attr for node in attributes if is_of_self(node)}
 
 
+@pytest.mark.slow
 def test_private_names_of_other_libraries_are_in_their_files() -> None:
     by_file = trees()
     ours = (OF_PYTHON | OF_MODELS).union(*map(names_of_our_own, by_file.values()))

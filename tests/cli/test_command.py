@@ -289,6 +289,7 @@ def test_a_run_is_repeated_from_its_snapshot(monkeypatch: pytest.MonkeyPatch) ->
     assert not list(folder.glob("*.log"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", few(["ascii", "utf-8"]))
 def test_output_is_plain_text_in_80_columns_when_piped(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, io.TextIOWrapper(io.BytesIO(), encoding) as pipe:

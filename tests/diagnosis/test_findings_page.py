@@ -45,12 +45,14 @@ def patterns(value: ast.expr) -> list[str]:
     return [re.escape(kind) for kind in KINDS]  # a variable holds a word of the verdict
 
 
+@pytest.mark.slow
 def test_every_kind_that_the_code_can_give_is_explained():
     assert {"cut", "dead\\ layer"} <= set(kinds_in_the_code())
     missing = [kind for kind in kinds_in_the_code() if not any(re.fullmatch(kind, head) for head in EXPLAINED)]
     assert missing == []
 
 
+@pytest.mark.slow
 def test_every_kind_that_is_explained_can_be_given():
     known = kinds_in_the_code()
     assert [head for head in EXPLAINED if not any(re.fullmatch(kind, head) for kind in known)] == []

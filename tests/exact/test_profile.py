@@ -893,6 +893,7 @@ def test_the_scale_of_normalised_weights_shifts_the_profile(name, normalization,
         assert history.profile(quantity)[-1] == pytest.approx(base.profile(quantity)[-1], abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["relu"])
 def test_a_residual_network_may_explode_beyond_float64(name):
     """With W = 15 I and a positive stream every block multiplies it by 16, and the gradient too."""

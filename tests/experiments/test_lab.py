@@ -235,6 +235,7 @@ def test_steps_to_a_loss_is_never_for_a_network_that_has_diverged() -> None:
     assert steps_to(diverged, 3) == float("inf")
 
 
+@pytest.mark.slow
 def test_means_are_over_all_networks_of_all_runs() -> None:
     one, two = Lab("lesson", overrides=["depth=5"]).run("init.gain=2"), Lab("lesson").run("init.gain=4", "depth=5")
     assert mean_log_chi([one, two]) == pytest.approx((2 * torch.log(torch.tensor([2.0, 4.0]))).mean().item())

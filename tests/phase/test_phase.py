@@ -63,6 +63,7 @@ def test_edge_is_broken_where_lengths_do_not_converge_to_it() -> None:
     assert theory.MeanField("gelu", w2, b2).chi_1 == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_dots_lie_within_their_standard_error_of_theory() -> None:
     dots = measure_dots("tanh", [(1.0, 0.1), (2.5, 0.05)], width=64, depth=50, seeds=range(16))
     for dot in dots:

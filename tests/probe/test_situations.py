@@ -322,6 +322,7 @@ def test_functional_transforms_are_skipped_and_said_so(transform):
     assert all(found[name] == "hook_missed" for name in hidden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "when"),
     [

@@ -78,6 +78,7 @@ def test_he_trains_thirty_layers(steps: int, optimizer: OptimizerConfig, seeds: 
     assert statistics.median(accuracies) > 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "init",
     few([InitConfig("xavier"), InitConfig("torch_default"), InitConfig("normal", std=0.01)]),
@@ -147,6 +148,7 @@ def small(sinks: Sequence[Any] = (), **options: Any) -> Result:
     return run(Config(**{"depth": 20, "width": 16, "steps": 8, "data": DataConfig("gaussian"), **options}), sinks)
 
 
+@pytest.mark.slow
 def test_recording_does_not_change_training() -> None:
     often, never = small(save_weights=True), small(save_weights=True, record=RecordConfig(every=10**9))
     assert often.weights is not None

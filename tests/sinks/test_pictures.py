@@ -160,6 +160,7 @@ def test_a_run_that_ended_before_it_was_measured_has_no_picture(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".svg")] == []
 
 
+@pytest.mark.slow
 def test_files_are_drawn_if_asked_for(tmp_path: Path) -> None:
     result = small()
     for figures in (False, True):

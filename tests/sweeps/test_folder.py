@@ -277,6 +277,7 @@ def test_a_sweep_that_cannot_work_is_refused_at_once(
     assert not list(tmp_path.glob("new/*_*"))
 
 
+@pytest.mark.slow
 def test_the_second_of_two_sweeps_in_one_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
