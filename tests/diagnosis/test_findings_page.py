@@ -69,7 +69,7 @@ def test_every_link_leads_to_a_heading():
 
 @pytest.mark.parametrize("kind", few(EXPLAINED, 8))
 def test_an_example_has_its_finding_until_it_is_cured(page, kind):
-    assert f"\n```\n{kind}: " in PAGE.partition(f"### {kind}\n")[2]
+    assert f"\n```text\n{kind}: " in PAGE.partition(f"### {kind}\n")[2]
     assert kind in {finding.kind for finding in page.findings(kind)}
     assert kind not in {finding.kind for finding in page.findings(kind, is_cured=True)}
 

@@ -1,51 +1,41 @@
-"""What a page holds, as a browser reads it."""
+"""The pages of the documentation, and the blocks of code in them."""
 
-import base64
-import json
-from html.parser import HTMLParser
-from typing import Any
+import re
+from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 
-EVIL = "</script><img src=x onerror=alert(1)><!--"
-"""A name that would become markup, in an element, an attribute or a script, if it were not escaped."""
-
-
-class Parsed(HTMLParser):
-    """Tags, attributes, texts outside of scripts and styles, and the data of a page.
-
-    Args:
-        text: The page.
-    """
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.words = ""
-        self.data: Any = None
-        self._inside = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        self._inside = "data" if ("id", "data") in attrs else tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "data":
-            self.data = json.loads(data)
-        elif self._inside not in ("script", "style"):
-            self.words += data
+_BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?"
+    r'^```(?P<language>\w*)(?: title="(?P<title>[\w.]+)")?\n(?P<body>.*?)^```$'
+    r"|^<!-- given\n(?P<given>.*?)^-->$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
-def unpacked(line: Any, quantity: str) -> NDArray[np.float64]:
-    """Return the sizes of a line in training, shape ``(step, layer)``; nan where there is no number."""
-    hundredths = np.frombuffer(base64.b64decode(line["course"][quantity]), "<i2").astype(float)
-    hundredths[np.abs(hundredths) > 32766] = np.nan
-    return hundredths.reshape(len(line["steps"]), len(line["courseLayers"])) / 100
+class Block(NamedTuple):
+    """A block of a page: its language, text and line, the file that it is, and why it is not run, if it is not."""
+
+    language: str
+    body: str
+    line: int
+    title: str | None
+    reason: str | None
+
+
+def blocks(page: str) -> list[Block]:
+    """Return the blocks of a page in their order; a comment `given` holds Python that its examples need."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    rest = re.search(r"^<!-- not run from here on: (.+) -->$", text, re.MULTILINE)
+    return [
+        Block(
+            "python" if match["given"] else match["language"],
+            match["given"] or match["body"],
+            text[: match.start()].count("\n") + 1,
+            match["title"],
+            rest[1] if rest and match.start() > rest.start() else match["reason"],
+        )
+        for match in _BLOCK.finditer(text)
+    ]
