@@ -276,9 +276,9 @@ def test_every_experiment_has_preset_module_results_and_picture(name: str) -> No
     assert (CONFIG_DIR / "experiment" / f"{name}.yaml").is_file()
     assert (HERE / f"{name}.py").is_file()
     assert (HERE / "figures" / f"{name}.png").stat().st_size < 250_000
-    readme = (HERE.parent / "README.md").read_text(encoding="utf-8")
-    assert f"`python -m experiments {name}`" in readme
-    assert f"experiments/figures/{name}.png" in readme
+    page = (HERE.parent / "docs" / "papers.md").read_text(encoding="utf-8")
+    assert f"`python -m experiments {name}`" in page
+    assert f"experiments/figures/{name}.png" in page
 
 
 def test_the_published_results_are_of_all_experiments_and_hold() -> None:
