@@ -45,7 +45,8 @@ def main() -> None:
     record.history()
     seconds = time.process_time() - begin
     print(
-        f"{date.today()}, {machine('cpu')}, {options.steps:,} steps of {options.rows} rows, {len(QUANTITIES)} quantities"
+        f"{date.today()}, {machine('cpu')}, {options.steps:,} steps of {options.rows} rows, "
+        f"{len(QUANTITIES)} quantities"
     )
     print(f"one history {seconds:.2f} s; its arrays {arrays / 1e6:.0f} MB, the record {held / 1e6:.0f} MB")
     print(f"at most {most / 1e6:.0f} MB with the record, {most / arrays:.2f} times the arrays")
