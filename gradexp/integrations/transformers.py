@@ -19,7 +19,7 @@ try:
     from transformers.integrations.integration_utils import MLflowCallback
     from transformers.trainer_callback import CallbackHandler
 except ImportError as error:
-    raise ImportError("the callback needs transformers; get it with pip install 'gradexp[transformers]'") from error
+    raise ImportError("the callback needs transformers; get it with pip install transformers accelerate") from error
 
 
 class GradientProbeCallback(ProbeOfTraining, TrainerCallback):

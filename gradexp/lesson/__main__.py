@@ -64,7 +64,7 @@ def _write(path: Path) -> None:
     from gradexp.atomic_write import replacing
     from gradexp.lesson.page import lesson_page
     from gradexp.lesson.trainings import train
-    from gradexp.sinks.progress import Progress
+    from gradexp.runs.progress import Progress
 
     page = lesson_page(train(sinks=[Progress()]))
     with replacing(path) as partial:

@@ -52,7 +52,7 @@ def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
     Raises:
         TypeError: If ``x`` holds no values (see ``has_values``).
 
-    Example:
+    Examples:
         >>> m, e = scaled_norm(torch.full((4,), 1e-300, dtype=torch.float64))  # torch's own float64 norm gives 0
         >>> print(f"{m * 2**e:.3g}")
         2e-300
@@ -76,6 +76,24 @@ def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
         norms = [torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64) for chunk in columns]
         return torch.linalg.vector_norm(torch.stack(norms), dim=0), 0.0
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64), 0.0
+
+
+def norm_on_host(x: Tensor) -> float | None:
+    """Return the norm of an ordinary tensor on the CPU, in the least time; None for any other, which has its own way.
+
+    As ``scaled_norm`` does, it takes squares in float64 of elements that are of a narrower format.
+    """
+    if (
+        type(x) is not Tensor
+        or not x.is_cpu
+        or x.dtype not in _NARROW
+        or x.layout is not torch.strided
+        or x.is_nested
+    ):
+        return None
+    if x.requires_grad and torch.is_grad_enabled():
+        x = x.detach()
+    return _scratch.buffer.norm(x)
 
 
 def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[ScaledNorm]:
@@ -108,7 +126,7 @@ def log10_norm(x: Tensor, networks: int = 1) -> Tensor:
         Shape ``(networks,)``, float64, on the device of ``x``: -inf where every element is exactly 0, nan or
         +inf where an element is not finite.
 
-    Example:
+    Examples:
         >>> round(log10_norm(torch.full((4,), 1e-30)).item(), 6)  # torch's own float32 norm gives 0
         -29.69897
     """
@@ -121,7 +139,7 @@ def log10_norm(x: Tensor, networks: int = 1) -> Tensor:
 def joint_log10_norm(log10_norms: Tensor) -> Tensor:
     """Return log10 of the L2 norm of several parts together: ½ log10 Σ 10^(2 log10_norm), over dimension 0.
 
-    Example:
+    Examples:
         >>> round(joint_log10_norm(torch.tensor([200.4771212547, 200.6020599913]).double()).item(), 4)  # 3e200, 4e200
         200.699
     """

@@ -251,7 +251,10 @@ def parameters_at(places: Iterable[tuple[Callable[[], nn.Module | None], str]]) 
     found: list[nn.Parameter | None] = []
     for reference, name in places:
         module = reference()
-        found.append(None if module is None else module._parameters.get(name))
+        try:
+            found.append(None if module is None else module._parameters[name])
+        except KeyError:
+            found.append(None)
     return found
 
 
@@ -262,18 +265,19 @@ def versions_of(tensors: Iterable[Any]) -> list[int]:
 
 def all_parameters_of(model: nn.Module) -> list[nn.Parameter]:
     """Return each parameter of a model once (torch 0.1). ``parameters()`` is public, but ten times slower."""
-    modules, parameters = {id(model)}, {}
-    waiting = [model]
+    parameters: list[nn.Parameter | None] = []
+    visited: set[int] = set()
+    waiting: list[nn.Module | None] = [model]
     while waiting:
         module = waiting.pop()
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                parameters[id(parameter)] = parameter
-        for child in module._modules.values():
-            if child is not None and id(child) not in modules:
-                modules.add(id(child))
-                waiting.append(child)
-    return list(parameters.values())
+        if module is None:
+            continue
+        if module._parameters:
+            parameters += module._parameters.values()
+        if module._modules and id(module) not in visited:
+            visited.add(id(module))
+            waiting += module._modules.values()
+    return list({id(parameter): parameter for parameter in parameters if parameter is not None}.values())
 
 
 def default_store() -> tuple[int, Any] | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradexp.history.step import STATUSES, Array
-from gradexp.numerics.norms import LOG10_2, ScaledNorm, scaled_norm, scaled_norms
+from gradexp.numerics.norms import LOG10_2, ScaledNorm, norm_on_host, scaled_norm, scaled_norms
 
 TensorSize = tuple[float | Tensor, float | Tensor, int, torch.dtype]
 """One measured tensor: its norm as m and e (see ``scaled_norm``), its elements per network, and its format."""
@@ -26,6 +26,9 @@ _NEPER = 2 * np.log(10)  # times log10 of a norm: natural log of its square
 
 def tensor_size(tensor: Tensor, networks: int) -> TensorSize:
     """Return the size of a tensor, in each network."""
+    norm = norm_on_host(tensor) if networks == 1 else None
+    if norm is not None:
+        return norm, 0.0, tensor.numel(), tensor.dtype
     return *scaled_norm(tensor, networks), tensor.numel() // networks, tensor.dtype
 
 

@@ -53,7 +53,7 @@ class Stepping:
             changes: Row, weight, and its change.
             sizes: Of the changes.
         """
-        if self._gradients is not None and not any(_is_more_than_0(norm) for norm, *_ in sizes):
+        if self._gradients is not None and not any(isinstance(size[0], float) and size[0] for size in sizes):
             is_same = ((x, version(x) == before) for x, before in self._gradients)
             self._left = [has_gradient(x) if same else None for x, same in is_same]
         self._gradients = None
@@ -122,10 +122,6 @@ def _is_zero(rate: object) -> bool:
     if isinstance(rate, Tensor):
         return rate.is_cpu and rate.numel() == 1 and float(rate) == 0
     return isinstance(rate, (int, float)) and rate == 0
-
-
-def _is_more_than_0(norm: float | Tensor) -> bool:
-    return bool(norm) if isinstance(norm, float) else bool(norm.any())
 
 
 def _any(flags: Sequence[Tensor]) -> bool:

@@ -164,12 +164,12 @@ class Weights:
         networks = self._plan.networks
         others = []
         for parameter in parameters:
+            if networks == 1 and id(parameter) in measured:
+                continue
             gradient = parameter.grad
             if gradient is None:
                 if parameter.requires_grad and (id(parameter) in moved or steps_in_backward(parameter)):
                     return
-            elif networks == 1 and id(parameter) in measured:
-                continue
             elif networks > 1 and (not parameter.dim() or parameter.shape[0] % networks):
                 return
             elif id(parameter) not in measured:
