@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed
@@ -48,31 +49,39 @@ class Log:
 
     def hand_on(self) -> None:
         """Hand on all steps that were not yet."""
-        if not _is_first_process():
+        if not self._loggers or not _is_first_process():
             self._count = len(self._record.steps)
         while self._count < len(self._record.steps):
             index = self._count
             self._count += 1
-            history = self._record.history([index])
-            numbers = self._curves.numbers(history)
-            found = self._judge.found(self._record, index, numbers, history.findings[0] if history.findings else ())
-            self._write(self._record.steps[index], numbers, found)
+            with self._warning(self._record.steps[index], "numbers"):
+                history = self._record.history([index])
+                numbers = self._curves.numbers(history)
+                known = history.findings[0] if history.findings else ()
+                self._write(history.steps[0], numbers, self._judge.found(self._record, index, numbers, known))
 
     def tell(self, finding: Finding) -> None:
         """Hand on a finding of the last step, unless that is still to be handed on."""
-        if self._count == len(self._record.steps):
-            self._write(self._record.steps[-1], {}, self._judge.new([finding]))
+        new = self._judge.new([finding]) if self._count == len(self._record.steps) else []
+        if new and _is_first_process():
+            self._write(self._record.steps[-1], {}, new)
 
     def _write(self, step: int, numbers: Mapping[str, float], found: list[Finding]) -> None:
-        for logger in self._loggers if numbers or found else ():
-            try:
+        for logger in self._loggers:
+            with self._warning(step, type(logger).__name__):
                 logger.write(step, numbers, found)
-            except Exception as error:
-                if not self._has_failed:
-                    cause = f"{type(logger).__name__}: {type(error).__name__}: {error}"
-                    text = f"step {step} is in the record, but not in the log: {cause}"
-                    warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    @contextmanager
+    def _warning(self, step: int, where: str) -> Iterator[None]:
+        """Turn the first error into a warning, and no other one into anything."""
+        try:
+            yield
+        except Exception as error:
+            if not self._has_failed:
                 self._has_failed = True
+                cause = f"{where}: {type(error).__name__}: {' '.join(str(error).split())}"
+                text = f"step {step} is in the record, but not in the log: {cause}"
+                warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 class _Judge:

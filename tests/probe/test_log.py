@@ -2,6 +2,7 @@
 
 import math
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from gradexp import GradientProbe
+from gradexp.history.finding import Finding
 from gradexp.history.history import History
-from gradexp.history.live import MOST
+from gradexp.history.live import MOST, LiveCurves
 from gradexp.history.verdict import Verdict
 
 
@@ -195,3 +197,44 @@ def test_judging_is_bounded_however_wild_the_numbers_are(monkeypatch):
     train(network(), lambda step, numbers: None, steps=200, scale=wild)
     assert 8 <= len(judged) <= 8 + 4 + 200 // 40
     assert max(judged) <= 130
+
+
+def test_a_log_that_fails_in_the_optimizers_step_leaves_the_training_as_it_is():
+    def log(step, numbers):
+        raise RuntimeError("gone\nfor good")
+
+    models = network(), network()
+    with pytest.warns(RuntimeWarning, match="FunctionLogger: RuntimeError: gone for good$"):
+        train(models[0], log)
+    train(models[1], None)
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_is_found_of_a_step_that_was_handed_on_follows():
+    seen = []
+
+    def log(step, numbers, *, findings):
+        seen.append((step, findings))
+
+    model = network()
+    with GradientProbe(model, log=log) as probe:
+        model(torch.ones(2, 3)).square().mean().backward()
+        probe.collect(7)
+        probe.add_finding(Finding("clipped", "by hand", severity=1))
+        probe.add_finding(Finding("clipped", "by hand", severity=1))
+    assert [(step, findings) for step, findings in seen if findings] == [(7, ["clipped: by hand"])]
+
+
+def test_a_probe_with_a_log_is_not_kept_alive_by_it():
+    model, seen = network(), []
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = GradientProbe(model, optimizer=sgd, log=lambda step, _: seen.append(step)).attach()
+    gone = weakref.ref(probe)
+    del probe
+    assert gone() is None
+
+
+def test_no_number_is_made_for_no_logger(monkeypatch):
+    monkeypatch.setattr(LiveCurves, "numbers", lambda *_: pytest.fail("made"))
+    assert train(network(), []).history.steps == [0, 1, 2, 3]
