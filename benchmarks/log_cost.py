@@ -106,6 +106,10 @@ def main() -> None:
                     optimizer.zero_grad()
                     times[name].append(time.process_time() - begin)
             gc.collect()
+        if "mlflow" in names:  # while its store is there
+            import mlflow
+
+            mlflow.end_run()
     rows = len(probes["none"].history.names)
     print(f"{machine('cpu')}, {date.today()}: {rows} rows, {options.steps} steps, one thread")
     print(f"{'log':<12} {'mean ms':>8} {'ratio':>6} {'median ms':>10} {'ratio':>6}")
