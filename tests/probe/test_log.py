@@ -238,3 +238,13 @@ def test_a_probe_with_a_log_is_not_kept_alive_by_it():
 def test_no_number_is_made_for_no_logger(monkeypatch):
     monkeypatch.setattr(LiveCurves, "numbers", lambda *_: pytest.fail("made"))
     assert train(network(), []).history.steps == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, [0, 1, 2, 3]), (1, [])])
+def test_of_several_processes_the_first_one_logs(rank, expected, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    train(network(), [lambda step, _: seen.append(step), tmp_path / "curves.csv"])
+    assert seen == expected
+    assert (tmp_path / "curves.csv").exists() == (rank == 0)
