@@ -11,6 +11,7 @@ from typing import Any
 
 from gradexp.choices import ConfigError
 from gradexp.folder_names import folder_name
+from gradexp.runs.summary import UNHASHED
 from gradexp.runs.summary_file import NAME as SUMMARY
 from gradexp.runs.summary_file import read_summary
 
@@ -67,7 +68,7 @@ def find_runs(folder: Path) -> list[Run]:
 def _shared(names: Sequence[str]) -> str:
     """Return the folders that all names begin with."""
     above = [name.rpartition("/")[0] for name in names if name != "."]
-    shared = os.path.commonpath(above) if len(above) == len(names) and all(above) else ""
+    shared = os.path.commonpath(above) if above and all(above) and "." not in names else ""
     return f"{shared}/" if shared else ""
 
 
@@ -92,11 +93,11 @@ def _summary(folder: Path, _changed: int) -> dict[str, Any] | None:
 
 
 def varying_options(runs: Iterable[Run]) -> set[str]:
-    """Return the options that have two or more values among runs, named as they are typed."""
+    """Return the options that change results and have two or more values among runs, named as they are typed."""
     values: dict[str, set[str]] = {}
     for run in runs:
         for key, value in _flat((summary_of(run.folder) or {}).get("config", {})):
-            if value is not None:  # of another scheme
+            if value is not None and key.partition(".")[0] not in UNHASHED:  # None is of another scheme
                 values.setdefault(key, set()).add(json.dumps(value))
     return {key for key, own in values.items() if len(own) > 1}
 
@@ -125,13 +126,16 @@ def colour_groups(names: Iterable[str]) -> str:
 
     These are runs with the same options but for the seed. Where there are more than colours, it is those with the
     same init, or else with the same value of the first option that differs, as hundreds of runs would otherwise share
-    a few colours at random. Where names hold no options it is a run and its theory.
+    a few colours at random. Where names hold no options it is a run and its theory, unless there is no other run to
+    be told from.
 
     Example:
         >>> colour_groups(["0_depth=10,init=he,seed=0", "1_depth=10,init=xavier,seed=0"])
         '^(?=.*(?:^|[/_,])init=([^,/]+))'
     """
     options = [options_of(name) for name in names]
+    if len(options) == 1:
+        return "^(.*)$"
     values = {key: [run.get(key) for run in options] for run in options[:1] for key in run if key != "seed"}
     differ = {key: own for key, own in values.items() if len(set(own)) > 1 and None not in own}
     if not differ:

@@ -28,8 +28,10 @@ const seen = new WeakMap();
 
 const tickTimeSeries = (list) => {
   const [all, ...runs] = list.querySelectorAll("input[type=checkbox]");
+  if (!all) return;
   const before = seen.get(list) || { count: 0, ticked: true };
   let ticked = runs.every((run) => run.checked);
+  all.checked = ticked;
   if (!ticked && before.ticked && runs.length > before.count) {
     all.click();
     ticked = true;
@@ -55,8 +57,15 @@ const greyText = (card) => {
   for (const heading of every("tf-card-heading", card.shadowRoot)) heading.color = GREY;
 };
 
+// Trial IDs, which are the runs' names, are cut to some sixteen letters.
+const widenHparams = (table) => {
+  const [name] = every("vaadin-grid-column", table.shadowRoot);
+  if (name) name.width = "22em";
+};
+
 const look = () => {
   document.querySelectorAll("runs-data-table").forEach(tickTimeSeries);
+  if (location.hash.startsWith("#hparams")) every("tf-hparams-table-view").forEach(widenHparams);
   if (location.hash.startsWith("#text")) {
     every("tf-multi-checkbox").forEach(tickText);
     every("tf-text-loader").forEach(greyText);

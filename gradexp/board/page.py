@@ -25,7 +25,9 @@ _SETTINGS = {
 }
 # Tabs that show what Time Series shows, but each run in another colour.
 _TABS_OUT = ("scalars", "custom_scalars", "images", "histograms", "distributions")
-_VERDICTS = ("Gradient", "Learned")
+# Columns that come first, and those that give way to options. Older runs have the longer names.
+_VERDICTS = ("Gradient", "Learned", "verdict.gradient", "verdict.training")
+_LESS = ("Theory", "verdict.theory")
 
 
 def script(colours: str, runs: str = "") -> str:
@@ -57,23 +59,18 @@ def tabs(listing: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tab for name, tab in listing.items() if name not in _TABS_OUT}
 
 
-def columns(experiment: Mapping[str, Any], varying: set[str]) -> dict[str, Any]:
-    """Return TensorBoard's description of the HParams tab with its columns in the order of what they tell.
+def columns(experiment: Mapping[str, Any], varying: set[str] | None) -> dict[str, Any]:
+    """Return TensorBoard's description of the HParams tab with the columns that tell something, the verdicts first.
 
-    Each run can only say what was typed for itself. TensorBoard shows the first five columns; where the runs are
-    known these are the verdicts and the options that differ.
+    Each run can only say what was typed for itself. TensorBoard shows the first five columns at first.
 
     Args:
         experiment: Reply of TensorBoard's server.
-        varying: Options that differ between the runs.
+        varying: Options that differ between the runs, the only ones that are kept; None if there is one run.
     """
-    infos = experiment.get("hparamInfos", [])
-    names = {info["name"] for info in infos}
-    if not names & set(_VERDICTS):
+    infos = {info["name"]: info for info in experiment.get("hparamInfos", [])}
+    if varying is None or not infos.keys() & set(_VERDICTS):
         return dict(experiment)
-    options = sorted(varying & names)
-    order = [*_VERDICTS, *options[:3], "Theory", *options[3:]]
-    ranks = {name: rank for rank, name in enumerate(order)}
-    told = [{**info, "differs": info["name"] in ranks} for info in infos]
-    told.sort(key=lambda info: ranks.get(info["name"], len(ranks)))
-    return {**experiment, "hparamInfos": told}
+    options = sorted(varying)
+    order = [*_VERDICTS, *options[:3], *_LESS, *options[3:]]
+    return {**experiment, "hparamInfos": [{**infos[name], "differs": True} for name in order if name in infos]}

@@ -61,9 +61,9 @@ class View:
         return FILTER if self._averages and len(averaged) == len(self.runs) else ""
 
     @property
-    def varying(self) -> set[str]:
-        """The options that differ between runs."""
-        return varying_options(self.runs)
+    def varying(self) -> set[str] | None:
+        """The options that differ between runs; None of one run."""
+        return varying_options(self.runs) if len(self.runs) > 1 else None
 
     def look(self) -> None:
         """Bring the links, and the means over seeds, up to what the runs' folders hold now.

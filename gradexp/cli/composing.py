@@ -145,6 +145,8 @@ def run_name(time: str, overrides: Sequence[str]) -> str:
 
 
 _NO_QUOTES = str.maketrans("", "", "'\"")
+# Here, since a worker process may resolve a config as well.
+OmegaConf.register_new_resolver(_RUN_NAME, run_name, replace=True)
 
 
 def store_config(about: Command, scratch: str | None) -> None:
@@ -157,7 +159,6 @@ def store_config(about: Command, scratch: str | None) -> None:
     # from its snapshot. Microseconds give runs that start in the same second folders of their own, and options tell
     # them apart; no job log is kept, since the run writes its own files; and keys that would only lengthen a job's
     # name are left out of it.
-    OmegaConf.register_new_resolver(_RUN_NAME, run_name, replace=True)
     name = f"${{{_RUN_NAME}:${{now:%H-%M-%S-%f}},${{hydra.overrides.task}}}}"
     settings = HydraConf(
         run=RunDir(dir=scratch or f"outputs/${{now:%Y-%m-%d}}/{name}"),

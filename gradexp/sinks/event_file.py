@@ -42,7 +42,7 @@ def read_scalars(folder: Path, tag: str) -> dict[int, float]:
 
 
 def read_all_scalars(folder: Path, prefixes: tuple[str, ...]) -> dict[str, dict[int, float]]:
-    """Return step -> value, by tag, of the scalars whose tags begin with one of some prefixes; see ``read_scalars``."""
+    """Return step -> value, by tag, of the scalars whose tags begin with one of some prefixes."""
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto import event_pb2
 

@@ -22,8 +22,8 @@ METRICS = "summary/"
 """Under this prefix a run's numbers are scalars, since a metric of the HParams tab is the name of a scalar."""
 
 _FIRST_METRICS = ("log_chi", "log10_first_over_last", "verdict_code", "loss_last", "test_accuracy")
-# What a verdict is of -> its column. TensorBoard shows five columns and five metrics unless told otherwise: those that
-# are said to differ first, by name, and capitals come before all options.
+# What a verdict is of -> its column. TensorBoard shows five columns and five metrics unless told otherwise: those
+# that are said to differ first, by name, and capitals come before all options.
 VERDICTS = {"gradient": "Gradient", "training": "Learned", "theory": "Theory"}
 
 

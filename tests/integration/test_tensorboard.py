@@ -40,7 +40,7 @@ RUNS = {
 }
 
 
-WITH_THEORY = ("he", "he/theory", "he/theory/lower", "he/theory/upper")
+WITH_THEORY = ("he", "he/theory")
 
 
 def measure(folder: Path, *overrides: str) -> None:
@@ -147,15 +147,13 @@ def test_time_series_shows_four_different_lines_over_layers(
     keep(browser, tmp_path, "tensorboard_four_inits.png")
 
 
-def test_theory_and_its_band_are_drawn_into_the_card_of_the_measurement(
+def test_theory_is_drawn_into_the_card_of_the_measurement(
     browser: webdriver.Chrome, address_with_theory: str, tmp_path: Path
 ) -> None:
     starts = open_profile(browser, address_with_theory, WITH_THEORY)
     WebDriverWait(browser, LIMIT).until(lambda _: len(starts()) == len(WITH_THEORY))
-    upper, *middle, lower = starts()  # from the top, at layer 1
-    assert min(middle) - upper > 20
-    assert lower - max(middle) > 20
-    assert abs(middle[0] - middle[1]) < 0.3 * (lower - upper)
+    # At layer 1 they are 0.1 powers of ten apart, of the 0.6 that the chart is high.
+    assert abs(np.diff(starts())) < 100
     keep(browser, tmp_path, "tensorboard_theory.png")
 
 
