@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 def test_every_file_that_is_linked_exists() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("http", "#"))]
-    assert "docs/tensorboard_images.png" in links
+    assert "docs/tensorboard.png" in links
     assert [link for link in links if not (ROOT / link.partition("#")[0]).exists()] == []
 
 

@@ -11,6 +11,7 @@ from scipy.ndimage import label
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from test_board_in_browser import board, rows, tab, wait
 from test_tensorboard import browser, keep, pytestmark
 
@@ -89,5 +90,6 @@ def test_a_sweep_over_seeds_shows_mean_and_band_first_and_then_each_seed(browser
         keep(browser, tmp_path, "board_of_seeds.png")
         filter_box = browser.find_element(By.CSS_SELECTOR, "runs-data-table input[placeholder^='Filter']")
         assert filter_box.get_property("value") == "seeds/mean"
-        browser.execute_script("arguments[0].value = ''; arguments[0].dispatchEvent(new Event('input'))", filter_box)
+        filter_box.send_keys(Keys.CONTROL, "a")
+        filter_box.send_keys(Keys.DELETE)
         wait(browser).until(lambda _: rows(browser).keys() == {*jobs, *lines})
