@@ -60,7 +60,7 @@ const greyText = (card) => {
 // Trial IDs, which are the runs' names, are cut to some sixteen letters.
 const widenHparams = (table) => {
   const [name] = every("vaadin-grid-column", table.shadowRoot);
-  if (name) name.width = "22em";
+  if (name) name.width = "18em";
 };
 
 const look = () => {

@@ -58,7 +58,8 @@ class View:
     def filter(self) -> str:
         """A regular expression of the lines that are drawn at first: the means, if all runs are in one; else all."""
         averaged = {name for runs in self.means.values() for name in runs}
-        return FILTER if self._averages and len(averaged) == len(self.runs) else ""
+        are_written = bool(self.means) and self.means.keys() == self._averages.keys()
+        return FILTER if are_written and len(averaged) == len(self.runs) else ""
 
     @property
     def varying(self) -> set[str] | None:
@@ -161,7 +162,8 @@ class _Averages:
             for tag, values in tags.items():
                 new[tag] = values.keys() - self._written.get(tag, set())
                 for step in new[tag]:
-                    points.setdefault(step, {})[tag] = values[step]
+                    if math.isfinite(values[step]):
+                        points.setdefault(step, {})[tag] = values[step]
             if name not in self.files:
                 self.files[name] = EventFile(self.folder / name)
             file = self.files[name]

@@ -125,15 +125,15 @@ def keep(browser: webdriver.Chrome, tmp_path: Path, name: str) -> None:
     assert browser.save_screenshot(str(Path(os.environ.get("GRADEXP_SCREENSHOTS", tmp_path)) / name))
 
 
-def line_heights(picture: bytes) -> dict[tuple[int, int, int], float]:
-    """Return where each coloured line of a chart starts, in pixels from the top, by colour."""
+def line_heights(picture: bytes, least: int = 500) -> dict[tuple[int, int, int], float]:
+    """Return where each coloured line of a chart starts, in pixels from the top, by colour, if it has enough dots."""
     with Image.open(io.BytesIO(picture)) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     coloured = np.ptp(pixels, axis=2) > 25
     starts = {}
     for colour, count in Counter(map(tuple, pixels[coloured])).items():
         rows, columns = np.nonzero((pixels == colour).all(axis=2))
-        if count > 500 and np.ptp(columns) > 200:  # a line across the chart, not its soft edge
+        if count > least and np.ptp(columns) > 200:  # a line across the chart, not its soft edge
             starts[colour] = rows[columns < columns.min() + 10].mean()
     return starts
 
