@@ -358,7 +358,7 @@ def test_a_run_that_is_made_again_replaces_its_event_files(tmp_path):
     run = with_theory()
     run.training.losses[:] = [4.0]
     play(TensorBoard(tmp_path), run)
-    assert len([*tmp_path.rglob("events.*")]) == 4
+    assert len([*tmp_path.rglob("events.*")]) == 2
     assert scalars(tmp_path)["train/loss"] == [(0, 4.0)]
 
 
