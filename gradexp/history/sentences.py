@@ -19,3 +19,18 @@ def number(value: float) -> str:
     if 1000 <= abs(value) < 1e6:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.3g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things.
+
+    Example:
+        >>> counted(1, "step"), counted(0, "step")
+        ('1 step', '0 steps')
+    """
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Return a text, or the beginning of one that is long."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,11 +1,14 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from pages import EVIL, Parsed
 
 from gradexp import MLP, exact_profile, initialize
 from gradexp.config import Config, InitConfig, OptimizerConfig, VerdictConfig
+from gradexp.history.finding import Finding
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES
 from gradexp.history.verdict import Verdict, gradient_verdict
@@ -283,3 +286,19 @@ def measured_relu():
     mlp = MLP([8] * 6, "relu", dtype=torch.float64)
     initialize(mlp, "he", seed=1)
     return exact_profile(mlp, torch.ones(2, 8, dtype=torch.float64))
+
+
+def test_a_verdict_is_shown_in_words_and_as_html() -> None:
+    findings = (Finding("cut", f"{EVIL} by detach()", ("<b>",), f"remove {EVIL}", 3), Finding("updates", "too small"))
+    verdict = Verdict("dead", "stuck", "agrees", f"cut: {EVIL} by detach()", findings)
+    assert repr(verdict).splitlines() == [
+        "Verdict(gradient: dead, training: stuck, theory: agrees)",
+        f"cut: {EVIL} by detach()",
+        "findings: cut, updates",
+    ]
+    page = Parsed(verdict._repr_html_())
+    for text in ("✕ dead", "– stuck", "✓ theory agrees", EVIL, f"remove {EVIL}", "too small"):
+        assert text in page.words
+    assert not {"img", "script", "b"} & set(page.tags)
+    assert len(repr(replace(verdict, text="word " * 1000, findings=findings * 100))) < 800
+    assert repr(Verdict("stable")) == "Verdict(gradient: stable, training: none, theory: unavailable)"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cases import few
+from pages import Parsed
 
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.choices import INIT_OPTIONS, ConfigError
@@ -401,3 +402,16 @@ def test_networks_that_die_are_called_dead_and_not_vanishing() -> None:
     assert found.prediction.dead_probability == pytest.approx(1 - 2.0**-19)
     assert found.verdict.gradient == "dead"
     assert forecast(Config(width=128, depth=20)).verdict.gradient == "stable"
+
+
+def test_a_forecast_is_shown_in_words_and_beside_its_cures() -> None:
+    shown = forecast(Config(depth=30, activation="sigmoid"))
+    title, verdict, *cures = repr(shown).splitlines()
+    assert title == "Forecast(he: 30 sigmoid layers)"
+    assert verdict == shown.verdict.text
+    assert cures[0] == f"try {shown.remedies[0].text}: {shown.remedies[0].reason}"
+    assert len(repr(shown)) < 1000
+    page = Parsed(shown._repr_html_())
+    for text in ("↘ vanishing", "he: 30 sigmoid layers", shown.remedies[0].text, "All 30 layers"):
+        assert text in page.words
+    assert shown._repr_html_().count('class="label-name') == 1 + len(shown.remedies)

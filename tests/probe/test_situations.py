@@ -881,7 +881,9 @@ def test_a_step_without_a_label_is_numbered():
             probe.collect()
     assert probe.history.steps == [0, 2, 4]
     assert repr(probe) == "GradientProbe(4 modules, 3 steps recorded, not attached)"
-    assert repr(probe.history) == "History(3 steps, 1 networks, 4 layers: output, output_grad, weight_grad)"
+    counts, verdict = repr(probe.history).splitlines()
+    assert counts == "History(3 steps, 1 network, 4 layers: output, output_grad, weight_grad)"
+    assert verdict == probe.history.verdict().text
 
 
 def test_parallel_copies_on_other_devices_are_refused():

@@ -13,9 +13,10 @@ from gradexp.config import Config, DataConfig, InitConfig
 from gradexp.runs import run
 from gradexp.runs.result import Result
 from gradexp.runs.training import Training
+from gradexp.runs.wording import init_name
 from gradexp.sinks.event_file import event_files, read_scalars
 from gradexp.sinks.files import Files
-from gradexp.sinks.page import PageFile, init_name
+from gradexp.sinks.page import PageFile
 from gradexp.sinks.tensorboard import TensorBoard
 from gradexp.sweeps.report import report
 

@@ -22,6 +22,7 @@ from gradexp.config import Config
 from gradexp.history.history import History
 from gradexp.history.step import QUANTITIES, STATUSES
 from gradexp.history.verdict import Verdict
+from gradexp.runs.progress import progress_bar
 from gradexp.runs.result import Result
 from gradexp.runs.summary import summary
 from gradexp.runs.training import Training
@@ -29,7 +30,6 @@ from gradexp.sinks import files, tensorboard
 from gradexp.sinks.console import Console, sparkline
 from gradexp.sinks.files import Files
 from gradexp.sinks.lines import range_lines
-from gradexp.sinks.progress import progress_bar
 from gradexp.sinks.tensorboard import TensorBoard
 
 NAN = math.nan

@@ -38,7 +38,7 @@ def test_the_page_escapes_what_it_is_given(tmp_path: Path) -> None:
     leave(sweep, "0_a<script>&\"'#?%", Config(seed=0), ["seed=0"], status="failed", error=evil)
     leave(sweep, "1_x", Config(seed=1), ["seed=1", f"data.path={evil.replace('/', '')}"])
     text = write_page(compare(sweep), {}).read_text(encoding="utf-8")
-    assert text.count("<script") == text.count("</script>") == 4  # the page's own and its data
+    assert text.count("<script") == text.count("</script>") == 5  # the page's own and its data
     assert "&lt;script&gt;alert(1)" in text
     assert 'href="./0_a%3Cscript%3E%26%22%27%23%3F%25/"' in text
 
