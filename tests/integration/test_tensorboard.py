@@ -169,9 +169,15 @@ def open_profile(browser: webdriver.Chrome, address: str, runs: Iterable[str]) -
     # TensorBoard cuts runs that lie far from the others off the chart unless told not to.
     browser.find_element(By.XPATH, "//label[contains(., 'Ignore outliers')]").click()
     browser.find_element(By.CSS_SELECTOR, "card-view button[aria-label='Toggle full size mode']").click()
-    return lambda: sorted(
-        line_heights(browser.find_element(By.CSS_SELECTOR, "line-chart").screenshot_as_png).values()
-    )
+    buttons = browser.find_elements(By.CSS_SELECTOR, "tb-data-table-content-row button")
+    styles = [button.value_of_css_property("background-color") for button in buttons]
+    swatches = {tuple(map(int, re.findall(r"\d+", style)[:3])) for style in styles}
+
+    def starts() -> list[float]:
+        found = line_heights(browser.find_element(By.CSS_SELECTOR, "line-chart").screenshot_as_png, least=200)
+        return sorted(found[colour] for colour in found.keys() & swatches)
+
+    return starts
 
 
 def test_step_axis_is_the_layer(address: str) -> None:
