@@ -10,7 +10,7 @@ _ODD = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f-\x9f]')
 def folder_name(text: str) -> str:
     """Return a text as the name of one folder: without slashes and the like, and of at most 120 bytes.
 
-    Example:
+    Examples:
         >>> folder_name("init=he,data.path=my/own file.npz")
         'init=he,data.path=my-own file.npz'
     """

@@ -114,7 +114,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def options_of(name: str) -> dict[str, str]:
     """Return the options in a run's name.
 
-    Example:
+    Examples:
         >>> options_of("0_depth=10,init=he")
         {'depth': '10', 'init': 'he'}
     """
@@ -129,7 +129,7 @@ def colour_groups(names: Iterable[str]) -> str:
     a few colours at random. Where names hold no options it is a run and its theory, unless there is no other run to
     be told from.
 
-    Example:
+    Examples:
         >>> colour_groups(["0_depth=10,init=he,seed=0", "1_depth=10,init=xavier,seed=0"])
         '^(?=.*(?:^|[/_,])init=([^,/]+))'
     """

@@ -19,7 +19,7 @@ _SEED = re.compile(r"(?:^|,)seed=(\d+)(?=,|$)")
 def settings(names: Iterable[str]) -> dict[str, list[str]]:
     """Return the runs that differ in their seed only, where there are several, by the name of their means' folder.
 
-    Example:
+    Examples:
         >>> settings(["0_init=he,seed=0", "1_init=he,seed=1", "2_init=xavier,seed=0"])
         {'init=he/2 seeds': ['0_init=he,seed=0', '1_init=he,seed=1']}
     """

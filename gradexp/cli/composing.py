@@ -115,7 +115,7 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
         CompactHydraException: For an unknown choice, or an override that cannot be read.
         OmegaConfBaseException: For an unknown key or a wrong type.
 
-    Example:
+    Examples:
         >>> [(config.init.name, config.depth) for config in compose(["init=he,xavier", "depth=10"])]
         [('he', 10), ('xavier', 10)]
     """
@@ -135,7 +135,7 @@ _UNNAMED = ("quiet", "device", "threads")  # they change nothing that is compute
 def run_name(time: str, overrides: Sequence[str]) -> str:
     """Return the name of a run's folder: when it began, and the options that were typed, in their order.
 
-    Example:
+    Examples:
         >>> run_name("21-16-01-015112", ["init=he", "depth=150", "quiet=true"])
         '21-16-01-015112_init=he,depth=150'
     """

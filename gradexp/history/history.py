@@ -302,7 +302,7 @@ class History:
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError("to_dataframe needs pandas; install it with pip install 'gradexp[pandas]'") from error
+            raise ImportError("to_dataframe needs pandas; install it with pip install pandas") from error
         frame = pd.DataFrame(self._rows(), columns=list(COLUMNS))
         for quantity, values in self.log10.items():
             if f"log10_{quantity}" not in COLUMNS:
@@ -346,7 +346,7 @@ class History:
         Raises:
             ValueError: If it was not recorded.
 
-        Example:
+        Examples:
             >>> figure, axes = plt.subplots()  # doctest: +SKIP
             >>> for name in ("he", "xavier"):  # doctest: +SKIP
             ...     measure(initialize(model, name), loss_fn, batch).plot(ax=axes, label=name)
@@ -379,7 +379,7 @@ class History:
             ValueError: If nothing is recorded yet.
             OSError: If it cannot be written.
 
-        Example:
+        Examples:
             >>> history = measure(model, loss_fn, batch)  # doctest: +SKIP
             >>> history.to_html("report.html", "my model")  # doctest: +SKIP
         """

@@ -12,7 +12,7 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 def number(value: float) -> str:
     """Return three digits of a number, large ones up to a million as ``24,300``.
 
-    Example:
+    Examples:
         >>> number(24312.0), number(0.09804), number(2.5e11)
         ('24,300', '0.098', '2.5e+11')
     """
@@ -24,7 +24,7 @@ def number(value: float) -> str:
 def counted(count: int, noun: str) -> str:
     """Return a number of things.
 
-    Example:
+    Examples:
         >>> counted(1, "step"), counted(0, "step")
         ('1 step', '0 steps')
     """

@@ -97,7 +97,7 @@ def laws_data() -> dict[str, Any]:
 def factor_that_loses(decades: float) -> float:
     """Return the λ at which the gradient loses so many powers of ten on its way through 150 layers of λ I.
 
-    Example:
+    Examples:
         >>> round(factor_that_loses(10), 3)
         0.857
     """
@@ -111,7 +111,7 @@ def _options(names: Mapping[str, str]) -> str:
 def _short(value: float) -> str:
     """Return a number as a fraction of small numbers.
 
-    Example:
+    Examples:
         >>> _short(1 / 3), _short(2.0)
         ('1/3', '2')
     """

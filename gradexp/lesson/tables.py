@@ -14,7 +14,7 @@ FORMATS = ("float32", "float16", "bfloat16")
 def written(value: Fraction | float) -> str:
     """Return a number in four to five digits, in HTML; 0 and inf stay words of their own.
 
-    Example:
+    Examples:
         >>> written(Fraction("1.5") ** 150), written(Fraction("3.375")), written(0.0)
         ('2.592 · 10<sup>26</sup>', '3.375', '0')
     """

@@ -52,7 +52,7 @@ def document(
 def as_json(data: Any) -> str:
     r"""Return data as JSON in which nothing can end the script that holds it: ``<`` is written as an escape.
 
-    Example:
+    Examples:
         >>> as_json({"name": "</script>"})
         '{"name":"\\u003c/script>"}'
     """

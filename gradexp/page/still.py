@@ -142,7 +142,7 @@ def _power(size: float) -> str:
 def _apart(heights: list[float]) -> list[float]:
     """Return heights from top to bottom moved so that each has room for its label, and none is below the axis.
 
-    Example:
+    Examples:
         >>> _apart([20.0, 25.0, 290.0])
         [20.0, 50.0, 275.0]
     """

@@ -88,7 +88,7 @@ def forecast(config: Config) -> Forecast:
     Raises:
         ConfigError: If an option cannot work.
 
-    Example:
+    Examples:
         >>> from gradexp.config import InitConfig
         >>> sigmoid = forecast(Config(activation="sigmoid", init=InitConfig("xavier")))
         >>> sigmoid.verdict.gradient, sigmoid.remedies[0].text

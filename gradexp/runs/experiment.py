@@ -33,7 +33,7 @@ def run(
         ConfigError: If an option cannot work with the data or the device.
         KeyboardInterrupt: Passed on once the sinks hold what there is, with status ``interrupted``.
 
-    Example:
+    Examples:
         >>> result = run(Config(depth=10, width=16, steps=5))
         >>> result.verdict.gradient
         'stable'

@@ -91,7 +91,7 @@ def problem(config: Config, prediction: Prediction, is_strict: bool = False) -> 
         prediction: Its prediction.
         is_strict: Whether to keep a distance from the limits, as a remedy must.
 
-    Example:
+    Examples:
         >>> relu, x = Config(), torch.ones(1, 64, dtype=torch.float64)
         >>> from gradexp.runs.prediction import predict_run
         >>> problem(relu, predict_run(relu, x, outputs=10))
@@ -256,7 +256,7 @@ def command_with(overrides: Sequence[str], remedy: str) -> str:
         overrides: The options of the run, as typed.
         remedy: The options of the remedy, as typed.
 
-    Example:
+    Examples:
         >>> command_with(["depth=100", "init=normal", "init.std=0.1"], "init=orthogonal activation=tanh")
         'python -m gradexp.run depth=100 init=orthogonal activation=tanh'
     """

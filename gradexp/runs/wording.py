@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # importing it would load torch
 def init_name(init: Mapping[str, Any]) -> str:
     """Return an initialisation with those of its options that are not as usual.
 
-    Example:
+    Examples:
         >>> init_name({"name": "normal", "gain": 1.0, "std": 0.06})
         'normal, std 0.06'
     """

@@ -218,7 +218,7 @@ def sparkline(
         blocks: Eight characters, from low to high.
         beside: Values that share the scale.
 
-    Example:
+    Examples:
         >>> sparkline(np.array([0.0, -1.0, -2.0, np.nan]))
         '█▅▁?'
     """

@@ -78,7 +78,7 @@ def hparams(result: Result, name: str = "") -> "list[Summary]":
 def options(config: Config) -> dict[str, Any]:
     """Return every option that determines the numbers, as on a command line: the same keys in every run.
 
-    Example:
+    Examples:
         >>> values = options(Config())
         >>> values["init"], values["init.gain"], values["init.std"]
         ('he', 1.0, None)

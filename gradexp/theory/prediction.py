@@ -178,7 +178,7 @@ def predict(
     Raises:
         ValueError: If a variance is negative, a width or depth below 1, or the activation not elementwise.
 
-    Example:
+    Examples:
         >>> prediction = predict("relu", sigma_w2=2.0, width=100, depth=101)
         >>> round(prediction.log_chi, 4), round(prediction.log_chi_sd, 4)  # about -5 / 2n and √(5 / n L)
         (-0.0254, 0.0228)

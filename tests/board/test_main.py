@@ -56,15 +56,17 @@ def test_it_serves_every_layer_on_a_free_port_and_ends_with_ctrl_c(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a server that has just ended
-        with suppress(OSError):  # it is taken by somebody else, which will do
+        is_held = False
+        with suppress(OSError):  # it is taken by somebody else, who may give it back meanwhile
             taken.bind(("127.0.0.1", 6006))
             taken.listen()
+            is_held = True
         with started(str(runs)) as (process, said):
             assert said[0] == f"showing   {runs} (1 run)\n"
             assert said[2] == "stop      Ctrl-C\n"
             address = re.fullmatch(r"look      (http://127\.0\.0\.1:(\d+)/)\n", said[1])
             assert address is not None
-            assert address[2] != "6006"
+            assert address[2] != "6006" or not is_held
             tag = quote("profile/log10_output_grad")
             curve = f"{address[1]}data/plugin/scalars/scalars?run=deep&tag={tag}"
             until(lambda: _points(curve) >= DEPTH, process)  # it reads the files in a thread
