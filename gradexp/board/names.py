@@ -9,11 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gradexp.choices import ConfigError
 from gradexp.folder_names import folder_name
 from gradexp.runs.summary import UNHASHED
 from gradexp.runs.summary_file import NAME as SUMMARY
-from gradexp.runs.summary_file import read_summary
 
 # Runs of the run above them: its theory, and profiles of some steps of its training. Older runs have a band as well.
 _SUBRUN = re.compile(r"(.*)/(theory|theory/lower|theory/upper|step_\d+)")
@@ -75,31 +73,39 @@ def _shared(names: Sequence[str]) -> str:
 def _said(run: Run, name: str) -> str:
     if not _TIME.fullmatch(run.folder.name):
         return name
-    options = ",".join((summary_of(run.folder) or {}).get("overrides", []))
+    overrides = _summary(run.folder).get("overrides")
+    options = ",".join(map(str, overrides)) if isinstance(overrides, list) else ""
     return f"{name}_{folder_name(options)}" if options else name
 
 
-def summary_of(folder: Path) -> dict[str, Any] | None:
-    """Return what the summary.json of a run holds; None if there is none, or none that this version can read."""
+def _summary(folder: Path) -> dict[str, Any]:
+    """Return what the summary.json of a run holds, whichever version wrote it; nothing if it cannot be read."""
+    path = folder / SUMMARY
     try:
-        return _summary(folder, (folder / SUMMARY).stat().st_mtime_ns)
-    except (ConfigError, OSError):
-        return None
+        return _read(path, path.stat().st_mtime_ns) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 @lru_cache(maxsize=10_000)  # the board looks again every few seconds
-def _summary(folder: Path, _changed: int) -> dict[str, Any] | None:
-    return read_summary(folder)
+def _read(path: Path, _changed: int) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
 
 
-def varying_options(runs: Iterable[Run]) -> set[str]:
-    """Return the options that change results and have two or more values among runs, named as they are typed."""
+def varying_options(runs: Iterable[Run]) -> set[str] | None:
+    """Return the options that change results and have two or more values among runs, named as they are typed.
+
+    Returns:
+        None if the options of fewer than two runs are known.
+    """
     values: dict[str, set[str]] = {}
-    for run in runs:
-        for key, value in _flat((summary_of(run.folder) or {}).get("config", {})):
+    known = [config for run in runs if isinstance(config := _summary(run.folder).get("config"), dict)]
+    for config in known:
+        for key, value in _flat(config):
             if value is not None and key.partition(".")[0] not in UNHASHED:  # None is of another scheme
                 values.setdefault(key, set()).add(json.dumps(value))
-    return {key for key, own in values.items() if len(own) > 1}
+    return {key for key, own in values.items() if len(own) > 1} if len(known) > 1 else None
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

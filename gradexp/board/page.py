@@ -66,7 +66,7 @@ def columns(experiment: Mapping[str, Any], varying: set[str] | None) -> dict[str
 
     Args:
         experiment: Reply of TensorBoard's server.
-        varying: Options that differ between the runs, the only ones that are kept; None if there is one run.
+        varying: Options that differ between the runs, the only ones that are kept; None if that is not known.
     """
     infos = {info["name"]: info for info in experiment.get("hparamInfos", [])}
     if varying is None or not infos.keys() & set(_VERDICTS):

@@ -63,8 +63,8 @@ class View:
 
     @property
     def varying(self) -> set[str] | None:
-        """The options that differ between runs; None of one run."""
-        return varying_options(self.runs) if len(self.runs) > 1 else None
+        """The options that differ between runs; None if that is not known, as of one run."""
+        return varying_options(self.runs)
 
     def look(self) -> None:
         """Bring the links, and the means over seeds, up to what the runs' folders hold now.
