@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gradexp.history.slope import factor, is_kept, times
 from gradexp.history.step import STATUSES, Step
 
 
@@ -33,17 +34,19 @@ def judge_ends(step: Step, decades: float) -> tuple[str, str]:
     return outcome, f"{_slope(ratio, *ends)}{_unusual(step, decades)}"
 
 
+_LITTLE = 0.5  # powers of ten that do not matter, over all layers
+
+
 def _slope(ratio: float, first: int, last: int) -> str:
-    rounded = round(ratio, 1) + 0.0  # no -0.0
-    change = f"{'shrinks' if ratio < 0 else 'grows'} x{_factor(ratio / (last - first))} per layer"
+    rate = ratio / (last - first)
+    if is_kept(rate) and abs(ratio) < _LITTLE:
+        return f"the gradient keeps its size ({times(ratio)} over {last - first + 1} layers)"
+    if ratio < 0:
+        left = f"{100 * 10**rate:.3g} %" if rate > -4 else factor(rate)
+        return f"from layer to layer {left} of the gradient is left: {factor(ratio)} of it reaches layer {first}"
     return (
-        f"towards the input the output gradient {change if rounded else 'keeps its size'}, "
-        f"10^{rounded:+.1f} from layer {last} to layer {first}"
+        f"from layer to layer the gradient grows {times(rate)}: it is {factor(ratio)} times as large at layer {first}"
     )
-
-
-def _factor(log10: float) -> str:
-    return f"{10**log10:.3g}" if abs(log10) < 4 else f"10^{log10:.1f}"
 
 
 def _shrunk_to_zero(step: Step) -> tuple[tuple[int, int], float] | None:

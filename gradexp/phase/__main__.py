@@ -142,9 +142,9 @@ def _progress(console: "Console", activity: str) -> "Iterator[Progress | None]":
     if not console.is_terminal:
         yield None
         return
-    from gradexp.sinks.progress import progress_bar  # loads rich
+    from gradexp.sinks.bar import Bar  # loads rich
 
-    with progress_bar(console) as bar:
+    with Bar(console) as bar:
         task = bar.add_task(activity, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
