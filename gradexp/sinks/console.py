@@ -74,7 +74,6 @@ class Console:
         if self.quiet:
             return
         if result.initial is not None:
-            self.console.print()
             self.console.print(self._profiles(result))
             for line in self._facts(result):
                 self._paragraph(line)
@@ -86,7 +85,7 @@ class Console:
         """Return the profile at initialisation, theory where it differs, and the gradient that training saw last."""
         initial, training = result.initial, result.gradients
         assert initial is not None
-        table = ProfileTable(initial.depth, self.console)
+        table = ProfileTable(initial.depth, self.console, "at initialisation")
         trained = training.profile("output_grad") if training is not None and training.steps else None
         for quantity, label in _LABELS.items():
             profile, predicted = initial.profile(quantity), initial.theory.get(f"log10_{quantity}")
@@ -105,8 +104,6 @@ class Console:
         """Yield a line for each number that the verdict rests on."""
         initial = result.initial
         assert initial is not None
-        networks = f"{len(initial.seeds)} networks" if len(initial.seeds) > 1 else "1 network"
-        yield f"profile   exact, at initialisation: {result.config.batch_size} samples, {networks}"
         yield from slope_lines(initial.at())
         yield from theory_lines(result)
         dead = float(np.mean(initial.dead_fraction)) if initial.dead_fraction is not None else 0.0

@@ -12,7 +12,7 @@ from gradexp.runs.summary import metrics
 from gradexp.sinks.badges import coloured
 
 _NUMBER, _NARROW = 3, 72
-_OPTIONS = 16  # letters that they have room for at least
+_OPTIONS = 12  # letters that they have room for at least
 
 
 def job_line(name: str, content: Mapping[str, Any], width: int = 80) -> Text:
@@ -21,16 +21,18 @@ def job_line(name: str, content: Mapping[str, Any], width: int = 80) -> Text:
     Args:
         name: Name of its folder, which holds its number and the options in which it differs from others.
         content: Content of its summary.json.
-        width: Characters of the line; in a narrow one the time is left out.
+        width: Characters of the line; a narrow one is without the time.
     """
     numbers = metrics(content)
     slope, loss = numbers["log_chi"], numbers["loss_last"]
     number, options = _number_and_options(name, content["overrides"])
     end = [
         f"{'' if slope is None else f'{_factor(slope)}/layer':>11}",
-        f"loss {'-' if loss is None else _fixed(loss):>5}",
+        f"{'-' if loss is None else _fixed(loss):>5}",
     ]
-    end += [f"{_seconds(numbers['seconds'] or 0.0):>5}"] if width >= _NARROW else []
+    if width >= _NARROW:
+        end[-1] = f"loss {end[-1]}"
+        end.append(f"{_seconds(numbers['seconds'] or 0.0):>5}")
     words = [coloured(str(numbers["gradient"]), 9), coloured(str(numbers["training"]), 8)]
     taken = _NUMBER + 2 + sum(2 + len(part) for part in [*end, *(word.plain for word in words)])
     room = max(_OPTIONS, width - taken)

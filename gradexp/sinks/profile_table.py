@@ -35,11 +35,13 @@ class ProfileTable:
     Args:
         depth: Number of layers.
         console: The terminal that the table is printed to.
+        title: What the rows have in common.
     """
 
-    def __init__(self, depth: int, console: Console) -> None:
+    def __init__(self, depth: int, console: Console, title: str = "") -> None:
         self.depth = depth
         self.console = console
+        self.title = title
         self.rows: list[_Row] = []
         self._is_unicode = console.encoding.startswith("utf")
 
@@ -75,7 +77,7 @@ class ProfileTable:
 
     def table(self) -> Table:
         """Return the table, as wide as the terminal has room."""
-        label = max(len(row.label) for row in self.rows)
+        label = max(len(self.title), *(len(row.label) for row in self.rows))
         last = max(len("change"), *(len(row.change) for row in self.rows))
         for some in ((1, self._middle, self.depth), (1, self.depth)):
             layers = list(dict.fromkeys(some))
@@ -85,7 +87,7 @@ class ProfileTable:
                 break
         bar = max(1, min(bar, _WIDEST, self.depth))
         table = Table(box=None, pad_edge=False, header_style="dim")
-        table.add_column("", no_wrap=True)
+        table.add_column(self.title, no_wrap=True)
         for layer in layers:
             table.add_column(f"layer {layer}", justify="right", no_wrap=True)
         head = f"1 to {self.depth}, log scale"
