@@ -34,7 +34,11 @@ def judge_ends(step: Step, decades: float) -> tuple[str, str]:
     return outcome, f"{_slope(ratio, *ends)}{_unusual(step, decades)}"
 
 
-_LITTLE = 0.5  # powers of ten that do not matter, over all layers
+def _in_all(ratio: float) -> str:
+    return factor(ratio) if abs(ratio) < _MUCH else f"10^{ratio:.1f}"
+
+
+_LITTLE, _MUCH = 0.5, 2.0  # powers of ten over all layers: that do not matter, and that are written as such
 
 
 def _slope(ratio: float, first: int, last: int) -> str:
@@ -43,10 +47,9 @@ def _slope(ratio: float, first: int, last: int) -> str:
         return f"the gradient keeps its size ({times(ratio)} over {last - first + 1} layers)"
     if ratio < 0:
         left = f"{100 * 10**rate:.3g} %" if rate > -4 else factor(rate)
-        return f"from layer to layer {left} of the gradient is left: {factor(ratio)} of it reaches layer {first}"
-    return (
-        f"from layer to layer the gradient grows {times(rate)}: it is {factor(ratio)} times as large at layer {first}"
-    )
+        return f"from layer to layer {left} of the gradient is left: {_in_all(ratio)} of it reaches layer {first}"
+    grown = f"it is {_in_all(ratio)} times as large at layer {first}"
+    return f"from layer to layer the gradient grows {times(rate)}: {grown}"
 
 
 def _shrunk_to_zero(step: Step) -> tuple[tuple[int, int], float] | None:

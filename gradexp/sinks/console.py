@@ -11,6 +11,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from gradexp._version import __version__
+from gradexp.history.sentences import loss_text
 from gradexp.history.step import Array
 from gradexp.runs.command_line import command_with
 from gradexp.runs.result import Result, Stage
@@ -85,7 +86,7 @@ class Console:
         """Return the profile at initialisation, theory where it differs, and the gradient that training saw last."""
         initial, training = result.initial, result.gradients
         assert initial is not None
-        table = ProfileTable(initial.depth, self.console, "at initialisation")
+        table = ProfileTable(initial.depth, self.console, "before training")
         trained = training.profile("output_grad") if training is not None and training.steps else None
         for quantity, label in _LABELS.items():
             profile, predicted = initial.profile(quantity), initial.theory.get(f"log10_{quantity}")
@@ -177,11 +178,11 @@ def _training_lines(result: Result) -> Iterator[str]:
     training, guessing = result.training, result.guessing
     assert training is not None
     losses, tests = training.losses, training.tests
-    line = f"training  loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps"
+    line = f"training  loss {loss_text(losses[0])} to {loss_text(losses[-1])} in {len(losses)} steps"
     if training.diverged_at is not None:
         yield f"{line}, not finite from step {training.diverged_at} on"
         return
-    yield line + (f" (guessing: {guessing:.3f})" if guessing is not None else "")
+    yield line + (f" (guessing: {loss_text(guessing)})" if guessing is not None else "")
     if training.train_accuracy is not None:
         chance = result.guessing_accuracy
         yield f"accuracy  {training.train_accuracy:.0%} in training, {tests[-1][2]:.0%} in test" + (

@@ -8,6 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from gradexp.choices import GROUPS
+from gradexp.history.sentences import loss_text
 from gradexp.runs.summary import metrics
 from gradexp.sinks.badges import coloured
 
@@ -28,7 +29,7 @@ def job_line(name: str, content: Mapping[str, Any], width: int = 80) -> Text:
     number, options = _number_and_options(name, content["overrides"])
     end = [
         f"{'' if slope is None else f'{_factor(slope)}/layer':>11}",
-        f"{'-' if loss is None else _fixed(loss):>5}",
+        f"{'-' if loss is None else loss_text(loss):>5}",
     ]
     if width >= _NARROW:
         end[-1] = f"loss {end[-1]}"
@@ -71,10 +72,6 @@ def _factor(log_chi: float) -> str:
     """Return what a layer multiplies the gradient's norm by."""
     log10 = log_chi / (2 * math.log(10))
     return f"x{10**log10:.2f}" if -1 <= log10 < 2 else f"x10^{log10:.1f}"
-
-
-def _fixed(loss: float) -> str:
-    return f"{loss:.3f}" if abs(loss) < 100 else f"{loss:.2g}"
 
 
 def _seconds(seconds: float) -> str:

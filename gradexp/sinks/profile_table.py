@@ -83,7 +83,7 @@ class ProfileTable:
             layers = list(dict.fromkeys(some))
             numbers = sum(self._width(layer) + _SPACE for layer in layers)
             bar = self.console.width - label - numbers - last - 2 * _SPACE
-            if bar >= _NARROWEST:
+            if bar >= min(_NARROWEST, self.depth):
                 break
         bar = max(1, min(bar, _WIDEST, self.depth))
         table = Table(box=None, pad_edge=False, header_style="dim")

@@ -214,8 +214,8 @@ def test_the_verdict_of_an_underflowing_network_names_the_layers():
         weight_statuses=["zero", "ok", "ok", "ok"],
     )
     assert history.verdict().text == (
-        "vanishing: towards the input the output gradient shrinks x10^-19.5 per layer, "
-        "10^-39.0 from layer 4 to layer 2; it is below float32's smallest normal number in layer 2, "
+        "vanishing: from layer to layer 10^-19.5 of the gradient is left: 10^-39.0 of it reaches layer 2; "
+        "it is below float32's smallest normal number in layer 2, "
         "and it is exactly 0 in layer 1, and the weight gradients are exactly 0 in layer 1"
     )
 

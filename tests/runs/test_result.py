@@ -53,7 +53,10 @@ KEYS = {
         "deviates_from_layer": None,
     },
     "training": dict.fromkeys(
-        ("steps", "loss_first", "loss_last", "train_accuracy", "test_loss", "test_accuracy", "diverged_at")
+        (
+            *("steps", "loss_first", "loss_last", "train_accuracy", "test_loss", "test_accuracy", "diverged_at"),
+            *("guessing_loss", "guessing_accuracy"),
+        )
     ),
     "verdict": dict.fromkeys(("gradient", "training", "theory", "text")),
 }
@@ -102,6 +105,8 @@ def complete(networks=1):
         threads=1,
         initial=profile(rows),
         training=training,
+        guessing=2.3,
+        guessing_accuracy=0.1,
         verdict=Verdict("vanishing", "trained", "unavailable", "one line"),
         seconds=2.5,
         seconds_by_part={"weights": 0.5, "training": 1.25},
@@ -148,6 +153,8 @@ def test_a_complete_summary_holds_what_was_found():
         "test_loss": 0.6,
         "test_accuracy": 0.8,
         "diverged_at": None,
+        "guessing_loss": 2.3,
+        "guessing_accuracy": 0.1,
     }
     assert content["verdict"] == {
         "gradient": "vanishing",

@@ -85,7 +85,7 @@ def test_the_verdict_is_at_the_top_of_what_stays_on_a_screen_of_24_lines(network
 @pytest.mark.parametrize("width", [60, 80, 132])
 def test_a_terminal_of_any_width_shows_first_and_last_layer_and_all_in_between(width):
     text = printed(with_theory(depth=150), width=width)
-    head, output = row(text, "at initialisation"), row(text, "output rms")
+    head, output = row(text, "before training"), row(text, "output rms")
     assert ("layer 75" in head) == (width > 60)
     assert ("layer 1 " in head, "layer 150" in head) == (True, True)
     assert "…" not in text
@@ -109,7 +109,7 @@ def test_the_words_of_a_verdict_are_badges_on_a_terminal_with_colours_and_withou
 def test_the_table_shows_first_middle_and_last_layer_the_change_and_the_slope():
     run = result(initial=invented([-4.0, -1.0, -1.5, math.log10(2)], output=[0.0, 1.0, 2.0, 3.0]))
     text = printed(run)
-    assert row(text, "at initialisation").split()[2:] == [
+    assert row(text, "before training").split()[2:] == [
         "layer",
         "1",
         "layer",
@@ -213,7 +213,7 @@ def test_a_deep_profile_fits_80_columns_uncut():
     values = np.linspace(-1760, 0, 10000)
     history = invented(values, {"output": ["nonfinite"] * 10000}, output=[NAN] * 10000)
     text = printed(result(initial=history))
-    assert "layer 10000" in row(text, "at initialisation")
+    assert "layer 10000" in row(text, "before training")
     for label in ("output rms", "gradient ∂L/∂z", "weight gradient"):
         assert len(row(text, label)) <= 80
         assert "…" not in row(text, label)
@@ -229,7 +229,7 @@ def test_samples_that_died_are_counted():
 
 def test_a_single_layer_has_a_profile_but_no_slope():
     text = printed(result(initial=invented([0.5])))
-    assert row(text, "at initialisation").split()[2:4] == ["layer", "1"]
+    assert row(text, "before training").split()[2:4] == ["layer", "1"]
     assert "log_chi" not in text
     assert "10^" not in text
 
@@ -247,7 +247,7 @@ def test_regression_has_a_loss_only():
 @pytest.mark.parametrize("status", ["interrupted", "failed"])
 def test_a_run_that_did_not_complete_shows_its_profile_and_no_verdict(status):
     text = printed(result(status=status))
-    assert "at initialisation" in text
+    assert "before training" in text
     assert "gradient: stable" not in text
     assert "training  loss" not in text
     assert "files " not in text
