@@ -12,6 +12,11 @@ from gradexp.sinks.bar import Bar
 from gradexp.sinks.sweep_bar import bar_of_sweep
 
 
+def is_loaded(package: str) -> bool:
+    """Return whether a package is in memory."""
+    return package in sys.modules
+
+
 @contextmanager
 def working(console: RichConsole, activity: str) -> Iterator[None]:
     """Show a spinner on a terminal."""
@@ -46,7 +51,7 @@ class Progress:
 
     def write(self, stage: Stage, result: Result) -> None:
         """Advance the bar."""
-        if stage == "start" and "torch" not in sys.modules:
+        if stage == "start" and not is_loaded("torch"):
             self.advance("loading PyTorch", 0, 0)
         elif stage == "progress":
             self.advance(*result.progress)

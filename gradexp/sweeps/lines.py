@@ -53,6 +53,7 @@ def _line(shared: Mapping[str, Any], rows: Sequence[Row], colour: int, count: in
         _living(initials, None if count <= _MOST_QUANTITIES else "output_grad"),
         gradients,
         [losses[step] for step in sorted(losses)],
+        guessing=trained.job.summary["training"].get("guessing_loss") if trained else None,
         words=tuple(word for key in ("gradient", "training") if (word := most(rows, key))),
         colour=colour,
     )

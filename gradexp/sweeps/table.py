@@ -8,7 +8,10 @@ import numpy as np
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from gradexp.history.sentences import loss_text
+from gradexp.sinks.badges import COLOURS
 from gradexp.sweeps.compare import Row, SweepResults, average, seed_groups
 
 _LINES = 40  # of the table in the console
@@ -57,14 +60,14 @@ def _print_groups(groups: Sequence[tuple[dict[str, Any], list[Row]]], console: C
         head = _head(name) if "." in name else "\n" * high + name
         table.add_column(head, justify="left" if name in _VERDICTS else "right", no_wrap=True)
     for line in zip(*visible.values(), strict=True):
-        table.add_row(*line)
+        table.add_row(*(Text(text, COLOURS.get(text.partition(" ")[0], "")) for text in line))
     console.print(table)
     if len(groups) > _LINES:
-        console.print(f"... and {len(groups) - _LINES} lines more in sweep.csv", markup=False)
+        console.print(f"... and {len(groups) - _LINES} more lines in sweep.csv", markup=False)
     if alike_text := ", ".join(f"{name} {text}" for name, text in alike.items() if text != "-"):
         console.print(f"all       {alike_text}", markup=False)
     if left_out:
-        console.print(f"no room   {', '.join(left_out)} (in sweep.csv)", markup=False)
+        console.print(f"not shown {', '.join(left_out)} (see sweep.csv)", markup=False)
 
 
 def _head(name: str) -> str:
@@ -88,7 +91,8 @@ def _words(rows: Sequence[Row], key: str) -> str:
 
 def _average(rows: Sequence[Row], key: str, form: str, prefix: str = "") -> str:
     mean = average(rows, key)
-    return "-" if mean is None else f"{prefix}{mean:{form}}"
+    digits = int(form[-2]) + (2 if form.endswith("%") else 0)
+    return "-" if mean is None else f"{prefix}{round(mean, digits) + 0.0:{form}}"  # no -0.0
 
 
 def _spread(rows: Sequence[Row], key: str) -> str:
@@ -112,6 +116,6 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
     "log_chi": lambda rows: _average(rows, "log_chi", "+.3f"),
     "± sd": lambda rows: _spread(rows, "log_chi"),
     "first/last": lambda rows: _average(rows, "log10_first_over_last", "+.1f", "10^"),
-    "loss": lambda rows: _average(rows, "loss_last", ".3g"),
+    "loss": lambda rows: "-" if (mean := average(rows, "loss_last")) is None else loss_text(mean),
     "test": lambda rows: _average(rows, "test_accuracy", ".0%"),
 }

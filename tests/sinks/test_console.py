@@ -14,6 +14,7 @@ from rich.console import Console as RichConsole
 from gradexp.history.verdict import Verdict
 from gradexp.runs.result import Result
 from gradexp.runs.training import Training
+from gradexp.sinks import progress
 from gradexp.sinks.bar import Bar
 from gradexp.sinks.console import Console
 from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
@@ -302,7 +303,7 @@ def test_a_terminal_gets_a_progress_bar_that_is_gone_at_the_end():
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_the_version_comes_first_and_a_spinner_while_pytorch_and_data_load(quiet, monkeypatch):
-    monkeypatch.delitem(__import__("sys").modules, "torch")
+    monkeypatch.setattr(progress, "is_loaded", lambda _: False)
     out = io.StringIO()
     sink, run = Console(Path("outputs"), quiet, terminal(out)), Result(result().config)
     sink.write("start", run)
