@@ -17,11 +17,13 @@ MARKS = {
     "trained": "✓",
     "agrees": "✓",
     "deviates": "≠",
+    "nonfinite": "✕",
+    "unknown": "?",
     "failed": "✕",
     "interrupted": "–",
     "running": "…",
 }
-_SAID = {"agrees": "theory agrees", "deviates": "theory deviates"}
+_SAID = {"nonfinite": "inf or nan", "agrees": "theory agrees", "deviates": "theory deviates"}
 
 
 class Note(Protocol):

@@ -14,6 +14,9 @@ from gradexp.history.sentences import loss_text
 from gradexp.sinks.badges import COLOURS
 from gradexp.sweeps.compare import Row, SweepResults, average, seed_groups
 
+Group = tuple[dict[str, Any], list[Row]]
+"""What some jobs share, and these jobs."""
+
 _LINES = 40  # of the table in the console
 _ERRORS = 10  # named below it
 
@@ -23,10 +26,7 @@ def print_table(comparison: SweepResults, console: Console) -> None:
 
     The loss of a job that is not complete is that of an earlier step, and would spoil a mean.
     """
-    groups = []
-    for shared, rows in seed_groups(comparison):
-        if complete := [row for row in rows if row.job.status == "complete"]:
-            groups.append((shared, complete))
+    groups = complete_groups(comparison)
     if groups:
         _print_groups(groups, console)
     others = {status: number for status, number in comparison.statuses.items() if status != "complete"}
@@ -40,11 +40,26 @@ def print_table(comparison: SweepResults, console: Console) -> None:
         console.print(f"  ... and {len(failed) - _ERRORS} more in report.html", markup=False)
 
 
-def _print_groups(groups: Sequence[tuple[dict[str, Any], list[Row]]], console: Console) -> None:
+def complete_groups(comparison: SweepResults) -> list[Group]:
+    """Return the complete jobs that differ in their seed only, with what they share."""
+    groups = []
+    for shared, rows in seed_groups(comparison):
+        if complete := [row for row in rows if row.job.status == "complete"]:
+            groups.append((shared, complete))
+    return groups
+
+
+def columns_of(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return the columns of the table: heading -> a text for each group."""
     columns: dict[str, list[str]] = {key: [_text(shared[key]) for shared, _ in groups] for key in groups[0][0]}
     columns |= {name: [column(rows) for _, rows in groups] for name, column in _COLUMNS.items()}
     if all(len(rows) == 1 for _, rows in groups):
         del columns["seeds"], columns["± sd"]
+    return columns
+
+
+def _print_groups(groups: Sequence[Group], console: Console) -> None:
+    columns = columns_of(groups)
     same = {name: texts[0] for name, texts in columns.items() if len(set(texts)) == 1 and len(groups) > 1}
     # A mean and its spread stand side by side, unless there is none at all.
     alike = {name: text for name, text in same.items() if name not in ("log_chi", "± sd") or text == "-"}
