@@ -131,6 +131,8 @@ def profiles_figure(comparison: SweepResults) -> "Figure | None":
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5 if spread else 10, integer=True))
         powers_of_ten(axes)
+    # Once all lines are there: the panels share their height, which it sets.
+    for axes, members in zip(grid, drawn_panels.values(), strict=True):
         show_stable(axes, np.concatenate([profile.mean for _, _, profile in members]), decades)
     figure.supxlabel("layer (1 = input side)")
     figure.supylabel(LABELS["output_grad"])

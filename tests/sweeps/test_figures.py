@@ -220,10 +220,13 @@ def test_the_profiles_have_a_band_in_which_they_are_stable_and_theory_dashed_on_
 
 
 def test_a_panel_is_as_wide_as_its_own_networks_are_deep(tmp_path: Path) -> None:
-    figure = profiles_figure(cube(tmp_path, init=4, width=2, depth=2))
+    figure = profiles_figure(cube(tmp_path, init=4, width=2, depth=4))
     assert figure is not None
     for axes in figure.axes:
         deepest = max((len(line.get_xdata()) for line in axes.get_lines()), default=0)
+        low, high = axes.get_ylim()
+        drawn = [value for line in axes.get_lines() for value in line.get_ydata() if np.isfinite(value)]
+        assert not drawn or low <= min(drawn) <= max(drawn) <= high
         assert not deepest or axes.get_xlim()[1] == pytest.approx(1.02 * deepest)
 
 
