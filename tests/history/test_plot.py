@@ -236,7 +236,9 @@ def test_weight_scales_are_dashed_where_predicted_and_dots_where_measured() -> N
 
 def test_float32_is_not_mentioned_where_it_does_not_fail() -> None:
     shallow = [scale._replace(depth=11) for scale in scales()]
-    assert [text.get_text() for text in weight_scale_figure(shallow).axes[0].texts] == ["stable: within 3 powers of ten"]
+    assert [text.get_text() for text in weight_scale_figure(shallow).axes[0].texts] == [
+        "stable: within 3 powers of ten"
+    ]
 
 
 def test_theory_is_dashed_with_its_band() -> None:
