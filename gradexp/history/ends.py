@@ -28,7 +28,7 @@ def judge_ends(step: Step, decades: float) -> tuple[str, str]:
         if ratio >= -decades:
             return _no_number(step)
     if ends[0] == ends[1]:
-        only = "there is one layer only" if step.depth == 1 else f"only layer {ends[0]} has an output gradient"
+        only = "there is one layer only" if step.depth == 1 else f"only layer {ends[0]} has a gradient"
         return "stable", f"{only}{_unusual(step, decades)}"
     outcome = "vanishing" if ratio < -decades else "exploding" if ratio > decades else "stable"
     return outcome, f"{_slope(ratio, *ends)}{_unusual(step, decades)}"
@@ -126,5 +126,5 @@ def _no_number(step: Step) -> tuple[str, str]:
     for layer in (1, step.depth):
         missing = STATUSES[step.status["output_grad"][0, layer - 1]]
         if missing in ("unused", "frozen", "not_called", "hook_missed"):
-            return "dead", f"no output gradient is seen at layer {layer} ({missing})"
+            return "dead", f"no gradient is seen at layer {layer} ({missing})"
     return "dead", "no sample has a gradient at both the first and the last layer"

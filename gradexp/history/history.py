@@ -356,7 +356,9 @@ class History:
 
     def __repr__(self) -> str:
         quantities = ", ".join(self.log10)
-        return f"History({len(self.steps)} steps, {len(self.seeds)} networks, {self.depth} layers: {quantities})"
+        counts = ((len(self.steps), "step"), (len(self.seeds), "network"), (self.depth, "layer"))
+        told = ", ".join(f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts)
+        return f"History({told}: {quantities})"
 
     def __str__(self) -> str:
         """Return a table of the last step, layer by layer, and the verdict."""

@@ -11,6 +11,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from gradexp._version import __version__
+from gradexp.history.encoding import printable
 from gradexp.history.sentences import loss_text
 from gradexp.history.step import Array
 from gradexp.runs.command_line import command_with
@@ -126,7 +127,7 @@ class Console:
 
     def _paragraph(self, line: str) -> None:
         """Print a line that begins with a word, and go on below its text where it is too long."""
-        width = self.console.width
+        width, line = self.console.width, printable(line, self.console.encoding)
         self.console.print(textwrap.fill(line, width, subsequent_indent=" " * 10), markup=False)
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradexp.history.columns import power_of_ten
+from gradexp.history.encoding import printable
 from gradexp.history.slope import power
 from gradexp.history.step import STATUSES, Array
 from gradexp.sinks.sparkline import ASCII_BLOCKS, BLOCKS, sparkline
@@ -69,7 +70,7 @@ class ProfileTable:
         change = float(log10[0] - log10[-1]) * (1 if backwards else -1)
         arrow = ("←" if backwards else "→") if self._is_unicode else ("<-" if backwards else "->")
         text = f"{arrow} {power(change)}" if self.depth > 1 and math.isfinite(change) else ""
-        self.rows.append(_Row(label, sizes, log10, status, beside, text, style))
+        self.rows.append(_Row(printable(label, self.console.encoding), sizes, log10, status, beside, text, style))
 
     @property
     def _middle(self) -> int:

@@ -494,3 +494,7 @@ def test_histories_of_different_networks_cannot_be_joined():
     for other in (random_history(layers=3), random_history(steps=2), make([1.0, 2.0, 3.0, 4.0])):
         with pytest.raises(ValueError, match=r"^histories must have the same phase, layers and steps$"):
             join([random_history(), other])
+
+
+def test_one_of_a_kind_is_not_told_in_the_plural():
+    assert repr(make([-1.0, 0.0])) == "History(1 step, 1 network, 2 layers: output_grad)"

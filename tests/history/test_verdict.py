@@ -116,11 +116,11 @@ def test_each_step_can_be_judged():
             "exploding",
             "exploding: layer 2 receives a gradient of inf or nan",
         ),
-        ({"output_grad": [["frozen", "ok", "ok"]]}, "dead", "dead: no output gradient is seen at layer 1 (frozen)"),
+        ({"output_grad": [["frozen", "ok", "ok"]]}, "dead", "dead: no gradient is seen at layer 1 (frozen)"),
         (
             {"output_grad": [["ok", "ok", "hook_missed"]]},
             "dead",
-            "dead: no output gradient is seen at layer 3 (hook_missed)",
+            "dead: no gradient is seen at layer 3 (hook_missed)",
         ),
         ({}, "dead", "dead: no sample has a gradient at both the first and the last layer"),
     ],

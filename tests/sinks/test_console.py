@@ -221,6 +221,17 @@ def test_a_deep_profile_fits_80_columns_uncut():
     assert re.search("x{12,}", row(text, "output rms"))
 
 
+def test_a_terminal_without_unicode_gets_letters_that_it_has():
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")
+    run = with_theory(9)
+    play(Console(Path("outputs"), console=RichConsole(file=out, width=80, highlight=False)), run)
+    out.flush()
+    text = out.buffer.getvalue().decode("ascii")
+    assert "gradient dL/dz  " in text
+    assert re.search(r"[_.~=+*#-]{6}  <- 10\^", text)
+    assert "?" not in text
+
+
 def test_samples_that_died_are_counted():
     history = invented([0.0, 0.0], seeds=2)
     history.dead_fraction = np.array([0.5, 0.25])
