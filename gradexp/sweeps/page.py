@@ -15,7 +15,7 @@ from gradexp.page.page import Page
 from gradexp.page.parts import MARKS
 from gradexp.sweeps.compare import Row, SweepResults
 from gradexp.sweeps.lines import MOST_TRAINED, sweep_lines
-from gradexp.sweeps.table import columns_of, complete_groups
+from gradexp.sweeps.table import VERDICTS, columns_of, complete_groups
 
 DEFINITIONS = {
     "job": "number at the beginning of the job's folder, which is the run's name in TensorBoard",
@@ -140,8 +140,9 @@ def _groups(comparison: SweepResults) -> str:
     groups = complete_groups(comparison)
     if all(len(rows) == 1 for _, rows in groups):  # also of none
         return ""
-    columns = columns_of(groups)
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    columns = {name: texts for name, texts in columns_of(groups).items() if set(texts) != {"-"}}
+    kinds = {name: "" if name in VERDICTS else ' class="n"' for name in columns}
+    heads = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in kinds.items())
     lines = "\n".join(
         f"<tr>{''.join(_outcome(text) for text in line)}</tr>" for line in zip(*columns.values(), strict=True)
     )

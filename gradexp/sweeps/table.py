@@ -73,7 +73,7 @@ def _print_groups(groups: Sequence[Group], console: Console) -> None:
     high = any("." in name for name in visible)
     for name in visible:
         head = _head(name) if "." in name else "\n" * high + name
-        table.add_column(head, justify="left" if name in _VERDICTS else "right", no_wrap=True)
+        table.add_column(head, justify="left" if name in VERDICTS else "right", no_wrap=True)
     for line in zip(*visible.values(), strict=True):
         table.add_row(*(Text(text, COLOURS.get(text.partition(" ")[0], "")) for text in line))
     console.print(table)
@@ -121,7 +121,7 @@ def _text(value: Any) -> str:
 
 
 _LEAST = ("loss", "theory", "first/last", "training", "test", "± sd", "seeds", "gradient")
-_VERDICTS = ("gradient", "training", "theory")
+VERDICTS = ("gradient", "training", "theory")
 # name: text for the jobs of a line
 _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
     "seeds": lambda rows: str(len(rows)),
