@@ -25,10 +25,10 @@ from gradexp.cli.interruptions import Interruptions
 from gradexp.config import Config, as_dict
 from gradexp.launch.ensemble import alike, checked, compose, run_jobs
 from gradexp.runs import stacks
+from gradexp.runs.progress import Progress
 from gradexp.runs.summary import unstarted_summary
 from gradexp.sinks.files import write_summary
 from gradexp.sinks.job_line import job_line
-from gradexp.sinks.progress import Progress
 from gradexp.sweeps.folder import interrupt, read_job
 
 

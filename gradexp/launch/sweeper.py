@@ -17,7 +17,7 @@ from rich.console import Console
 from gradexp.choices import ConfigError
 from gradexp.cli.composing import ahead_of_its_job, expand, hash_of_job
 from gradexp.cli.errors import error_line
-from gradexp.sinks.sweep_bar import count_job, sweep_bar
+from gradexp.runs.sweep_bar import count_job, sweep_bar
 from gradexp.sweeps.folder import alone_in, folder_name, mark_interrupted, plan
 
 

@@ -162,7 +162,7 @@ def _progress(console: "Console", activity: str) -> "Iterator[Progress | None]":
     if not console.is_terminal:
         yield None
         return
-    from gradexp.sinks.bar import Bar  # loads rich
+    from gradexp.runs.bar import Bar  # loads rich
 
     with Bar(console) as bar:
         task = bar.add_task(activity, total=None)

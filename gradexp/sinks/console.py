@@ -15,15 +15,15 @@ from gradexp.history.encoding import printable
 from gradexp.history.sentences import loss_text
 from gradexp.history.step import Array
 from gradexp.runs.command_line import command_with
+from gradexp.runs.progress import Progress
 from gradexp.runs.result import Result, Stage
 from gradexp.runs.summary import summary
+from gradexp.runs.sweep_bar import bar_of_sweep
 from gradexp.sinks.badges import badges
 from gradexp.sinks.job_line import job_line
 from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
 from gradexp.sinks.page import NAME as PAGE
 from gradexp.sinks.profile_table import ProfileTable
-from gradexp.sinks.progress import Progress
-from gradexp.sinks.sweep_bar import bar_of_sweep
 
 
 class Console:

@@ -13,11 +13,11 @@ from gradexp.choices import ConfigError
 from gradexp.plotting import save
 from gradexp.runs.layers_file import NAME as LAYERS
 from gradexp.runs.layers_file import read_layers
+from gradexp.runs.progress import working
 from gradexp.runs.summary_file import read_summary
 from gradexp.sinks.event_file import read_scalars
 from gradexp.sinks.page import NAME as PAGE
 from gradexp.sinks.page import run_page
-from gradexp.sinks.progress import working
 from gradexp.sweeps.compare import SweepResults, compare
 from gradexp.sweeps.outcome_figure import ACCURACY, LOG_CHI, outcome_figure
 from gradexp.sweeps.page import write_page

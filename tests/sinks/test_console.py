@@ -12,10 +12,10 @@ from results import result as result_of
 from rich.console import Console as RichConsole
 
 from gradexp.history.verdict import Verdict
+from gradexp.runs import progress
+from gradexp.runs.bar import Bar
 from gradexp.runs.result import Result
 from gradexp.runs.training import Training
-from gradexp.sinks import progress
-from gradexp.sinks.bar import Bar
 from gradexp.sinks.console import Console
 from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
 

@@ -247,6 +247,7 @@ def test_the_values_of_a_step_share_one_event(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", few([200, 1000]))
 def test_a_long_run_at_150_layers_takes_less_than_30_megabytes(count, tmp_path):
     rng, steps, depth = np.random.default_rng(0), range(count), 150

@@ -8,9 +8,9 @@ import pytest
 from results import result
 from rich.console import Console
 
+from gradexp.runs.progress import Progress
+from gradexp.runs.sweep_bar import SweepBar, bar_of_sweep, count_job, sweep_bar
 from gradexp.sinks.console import Line
-from gradexp.sinks.progress import Progress
-from gradexp.sinks.sweep_bar import SweepBar, bar_of_sweep, count_job, sweep_bar
 
 
 def terminal(out, **options):

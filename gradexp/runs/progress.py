@@ -1,4 +1,4 @@
-"""What goes on, as a bar or a spinner in the terminal; nothing where output goes to a file or a pipe."""
+"""What goes on, as a bar or a spinner in terminal or notebook; nothing where output goes to a file or a pipe."""
 
 import sys
 from collections.abc import Iterator
@@ -7,9 +7,16 @@ from contextlib import contextmanager
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 
-from gradexp.runs.result import Result, Stage
-from gradexp.sinks.bar import Bar
-from gradexp.sinks.sweep_bar import bar_of_sweep
+from gradexp.runs.bar import Bar
+from gradexp.runs.notebook_progress import NotebookProgress
+from gradexp.runs.result import Result, Sink, Stage
+from gradexp.runs.sweep_bar import bar_of_sweep
+
+
+def progress_here() -> Sink:
+    """Return the progress bar that this process can show: in the cell of a notebook, or in its terminal."""
+    console = RichConsole(highlight=False, emoji=False)
+    return NotebookProgress() if console.is_jupyter else Progress(console=console)
 
 
 def is_loaded(package: str) -> bool:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from gradexp.sinks.bar import Bar
+from gradexp.runs.bar import Bar
 
 
 class SweepBar:
