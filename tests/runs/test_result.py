@@ -339,7 +339,7 @@ def test_a_result_is_shown_in_words_and_as_html() -> None:
         "Result(he: 3 relu layers, complete)",
         "gradient: vanishing, training: trained, theory: agrees",
         "vanishing: by 10^-4.0",
-        "loss 2 to 1 in 2 steps; accuracy 50.0% in training, 25.0% in test",
+        "loss 2.000 to 1.000 in 2 steps; accuracy 50% in training, 25% in test",
     ]
     page = Parsed(run._repr_html_())
     for text in ("↘ vanishing", "✓ trained", "he: 3 relu layers", "loss 2 to 1", "All 3 layers"):
