@@ -342,7 +342,7 @@ def test_a_result_is_shown_in_words_and_as_html() -> None:
         "loss 2.000 to 1.000 in 2 steps; accuracy 50% in training, 25% in test",
     ]
     page = Parsed(run._repr_html_())
-    for text in ("↘ vanishing", "✓ trained", "he: 3 relu layers", "loss 2 to 1", "All 3 layers"):
+    for text in ("↘ vanishing", "✓ trained", "he: 3 relu layers", "loss 2.000 to 1.000", "All 3 layers"):
         assert text in page.words
     assert page.tags.count("svg") == 2  # the profile, the loss
 
