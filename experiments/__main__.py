@@ -3,9 +3,11 @@
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +16,10 @@ from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments import EXPERIMENTS
-from experiments.lab.claims import Findings
+from experiments.lab.claims import Claim, Findings
 from gradexp.choices import ConfigError
 from gradexp.cli.errors import error_line
 from gradexp.cli.interruptions import Interrupted, Interruptions
@@ -154,15 +157,50 @@ def _run(name: str, asked: argparse.Namespace, console: Console, place: str, int
     return record.holds
 
 
+_MOST_IN_FULL = 12
+_OTHERS = "others"
+
+
 def _show(record: "Record", folder: Path, console: Console) -> None:
+    """Print every claim with its numbers; of many, how many of each group hold, and those that fail."""
+    claims = record.findings.claims
+    failing = [claim for claim in claims if not claim.holds]
+    if len(claims) <= _MOST_IN_FULL:
+        _show_claims(claims, console)
+    else:
+        _show_groups(claims, console)
+        if failing:
+            _show_claims(failing, console)
+    console.print(f"{record.outcome}; {record.seconds:.0f} s", soft_wrap=True)
+    console.print(f"look      {folder}   figures, and results.md with every number\n", markup=False, soft_wrap=True)
+
+
+def _show_groups(claims: Sequence[Claim], console: Console) -> None:
+    """Print how many claims hold of those that begin alike."""
+    beginnings = [re.split("[:,]", claim.text, maxsplit=1)[0] for claim in claims]
+    counts = Counter(beginnings)
+    held: dict[str, list[bool]] = {}
+    for beginning, claim in zip(beginnings, claims, strict=True):
+        held.setdefault(beginning if counts[beginning] > 1 else _OTHERS, []).append(claim.holds)
+    if _OTHERS in held:
+        held[_OTHERS] = held.pop(_OTHERS)  # last
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("claims about")
+    table.add_column("hold", justify="right")
+    for beginning, holds in held.items():
+        colour = "green" if all(holds) else "bold red"
+        table.add_row(Text(beginning), Text(f"{sum(holds)} of {len(holds)}", colour))
+    console.print(table)
+
+
+def _show_claims(claims: Sequence[Claim], console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("claim", "measured", "expected", ""):
         table.add_column(column, justify="left" if column == "claim" else "right")
-    for claim in record.findings.claims:
+    for claim in claims:
         result = "[green]pass[/green]" if claim.holds else "[bold red]FAIL[/bold red]"
-        table.add_row(claim.text, claim.measured, claim.expected, result)
+        table.add_row(Text(claim.text), Text(claim.measured), Text(claim.expected), result)
     console.print(table)
-    console.print(f"{record.outcome}; {record.seconds:.0f} s; figures in {folder}\n", soft_wrap=True)
 
 
 def _summarise(outcomes: dict[str, bool], seconds: float, console: Console) -> None:

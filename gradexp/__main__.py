@@ -6,7 +6,7 @@ from gradexp.cli.interruptions import leave_at_once
 COMMANDS = f"""gradexp {__version__}: vanishing and exploding gradients, shown, measured and explained
 
   python -m gradexp.run                       build, measure and train one 150-layer network
-  python -m gradexp.run init=he depth=150     the same, said in full
+  python -m gradexp.run init=he depth=150     the same, spelled out
   python -m gradexp.run --help                every option
   python -m gradexp.run -m init=he,xavier     a sweep
   python -m gradexp.report multirun/DATE/TIME compare the runs of a sweep once more, or while it runs

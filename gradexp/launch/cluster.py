@@ -27,8 +27,8 @@ from gradexp.launch.ensemble import alike, checked, compose, run_jobs
 from gradexp.runs import stacks
 from gradexp.runs.progress import Progress
 from gradexp.runs.summary import unstarted_summary
-from gradexp.sinks.console import job_line
 from gradexp.sinks.files import write_summary
+from gradexp.sinks.job_line import job_line
 from gradexp.sweeps.folder import interrupt, read_job
 
 
@@ -170,5 +170,5 @@ def _settle(job: DictConfig, config: Config | None, reason: str | None, console:
         print(f"{folder.name}: {content['error']}", file=sys.stderr)  # noqa: T201
         return JobReturn(status=JobStatus.FAILED)
     if config is None or not config.quiet:
-        console.print(job_line(folder.name, content), markup=False, soft_wrap=True)
+        console.print(job_line(folder.name, content, console.width), soft_wrap=True)
     return JobReturn(status=JobStatus.COMPLETED)

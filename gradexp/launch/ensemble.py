@@ -18,6 +18,7 @@ from gradexp.runs import stacks
 from gradexp.runs.experiment import run_stack
 from gradexp.runs.progress import Progress
 from gradexp.runs.result import Result
+from gradexp.runs.sweep_bar import count_job
 
 
 def compose(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[DictConfig]:
@@ -81,6 +82,8 @@ def run_jobs(
             except KeyboardInterrupt as raised:  # jobs whose results are ready get their files all the same
                 interruption = interruption or raised
                 continue
+            finally:
+                count_job()
         end.cfg = end.hydra_cfg = None  # of hundreds of jobs they would add up
         runs.append(end)
         configure_log(settings.hydra_logging, settings.verbose)  # run_job leaves the job's own in place
@@ -125,8 +128,9 @@ def _plan(configs: Sequence[Config | None], shared: Sequence[str], most: int | N
 def _train(configs: Sequence[Config | None], chunk: Sequence[int], results: list[Result]) -> None:
     """Fill a list with the results of a chunk; leave it empty, so that jobs run alone, if training together fails."""
     together = [config for index in chunk if (config := configs[index]) is not None]
+    progress = Progress(f"{len(chunk)} networks: ", together[0].quiet, jobs=len(chunk))
     try:
-        run_stack(together, [Progress(f"{len(chunk)} networks: ", together[0].quiet)], results)
+        run_stack(together, [progress], results)
     except ConfigError:  # of the data or the device, which each job will say
         results.clear()
     except Exception as error:

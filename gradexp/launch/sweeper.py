@@ -17,6 +17,7 @@ from rich.console import Console
 from gradexp.choices import ConfigError
 from gradexp.cli.composing import ahead_of_its_job, expand, hash_of_job
 from gradexp.cli.errors import error_line
+from gradexp.runs.sweep_bar import count_job, sweep_bar
 from gradexp.sweeps.folder import alone_in, job_folder_name, mark_interrupted, plan
 
 
@@ -67,8 +68,11 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
             batch.append([*jobs[index], f"hydra.sweep.subdir={QuotedString(name, Quote.single).with_quotes()}"])
             loader.keep(batch[-1], composed[index], name)
         composed.clear()  # the loader hands them out, and then they are to go
+        # Lines of other processes would not stay above the bar, and clusters have their own.
+        in_process = type(sweeper.launcher).__name__ in ("BasicLauncher", "EnsembleLauncher")
         try:
-            failed = _launch(sweeper, batch, folder)
+            with sweep_bar(len(batch), console, in_process and not sweeper.config.get("quiet")):
+                failed = _launch(sweeper, batch, folder)
         except ConfigError:  # of the launcher's options
             raise
         except Exception as error:  # not of a job: no folder can be made, or the system killed a worker process
@@ -116,6 +120,8 @@ def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
         for at in range(0, len(batch), most):
             ends: Sequence[JobReturn] = sweeper.launcher.launch(batch[at : at + most], at)
             failed += sum(end.status is not JobStatus.COMPLETED for end in ends)
+            if alone:  # an ensemble counts its own
+                count_job()
     except KeyboardInterrupt:
         mark_interrupted(folder)
         raise

@@ -119,9 +119,8 @@ def _inputs(config: Config) -> _Inputs:
     if shape is not None and config.data.standardize and config.init.name != "identity":
         features, outputs, varying = shape
         square = varying / features
-        words = (
-            f"{name}, standardised: mean square {square:.3g}, as {varying} of {features} features vary; not loaded"
-        )
+        vary = f"as {varying} of {features} features vary"
+        words = f"{name}, standardised: mean square {square:.3g}, {vary}; taken from a table, the data are not loaded"
         x = torch.full((1, features), math.sqrt(square), dtype=torch.float64)
         return _Inputs(x, square, outputs, words)
     loaded = data.load(config.data, config.width)

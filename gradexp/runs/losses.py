@@ -73,6 +73,16 @@ def chance_loss(data: Dataset, loss: str) -> float:
     return batch_losses(constant[None], y[None], loss).item()
 
 
+def chance_accuracy(data: Dataset) -> float | None:
+    """Return the training accuracy of a network that ignores its input: the share of the most frequent class.
+
+    It is None where there are no classes.
+    """
+    if data.classes is None:
+        return None
+    return float(torch.bincount(data.y_train).max()) / len(data.y_train)
+
+
 def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(output.flatten(0, 1), y.flatten(), reduction="none").view(y.shape).mean(1)
 

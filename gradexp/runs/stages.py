@@ -18,7 +18,7 @@ from gradexp.probe.probe import GradientProbe
 from gradexp.runs.clock import Clock
 from gradexp.runs.data import Dataset, batches, check_batch, load
 from gradexp.runs.device import device_name, find_device
-from gradexp.runs.losses import chance_loss, resolve_loss, targets
+from gradexp.runs.losses import chance_accuracy, chance_loss, resolve_loss, targets
 from gradexp.runs.optimizers import build_optimizer
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.recording import Recording, sample_outputs
@@ -51,11 +51,13 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
         tell(sinks, "progress", results[0])
 
     with clock.part("data"):
+        progress(f"loading {config.data.name}", 0, 0)
         data = load(config.data, config.width)
         loss = resolve_loss(config.loss, data, config.data.name)
         check_batch(config.batch_size, data, config.data.name)
     for result in results:
         result.building = _describe(result, data, loss)
+        result.guessing, result.guessing_accuracy = chance_loss(data, loss), chance_accuracy(data)
     tell(sinks, "built", results[0])
 
     model = _measure(results, data, device, clock, progress)
@@ -81,17 +83,17 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
             result.weights = {name: value.cpu() for name, value in alone.state_dict().items()}
         assert result.initial is not None
         training = result.training or Training()
-        result.guessing = chance_loss(data, loss)
         result.verdict = run_verdict(
             result.config,
             result.initial,
             training.losses,
             training.diverged_at,
-            result.guessing,
+            result.guessing or 0.0,
             result.gradients,
             result.comparison,
             predict,
         )
+    progress("writing files", 0, 0)  # and drawing pictures
 
 
 def _measure(

@@ -99,7 +99,7 @@ def summary(result: Result) -> dict[str, Any]:
         "seeds": result.seeds,
         "initial": _initial(result.initial),
         "theory": _theory(result.prediction, result.comparison),
-        "training": _training(result.training),
+        "training": {**_training(result.training), **_guessing(result)},
         "verdict": _verdict(result.verdict),
     }
     finite: dict[str, Any] = _finite(content)
@@ -186,6 +186,11 @@ def _training(training: "Training | None") -> dict[str, Any]:
             diverged_at=training.diverged_at,
         )
     return content
+
+
+def _guessing(result: Result) -> dict[str, Any]:
+    """Return what a network reaches that ignores its input."""
+    return {"guessing_loss": result.guessing, "guessing_accuracy": result.guessing_accuracy}
 
 
 def _verdict(verdict: Verdict | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 
 from gradexp.config import Config
 from gradexp.history.history import History
+from gradexp.history.sentences import loss_text
 from gradexp.history.step import STATUSES, mean
 from gradexp.history.verdict import Verdict, gradient_verdict
 from gradexp.runs.prediction import predict_run
@@ -74,7 +75,9 @@ def run_verdict(
         but = "but" if gradient.gradient == "stable" else "and"
         text += f", {but} {_why_stuck(config, initial, gradient.gradient, losses, chance, gradients)}"
     elif training == "trained":
-        text += f"; the loss goes from {losses[0]:.3g} to {losses[-1]:.3g}, that of guessing is {chance:.3g}"
+        text += (
+            f"; the loss falls from {loss_text(losses[0])} to {loss_text(losses[-1])} (guessing: {loss_text(chance)})"
+        )
     if training in ("stuck", "diverged") or (training == "none" and gradient.gradient != "stable"):
         remedy = _remedy(config, initial, gradient.gradient, losses, diverged_at, predict or _predict)
         text += f"; {remedy.text}"
@@ -100,7 +103,7 @@ def _why_stuck(
     if _is_blind(initial, losses):
         layers = f"{config.depth} {config.activation} layers"
         return f"after {layers} all inputs point the same way (mean cosine of two outputs {_cosine(initial):.3f})"
-    return f"after {len(losses)} steps the loss is {losses[-1]:.3g}, that of guessing is {chance:.3g}"
+    return f"after {len(losses)} steps the loss is {loss_text(losses[-1])} (guessing: {loss_text(chance)})"
 
 
 def _share_changed(gradients: History | None) -> float | None:

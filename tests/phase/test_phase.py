@@ -150,7 +150,10 @@ def test_command_writes_pictures_and_numbers(
     pictures = {f"{name}.{ending}" for name in ("phase", "critical_region") for ending in ("png", "svg", "csv")}
     assert names == {".hydra", "dots.csv", *pictures}
     assert Path("here/phase.png").read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out.startswith("pictures  here/phase.png")
+    edge, *lines = capsys.readouterr().out.splitlines()
+    # Of erf chi_1 = 1 at sigma_w2 = 1 / erf'(0)² = π / 4 without biases; with them where its formula is known.
+    assert edge.startswith(f"edge      of chaos: sigma_w2 = {math.pi / 4:.2f}, ")
+    assert lines[:2] == ["picture   here/phase.png", "picture   here/critical_region.png"]
     rows = table("phase.csv")
     assert len(rows) == 12
     row = rows[-1]

@@ -54,7 +54,10 @@ KEYS = {
         "deviates_from_layer": None,
     },
     "training": dict.fromkeys(
-        ("steps", "loss_first", "loss_last", "train_accuracy", "test_loss", "test_accuracy", "diverged_at")
+        (
+            *("steps", "loss_first", "loss_last", "train_accuracy", "test_loss", "test_accuracy", "diverged_at"),
+            *("guessing_loss", "guessing_accuracy"),
+        )
     ),
     "verdict": dict.fromkeys(("gradient", "training", "theory", "text")),
 }
@@ -103,6 +106,8 @@ def complete(networks=1):
         threads=1,
         initial=profile(rows),
         training=training,
+        guessing=2.3,
+        guessing_accuracy=0.1,
         verdict=Verdict("vanishing", "trained", "unavailable", "one line"),
         seconds=2.5,
         seconds_by_part={"weights": 0.5, "training": 1.25},
@@ -149,6 +154,8 @@ def test_a_complete_summary_holds_what_was_found():
         "test_loss": 0.6,
         "test_accuracy": 0.8,
         "diverged_at": None,
+        "guessing_loss": 2.3,
+        "guessing_accuracy": 0.1,
     }
     assert content["verdict"] == {
         "gradient": "vanishing",
@@ -332,10 +339,10 @@ def test_a_result_is_shown_in_words_and_as_html() -> None:
         "Result(he: 3 relu layers, complete)",
         "gradient: vanishing, training: trained, theory: agrees",
         "vanishing: by 10^-4.0",
-        "loss 2 to 1 in 2 steps; accuracy 50.0% in training, 25.0% in test",
+        "loss 2.000 to 1.000 in 2 steps; accuracy 50% in training, 25% in test",
     ]
     page = Parsed(run._repr_html_())
-    for text in ("↘ vanishing", "✓ trained", "he: 3 relu layers", "loss 2 to 1", "All 3 layers"):
+    for text in ("↘ vanishing", "✓ trained", "he: 3 relu layers", "loss 2.000 to 1.000", "All 3 layers"):
         assert text in page.words
     assert page.tags.count("svg") == 2  # the profile, the loss
 
