@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from gradexp import theory
 from gradexp.predict.forecast import Forecast
-from gradexp.runs.remedies import ALIGNED, command_with
+from gradexp.runs.command_line import command_with
+from gradexp.runs.remedies import ALIGNED
 from gradexp.theory import Prediction
 
 Rows = Iterator[tuple[str, str, str]]

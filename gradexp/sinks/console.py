@@ -15,7 +15,7 @@ from gradexp._version import __version__
 from gradexp.history.columns import power_of_ten
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES, Array
-from gradexp.runs.remedies import command_with
+from gradexp.runs.command_line import command_with
 from gradexp.runs.result import Result, Stage
 from gradexp.runs.summary import metrics, summary
 from gradexp.sinks.lines import range_lines, slope_lines, theory_lines

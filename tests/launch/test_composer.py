@@ -43,7 +43,6 @@ JOBS = [
     ["depth='12'", "optimizer.lr=1"],
     ["+hydra.job.env_set.A=b", "seed=1"],
     ["hydra.sweep.subdir=x", "seed=1"],
-    ["+experiment=cure"],
     ["~experiment"],
     ["++depth=9", "init=he"],
     ["verdict={decades: 4}"],
@@ -52,6 +51,7 @@ JOBS = [
     ["init@data=he"],
 ]
 WRONG = [
+    ["+experiment=cure"],
     ["experiment=null", "depth=5"],
     ["depth=deep"],
     ["deepth=3"],
