@@ -100,10 +100,11 @@ def _plain_config(composed: DictConfig, schema: type) -> Any:
 
 
 def _is_of(node: Any, schema: type) -> bool:
-    return (
-        OmegaConf.get_type(node) is schema
-        and {key for key in node if key != "hydra"} == {entry.name for entry in dataclasses.fields(schema)}
-        and all(_is_of(node._get_node(name), group) for name, group in _groups(schema).items())
+    if OmegaConf.get_type(node) is not schema:
+        return False
+    inside = {key: child for key, child in node.items_ex(resolve=False) if key != "hydra"}
+    return inside.keys() == {entry.name for entry in dataclasses.fields(schema)} and all(
+        _is_of(inside[name], group) for name, group in _groups(schema).items()
     )
 
 

@@ -14,10 +14,10 @@ from numbers import Real
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from gradexp.networks.activations import Activation, as_activation
+from gradexp.numerics.roots import bracketed_root
 from gradexp.theory.gaussian import average, nodes, pair_average
 
 # Stands for q = 0, where u has no size: φ follows its lines at 0 there, and φ² is still a number.
@@ -225,7 +225,7 @@ class MeanField:
             low -= 2
             if low < -30:
                 return 1.0
-        return 1 - math.exp(brentq(excess, low, 0.0, xtol=1e-14, rtol=1e-14))
+        return 1 - math.exp(bracketed_root(excess, low, 0.0))
 
     def correlation_after(self, layers: int, c: float = 0.0) -> float:
         """Return the correlation after ``layers`` layers, from c at the first, at the fixed length.
@@ -337,7 +337,7 @@ class MeanField:
                 return math.inf if direction > 0 else 0.0
             if next_excess <= 0:
                 low, high = sorted((log_q, next_log_q))
-                return math.exp(brentq(excess, low, high, xtol=1e-15, rtol=1e-15))
+                return math.exp(bracketed_root(excess, low, high))
             log_q, step = next_log_q, min(step * 1.2, 5)
         return math.inf if direction > 0 else 0.0
 
