@@ -21,8 +21,7 @@ from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP
 from gradexp.theory.critical import attracts, critical_line
 from gradexp.theory.mean_field import Moments, is_piecewise_linear
-
-QUANTITIES = ("q_star", "chi_1", "xi_q", "xi_c", "xi_grad", "c_star")
+from gradexp.theory.mean_field_grid import QUANTITIES, mean_fields
 
 Progress = Callable[[int, int], object]
 
@@ -100,19 +99,16 @@ def phase_plane(
         [[0.5, 1.0]]
     """
     phi = activation(name, negative_slope)
-    points = [(w2, b2) for b2 in sigma_b2 for w2 in sigma_w2]
-    values = []
-    for done, (w2, b2) in enumerate(points, 1):
-        point = theory.MeanField(phi, float(w2), float(b2))
-        values.append([getattr(point, quantity) for quantity in QUANTITIES])
-        if progress is not None:
-            progress(done, len(points))
-    table = np.array(values).reshape(len(sigma_b2), len(sigma_w2), -1)
+    w2, b2 = (
+        grid.ravel() for grid in np.meshgrid(np.asarray(sigma_w2, np.float64), np.asarray(sigma_b2, np.float64))
+    )
+    values = mean_fields(phi, w2, b2, progress)
+    shape = len(sigma_b2), len(sigma_w2)
     return PhaseDiagram(
         name,
         np.asarray(sigma_w2, dtype=np.float64),
         np.asarray(sigma_b2, dtype=np.float64),
-        {quantity: table[..., index] for index, quantity in enumerate(QUANTITIES)},
+        {quantity: values[quantity].reshape(shape) for quantity in QUANTITIES},
         _edge(name, negative_slope, max(sigma_b2)),
     )
 

@@ -6,7 +6,7 @@ import math
 import platform
 import stat
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,6 +202,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@cache  # it reads the package's metadata
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -134,13 +134,14 @@ def _panels(breaks: Tensor, edge: float, points: int) -> tuple[Tensor, Tensor]:
     """Return nodes and weights of a composite Gauss-Legendre rule between sorted breaks, inside ±edge."""
     breaks = breaks.clamp(-edge, edge).sort(dim=-1).values
     low, high = breaks[..., :-1, None], breaks[..., 1:, None]
-    at, weight = _legendre(points)
+    at, weight = legendre(points)
     nodes = (low + high) / 2 + (high - low) / 2 * at
     weights = (high - low) / 2 * weight
     return nodes.flatten(-2), weights.flatten(-2)
 
 
 @functools.cache
-def _legendre(points: int) -> tuple[Tensor, Tensor]:
+def legendre(points: int) -> tuple[Tensor, Tensor]:
+    """Return nodes in [-1, 1] and weights of a Gauss-Legendre rule."""
     at, weight = np.polynomial.legendre.leggauss(points)
     return torch.from_numpy(at), torch.from_numpy(weight)
