@@ -33,8 +33,6 @@ class Files:
         """Bring the files up to date."""
         if stage not in ("start", "initial", "end"):
             return
-        if stage == "initial" and result.gradients is not None:  # of a stack's result, whose end follows at once
-            return
         try:
             if stage != "start":
                 with replacing(self.folder / "layers.csv") as path:

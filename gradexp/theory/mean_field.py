@@ -63,27 +63,13 @@ class Moments:
         he2, u2 = z.square() - 1, (root * z).square()
         he4 = z.square().square() - 6 * he2 - 3
 
-        def mean(f: Tensor) -> Tensor:
-            return (w * f).sum(dim=-1)
-
-        return cls(
-            q,
-            value=mean(value),
-            square=mean(square),
-            slope2=mean(slope2),
-            slope4=mean(slope2.square()),
-            fourth=mean(square.square()),
-            square_slope2=mean(square * slope2),
-            value_slope=mean(value * slope),
-            u_value_slope=mean(root * z * value * slope),
-            u2_slope2=mean(u2 * slope2),
-            square_he1=mean(square * z),
-            square_he2=mean(square * he2),
-            square_he4=mean(square * he4),
-            slope2_he1=mean(slope2 * z),
-            slope2_he2=mean(slope2 * he2),
-            slope2_he4=mean(slope2 * he4),
+        averaged = (
+            *(value, square, slope2, slope2.square(), square.square(), square * slope2, value * slope),
+            *(root * z * value * slope, u2 * slope2, square * z, square * he2, square * he4),
+            *(slope2 * z, slope2 * he2, slope2 * he4),
         )
+        # In the order of the fields. As one product, since at one length each call takes longer than its numbers.
+        return cls(q, *(torch.stack(averaged) * w).sum(dim=-1))
 
 
 class MeanField:
