@@ -25,10 +25,10 @@ from gradexp.cli.interruptions import Interruptions
 from gradexp.config import Config, as_dict
 from gradexp.launch.ensemble import alike, checked, composed, run_jobs
 from gradexp.runs import stacks
+from gradexp.runs.progress import Progress
 from gradexp.runs.summary import unstarted_summary
 from gradexp.sinks.console import job_line
 from gradexp.sinks.files import write_summary
-from gradexp.sinks.progress import Progress
 from gradexp.sweeps.folder import interrupt, read_job
 
 

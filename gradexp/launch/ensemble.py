@@ -16,8 +16,8 @@ from gradexp.cli.composing import config_of_job
 from gradexp.config import Config
 from gradexp.runs import stacks
 from gradexp.runs.experiment import run_stack
+from gradexp.runs.progress import Progress
 from gradexp.runs.result import Result
-from gradexp.sinks.progress import Progress
 
 
 def composed(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> Callable[[int], DictConfig]:

@@ -57,7 +57,7 @@ def activation(name: str, negative_slope: float = 0.01) -> Activation:
     Raises:
         ValueError: If there is no activation of that name.
 
-    Example:
+    Examples:
         >>> activation("relu")(torch.tensor([-1.0, 2.0]))
         tensor([0., 2.])
     """

@@ -26,7 +26,7 @@ def bracketed_roots(f: Callable[[_Array], _Array], low: float | _Array, high: fl
     Raises:
         ValueError: If f has the same sign at both bounds.
 
-    Example:
+    Examples:
         >>> bracketed_roots(lambda x: x**2 - np.array([2.0, 9.0]), 0.0, np.array([2.0, 4.0])).round(12).tolist()
         [1.414213562373, 3.0]
     """
@@ -64,7 +64,7 @@ def bracketed_root(f: Callable[[float], float], low: float, high: float) -> floa
     Raises:
         ValueError: If f has the same sign at both bounds.
 
-    Example:
+    Examples:
         >>> round(bracketed_root(lambda x: x * x - 2, 0, 2), 12)
         1.414213562373
     """

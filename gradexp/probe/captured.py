@@ -29,7 +29,7 @@ class CapturedProbe:
     Args:
         model: The model, whose hooks are there inside the ``with`` block only.
 
-    Example:
+    Examples:
         >>> model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)), torch.ones(8, 4)
         >>> def step():
         ...     model.zero_grad(set_to_none=False)

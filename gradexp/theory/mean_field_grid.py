@@ -40,7 +40,7 @@ def mean_fields(
         sigma_b2: Bias variances, same shape.
         progress: Function that is called with (points done, points in all).
 
-    Example:
+    Examples:
         >>> from gradexp.networks.activations import activation
         >>> found = mean_fields(activation("tanh"), np.array([0.5, 2.5]), np.array([0.05, 0.05]))
         >>> found["c_star"].round(4).tolist()
