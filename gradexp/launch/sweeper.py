@@ -16,7 +16,7 @@ from gradexp.choices import ConfigError
 from gradexp.cli.composing import expand, hash_of_job
 from gradexp.cli.errors import error_line
 from gradexp.launch.composer import Composer
-from gradexp.sweeps.folder import alone_in, folder_name, mark_interrupted, plan
+from gradexp.sweeps.folder import alone_in, job_folder_name, mark_interrupted, plan
 
 
 def sweep(sweeper: Any, arguments: list[str]) -> None:
@@ -49,7 +49,7 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
             job = loader.compose(sweeper.config, jobs[index])
             with open_dict(job):
                 job.hydra.job.num, job.hydra.job.override_dirname = number, names[index]
-            return folder_name(str(job.hydra.sweep.subdir))
+            return job_folder_name(str(job.hydra.sweep.subdir))
 
         planned = plan(folder, _hashes(sweeper, jobs), folder_of)
         again = f", {planned.again} to run again" if planned.again else ""
