@@ -56,6 +56,10 @@ WITH_TORCH = [
             "run(Config(depth=3, width=4, steps=0, data=DataConfig('gaussian', samples=100)))",
             ("sklearn", "matplotlib", "tensorboard", "hydra"),
         ),
+        (
+            "run(Config(depth=3, width=4, steps=1))",
+            ("sklearn", "matplotlib", "tensorboard", "hydra", "torch._dynamo", "pandas"),
+        ),
     ],
     [
         (

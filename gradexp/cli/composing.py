@@ -1,22 +1,22 @@
 """Hydra: schema, overrides, jobs."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import hydra
 from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.hydra_internals import (
+    ahead_of_its_job,
     checked_configs,
-    restored_globals,
     split_sweep,
     store,
     version_base,
@@ -24,6 +24,20 @@ from gradexp.cli.hydra_internals import (
 from gradexp.cli.targets import check_targets
 from gradexp.config import Config
 from gradexp.folder_names import folder_name
+
+
+def config_of_job(composed: DictConfig) -> Any:
+    """Return the options of a job that does not run yet.
+
+    Raises:
+        ConfigError: For a value that cannot work.
+        OmegaConfBaseException: For an unknown key or a wrong type.
+    """
+    config = _plain_config(composed, Config)
+    if config is None:
+        with ahead_of_its_job(composed):
+            config = _merged(composed, Config)
+    return config
 
 
 def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
@@ -35,18 +49,10 @@ def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
     from gradexp.runs.summary import config_hash, hash_of, recorded  # loads numpy
 
     try:
-        return config_hash(to_config(composed)), None
+        return config_hash(config_of_job(composed)), None
     except ConfigError as error:
-        return hash_of(recorded(without_hydra(composed))), str(error)
-
-
-@contextmanager
-def ahead_of_its_job(composed: DictConfig) -> Iterator[None]:
-    """Let ``${hydra:...}`` in a job's composed config be resolved before the job runs."""
-    with restored_globals():
-        HydraConfig.instance().set_config(composed)
-        OmegaConf.set_readonly(composed.hydra, None)  # which that has set
-        yield
+        with ahead_of_its_job(composed):
+            return hash_of(recorded(without_hydra(composed))), str(error)
 
 
 def only_our_targets() -> AbstractContextManager[None]:
@@ -70,13 +76,54 @@ def without_hydra(composed: DictConfig) -> dict[str, Any]:
 def to_config(composed: DictConfig, schema: type = Config) -> Any:
     """Check a composed config against a schema and return it as an object of this dataclass.
 
-    Merging it into the schema once more also refuses keys that were added with ``+``.
-
     Raises:
         ConfigError: For a value that cannot work.
         OmegaConfBaseException: For an unknown key or a wrong type.
     """
+    config = _plain_config(composed, schema)
+    return _merged(composed, schema) if config is None else config
+
+
+def _merged(composed: DictConfig, schema: type) -> Any:
+    """Return a composed config as an object: merging it into the schema once more refuses keys added with ``+``."""
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), without_hydra(composed)))
+
+
+def _plain_config(composed: DictConfig, schema: type) -> Any:
+    """Return what ``_merged`` would, twenty times as fast; None where its values are not all those of the schema.
+
+    What Hydra has composed holds the schema's own nodes, which have checked each value when it was set.
+    """
+    content = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(content, dict)
+    plain = {str(key): value for key, value in content.items() if key != "hydra"}
+    return _object(schema, plain) if _is_of(composed, schema) and _is_literal(plain) else None
+
+
+def _is_of(node: Any, schema: type) -> bool:
+    if OmegaConf.get_type(node) is not schema:
+        return False
+    inside = {key: child for key, child in node.items_ex(resolve=False) if key != "hydra"}
+    return inside.keys() == {entry.name for entry in dataclasses.fields(schema)} and all(
+        _is_of(inside[name], group) for name, group in _groups(schema).items()
+    )
+
+
+def _groups(schema: type) -> dict[str, type]:
+    """Return the fields of a schema that are schemas themselves."""
+    types = {entry.name: entry.type for entry in dataclasses.fields(schema)}
+    return {name: kind for name, kind in types.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
+
+
+def _is_literal(value: Any) -> bool:
+    """Return whether nothing in a value is missing or refers to something else."""
+    if isinstance(value, dict | list):
+        return all(map(_is_literal, value.values() if isinstance(value, dict) else value))
+    return not (isinstance(value, str) and ("${" in value or value == "???"))
+
+
+def _object(schema: type, plain: Mapping[str, Any]) -> Any:
+    return schema(**{**plain, **{name: _object(group, plain[name]) for name, group in _groups(schema).items()}})
 
 
 def expand(params: Mapping[str, Any] | None, overrides: Sequence[str], loader: ConfigLoader) -> list[list[str]]:

@@ -23,7 +23,7 @@ from gradexp.cli.composing import without_hydra
 from gradexp.cli.hydra_internals import Callbacks
 from gradexp.cli.interruptions import Interruptions
 from gradexp.config import Config, as_dict
-from gradexp.launch.ensemble import alike, checked, compose, run_jobs
+from gradexp.launch.ensemble import alike, checked, composed, run_jobs
 from gradexp.runs import stacks
 from gradexp.runs.progress import Progress
 from gradexp.runs.summary import unstarted_summary
@@ -59,7 +59,7 @@ def run_task(task: Task) -> None:
         # Slurm's early sign that the time is over, or that others need the node.
         signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGTERM))
         try:
-            run_jobs(context, task.function, task.jobs)
+            run_jobs(context, task.function, task.jobs.__getitem__, len(task.jobs))
         except KeyboardInterrupt:
             for job in task.jobs:  # the command may not be there any more to say so
                 run = read_job(_folder(job))
@@ -97,7 +97,7 @@ def launch(launcher: Any, engine: Engine, job_overrides: Sequence[Sequence[str]]
         ConfigError: If there is no such cluster, or it refuses the tasks.
         KeyboardInterrupt: Passed on once the tasks have ended.
     """
-    jobs = compose(launcher, job_overrides, first)
+    jobs = list(map(composed(launcher, job_overrides, first), range(len(job_overrides))))
     folder = Path(str(jobs[0].hydra.sweep.dir)).absolute()
     for job in jobs:
         with open_dict(job):

@@ -11,7 +11,7 @@ def command_with(overrides: Sequence[str], remedy: str) -> str:
         overrides: The options of the run, as typed.
         remedy: The options of the remedy, as typed.
 
-    Example:
+    Examples:
         >>> command_with(["depth=100", "init=normal", "init.std=0.1"], "init=orthogonal activation=tanh")
         'python -m gradexp.run depth=100 init=orthogonal activation=tanh'
     """

@@ -3,6 +3,7 @@
 Every data set is held whole, in float64 on the CPU; a run casts and moves the batches it uses.
 """
 
+import importlib.util
 import math
 import stat
 import zipfile
@@ -103,10 +104,23 @@ def batches(samples: int, batch_size: int, generator: torch.Generator) -> Iterat
 
 def _digits(standardize: bool = True) -> Dataset:
     """Return scikit-learn's 1797 handwritten digits of 8x8 pixels (Alpaydin & Kaynak, 1998)."""
-    from sklearn.datasets import load_digits  # takes a second
+    path = _file_of("sklearn", "datasets/data/digits.csv.gz")
+    if path is not None:
+        rows = np.loadtxt(path, delimiter=",")
+        return _split(rows[:, :-1], rows[:, -1].astype(int), standardize)
+    from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
     return _split(x, y, standardize)
+
+
+def _file_of(package: str, name: str) -> Path | None:
+    """Return the path of a file in a package without importing it, which for scikit-learn takes a second."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (path := Path(folder) / name).is_file():
+            return path
+    return None
 
 
 def _mnist5k(standardize: bool = True) -> Dataset:

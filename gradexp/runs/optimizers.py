@@ -4,6 +4,7 @@ The parameters of a function after the first are the options of its optimizer. `
 them, and ``train`` applies it before the update.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,13 +23,28 @@ def build_optimizer(config: OptimizerConfig, weights: Weights) -> torch.optim.Op
     return OPTIMIZERS[config.name](weights, **{key: value for key, value in options.items() if value is not None})
 
 
+def _uncompiled(kind: type[Any]) -> Callable[..., torch.optim.Optimizer]:
+    """Return an optimizer that does the same without torch's compiler.
+
+    torch's own methods load the compiler, which takes a second, only to tell it to leave them as they are. Nothing is
+    compiled in a run.
+    """
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad", "step")}
+    methods["step"] = torch.no_grad()(methods["step"])
+    uncompiled: Callable[..., torch.optim.Optimizer] = type(kind.__name__, (kind,), methods)
+    return uncompiled
+
+
+_SGD, _Adam, _RMSprop = map(_uncompiled, (torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop))
+
+
 def _sgd(
     weights: Weights,
     lr: float = 0.01,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,  # noqa: ARG001
 ) -> torch.optim.Optimizer:
-    return torch.optim.SGD(weights, lr=lr, weight_decay=weight_decay)
+    return _SGD(weights, lr=lr, weight_decay=weight_decay)
 
 
 def _momentum(
@@ -38,7 +54,7 @@ def _momentum(
     clip_norm: float | None = None,  # noqa: ARG001
     momentum: float = 0.9,
 ) -> torch.optim.Optimizer:
-    return torch.optim.SGD(weights, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    return _SGD(weights, lr=lr, weight_decay=weight_decay, momentum=momentum)
 
 
 def _adam(
@@ -47,7 +63,7 @@ def _adam(
     weight_decay: float = 0.0,
     clip_norm: float | None = None,  # noqa: ARG001
 ) -> torch.optim.Optimizer:
-    return torch.optim.Adam(weights, lr=lr, weight_decay=weight_decay)
+    return _Adam(weights, lr=lr, weight_decay=weight_decay)
 
 
 def _rmsprop(
@@ -56,7 +72,7 @@ def _rmsprop(
     weight_decay: float = 0.0,
     clip_norm: float | None = None,  # noqa: ARG001
 ) -> torch.optim.Optimizer:
-    return torch.optim.RMSprop(weights, lr=lr, weight_decay=weight_decay)
+    return _RMSprop(weights, lr=lr, weight_decay=weight_decay)
 
 
 # Options and defaults are read from here without importing the file: see gradexp/choices.py.

@@ -6,8 +6,9 @@ import math
 import platform
 import stat
 from collections.abc import Mapping
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache, lru_cache
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # importing them would load torch, and a run's first files ar
     from gradexp.runs.training import Training
     from gradexp.theory import Agreement, Prediction
 
+
+version = cache(metadata.version)  # which reads a file each time
 
 SCHEMA = 1
 UNHASHED = ("device", "threads", "quiet", "record")  # they do not change what is computed

@@ -1,5 +1,6 @@
 """The folder of a sweep: one sub-folder per job, each with its summary.json."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -130,10 +131,11 @@ def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -
     has_summary = {path.name: (path / "summary.json").exists() for path in folder.glob("*/")}
     empty = {number_of(name): name for name, exists in has_summary.items() if not exists}
     taken = {number_of(name) for name in has_summary}
-    complete, again, folders = 0, 0, dict[int, str]()
+    complete, again, folders, seen = 0, 0, dict[int, str](), set[str]()
     for index, config_hash in enumerate(hashes):
-        if config_hash in hashes[:index]:
+        if config_hash in seen:
             continue
+        seen.add(config_hash)
         if config_hash in jobs_by_hash:
             if jobs_by_hash[config_hash].status == "complete":
                 complete += 1
@@ -145,8 +147,7 @@ def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -
         taken.add(number)
         empty.pop(number, None)
         folders[index] = name(index, number)
-    names = list(folders.values())
-    for shared in (entry for entry in names if names.count(entry) > 1):
+    for shared in (entry for entry, times in Counter(folders.values()).items() if times > 1):
         raise ConfigError(f"hydra.sweep.subdir gives two jobs the folder {shared}; put ${{hydra.job.num}} into it")
     return SweepPlan(complete, again, folders)
 

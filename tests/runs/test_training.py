@@ -271,7 +271,7 @@ def test_every_option_reaches_torch(name):
     assert {*given, "clip_norm"} == set(OPTIMIZER_OPTIONS[name])  # clip_norm is applied by train
     parameters = list(MLP([2, 3, 2]).parameters())
     optimizer = build_optimizer(resolved(name, **given), parameters)
-    assert type(optimizer) is kinds[name]
+    assert isinstance(optimizer, kinds[name])
     (group,) = optimizer.param_groups
     assert all(mine is theirs for mine, theirs in zip(group["params"], parameters, strict=True))
     assert {key: group[key] for key in given} == given
