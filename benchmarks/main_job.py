@@ -1,23 +1,27 @@
 """What recording costs in the main job: the default run's training against the same in plain PyTorch.
 
-``python benchmarks/main_job.py [ROUNDS] [--width 128] [--depth 150] [--steps 100]``
+``python benchmarks/main_job.py [ROUNDS] [--width 128] [--depth 150] [--steps 100] [--against TREE]``
 
 The plain script trains an ``nn.Sequential`` of the same weights with ``torch.optim.SGD`` on the same batches, and
 evaluates it as often. Each round trains once in each way, in turn, so that all see the same machine. Printed are the
-medians of the processor time, and of its ratio to that of plain PyTorch in the same round with quartiles.
+medians of the processor time, and of its ratio to that of plain PyTorch in the same round with quartiles. With
+``--against`` another checkout of gradexp takes part in the rounds, in a process of its own.
 """
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from machine import machine
+from other_tree import OtherTree, serve
 from torch import nn
 
 from gradexp import MLP, Config
@@ -98,6 +102,8 @@ def main() -> None:
     parser.add_argument("rounds", type=int, nargs="?", default=7)
     for option, default in (("width", 128), ("depth", 150), ("steps", 100)):
         parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--against", help="folder of another checkout")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = Config(width=options.width, depth=options.depth, steps=options.steps)
@@ -107,19 +113,27 @@ def main() -> None:
         "gradexp, every step": with_gradexp(config, data),
         "gradexp, record.every=10": with_gradexp(replace(config, record=RecordConfig(every=10)), data),
     }
-    for way in ways.values():
-        way()  # not timed: torch loads on first use what it needs
-    rounds = []
-    for _ in range(options.rounds):
-        rounds.append([processor_seconds(way) for way in ways.values()])
+    laps = {name: partial(processor_seconds, way) for name, way in ways.items()}
+    if options.serve:
+        serve({name: lambda lap=lap: lap()[0] for name, lap in laps.items()})
+        return
+    if options.against is not None:
+        other = OtherTree(
+            options.against, [f"--{name}={vars(options)[name]}" for name in ("width", "depth", "steps")]
+        )
+        for name in [*laps][1:]:
+            laps[f"{name}, other tree"] = lambda name=name: (other.lap(name), math.nan)
+    for lap in laps.values():
+        lap()  # not counted: torch loads on first use what it needs
+    rounds = [[lap() for lap in laps.values()] for _ in range(options.rounds)]
     print(f"{date.today()}, torch {torch.__version__}, {machine('cpu')}, 1 thread")
     print(f"{config.depth} layers of {config.width}, {config.steps} steps; rounds: {options.rounds}")
-    print(f"{'':<28}{'processor s':>12}   x plain   quartiles")
-    for index, name in enumerate(ways):
+    print(f"{'':<40}{'processor s':>12}   x plain   quartiles")
+    for index, name in enumerate(laps):
         seconds = statistics.median(one[index][0] for one in rounds)
         low, middle, high = np.percentile([one[index][0] / one[0][0] for one in rounds], [25, 50, 75])
-        print(f"{name:<28}{seconds:12.2f}   {middle:7.2f}   {low:.2f} to {high:.2f}")
-    losses = [round(value, 3) for _, value in rounds[0]]
+        print(f"{name:<40}{seconds:12.2f}   {middle:7.2f}   {low:.2f} to {high:.2f}")
+    losses = [round(value, 3) for _, value in rounds[0][: len(ways)]]
     print(f"last losses, which are the same but for rounding: {losses}")
 
 

@@ -1,6 +1,6 @@
 """What the probe costs, and whether its numbers are right, side by side with what else one would do.
 
-``python benchmarks/probe_overhead.py [--device cuda] [--threads 1] [--models mlp64,cnn] [ROUNDS]``
+``python benchmarks/probe_overhead.py [--device cuda] [--threads 1] [--models mlp64,cnn] [--against TREE] [ROUNDS]``
 
 Split 1 times one training step (forward, backward, SGD with learning rate 0, zero_grad) under each monitor, a few
 steps of one after a few of the other, in an order that rotates. One pass over all monitors is a lap; a model gets at
@@ -13,6 +13,7 @@ Split 2 counts in how many layers of a vanishing network the reported norms are 
 
 import argparse
 import gc
+import importlib
 import statistics
 import time
 import warnings
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from machine import machine
+from other_tree import OtherTree, serve
 from torch import Tensor, nn
 
 from gradexp import GradientProbe
@@ -77,10 +79,53 @@ def transformer() -> nn.Module:
     return nn.TransformerEncoder(layer, num_layers=4, enable_nested_tensor=False)
 
 
+class Tokens(nn.Module):
+    """A model of transformers that takes token ids, which do not fit into a tensor of floats; returns its logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits for ids that are made of some numbers."""
+        logits: Tensor = self.model((x.abs() * 100).long() % 64).logits
+        return logits
+
+
+def of_transformers(kind: str) -> nn.Module:
+    """Return a small model of transformers, with its own names of sizes."""
+    transformers: Any = importlib.import_module("transformers")
+    if kind == "gpt2":
+        sizes = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 64, "vocab_size": 64}
+        return Tokens(transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)))
+    common = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
+    if kind == "mixtral":
+        sizes = {**common, "num_key_value_heads": 2, "num_local_experts": 4, "vocab_size": 64}
+        return Tokens(transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes)))
+    config = transformers.ViTConfig(**common, image_size=32, patch_size=4, num_labels=10)
+    return Logits(transformers.ViTForImageClassification(config))
+
+
+class Logits(nn.Module):
+    """A model of transformers that takes pictures; returns its logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.model(x).logits
+        return logits
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     **{f"mlp{width}": (partial(mlp, width), (width,)) for width in (64, 128, 512)},
     "cnn": (cnn, (3, 32, 32)),
     "transformer": (transformer, (32, 128)),
+    "gpt2": (partial(of_transformers, "gpt2"), (32,)),
+    "vit": (partial(of_transformers, "vit"), (3, 32, 32)),
+    "mixtral": (partial(of_transformers, "mixtral"), (32,)),
 }
 
 
@@ -196,6 +241,10 @@ MONITORS = [
 ]
 
 
+# What changes with the checkout.
+OF_OTHER_TREES = ("bare", "probe", "probe, every=10")
+
+
 # Split 1: time
 
 
@@ -217,9 +266,10 @@ class Task:
         self.optimizer.zero_grad()
 
     def clock(self) -> float:
-        """Return the seconds on a clock, once the device has done its work."""
-        if self.x.is_cuda:
-            torch.cuda.synchronize()
+        """Return the seconds that the processor has worked, or those on a clock once a device has done its work."""
+        if not self.x.is_cuda:
+            return time.process_time()
+        torch.cuda.synchronize()
         return time.perf_counter()
 
     def milliseconds(self, monitor: Monitor) -> float:
@@ -243,16 +293,23 @@ class Task:
         return ""
 
 
-def compare(name: str, rounds: int, device: str) -> None:
+def compare(name: str, rounds: int, device: str, against: str | None = None, is_server: bool = False) -> None:
     task = Task(name, device)
     errors = {monitor.name: task.error_with(monitor.attach) for monitor in MONITORS}
     running = [monitor for monitor in MONITORS if not errors[monitor.name]]
     gc.freeze()  # or each collection would walk through all that importing torch has made
+    if is_server:
+        serve({monitor.name: partial(task.milliseconds, monitor) for monitor in running})
+        return
+    other = None if against is None else OtherTree(against, ["--device", device, "--models", name])
+    theirs = [m for m in running if m.name in OF_OTHER_TREES] if other is not None else []
     laps: list[dict[str, float]] = []
     begin = time.perf_counter()
     while len(laps) < rounds or time.perf_counter() - begin < rounds * SECONDS_PER_ROUND:
         first = len(laps) % len(running)
         laps.append({m.name: task.milliseconds(m) for m in running[first:] + running[:first]})
+        for monitor in theirs:
+            laps[-1][f"{monitor.name}, other tree"] = other.lap(monitor.name)
     size = sum(p.numel() for p in task.model.parameters())
     print(f"\n{name}: {len(watched(task.model))} layers, {size:,} parameters; laps: {len(laps)}")
     print(f"{'':<40} {'ms per step':>11}   {'x bare':>6}   quartiles")
@@ -263,6 +320,10 @@ def compare(name: str, rounds: int, device: str) -> None:
         middle = statistics.median(lap[monitor.name] for lap in laps)
         low, ratio, high = np.percentile([lap[monitor.name] / lap["bare"] for lap in laps], [25, 50, 75])
         print(f"{monitor.name:<40} {middle:11.1f}   {ratio:6.2f}   {low:.2f} to {high:.2f}")
+    for own in (f"{monitor.name}, other tree" for monitor in theirs):
+        middle = statistics.median(lap[own] for lap in laps)
+        low, ratio, high = np.percentile([lap[own] / lap["bare, other tree"] for lap in laps], [25, 50, 75])
+        print(f"{own:<40} {middle:11.1f}   {ratio:6.2f}   {low:.2f} to {high:.2f}")
     if error := task.error_with(backward_hooks(leaves)):
         print(f"full backward hooks on batch norms and activations too: raises\n  {error[:77]}")
 
@@ -332,7 +393,9 @@ def main() -> None:
     parser.add_argument("rounds", type=int, nargs="?", default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--models", default=",".join(MODELS), help=f"default: {','.join(MODELS)}")
+    parser.add_argument("--against", help="folder of another checkout of gradexp, whose laps are run in between")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--models", default=",".join(MODELS), help="default: all, the last three of transformers")
     options = parser.parse_args()
     names = options.models.split(",")
     if unknown := [name for name in names if name not in MODELS]:
@@ -340,10 +403,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     # The first layer's input takes no gradient, of which torch warns.
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    if options.serve:
+        compare(options.models, options.rounds, options.device, is_server=True)
+        return
     threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
     print(f"{date.today()}, torch {torch.__version__}, {machine(options.device)}, {threads}, batch {BATCH}")
     for name in names:
-        compare(name, options.rounds, options.device)
+        compare(name, options.rounds, options.device, options.against)
     report_accuracy(options.device)
 
 

@@ -18,6 +18,8 @@ LOG10_2 = math.log10(2.0)
 
 # A float64 copy of a chunk this long stays in the cache; one of a whole large weight would not.
 _CHUNK = 1 << 17
+# Tensors this long are put side by side: a call for each would take longer than its norm.
+_SMALL = 1 << 12
 # A float64 norm in this range lost nothing that matters to under- or overflow of squares.
 _SAFE = (1e-140, 1e140)
 # Their squares are normal float64 numbers.
@@ -55,12 +57,13 @@ def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
         >>> print(f"{m * 2**e:.3g}")
         2e-300
     """
-    if type(x) not in _ORDINARY or x.dtype not in _NARROW or x.layout is not torch.strided or x.is_nested:
+    is_ordinary = type(x) in _ORDINARY and x.dtype in _NARROW and x.layout is torch.strided and not x.is_nested
+    if not is_ordinary:
         x = plain(x)
     if x.requires_grad and torch.is_grad_enabled():
         x = x.detach()
     if networks == 1 and x.is_cpu:
-        return _norm_on_cpu(x)
+        return (_scratch.buffer.norm(x), 0.0) if is_ordinary else _norm_on_cpu(x)
     if x.is_meta:
         raise TypeError(_NO_VALUES.format(kind=type(x).__name__, device=x.device))
     rows = x.reshape(networks, -1)
@@ -75,13 +78,31 @@ def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64), 0.0
 
 
+def norm_on_host(x: Tensor) -> float | None:
+    """Return the norm of an ordinary tensor on the CPU, in the least time; None for any other, which has its own way.
+
+    As ``scaled_norm`` does, it takes squares in float64 of elements that are of a narrower format.
+    """
+    if (
+        type(x) is not Tensor
+        or not x.is_cpu
+        or x.dtype not in _NARROW
+        or x.layout is not torch.strided
+        or x.is_nested
+    ):
+        return None
+    if x.requires_grad and torch.is_grad_enabled():
+        x = x.detach()
+    return _scratch.buffer.norm(x)
+
+
 def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[ScaledNorm]:
     """Return ``scaled_norm`` of each tensor, faster than one after the other."""
     sizes: list[ScaledNorm | None] = [None] * len(tensors)
     groups: dict[torch.Size | torch.device, list[int]] = {}  # on the CPU by shape, else by device
     for index, x in enumerate(tensors):
         if networks == 1 and type(x) in _ORDINARY and x.dtype in _NARROW and x.layout is torch.strided:
-            if x.is_cpu and 0 < 2 * x.numel() <= _CHUNK:
+            if x.is_cpu and 0 < x.numel() <= _SMALL:
                 groups.setdefault(x.shape, []).append(index)
             elif x.is_cuda:
                 groups.setdefault(x.device, []).append(index)
@@ -92,10 +113,10 @@ def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[ScaledNor
             if isinstance(key, torch.device):  # few kernels for all of them
                 norms += foreach_norm(group)
             else:
-                norms += _scratch.norms(group, key)
+                norms += _scratch.buffer.norms(group, key)
             for index, norm in zip(indices, norms, strict=True):
                 sizes[index] = norm, 0.0
-    return [size or scaled_norm(x, networks) for x, size in zip(tensors, sizes, strict=True)]
+        return [size or scaled_norm(x, networks) for x, size in zip(tensors, sizes, strict=True)]
 
 
 def log10_norm(x: Tensor, networks: int = 1) -> Tensor:
@@ -129,10 +150,12 @@ def joint_log10_norm(log10_norms: Tensor) -> Tensor:
 def has_values(x: Tensor) -> bool:
     """Return whether ``x`` holds real or complex numbers, unlike tensors that are fake, meta or of integers."""
     kind = type(x)
+    if kind in _ORDINARY and x.dtype in _NARROW:
+        return not x.is_meta
     if not (x.is_floating_point() or x.is_complex()):
         return False
     if kind in _ORDINARY:
-        return not x.is_meta and (x.dtype in _NARROW or not str(x.dtype).startswith("torch.float4"))
+        return not x.is_meta and not str(x.dtype).startswith("torch.float4")
     overrides = getattr(kind, "__torch_dispatch__", None) != Tensor.__torch_dispatch__
     return not x.is_meta and (not overrides or x.is_nested or hasattr(x, "full_tensor"))
 
@@ -191,24 +214,33 @@ def _norm_on_cpu(x: Tensor) -> ScaledNorm:
             scaled, exponent = scaled_rows(x.reshape(1, -1))
             return scaled.item(), exponent.item()
         return norm, 0.0
-    if x.numel() <= _CHUNK:
-        return math.sqrt(_scratch.square_sum(x)), 0.0
-    return math.sqrt(sum(_scratch.square_sum(chunk) for chunk in x.reshape(-1).split(_CHUNK))), 0.0
+    return _scratch.buffer.norm(x), 0.0
 
 
-class _Scratch(threading.local):
-    """A float64 buffer for each thread: a fresh copy for each norm would cost more than the norm itself."""
+class _Buffer:
+    """A float64 buffer: a fresh copy for each norm would cost more than the norm itself."""
 
     def __init__(self) -> None:
         with torch.inference_mode(False):
             self.buffer = torch.empty(_CHUNK, dtype=torch.float64, device="cpu")
         self.views: dict[torch.Size, tuple[Tensor, Tensor]] = {}
 
+    def norm(self, x: Tensor) -> float:
+        """Return the norm of a strided real tensor, each of whose elements is converted to float64 first."""
+        views = self.views.get(x.shape)
+        if views is not None:  # the same as below, without a call for each step
+            views[0].copy_(x)
+            return math.sqrt(torch.dot(views[1], views[1]).item())
+        if x.numel() <= _CHUNK:
+            return math.sqrt(self.square_sum(x))
+        return math.sqrt(sum(map(self.square_sum, x.reshape(-1).split(_CHUNK))))
+
     def norms(self, tensors: list[Tensor], shape: torch.Size) -> list[float]:
         """Return the norms of tensors of the same shape, as many at a time as fit into the buffer."""
         size, norms = shape.numel(), []
-        for start in range(0, len(tensors), _CHUNK // size):
-            chunk = tensors[start : start + _CHUNK // size]
+        count = 8 * _SMALL // size  # more would leave the fastest cache
+        for start in range(0, len(tensors), count):
+            chunk = tensors[start : start + count]
             rows = self.buffer[: len(chunk) * size].view(len(chunk), size)
             foreach_copy_(rows.view(len(chunk), *shape).unbind(), chunk)
             norms += torch.linalg.vector_norm(rows, dim=1).tolist()
@@ -224,6 +256,13 @@ class _Scratch(threading.local):
             views = self.views[x.shape] = (flat.view(x.shape), flat)
         views[0].copy_(x)
         return torch.dot(views[1], views[1]).item()
+
+
+class _Scratch(threading.local):
+    """A buffer for each thread."""
+
+    def __init__(self) -> None:
+        self.buffer = _Buffer()
 
 
 _scratch = _Scratch()

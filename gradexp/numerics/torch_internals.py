@@ -19,6 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 _BATCHED: Any = torch._C._parse_dispatch_key("Batched")
 # The mode in which make_fx and export trace.
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
+_tracing_state = torch._C._get_tracing_state
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_interpreter_stack = torch._C._functorch.peek_interpreter_stack
 
 set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
 """Switch autograd on or off (torch 0.4). Without: ``torch.no_grad()``, which takes as long as a norm."""
@@ -27,13 +30,12 @@ outside_dispatch_modes = _disable_current_modes
 """A context in which modes that count or replace operations see none (torch 2.0). Without: they count the probe's."""
 
 
-def backward_number() -> int:
-    """Return autograd's number of the backward pass that is running, -1 outside of any (torch 2.0).
+backward_number: Callable[[], int] = torch._C._current_graph_task_id
+"""Return autograd's number of the backward pass that is running, -1 outside of any (torch 2.0).
 
-    Without it several backward passes before one collect could not be told apart, nor, by ``is_recomputing``, a
-    checkpoint's second run of a module from a new forward pass.
-    """
-    return torch._C._current_graph_task_id()
+Without it several backward passes before one collect could not be told apart, nor, by ``is_recomputing``, a
+checkpoint's second run of a module from a new forward pass.
+"""
 
 
 def is_recomputing() -> bool:
@@ -49,12 +51,11 @@ def after_backward(callback: Callable[[], None]) -> None:
     Variable._execution_engine.queue_callback(callback)
 
 
-def keeps_graph() -> bool:
-    """Return whether the backward pass that is running keeps its graph for another one (torch 2.5).
+keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
+"""Return whether the backward pass that is running keeps its graph for another one (torch 2.5).
 
-    Without it the gradient of each output would have to be kept after each pass, in case that a second one comes.
-    """
-    return torch._C._autograd._get_current_graph_task_keep_graph()
+Without it the gradient of each output would have to be kept after each pass, in case that a second one comes.
+"""
 
 
 def will_execute(node: Node) -> bool | None:
@@ -111,7 +112,7 @@ def in_transform() -> bool:
 
     Without it tensors inside one, which hold no values of their own, would raise in the hooks.
     """
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return _interpreter_stack() is not None
 
 
 def is_transformed(gradient: Tensor) -> bool:
@@ -127,7 +128,7 @@ def in_dispatch_mode() -> bool:
 
     Without it: enter ``outside_dispatch_modes`` always, which takes longer than the norm of a small tensor.
     """
-    return torch._C._len_torch_dispatch_stack() > 0
+    return _dispatch_modes() > 0
 
 
 class _SeeSoftmax(TorchDispatchMode):
@@ -157,9 +158,9 @@ def is_traced() -> bool:
     ``torch.compiler.is_compiling`` is public and knows dynamo and export only. Without the others the probe's own
     operations would become part of the traced graph.
     """
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_compiling() or _tracing_state() is not None:
         return True
-    return in_dispatch_mode() and torch._C._get_dispatch_mode(_PROXY) is not None
+    return _dispatch_modes() > 0 and torch._C._get_dispatch_mode(_PROXY) is not None
 
 
 def is_dynamo_loaded() -> bool:
@@ -245,20 +246,38 @@ def parameter_of(module: nn.Module, name: str) -> nn.Parameter | None:
         return None
 
 
+def parameters_at(places: Iterable[tuple[Callable[[], nn.Module | None], str]]) -> list[nn.Parameter | None]:
+    """Return ``parameter_of`` of many modules, each given by a weak reference (torch 0.1)."""
+    found: list[nn.Parameter | None] = []
+    for reference, name in places:
+        module = reference()
+        try:
+            found.append(None if module is None else module._parameters[name])
+        except KeyError:
+            found.append(None)
+    return found
+
+
+def versions_of(tensors: Iterable[Any]) -> list[int]:
+    """Return ``version_of`` of many tensors (torch 0.4)."""
+    return [tensor._version for tensor in tensors]
+
+
 def all_parameters_of(model: nn.Module) -> list[nn.Parameter]:
     """Return each parameter of a model once (torch 0.1). ``parameters()`` is public, but ten times slower."""
-    modules, parameters = {id(model): model}, {}
-    waiting = [model]
+    parameters: list[nn.Parameter | None] = []
+    visited: set[int] = set()
+    waiting: list[nn.Module | None] = [model]
     while waiting:
         module = waiting.pop()
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                parameters[id(parameter)] = parameter
-        for child in module._modules.values():
-            if child is not None and id(child) not in modules:
-                modules[id(child)] = child
-                waiting.append(child)
-    return list(parameters.values())
+        if module is None:
+            continue
+        if module._parameters:
+            parameters += module._parameters.values()
+        if module._modules and id(module) not in visited:
+            visited.add(id(module))
+            waiting += module._modules.values()
+    return list({id(parameter): parameter for parameter in parameters if parameter is not None}.values())
 
 
 def default_store() -> tuple[int, Any] | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from gradexp.numerics.norms import ScaledNorm, has_values, scaled_norm
+from gradexp.numerics.norms import ScaledNorm, has_values, norm_on_host, scaled_norm
 from gradexp.numerics.torch_internals import (
     backward_number,
     base_of,
@@ -207,10 +207,11 @@ class ModuleCall:
         return bool(passes) and not any(backward.is_finished for backward in passes)
 
     def _measure_output(self, tensor: Tensor) -> None:
-        if not has_values(tensor):
+        size = _measured(tensor, self.plan.networks)
+        if size is None:
             self.missed += ("output",)
             return
-        self.outputs.append(_measured(tensor, self.plan.networks))
+        self.outputs.append(size)
         if self.plan.stats:
             self.stats = [*self.stats, *statistics("output", tensor, self.plan)]
 
@@ -291,6 +292,13 @@ class OutputGradient:
                 call.miss_gradient()
             return None
         call.run.backwards.add(backward)
+        if self.inner is None and not (backward.keeps_graph or self._kept or self.with_samples or call.plan.stats):
+            size = _measured(gradient, call.plan.networks)
+            if size is None:
+                call.miss_gradient()
+            else:
+                self._arrivals.append((backward, _NONE, size, _ONLY_SIZE))
+            return size
         if not has_values(gradient):
             call.miss_gradient()
             return None
@@ -318,6 +326,7 @@ class OutputGradient:
     def _add(self, backward: BackwardPass, earlier: frozenset[BackwardPass], gradient: Tensor) -> TensorSize:
         plan = self._call.plan
         size = _measured(gradient, plan.networks)
+        assert size is not None
         more = self._more(gradient) if plan.stats or self.with_samples else _ONLY_SIZE
         self._arrivals.append((backward, earlier, size, more))
         return size
@@ -379,7 +388,7 @@ class ViewGradient(OutputGradient):
         if size is None:
             call.miss_gradient()
         elif self._is_whole and isinstance(size[0], float) and has_values(gradient):
-            norm, exponent, *_ = _measured(gradient, 1)
+            norm, exponent, *_ = _measured(gradient, 1) or (math.nan, 0.0)
             if not math.isclose(norm, size[0], rel_tol=1e-9) or exponent != size[1]:
                 call.miss_gradient()
 
@@ -532,10 +541,18 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             todo.extend(getattr(item, field.name, None) for field in dataclasses.fields(item))
 
 
-def _measured(tensor: Tensor, networks: int) -> TensorSize:
-    """Return the size of a tensor, hidden from modes that count or replace operations, such as tracers."""
+def _measured(tensor: Tensor, networks: int) -> TensorSize | None:
+    """Return the size of a tensor, None if it has no values.
+
+    It is hidden from modes that count or replace operations, such as tracers.
+    """
     if not in_dispatch_mode():
-        return tensor_size(tensor, networks)
+        norm = norm_on_host(tensor) if networks == 1 else None
+        if norm is not None:  # the most frequent case, without another question
+            return norm, 0.0, tensor.numel(), tensor.dtype
+        return tensor_size(tensor, networks) if has_values(tensor) else None
+    if not has_values(tensor):
+        return None
     with outside_dispatch_modes():
         return tensor_size(tensor, networks)
 

@@ -15,13 +15,16 @@ from gradexp.numerics.torch_internals import (
     is_transformed,
     keeps_graph,
     parameter_of,
+    parameters_at,
     parameters_by_name,
     version_of,
+    versions_of,
     will_execute,
 )
 from gradexp.probe.names import is_callable
 from gradexp.probe.piling import Piled, Piling, State
 
+_ORDINARY = {Tensor}
 _Place = tuple["weakref.ref[nn.Module]", str]
 
 
@@ -117,12 +120,17 @@ class Parameters:
 
     def read(self) -> tuple[list[State], list[Tensor | None]]:
         """Return which tensor in which version ``.grad`` of each parameter holds, and those tensors."""
-        modules = ((reference(), name) for reference, name in self._places)
-        parameters = [None if module is None else parameter_of(module, name) for module, name in modules]
+        parameters = parameters_at(self._places)
         gradients = [p.grad if type(p) is nn.Parameter or (p is not None and p.is_leaf) else None for p in parameters]
+        own, others = map(id, parameters), map(id, gradients)
+        if set(map(type, gradients)) == _ORDINARY:
+            try:
+                return list(zip(own, others, versions_of(gradients), strict=True)), gradients
+            except RuntimeError:  # of a tensor that inference mode has made
+                own, others = map(id, parameters), map(id, gradients)
         states = [
-            (id(parameter), 0, 0) if gradient is None else (id(parameter), id(gradient), version(gradient))
-            for parameter, gradient in zip(parameters, gradients, strict=True)
+            (one, 0, 0) if gradient is None else (one, other, version(gradient))
+            for one, other, gradient in zip(own, others, gradients, strict=True)
         ]
         return states, gradients
 

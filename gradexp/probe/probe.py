@@ -4,38 +4,31 @@ import operator
 import sys
 import warnings
 import weakref
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradexp.history.finding import Finding, worst_first
+from gradexp.history.finding import Finding
 from gradexp.history.history import History
-from gradexp.history.step import QUANTITIES, STATUSES, VECTOR_QUANTITIES, Array
+from gradexp.history.step import QUANTITIES, VECTOR_QUANTITIES
 from gradexp.networks.mlp import MLP
 from gradexp.numerics.torch_internals import all_parameters_of, backward_number, is_dynamo_loaded
 from gradexp.probe.alarm import Alarm, Bell
 from gradexp.probe.calls import ProbeSpec, Statistic
-from gradexp.probe.graph import numbered
+from gradexp.probe.graph import Row
 from gradexp.probe.hooks import Hooks
 from gradexp.probe.optimizers import Optimizers, held_by, unwrapped
-from gradexp.probe.order import merged
 from gradexp.probe.processes import await_other_probes
-from gradexp.probe.readings import PendingStep, ProbeStep, TensorSize, loss_value, stacked_over_time
+from gradexp.probe.readings import PendingStep, ProbeStep, TensorSize, loss_value
+from gradexp.probe.record import Record
 from gradexp.probe.selection import Select, module_kind, select_rows, unwrap
 from gradexp.probe.trace import Trace
 from gradexp.probe.updates import Updates
 from gradexp.probe.watch import Watch
 from gradexp.probe.weights import Weights, is_unscaled, scale_of_loss
-
-_Row = tuple[str, int]  # name of a module, and which of its calls in a pass
-
-_OF_WEIGHTS = ("weight_grad", "weight", "update", *VECTOR_QUANTITIES)
 
 
 class GradientProbe:
@@ -152,7 +145,6 @@ class GradientProbe:
         self._optimizers = optimizers
         self._scaler = scaler
         self._networks = networks
-        self._seeds = list(range(networks)) if seeds is None else list(seeds)
         self._plan = ProbeSpec(
             "output" in self._quantities,
             "output_grad" in self._quantities,
@@ -165,17 +157,11 @@ class GradientProbe:
         self._recorder = Hooks(model, selection.modules, self._plan)
         self._weights = Weights(selection.rows, self._plan, "weight" in self._quantities)
         self._updates: Updates | None = None
-        self._names = list(selection.rows)
+        seeds = list(range(networks)) if seeds is None else seeds
+        self._record = Record(selection.rows, self._quantities, networks, seeds, per_sample)
         self._modules_of = selection.modules_of
-        self._rows: dict[_Row, int] = {}
-        self._order: dict[_Row, None] = {}  # of those that were called, as in the forward pass
-        self._feeds: set[tuple[_Row, _Row]] = set()
-        self._paths: set[frozenset[_Row]] = set()  # sets of rows whose graph is known
+        self._paths: set[frozenset[Row]] = set()  # sets of rows whose graph is known
         self._is_path_new = True  # what was called last has no known graph
-        self._kinds: dict[str, str] = {}
-        self._steps: list[int] = []
-        self._readings: list[ProbeStep] = []
-        self._findings: list[tuple[Finding, ...]] = []
         self._bell = None if alarm is None else Bell(alarm, alarm_on)
         if self._bell is not None and self._bell.is_about_profiles and "output_grad" not in self._quantities:
             raise ValueError("an alarm on anything but nonfinite needs the quantity 'output_grad'")
@@ -206,7 +192,7 @@ class GradientProbe:
 
     def __repr__(self) -> str:
         state = "attached" if self._attached else "not attached"
-        return f"GradientProbe({len(self._names)} modules, {len(self._steps)} steps recorded, {state})"
+        return f"GradientProbe({len(self._record.names)} modules, {len(self._record.steps)} steps recorded, {state})"
 
     def attach(self) -> Self:
         """Start recording; returns the probe.
@@ -263,7 +249,7 @@ class GradientProbe:
         value = None if loss is None else loss_value(loss, self._networks)
         is_recorded = self._recorder.trace is not None
         if self._recorder.trace is not None:
-            self._record(label, self._recorder.trace, value, loss)
+            self._take(label, self._recorder.trace, value, loss)
         found = [] if self._bell is None else self._look(self._bell, label, value, is_recorded)
         self._collects += 1
         self._close()
@@ -279,9 +265,9 @@ class GradientProbe:
         Raises:
             RuntimeError: If no step is recorded yet.
         """
-        if not self._findings:
+        if not self._record.steps:
             raise RuntimeError("no step is recorded yet")
-        self._findings[-1] = worst_first([*self._findings[-1], finding])
+        self._record.add_findings([finding])
 
     def has_news(self) -> bool:
         """Return whether a backward pass came by since the last collect, as far as that can be seen."""
@@ -316,45 +302,7 @@ class GradientProbe:
     def history(self) -> History:
         """The steps recorded so far."""
         self._fetch_updates()
-        return self._history_of(slice(None))
-
-    def _history_of(self, chosen: slice) -> History:
-        """Return some of the steps."""
-        readings, steps = self._readings[chosen], self._steps[chosen]
-        # A lazy module shows only when it is first called whether it has a weight of two dimensions.
-        all_rows = [(n, 0) for n in self._names if not self._steps or (n, 0) in self._rows]
-        rows = [*self._order, *(row for row in all_rows if row not in self._order)]
-        columns = [self._rows.get(row, -1) for row in rows]
-        # A module's weights are the same in all its calls.
-        of_weights = [self._rows.get((name, 0), -1) for name, _ in rows]
-        log10, status = {}, {}
-        for quantity in self._quantities:
-            indices = of_weights if quantity in _OF_WEIGHTS else columns
-            log10[quantity] = self._stacked([r.log10.get(quantity) for r in readings], indices, np.nan)
-            recorded = [r.status.get(quantity) for r in readings]
-            codes = self._stacked(recorded, indices, STATUSES.index("not_called"))
-            status[quantity] = codes.astype(np.int8)
-        history = History("train", [name for name, _ in rows], list(steps), list(self._seeds), log10, status)
-        history.calls = [call for _, call in rows]
-        history.feeds = numbered(self._feeds, {row: number for number, row in enumerate(rows)})
-        history.kinds = [self._kinds.get(name, "") for name, _ in rows]
-        for reading in readings:
-            history.dtypes = reading.dtypes | history.dtypes
-        for name in {name: None for reading in readings for name in reading.stats}:
-            indices = of_weights if name.startswith("weight_grad.") else columns
-            history.stats[name] = self._stacked([r.stats.get(name) for r in readings], indices, np.nan)
-        if self._plan.per_sample:
-            history.samples = self._stacked_samples(readings, columns)
-        for name in ("total_grad", "loss"):
-            values = [getattr(reading, name) for reading in readings]
-            if any(value is not None for value in values):
-                unknown = np.full(self._networks, np.nan)
-                setattr(history, name, np.stack([unknown if value is None else value for value in values]))
-        if self._plan.time:
-            history.time_log10, history.time_status = stacked_over_time(readings)
-        if any(self._findings[chosen]):
-            history.findings = self._findings[chosen]
-        return history
+        return self._record.history()
 
     def _open(self) -> None:
         if self._collects % self._every == 0:
@@ -367,57 +315,46 @@ class GradientProbe:
 
     def _needs_hooks(self) -> bool:
         # Where only weights are recorded, the first step shows the order of the modules.
-        return self._plan.outputs or self._plan.gradients or not self._steps
-
-    def _row_of(self, name: str, call: int = 0) -> int:
-        return self._rows.setdefault((name, call), len(self._rows))
-
-    def _keep_order(self, calls: list[_Row]) -> None:
-        if not self._order.keys() >= set(calls):
-            places = {name: place for place, name in enumerate(self._names)}
-            rows = merged([*self._order], [*dict.fromkeys(calls)], lambda row: (places[row[0]], row[1]))
-            self._order = dict.fromkeys(rows)
+        return self._plan.outputs or self._plan.gradients or not self._record.steps
 
     def _keep_graph(
-        self, trace: Trace, calls: list[_Row], weights: Mapping[str, list[nn.Parameter]], loss: Tensor | float | None
+        self, trace: Trace, calls: list[Row], weights: Mapping[str, list[nn.Parameter]], loss: Tensor | float | None
     ) -> None:
         """Keep which rows feed which; look again in the next step if this one took a way that is not known."""
         path = frozenset(calls)
         feeds = trace.feeds(weights, loss)
         if feeds is not None:
-            self._feeds |= feeds
+            self._record.feeds |= feeds
             self._paths.add(path)
         self._is_path_new = path not in self._paths
-        if not self._kinds.keys() >= weights.keys():
+        if not self._record.kinds.keys() >= weights.keys():
             classes = self._recorder.kinds()
             for name, own in weights.items():
                 shapes = ", ".join("x".join(map(str, weight.shape)) for weight in own)
-                self._kinds[name] = f"{classes.get(self._modules_of.get(name, name), '')}({shapes})"
+                self._record.kinds[name] = f"{classes.get(self._modules_of.get(name, name), '')}({shapes})"
 
-    def _record(self, label: int, trace: Trace, value: Tensor | float | None, loss: Tensor | float | None) -> None:
+    def _take(self, label: int, trace: Trace, value: Tensor | float | None, loss: Tensor | float | None) -> None:
         held = trace.passes.notice()  # until all are read
         self._check_backward(trace)
         vectors = self._weights.vectors() if self._of_vectors else {}
         weights = {name: w for name, w in self._weights.items() if w or vectors.get(name) or not self._by_default}
         pending = PendingStep(self._networks)
         pending.loss = value
-        calls = trace.add(pending, self._row_of, weights)
-        self._keep_order(calls)
+        calls = trace.add(pending, self._record.row_of, weights)
+        self._record.keep_order(calls)
         self._keep_graph(trace, calls, weights, loss)
         modules = [self._modules_of.get(name, name) for name in weights]
         unseen = {*trace.hidden(modules), *trace.bypassed(modules)}
         for name in weights if unseen else ():
             if self._modules_of.get(name, name) in unseen:
                 for quantity in ("output", "output_grad"):
-                    pending.mark(quantity, self._row_of(name), "hook_missed")
+                    pending.mark(quantity, self._record.row_of(name), "hook_missed")
         of_rows = {name: vectors[name] for name in weights} if vectors else {}
         self._add_parameters(pending, weights, of_rows, trace.passes.moved)
         del held
         self._undo_scale(pending)
         reading = self._read(pending)
-        self._steps.append(label)
-        self._readings.append(reading)
-        self._findings.append(())
+        self._record.add(label, reading)
         if self._updates is not None:
             self._updates.expect(trace.passes.piled())
 
@@ -429,7 +366,7 @@ class GradientProbe:
         moved: Container[int],
     ) -> None:
         """Add what the parameters and their gradients hold."""
-        rows = {name: self._row_of(name) for name in weights}
+        rows = self._record.rows_of(weights)
         model = self._model()
         measured: dict[int, TensorSize] = {}
         if "vector_grad" in self._quantities:
@@ -446,22 +383,11 @@ class GradientProbe:
     def _read(self, pending: PendingStep) -> ProbeStep:
         """Read a pending step, together with updates that were measured since the last one and belong to that."""
         if self._updates is not None:
-            self._updates.add(pending, self._row_of)
-        reading = pending.read(len(self._rows))
-        if "update" in reading.log10:
-            self._readings[-1].take_over("update", reading)
-            if self._updates is not None and (found := self._updates.findings(self._is_unmoved)):
-                self._findings[-1] = worst_first([*self._findings[-1], *found])
+            self._updates.add(pending, self._record.row_of)
+        reading = pending.read(len(self._record))
+        if self._record.take_updates(reading) and self._updates is not None:
+            self._record.add_findings(self._updates.findings(self._record.is_unmoved))
         return reading
-
-    def _is_unmoved(self, names: Sequence[str]) -> bool:
-        """Return whether the last step has left weights of some rows as they were, though they have a gradient."""
-        status, rows = self._readings[-1].status, [self._row_of(name) for name in names]
-        if not rows or not {"update", "weight_grad"} <= status.keys():
-            return False
-        update, gradient = status["update"][:, rows], status["weight_grad"][:, rows]
-        has_number = np.isin(gradient, [STATUSES.index(word) for word in ("ok", "subnormal")])
-        return bool((update == STATUSES.index("zero")).all() and has_number.any())
 
     def _look(self, bell: Bell, label: int, loss: Tensor | float | None, is_recorded: bool) -> list[Finding]:
         """Return what is newly found in the step, and keep all that is found for the history."""
@@ -474,7 +400,7 @@ class GradientProbe:
             findings += [] if finding is None else [finding]
             kinds.append("nonfinite")
         if bell.is_about_profiles and is_recorded:
-            findings += bell.judged(self._history_of(slice(-1, None)).at())
+            findings += bell.judged(self._record.history(slice(-1, None)).at())
             kinds += bell.kinds
         return self._keep(bell, label, findings, kinds, loss)
 
@@ -491,10 +417,10 @@ class GradientProbe:
         self, bell: Bell, label: int, findings: list[Finding], kinds: list[str], loss: Tensor | float | None
     ) -> list[Finding]:
         new = bell.new(findings, kinds)
-        if findings and (new or (self._steps and self._steps[-1] == label)):
-            if not self._steps or self._steps[-1] != label:
+        if findings and (new or (self._record.steps and self._record.steps[-1] == label)):
+            if not self._record.steps or self._record.steps[-1] != label:
                 self._record_gradients(label, loss)
-            self._findings[-1] = worst_first([*self._findings[-1], *findings])
+            self._record.add_findings(findings)
         return new
 
     def _ring(self, label: int, findings: list[Finding]) -> None:
@@ -509,12 +435,10 @@ class GradientProbe:
         pending.loss = loss
         for quantity in {"output", "output_grad"} & set(self._quantities):
             for name in weights:
-                pending.mark(quantity, self._row_of(name), "hook_missed")
+                pending.mark(quantity, self._record.row_of(name), "hook_missed")
         self._add_parameters(pending, weights, {name: vectors[name] for name in weights} if vectors else {}, ())
         self._undo_scale(pending)
-        self._steps.append(label)
-        self._readings.append(pending.read(len(self._rows)))
-        self._findings.append(())
+        self._record.add(label, pending.read(len(self._record)))
 
     def _fetch_updates(self) -> None:
         if self._updates is not None and not self._updates.is_empty:
@@ -550,30 +474,6 @@ class GradientProbe:
             of_parameters = ["weight_grad", "vector_grad", "total_grad"]
             scaled = ["output_grad", *([] if is_unscaled(scaler, self._optimizers) else of_parameters)]
             pending.divide(scaled, scale_of_loss(scaler, next(model.parameters())))
-
-    def _stacked(self, steps: Sequence[NDArray[Any] | None], columns: list[int], otherwise: float) -> Array:
-        """Return ``(step, network, column)``."""
-        stacked = np.full((len(steps), self._networks, len(columns)), otherwise, dtype=float)
-        begin = 0
-        for width, group in groupby(steps, lambda step: 0 if step is None else step.shape[1]):
-            same_width = list(group)
-            recorded = [index for index, column in enumerate(columns) if 0 <= column < width]
-            if recorded:
-                values = np.stack([step for step in same_width if step is not None])
-                stacked[begin : begin + len(same_width), :, recorded] = values[:, :, [columns[i] for i in recorded]]
-            begin += len(same_width)
-        return stacked
-
-    def _stacked_samples(self, readings: list[ProbeStep], columns: list[int]) -> Array:
-        """Return ``(step, network, column, sample)``, nan beyond the samples of a cell."""
-        counts = [log10.shape[1] for reading in readings for log10 in reading.samples.values()]
-        stacked = np.full((len(readings), self._networks, len(columns), max(counts, default=0)), np.nan)
-        for step, reading in enumerate(readings):
-            for index, column in enumerate(columns):
-                if column in reading.samples:
-                    log10 = reading.samples[column]
-                    stacked[step, :, index, : log10.shape[1]] = log10
-        return stacked
 
 
 def _quantities(wanted: Iterable[str] | None, has_optimizer: bool, per_sample: bool) -> tuple[str, ...]:

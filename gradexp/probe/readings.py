@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -11,19 +12,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradexp.history.step import STATUSES, Array
-from gradexp.numerics.norms import LOG10_2, ScaledNorm, scaled_norm, scaled_norms
+from gradexp.numerics.norms import LOG10_2, ScaledNorm, norm_on_host, scaled_norm, scaled_norms
 
 TensorSize = tuple[float | Tensor, float | Tensor, int, torch.dtype]
 """One measured tensor: its norm as m and e (see ``scaled_norm``), its elements per network, and its format."""
 
 Value = float | Tensor
 
+_COUNT = itemgetter(2)
 _CODES = {name: code for code, name in enumerate(STATUSES)}
 _NEPER = 2 * np.log(10)  # times log10 of a norm: natural log of its square
 
 
 def tensor_size(tensor: Tensor, networks: int) -> TensorSize:
     """Return the size of a tensor, in each network."""
+    norm = norm_on_host(tensor) if networks == 1 else None
+    if norm is not None:
+        return norm, 0.0, tensor.numel(), tensor.dtype
     return *scaled_norm(tensor, networks), tensor.numel() // networks, tensor.dtype
 
 
@@ -108,6 +113,19 @@ class PendingStep:
         self._quantities.append(quantity)
         self._rows.append(row)
         self._sizes.append(size)
+
+    def add_all(self, quantity: str, rows: Sequence[int], sizes: Sequence[TensorSize]) -> None:
+        """Add a tensor to each of some cells."""
+        if not all(map(_COUNT, sizes)):
+            rows = [row for row, size in zip(rows, sizes, strict=True) if size[2]]
+            sizes = [size for size in sizes if size[2]]
+        self._quantities += [quantity] * len(sizes)
+        self._rows += rows
+        self._sizes += sizes
+
+    def add_rows(self, quantity: str, sizes: Sequence[TensorSize]) -> None:
+        """Add a tensor to each of the first rows."""
+        self.add_all(quantity, range(len(sizes)), sizes)
 
     def mark(self, quantity: str, row: int, status: str) -> None:
         """Set the status of a cell without a number."""

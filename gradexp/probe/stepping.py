@@ -1,6 +1,6 @@
 """What an optimizer's step was given, and what became of it, where its sizes alone do not tell the cause."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from gradexp.history.finding import Finding
 from gradexp.history.sentences import listed
+from gradexp.probe.passes import version
 from gradexp.probe.piling import has_gradient
+from gradexp.probe.readings import TensorSize
 
 # A step that moves fewer of the numbers than this is mostly rounded away.
 _MOST, _NEARLY_ALL, _HARDLY_ANY = 0.5, 0.1, 0.001
@@ -31,25 +33,30 @@ class Stepping:
         piled: Mapping[int, Tensor],
     ) -> None:
         self.names = list(dict.fromkeys(name for name, _ in weights))
-        self._kind = type(optimizer).__name__
-        rates = [group.get("lr") for group in optimizer.param_groups]
-        self._is_rate_zero = all(_is_zero(rate) for rate in rates)
-        gradients = [weight.grad for _, weight in weights]
-        left = [has_gradient(gradient) for gradient in gradients if gradient is not None]
-        self._left = [one for one in left if one is not None]
-        self._is_known = len(self._left) == len(left)
-        trained = sum(gradient is not None for gradient in gradients)
+        self._of_rate = rate_findings(optimizer, self.names)
+        gradients = [gradient for _, weight in weights if (gradient := weight.grad) is not None]
+        self._left: list[Tensor | None] = []  # of each gradient, whether it is not 0
+        # On the host the step's size tells first whether that will be asked; a device would have to be waited for.
+        self._gradients = [(x, version(x)) for x in gradients] if all(x.is_cpu for x in gradients) else None
+        if self._gradients is None:
+            self._left = list(map(has_gradient, gradients))
+        trained = len(gradients)
         self._piled = [piled[id(weight)] for _, weight in weights if id(weight) in piled]
         self._is_piled = 0 < trained <= 2 * len(self._piled)
         self._moved: list[tuple[str, Tensor]] = []
         self._dtype = torch.float32
 
-    def see_after(self, changes: Sequence[tuple[str, nn.Parameter, Tensor]]) -> None:
+    def see_after(self, changes: Sequence[tuple[str, nn.Parameter, Tensor]], sizes: Iterable[TensorSize]) -> None:
         """Count which numbers of 16 bits the step has changed, of those that have a gradient.
 
         Args:
             changes: Row, weight, and its change.
+            sizes: Of the changes.
         """
+        if self._gradients is not None and not any(isinstance(size[0], float) and size[0] for size in sizes):
+            is_same = ((x, version(x) == before) for x, before in self._gradients)
+            self._left = [has_gradient(x) if same else None for x, same in is_same]
+        self._gradients = None
         for name, weight, change in changes:
             if weight.dtype in (torch.bfloat16, torch.float16) and has_gradient(weight.grad) is not None:
                 assert weight.grad is not None
@@ -64,10 +71,9 @@ class Stepping:
             is_unmoved: Whether it left all weights as they were, though the backward pass brought a gradient.
         """
         names = tuple(self.names)
-        if is_unmoved and self._is_rate_zero:
-            text = f"a step leaves {listed(names)} exactly as before: the learning rate of {self._kind} is 0"
-            return [Finding("updates", text, names, "a learning rate above 0; in a warm-up, wait for its end", 3)]
-        if is_unmoved and self._is_known and not _any(self._left):
+        if is_unmoved and self._of_rate:
+            return self._of_rate
+        if is_unmoved and not any(left is None or bool(left) for left in self._left):
             text = f"a step leaves {listed(names)} exactly as before: their gradients were set to zero between "
             text += "loss.backward() and optimizer.step()"
             remedy = "optimizer.zero_grad() before loss.backward() or after optimizer.step(), not in between"
@@ -94,6 +100,14 @@ class Stepping:
         text += f"{listed(names)} that have a gradient"
         remedy = f"weights in float32, and {dtype} by torch.autocast only"
         return [Finding("updates", text, names, remedy, 2 if total < _NEARLY_ALL else 1)]
+
+
+def rate_findings(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> list[Finding]:
+    """Return why an optimizer's step leaves some rows as they were, if it is the learning rate."""
+    if not all(_is_zero(group.get("lr")) for group in optimizer.param_groups):
+        return []
+    text = f"a step leaves {listed(names)} exactly as before: the learning rate of {type(optimizer).__name__} is 0"
+    return [Finding("updates", text, tuple(names), "a learning rate above 0; in a warm-up, wait for its end", 3)]
 
 
 def _range(share: NDArray[np.float64]) -> str:

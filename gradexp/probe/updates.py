@@ -180,10 +180,11 @@ class _StepsOfOne:
             changes = [before for _, _, before in self._before]  # with the sign turned, which no norm sees
             with torch.no_grad():
                 foreach_subtract_(changes, [weight.detach() for _, weight, _ in self._before])
-            updates.measured += zip(names, measure_all(changes, self._networks), strict=True)
+            sizes = measure_all(changes, self._networks)
+            updates.measured += zip(names, sizes, strict=True)
             if self._stepping is not None:
                 changed = zip(self._before, changes, strict=True)
-                self._stepping.see_after([(name, weight, change) for (name, weight, _), change in changed])
+                self._stepping.see_after([(name, weight, change) for (name, weight, _), change in changed], sizes)
                 updates.steppings.append(self._stepping)
             updates.see_missing(self._rows)
             self._forget()

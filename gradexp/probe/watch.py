@@ -18,6 +18,7 @@ from gradexp.probe.optimizers import held_by
 from gradexp.probe.rerun import Run, birth_in
 
 _KEPT = 5  # steps whose norms are told with an alarm
+_DOTS = (torch.float32, torch.float64)
 _RUNS = 8  # forward passes that are kept for another look
 
 
@@ -230,8 +231,12 @@ def _norm(gradients: list[Tensor]) -> float:
             for gradient in plain:
                 del others[id(gradient)]
             norms += _exact_norms(others.values())
-        if plain:
-            norms.append(float(torch.linalg.vector_norm(torch.stack(foreach_norm(plain, wide=False)))))
+        dense = {id(x): x for x in plain if x.dtype in _DOTS and x.is_contiguous()}
+        # A product takes a third of a norm's time.
+        norms += [math.sqrt(torch.dot(flat, flat).item()) for flat in (x.view(-1) for x in dense.values())]
+        scattered = [x for x in plain if id(x) not in dense]
+        if scattered:
+            norms.append(float(torch.linalg.vector_norm(torch.stack(foreach_norm(scattered, wide=False)))))
     return math.hypot(*norms)
 
 

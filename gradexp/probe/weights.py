@@ -102,7 +102,10 @@ class Weights:
         cells: list[tuple[int, nn.Parameter, Tensor]] = []
         for name, group in parameters.items():
             row = rows[name]
-            pairs = [(p, p.grad) for p in group if p.requires_grad and p.grad is not None]
+            if len(group) == 1 and (gradient := group[0].grad) is not None and group[0].requires_grad:
+                pairs = [(group[0], gradient)]
+            else:
+                pairs = [(p, p.grad) for p in group if p.requires_grad and p.grad is not None]
             if len(pairs) < max(1, len(group)):  # a module without weights has nothing to train
                 trained = [parameter for parameter in group if parameter.requires_grad]
                 self._mark_missing(pending, quantity, row, trained, bool(pairs), moved)
@@ -113,9 +116,9 @@ class Weights:
                     pending.mark(quantity, row, "hook_missed")
         unique = {id(parameter): gradient for _, parameter, gradient in cells}
         sizes = dict(zip(unique, measure_all(list(unique.values()), self._plan.networks), strict=True))
-        for row, parameter, gradient in cells:
-            pending.add(quantity, row, sizes[id(parameter)])
-            if self._plan.stats and quantity == "weight_grad":
+        pending.add_all(quantity, [row for row, _, _ in cells], [sizes[id(parameter)] for _, parameter, _ in cells])
+        if self._plan.stats and quantity == "weight_grad":
+            for row, _, gradient in cells:
                 for name, value in statistics(quantity, gradient, self._plan):
                     pending.add_statistic(name, row, value)
         return sizes
@@ -161,6 +164,8 @@ class Weights:
         networks = self._plan.networks
         others = []
         for parameter in parameters:
+            if networks == 1 and id(parameter) in measured:
+                continue
             gradient = parameter.grad
             if gradient is None:
                 if parameter.requires_grad and (id(parameter) in moved or steps_in_backward(parameter)):
@@ -171,9 +176,7 @@ class Weights:
                 if not has_values(gradient):
                     return
                 others.append(gradient)
-        sizes = [*measured.values(), *measure_all(_joined(others) if networks == 1 else others, networks)]
-        for size in [_joint_size(sizes)] if networks == 1 and all(map(_is_plain, sizes)) else sizes:
-            pending.add("total_grad", 0, size)
+        add_joint(pending, [*measured.values()], others, networks)
 
     def add_norms(self, pending: PendingStep, parameters: _ByName, rows: Mapping[str, int]) -> None:
         """Add the weights themselves: those that the layers compute with."""
@@ -190,8 +193,7 @@ class Weights:
                 else:
                     pending.mark("weight", rows[name], "hook_missed")
         sizes = measure_all([weight for _, weight in cells], self._plan.networks)
-        for (row, _), size in zip(cells, sizes, strict=True):
-            pending.add("weight", row, size)
+        pending.add_all("weight", [row for row, _ in cells], sizes)
 
     def add_vectors(self, pending: PendingStep, vectors: _ByName, rows: Mapping[str, int]) -> None:
         """Add the norms of the vectors themselves."""
@@ -205,13 +207,20 @@ class Weights:
                     pending.mark("vector", rows[name], "hook_missed")
 
 
+def add_joint(pending: PendingStep, measured: Sequence[TensorSize], others: Sequence[Tensor], networks: int) -> None:
+    """Add the joint size of some gradients, those that are measured and others, as that of all."""
+    sizes = [*measured, *measure_all(_joined(others) if networks == 1 else others, networks)]
+    for size in [_joint_size(sizes)] if networks == 1 and all(map(_is_plain, sizes)) else sizes:
+        pending.add("total_grad", 0, size)
+
+
 def _joined(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return tensors with the joint norm of some, with few that are small."""
     small: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     large = []
     for tensor in tensors:
-        if type(tensor) is Tensor and tensor.dim() < 2 and tensor.layout is torch.strided:
-            small.setdefault((tensor.device, tensor.dtype), []).append(tensor.reshape(-1))
+        if type(tensor) is Tensor and tensor.dim() == 1 and tensor.layout is torch.strided:
+            small.setdefault((tensor.device, tensor.dtype), []).append(tensor)
         else:
             large.append(tensor)
     with torch.no_grad():
@@ -225,7 +234,7 @@ def _is_plain(size: TensorSize) -> bool:
 
 def _joint_size(sizes: Sequence[TensorSize]) -> TensorSize:
     """Return the size of several tensors together."""
-    norm = math.sqrt(sum(norm * norm for norm, *_ in sizes if isinstance(norm, float)))
+    norm = math.sqrt(sum([size[0] * size[0] for size in sizes if isinstance(size[0], float)]))
     return norm, 0.0, sum(count for _, _, count, _ in sizes), sizes[0][3] if sizes else torch.float32
 
 

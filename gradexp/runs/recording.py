@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradexp.history.step import Array
 from gradexp.networks.mlp import MLP
+from gradexp.probe.one_node import OneNodeProbe
 from gradexp.probe.probe import GradientProbe
 from gradexp.runs.result import Distribution, Result
 
@@ -32,7 +33,7 @@ class Recording:
         x: Inputs of which outputs are kept for histograms, shape ``(batch, n_0)``.
     """
 
-    def __init__(self, results: Sequence[Result], model: MLP, probe: GradientProbe, x: Tensor) -> None:
+    def __init__(self, results: Sequence[Result], model: MLP, probe: GradientProbe | OneNodeProbe, x: Tensor) -> None:
         self.results = results
         self.model = model
         self.probe = probe

@@ -13,7 +13,9 @@ from gradexp.exact.profile import exact_profile
 from gradexp.history.history import join
 from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP
+from gradexp.networks.one_node import OneNode, can_be_one_node
 from gradexp.numerics.seeds import generator
+from gradexp.probe.one_node import OneNodeProbe
 from gradexp.probe.probe import GradientProbe
 from gradexp.runs.clock import Clock
 from gradexp.runs.data import Dataset, batches, check_batch, load
@@ -153,9 +155,17 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
     """Train one network of each run with the probe on, and keep what it saw even if training is interrupted."""
     config = results[0].config
     logs = [result.training for result in results if result.training is not None]
-    optimizer = build_optimizer(config.optimizer, list(model.parameters()))
     seeds = [result.config.seed for result in results]
-    probe = GradientProbe(model, every=config.record.every, optimizer=optimizer, networks=model.networks, seeds=seeds)
+    network: MLP | OneNode
+    probe: GradientProbe | OneNodeProbe
+    if can_be_one_node(model):
+        network = OneNode(model)
+        optimizer = build_optimizer(config.optimizer, [network.parameter])
+        probe = OneNodeProbe(network, config.record.every, optimizer, seeds)
+    else:
+        network = model
+        optimizer = build_optimizer(config.optimizer, list(model.parameters()))
+        probe = GradientProbe(model, every=config.record.every, optimizer=optimizer, seeds=seeds)
     recording = Recording(results, model, probe, data.x_train[: config.batch_size])
 
     def after_step(step: int) -> None:
@@ -164,7 +174,7 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
 
     try:
         train(
-            model,
+            network,
             _on_device(data.x_train, data.y_train, data, loss, model),
             _on_device(data.x_test, data.y_test, data, loss, model),
             [batches(len(data.x_train), config.batch_size, generator(seed, "batches")) for seed in seeds],

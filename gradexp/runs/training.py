@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from gradexp.networks.one_node import OneNode, side_by_side
 from gradexp.numerics.norms import joint_log10_norm, log10_norm
+from gradexp.probe.one_node import OneNodeProbe
 from gradexp.probe.probe import GradientProbe
 from gradexp.runs.losses import batch_losses
 
@@ -48,14 +49,14 @@ class Training:
 
 
 def train(
-    model: nn.Module,
+    model: nn.Module | OneNode,
     train_part: Split,
     test_part: Split,
     batches: Sequence[Iterator[Tensor]],
     loss: str,
     optimizer: torch.optim.Optimizer,
     steps: int,
-    probe: GradientProbe,
+    probe: GradientProbe | OneNodeProbe,
     logs: Sequence[Training],
     clip_norm: float | None = None,
     on_step: Callable[[int], None] = lambda _: None,
@@ -66,8 +67,7 @@ def train(
     for its own network. One that has diverged keeps the weights it then had, and the others go on.
 
     Args:
-        model: A network, or a stack of them whose parameters have a leading network dimension. Maps
-            ``(networks, batch, n_0)`` to ``(networks, batch, n_L)``.
+        model: A network, or a stack of them whose parameters have a leading network dimension.
         train_part: The data that batches are taken from.
         test_part: The data that is evaluated ten times on the way.
         batches: One iterator per network, over index batches into the training part.
@@ -80,9 +80,12 @@ def train(
             (Pascanu et al., 2013); None: no clipping.
         on_step: A function that is called after each step with its number.
     """
-    parameters = list(model.parameters())
     networks = len(logs)
-    watched = [side_by_side(parameters)] if networks == 1 else parameters
+    if isinstance(model, OneNode):
+        parameters, buffer = model.values.all, model.values.buffer
+    else:
+        parameters = list(model.parameters())
+        buffer, _ = side_by_side(parameters)
     between_tests = max(1, steps // 10)
     kept: list[tuple[int, list[Tensor]]] = []  # weights of networks that have diverged
     with probe:
@@ -96,10 +99,10 @@ def train(
             probe.collect(step, losses)
             shares = None if train_part.labels is None else shares_correct(output, train_part.labels[rows])
             if clip_norm is not None:
-                clip(parameters, clip_norm, networks)
+                clip(_gradients(model), clip_norm, networks)
             optimizer.step()
             optimizer.zero_grad()
-            finite = losses.isfinite() & all_finite(watched, networks)
+            finite = losses.isfinite() & all_finite(parameters, networks, buffer)
             _log(step, logs, losses, shares, finite)
             for network, log in enumerate(logs):
                 if log.diverged_at == step and networks > 1:
@@ -119,7 +122,7 @@ def train(
                 log.train_accuracy = accuracy
 
 
-def _test(model: nn.Module, split: Split, loss: str, step: int, logs: Sequence[Training]) -> None:
+def _test(model: nn.Module | OneNode, split: Split, loss: str, step: int, logs: Sequence[Training]) -> None:
     """Add an evaluation to the log of each network that has not diverged."""
     for log, value, accuracy in zip(logs, *evaluate(model, split, loss, len(logs)), strict=True):
         if log.diverged_at is None:
@@ -146,7 +149,7 @@ def shares_correct(output: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, loss: str, networks: int = 1
+    model: nn.Module | OneNode, split: Split, loss: str, networks: int = 1
 ) -> tuple[list[float], list[float] | list[None]]:
     """Return each network's loss and accuracy (None for regression) over all of a split."""
     output = torch.cat([model(rows.expand(networks, *rows.shape)) for rows in split.x.split(_ROWS)], dim=1)
@@ -156,13 +159,12 @@ def evaluate(
 
 
 @torch.no_grad()
-def clip(parameters: list[nn.Parameter], largest: float, networks: int = 1) -> None:
+def clip(gradients: Sequence[Tensor], largest: float, networks: int = 1) -> None:
     """Scale all gradients of a network together so that their joint L2 norm is at most ``largest``.
 
     Unlike ``torch.nn.utils.clip_grad_norm_`` the norm neither under- nor overflows, and each network of a stack is
     scaled by its own norm.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     logs = torch.stack([log10_norm(gradient, networks) for gradient in gradients])
     scales = 10 ** (math.log10(largest) - joint_log10_norm(logs))
     scales = scales.where(scales < 1, 1)
@@ -171,31 +173,29 @@ def clip(parameters: list[nn.Parameter], largest: float, networks: int = 1) -> N
             gradient.mul_(scales.to(gradient.dtype).view(networks, *[1] * (gradient.dim() - 1)))
 
 
-@torch.no_grad()
-def side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Move parameters into one buffer, which has the values of all and takes one look in place of hundreds.
+def all_finite(parameters: Sequence[Tensor], networks: int = 1, buffer: Tensor | None = None) -> Tensor:
+    """Return for each network whether every element of every parameter is finite, shape ``(networks,)``.
 
-    Each begins at a multiple of 64 bytes, as if it had memory of its own: that decides the order of sums.
+    Args:
+        parameters: With a leading dimension for networks, if there are several.
+        networks: Their number.
+        buffer: What holds the values of all parameters, if anything does.
     """
-    first = parameters[0]
-    step = max(1, 64 // first.element_size())
-    ends = list(accumulate(-(-parameter.numel() // step) * step for parameter in parameters))
-    buffer = torch.zeros(ends[-1], dtype=first.dtype, device=first.device)
-    for begin, parameter in zip([0, *ends], parameters, strict=False):
-        part = buffer[begin : begin + parameter.numel()].view(parameter.shape)
-        parameter.data = part.copy_(parameter)
-    return buffer
-
-
-def all_finite(parameters: Sequence[Tensor], networks: int = 1) -> Tensor:
-    """Return for each network whether every element of every parameter is finite, shape ``(networks,)``."""
-    rows = [parameter.detach().reshape(networks, -1) for parameter in parameters]
     # A norm that is finite has no other elements, and is ten times as fast as a look at each; it may overflow.
-    finite = torch.stack([torch.linalg.vector_norm(row, dim=1) for row in rows]).isfinite().all(0)
-    if finite.all():
-        return finite
+    looked_at = parameters if buffer is None else [buffer]
+    norms = [torch.linalg.vector_norm(part.detach()) for part in looked_at]
+    if torch.stack(norms).isfinite().all():
+        return parameters[0].new_ones(networks, dtype=torch.bool)
+    rows = [parameter.detach().reshape(networks, -1) for parameter in parameters]
     # aminmax passes nan on, and is much faster than isfinite.
     return torch.stack([end for row in rows for end in torch.aminmax(row, dim=1)]).isfinite().all(0)
+
+
+def _gradients(model: nn.Module | OneNode) -> list[Tensor]:
+    """Return the gradient of each parameter of a model that has one."""
+    if isinstance(model, OneNode):
+        return model.gradients.all
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 # Samples evaluated at a time.

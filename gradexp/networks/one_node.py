@@ -1,0 +1,187 @@
+"""An MLP as one node of autograd's graph, in place of ten for each layer."""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gradexp.networks.activations import ACTIVATIONS
+from gradexp.networks.mlp import MLP
+
+# Bytes at whose multiples each parameter begins, as if it had memory of its own: that decides the order of sums.
+_ALIGNED = 64
+
+# Activation -> its gradient, from that of φ(z) and φ(z) itself, by the operation that autograd takes.
+_BACKWARD: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
+    ACTIVATIONS["relu"]: lambda gradient, a: torch.ops.aten.threshold_backward(gradient, a, 0),
+    ACTIVATIONS["tanh"]: torch.ops.aten.tanh_backward,
+    ACTIVATIONS["sigmoid"]: torch.ops.aten.sigmoid_backward,
+    ACTIVATIONS["linear"]: lambda gradient, _: gradient,
+}
+
+
+class Watcher(Protocol):
+    """Sees the outputs z and their gradients while they are computed."""
+
+    def see_output(self, z: Tensor) -> None:
+        """See what a layer returned, from the first one on."""
+
+    def see_gradient(self, gradient: Tensor) -> None:
+        """See the gradient of a layer's output, from the last one on."""
+
+
+class Parts:
+    """A buffer that holds the parameters of an MLP one after the other, or something of the same shapes.
+
+    Args:
+        buffer: The buffer.
+        places: Where each parameter begins, and its shape.
+        per_layer: Parameters of a layer: a weight and maybe a bias.
+
+    Attributes:
+        weights: The part of each layer's weight, shape ``(networks, fan_out, fan_in)``.
+        biases: The part of each bias, shape ``(networks, fan_out)``; empty without biases.
+    """
+
+    def __init__(self, buffer: Tensor, places: Sequence[tuple[int, torch.Size]], per_layer: int) -> None:
+        self.buffer = buffer
+        self.all = [buffer[begin : begin + shape.numel()].view(shape) for begin, shape in places]
+        self.weights = self.all[::per_layer]
+        self.biases = self.all[1::2] if per_layer == 2 else []
+
+
+class OneNode:
+    """The passes of an MLP, written out, with all of its parameters in one buffer.
+
+    It computes what ``model(x)`` and its backward pass compute, by the same products in the same order. Autograd
+    would spend on its own nodes, and on transposing each weight's gradient, half of what the products take.
+
+    The model's parameters become views of ``parameter``, so that they stay up to date. They get no ``.grad``.
+
+    Args:
+        model: An MLP without normalisation and skip connections.
+
+    Attributes:
+        parameter: The parameters of all layers one after the other, to be given to an optimizer. Its ``.grad`` is
+            the same memory in each step.
+        values: The parts of ``parameter``.
+        gradients: Those of its ``.grad``.
+        names: Of the model's layers.
+        watcher: Sees what is computed with a graph, if any.
+
+    Raises:
+        ValueError: If the model cannot be written out.
+    """
+
+    def __init__(self, model: MLP) -> None:
+        if not can_be_one_node(model):
+            raise ValueError("only an MLP with normalization='none' and residual='none' is written out as one node")
+        self.networks = model.networks
+        self.depth = model.depth
+        self.names = [f"layers.{layer}" for layer in range(model.depth)]
+        self.watcher: Watcher | None = None
+        self.parameter, self._places = side_by_side(list(model.parameters()))
+        self.values = self.like(self.parameter.detach())
+        self.gradients = self.like(torch.zeros_like(self.parameter))
+        self._weights = [weight.mT for weight in self.values.weights]
+        self._biases = [bias.unsqueeze(1) for bias in self.values.biases]
+        self._activation = model.activation
+        self._backward = _BACKWARD.get(model.activation)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return y = zᴸ, shape ``(networks, batch, n_L)``, for inputs of shape ``(networks, batch, n_0)``."""
+        if torch.is_grad_enabled():
+            output: Tensor = _Passes.apply(self.parameter, self, x)  # type: ignore[no-untyped-call]
+            return output
+        z = self._layer(0, x)
+        for layer in range(1, self.depth):
+            z = self._layer(layer, self._activation(z))
+        return z
+
+    def like(self, buffer: Tensor) -> Parts:
+        """Return the parts of another buffer like ``parameter``."""
+        return Parts(buffer, self._places, len(self._places) // self.depth)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Return y, the inputs of each layer, and the z before them where φ'(z) cannot be had from φ(z)."""
+        watcher, activation = self.watcher, self._activation
+        inputs, outputs = [x], []
+        z = self._layer(0, x)
+        for layer in range(1, self.depth):
+            if watcher is not None:
+                watcher.see_output(z)
+            if self._backward is None:
+                with torch.enable_grad():
+                    a = activation(z.requires_grad_())
+                outputs.append(z)
+            else:
+                a = activation(z)
+            inputs.append(a)
+            z = self._layer(layer, a.detach() if outputs else a)
+        if watcher is not None:
+            watcher.see_output(z)
+        return z, inputs, outputs
+
+    def backward(self, gradient: Tensor, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Add to ``parameter.grad``, given the gradient of y. Takes the tensors out of the two lists."""
+        watcher, backward = self.watcher, self._backward
+        is_first = self.parameter.grad is None
+        parts = self.gradients if is_first else self.like(torch.zeros_like(self.parameter))
+        for layer in range(self.depth - 1, -1, -1):
+            if watcher is not None:
+                watcher.see_gradient(gradient)
+            a = inputs.pop()
+            torch.bmm(gradient.mT, a.detach(), out=parts.weights[layer])
+            if parts.biases:
+                torch.sum(gradient, 1, out=parts.biases[layer])
+            if layer:
+                gradient = torch.bmm(gradient, self.values.weights[layer])
+                if backward is not None:
+                    gradient = backward(gradient, a)
+                else:
+                    (gradient,) = torch.autograd.grad(a, outputs.pop(), gradient)
+        if is_first:
+            self.parameter.grad = parts.buffer
+        else:
+            self.gradients.buffer.add_(parts.buffer)
+
+    def _layer(self, layer: int, a: Tensor) -> Tensor:
+        if self._biases:
+            return torch.baddbmm(self._biases[layer], a, self._weights[layer])
+        return torch.bmm(a, self._weights[layer])
+
+
+class _Passes(torch.autograd.Function):
+    """The node."""
+
+    @staticmethod
+    def forward(ctx: Any, _parameter: Tensor, network: OneNode, x: Tensor) -> Tensor:
+        ctx.network = network
+        output, *ctx.kept = network.forward(x)
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        ctx.network.backward(gradient, *ctx.kept)
+        return None, None, None
+
+
+def can_be_one_node(model: nn.Module) -> bool:
+    """Return whether a model's passes can be written out."""
+    return type(model) is MLP and model.normalization == model.residual == "none"
+
+
+@torch.no_grad()
+def side_by_side(parameters: Sequence[Tensor]) -> tuple[nn.Parameter, list[tuple[int, torch.Size]]]:
+    """Move parameters into one buffer; return it, and where each begins with its shape."""
+    first = parameters[0]
+    step = max(1, _ALIGNED // first.element_size())
+    begins = [0, *accumulate(-(-parameter.numel() // step) * step for parameter in parameters)]
+    buffer = torch.zeros(begins.pop(), dtype=first.dtype, device=first.device)
+    for begin, parameter in zip(begins, parameters, strict=True):
+        part = buffer[begin : begin + parameter.numel()].view(parameter.shape)
+        parameter.data = part.copy_(parameter)
+    return nn.Parameter(buffer), [(begin, p.shape) for begin, p in zip(begins, parameters, strict=True)]
