@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from gradexp import own_parts
 from gradexp.choices import ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.arguments import check_flags
@@ -52,9 +53,11 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
         fix_order_of_sums()
         wants_traceback = "HYDRA_FULL_ERROR" in os.environ
 
+        named = own_parts.typed(sys.argv[1:])
         mistakes: list[Exception] = []
 
         def from_hydra(composed: DictConfig) -> None:
+            named.allow()  # in a worker process too
             settings = HydraConfig.get()
             folder = Path(settings.runtime.output_dir)
             overrides = list(settings.overrides.task)
@@ -97,7 +100,8 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                     # Hydra would list all its groups first, whether they are shown or not, which takes half a second.
                     print(help_text(about))  # noqa: T201
                     return
-                store_config(about, scratch)
+                named.allow()
+                store_config(about, scratch, named)
                 is_composed = about.schema is Config
                 path, name = (str(CONFIG_DIR), "config") if is_composed else (None, about.name)
                 with only_our_targets(), warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
 from typing import Any
 
 import hydra
@@ -12,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from gradexp import own_parts
 from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.hydra_internals import (
@@ -72,10 +74,20 @@ def to_config(composed: DictConfig, schema: type = Config) -> Any:
     Merging it into the schema once more also refuses keys that were added with ``+``.
 
     Raises:
-        ConfigError: For a value that cannot work.
+        ConfigError: For a value that cannot work, or a part of somebody's own that was not typed.
         OmegaConfBaseException: For an unknown key or a wrong type.
     """
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), without_hydra(composed)))
+    options = without_hydra(composed)
+    if schema is Config:
+        own_parts.check_typed(options)
+        options |= {group: own_parts.gathered(options[group], kind) for group, kind in _group_schemas(options)}
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), options))
+
+
+def _group_schemas(options: Mapping[str, Any]) -> list[tuple[str, type]]:
+    """Return the groups of a config, with the dataclass of each."""
+    types = {entry.name: entry.type for entry in fields(Config)}
+    return [(group, types[group]) for group in GROUPS if isinstance(options.get(group), dict)]  # type: ignore[misc]
 
 
 def expand(params: Mapping[str, Any] | None, overrides: Sequence[str], loader: ConfigLoader) -> list[list[str]]:
@@ -118,7 +130,9 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
         >>> [(config.init.name, config.depth) for config in compose(["init=he,xavier", "depth=10"])]
         [('he', 10), ('xavier', 10)]
     """
-    store_config(RUN, None)
+    named = own_parts.typed(overrides)
+    named.allow()
+    store_config(RUN, None, named)
     with hydra.initialize_config_dir(str(CONFIG_DIR), **version_base):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
@@ -127,12 +141,17 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
         return [to_config(hydra.compose("config", job)) for job in expand(sweeper.params, overrides, loader)[:most]]
 
 
-def store_config(about: Command, scratch: str | None) -> None:
+def store_config(about: Command, scratch: str | None, named: own_parts.Typed) -> None:
     """Register a command's schema, choices and folders with Hydra."""
-    store(name="schema" if about.schema is Config else about.name, node=about.schema)
-    for group, choices in GROUPS.items() if about.schema is Config else ():
-        for choice, options in choices.items():
-            store(group=group, name=choice, node={"name": choice, **options})
+    if about.schema is Config:
+        store(name="schema", node=named.widened(Config))
+        for group, choices in GROUPS.items():
+            for choice, options in choices.items():
+                store(group=group, name=choice, node={"name": choice, **options})
+            for path in named.paths:
+                store(group=group, name=path, node={"name": path})
+    else:
+        store(name=about.name, node=about.schema)
     # Hydra's own defaults, changed here rather than in config.yaml: they then also hold for a run that is repeated
     # from its snapshot. Microseconds give runs that start in the same second folders of their own; no job log is
     # kept, since the run writes its own files; and keys that would only lengthen a job's name are left out of it.

@@ -16,6 +16,7 @@ from gradexp import theory
 from gradexp.config import Config
 from gradexp.history.step import STATUSES, Step
 from gradexp.history.verdict import Verdict, gradient_verdict
+from gradexp.own_parts import OwnPart
 from gradexp.runs import data
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.remedies import DEAD, Remedy, depth_over_reach, problem, remedies
@@ -100,7 +101,7 @@ def _inputs(config: Config) -> _Inputs:
     """Return what theory needs to know of the inputs."""
     name = config.data.name
     # A scaled identity carries every input unit through by itself, so that their values count.
-    shape = data.LOADERS[name].shape
+    shape = None if isinstance(name, OwnPart) else data.LOADERS[name].shape
     if shape is not None and config.data.standardize and config.init.name != "identity":
         features, outputs, varying = shape
         square = varying / features

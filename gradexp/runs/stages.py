@@ -258,16 +258,17 @@ def _describe(result: Result, data: Dataset, loss: str) -> str:
     hidden, widths = config.hidden_widths, _widths(result.config, data)
     parameters = sum((fan_in + config.bias) * fan_out for fan_in, fan_out in pairwise(widths))
     parameters += max(0, config.depth - 2) if config.residual == "zero" else 0
-    options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
+    options = "".join(f", {key}={value}" for key, value in config.init.options.items())
     additions = "".join(f"{addition}, " for addition in config.additions)
     seeds = f"seed {config.seed}" + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
-    update = f"{config.steps} steps of {config.optimizer.name} lr={config.optimizer.lr:g}, {loss}, "
+    lr = "" if config.optimizer.lr is None else f" lr={config.optimizer.lr:g}"
+    update = f"{config.steps} steps of {config.optimizer.name}{lr}, {loss}, "
     threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
     units = f" of {config.units} units" if hidden else ""
     return (
         f"network   {config.depth} {config.activation} layers{units}, {additions}"
         f"{widths[0]} inputs, {widths[-1]} outputs, {parameters:,} weights\n"
-        f"init      {config.init.name} ({options}), {seeds}\n"
+        f"init      {config.init.name}{f' ({options[2:]})' if options else ''}, {seeds}\n"
         f"data      {config.data.name}, {len(data.x_train)} training samples, batches of {config.batch_size}\n"
         f"training  {update if config.steps else 'none; '}{config.dtype} on {result.device}{threads}"
     )
