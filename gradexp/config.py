@@ -172,6 +172,8 @@ class Config:
     """CPU threads; null: 1, the fastest below some hundred units and the same on every machine"""
     quiet: bool = False
     """print the verdict only"""
+    objective: str | None = None
+    """number that a run hands to an optimising sweeper: loss_last, test_accuracy, abs_log_chi, any of summary.json"""
     save_weights: bool = False
     """write the final weights to weights.pt"""
     init: InitConfig = field(default_factory=InitConfig)

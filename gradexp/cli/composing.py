@@ -162,7 +162,7 @@ def store_config(about: Command, scratch: str | None, named: own_parts.Typed) ->
             subdir="${hydra.job.num}_${hydra.job.override_dirname}",
         ),
     )
-    settings.job.config.override_dirname.exclude_keys = ["experiment", "quiet", "device", "threads"]
+    settings.job.config.override_dirname.exclude_keys = ["experiment", "quiet", "device", "threads", "objective"]
     replaced = {"job_logging": "none", "hydra_logging": "none"}
     if about.compares:
         replaced["sweeper"] = "resumable"

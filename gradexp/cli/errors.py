@@ -17,7 +17,7 @@ _LONGEST = 1000
 _OTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER, or of a sweep with hydra.sweep.dir=FOLDER"
 
 # Choices that come with an extra of the same name.
-_EXTRAS = {"hydra/launcher": ("joblib",)}
+_EXTRAS = {"hydra/launcher": ("joblib",), "hydra/sweeper": ("optuna",)}
 
 
 def error_line(error: BaseException, about: Command = RUN) -> str:

@@ -71,7 +71,7 @@ def help_text(about: Command) -> str:
                 options = " ".join(f"{group}.{key}={_yaml(value)}" for key, value in defaults.items())
                 lines.append(f"    {group}={name:<17} {options}".rstrip())
         lines += [f"  experiment (presets): {', '.join(choices('experiment'))}", ""]
-        lines += ["A function of your own in place of a choice, also of an activation, by the path of its import:", ""]
+        lines += ["A function of your own in place of a choice, or as activation, by the path of its import:", ""]
         lines += ["  init=mine:my_init_ init.alpha=0.3   def my_init_(weight, alpha=1.0) in mine.py here", ""]
     lines += ["Options:", ""]
     for option in list_options(about.schema):

@@ -19,10 +19,12 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from gradexp import own_parts
+from gradexp.choices import ConfigError
 from gradexp.cli.command import prepare_worker
 from gradexp.cli.composing import without_hydra
 from gradexp.cli.hydra_internals import Callbacks
 from gradexp.cli.interruptions import Interruptions
+from gradexp.cli.objective import handed_over
 from gradexp.config import Config, as_dict
 from gradexp.launch.ensemble import alike, checked, compose, run_jobs
 from gradexp.runs import stacks
@@ -170,7 +172,8 @@ def _settle(job: DictConfig, config: Config | None, reason: str | None, console:
             content = interrupt(run, reason)
     if content["status"] != "complete":
         print(f"{folder.name}: {content['error']}", file=sys.stderr)  # noqa: T201
-        return JobReturn(status=JobStatus.FAILED)
+        return JobReturn(status=JobStatus.FAILED, _return_value=ConfigError(content["error"]))
     if config is None or not config.quiet:
         console.print(job_line(folder.name, content), markup=False, soft_wrap=True)
-    return JobReturn(status=JobStatus.COMPLETED)
+    key = None if config is None else config.objective
+    return JobReturn(status=JobStatus.COMPLETED, _return_value=handed_over(key, content, job.hydra.sweeper))
