@@ -165,7 +165,7 @@ class Config:
     loss: str = "auto"
     """auto: cross_entropy for classes, mse (on one-hot targets if classes) otherwise"""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is one"""
+    """auto, cpu, mps, cuda or cuda:N; auto takes CUDA where there is one"""
     dtype: str = "float32"
     """number format of weights and training; the profile at initialisation is always float64"""
     threads: int | None = None
@@ -222,8 +222,10 @@ class Config:
         self._check_architecture()
         sparsity = self.init.sparsity
         _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
-        device_match = re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.device)
-        _require(bool(device_match), "device", self.device, "auto, cpu, cuda or cuda:N")
+        device_match = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", self.device)
+        _require(bool(device_match), "device", self.device, "auto, cpu, mps, cuda or cuda:N")
+        if self.device == "mps" and self.dtype == "float64":
+            raise ConfigError("device=mps has no float64; use dtype=float32")
 
     @property
     def hidden_widths(self) -> list[int]:

@@ -81,7 +81,7 @@ def sample_outputs(results: Sequence[Result], model: MLP, x: Tensor, step: int) 
     hooks = [model.layers[layer - 1].register_forward_hook(partial(keep, layer)) for layer in layers]
     try:
         weight = next(model.parameters())
-        model(x.to(weight.device, weight.dtype).expand(model.networks, *x.shape))
+        model(x.to(weight.dtype).to(weight.device).expand(model.networks, *x.shape))
     finally:
         for hook in hooks:
             hook.remove()

@@ -58,7 +58,9 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
         result.building = _describe(result, data, loss)
     tell(sinks, "built", results[0])
 
-    model = _measure(results, data, device, clock, progress)
+    # The profile is float64, which Apple's devices do not have.
+    at_first = torch.device("cpu") if device.type == "mps" else device
+    model = _measure(results, data, at_first, clock, progress).to(device)
     predict = _predictions(data)
     _judge(results, predict, clock)
     if config.record.histograms:
@@ -244,10 +246,11 @@ def _draw(
 def _on_device(x: torch.Tensor, y: torch.Tensor, data: Dataset, loss: str, model: MLP) -> Split:
     """Move one split of the data to the model's device and number format."""
     weight = next(model.parameters())
-    target = targets(y, loss, data.classes).to(weight.device)
+    target = targets(y, loss, data.classes)
+    target = target.to(weight.dtype) if target.is_floating_point() else target
     return Split(
-        x.to(weight.device, weight.dtype),
-        target.to(weight.dtype) if target.is_floating_point() else target,
+        x.to(weight.dtype).to(weight.device),
+        target.to(weight.device),
         y.to(weight.device) if y.dtype == torch.int64 else None,
     )
 

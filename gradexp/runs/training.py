@@ -141,7 +141,7 @@ def _log(step: int, logs: Sequence[Training], losses: Tensor, shares: Tensor | N
 
 def shares_correct(output: Tensor, labels: Tensor) -> Tensor:
     """Return for each network the share of rows whose largest output is the right class, shape ``(networks,)``."""
-    return (output.argmax(-1) == labels).double().mean(1)
+    return (output.argmax(-1) == labels).sum(1).cpu().double() / labels.shape[-1]  # mps has no float64
 
 
 @torch.no_grad()
