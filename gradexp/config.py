@@ -23,7 +23,9 @@ from gradexp.choices import (
     LYAPUNOV_ACTIVATIONS,
     MODES,
     NORMALIZATIONS,
+    OF_EVERY_OPTIMIZER,
     RESIDUALS,
+    SCHEDULES,
     ConfigError,
 )
 from gradexp.kinds import WrongKindError, convert
@@ -97,11 +99,15 @@ class OptimizerConfig:
     lr: float | None = None
     """learning rate"""
     weight_decay: float | None = None
-    """L2 penalty, added to the gradient as in torch.optim"""
+    """L2 penalty, added to the gradient as in torch.optim; adamw and muon take lr times it off the weights instead"""
     clip_norm: float | None = None
     """largest allowed L2 norm of the whole gradient; null: no clipping"""
     momentum: float | None = None
     """share of the last update that is kept"""
+    warmup: int | None = None
+    """steps in which the learning rate grows from 0 to lr"""
+    schedule: str | None = None
+    """the learning rate after the warm-up: constant, or cosine, half a wave down to 0 at the last step"""
     own: dict[str, Any] = field(default_factory=dict)
     """options of a part of your own, typed as optimizer.NAME=VALUE"""
 
@@ -304,6 +310,7 @@ _LOWEST = {
     "optimizer.lr": 0,
     "optimizer.weight_decay": 0,
     "optimizer.momentum": 0,
+    "optimizer.warmup": 0,
 }
 
 _HIGHEST = 3e38
@@ -326,6 +333,7 @@ _CHOICES = {
     "residual": RESIDUALS,
     "loss": LOSSES,
     "dtype": DTYPES,
+    "optimizer.schedule": SCHEDULES,
     "init.mode": MODES,
     "init.distribution": DISTRIBUTIONS,
 }
@@ -350,9 +358,9 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 
 def _choice_options(group: str, name: str) -> dict[str, Any]:
-    """Return the options of a choice with their defaults; clipping is there with every optimizer."""
+    """Return the options of a choice with their defaults."""
     options = options_of(group, name)
-    return options | {"clip_norm": None} if group == "optimizer" else options
+    return options | OF_EVERY_OPTIMIZER if group == "optimizer" else options
 
 
 def _resolve(group: str, config: Any, choices: dict[str, dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from sweep_processes import assert_a_stack_is_equal_up_to_rounding, summaries
 from torch import Tensor, nn
 
 from gradexp import report
-from gradexp.choices import ConfigError
+from gradexp.choices import OF_EVERY_OPTIMIZER, ConfigError
 from gradexp.cli.composing import compose
 from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, as_dict
 from gradexp.networks.activations import activation
@@ -215,7 +215,7 @@ def test_options_are_read_from_the_signature(mine: str) -> None:
     config = Config(init=InitConfig(f"{mine}:init_", own={"alpha": 0.3}), optimizer=f"{mine}:build")
     options = as_dict(config)
     assert options["init"] == {"name": f"{mine}:init_", "alpha": 0.3}
-    assert options["optimizer"] == {"name": f"{mine}:build", "lr": 0.01, "clip_norm": None, "beta": 0.9}
+    assert options["optimizer"] == {"name": f"{mine}:build", "lr": 0.01, "beta": 0.9, **OF_EVERY_OPTIMIZER}
     with pytest.raises(ConfigError, match=r"^init '\w+:init_' has no option 'beta'; it takes alpha$"):
         Config(init=InitConfig(f"{mine}:init_", own={"beta": 1}))
     with pytest.raises(ConfigError, match=r"^init\.alpha must be like its default, 2\.0, got 'x'$"):

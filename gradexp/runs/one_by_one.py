@@ -16,7 +16,8 @@ class OneByOne(torch.optim.Optimizer):
 
     Args:
         stacked: Parameters with a leading network dimension.
-        build: Returns the optimizer of the parameters of one network; only its ``step`` is called.
+        build: Returns the optimizer of the parameters of one network: its ``step`` is called, and its
+            ``param_groups`` hold its learning rates.
     """
 
     def __init__(self, stacked: list[nn.Parameter], build: Callable[[list[nn.Parameter]], Any]) -> None:
@@ -24,6 +25,11 @@ class OneByOne(torch.optim.Optimizer):
         self._stacked = stacked
         self._alone = [[nn.Parameter(p.detach()[network]) for p in stacked] for network in range(len(stacked[0]))]
         self._optimizers = [build(alone) for alone in self._alone]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups of all networks' optimizers."""
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002

@@ -24,6 +24,7 @@ from gradexp.runs.prediction import predict_run
 from gradexp.runs.recording import Recording, sample_outputs
 from gradexp.runs.remedies import Predict
 from gradexp.runs.result import Result, Sink, tell
+from gradexp.runs.schedules import Schedule
 from gradexp.runs.stacks import count_weights, split
 from gradexp.runs.training import Split, Training, train
 from gradexp.runs.verdict import run_verdict
@@ -174,6 +175,7 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
             probe,
             logs,
             config.optimizer.clip_norm,
+            Schedule(optimizer, config.steps, config.optimizer.warmup or 0, config.optimizer.schedule or "constant"),
             after_step,
         )
     finally:
@@ -265,7 +267,9 @@ def _describe(result: Result, data: Dataset, loss: str) -> str:
     additions = "".join(f"{addition}, " for addition in config.additions)
     seeds = f"seed {config.seed}" + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
     lr = "" if config.optimizer.lr is None else f" lr={config.optimizer.lr:g}"
-    update = f"{config.steps} steps of {config.optimizer.name}{lr}, {loss}, "
+    rates = f" warmup={config.optimizer.warmup}" * bool(config.optimizer.warmup)
+    rates += f" schedule={config.optimizer.schedule}" * (config.optimizer.schedule != "constant")
+    update = f"{config.steps} steps of {config.optimizer.name}{lr}{rates}, {loss}, "
     threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
     units = f" of {config.units} units" if hidden else ""
     return (

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradexp.numerics.norms import joint_log10_norm, log10_norm
 from gradexp.probe.probe import GradientProbe
 from gradexp.runs.losses import batch_losses
+from gradexp.runs.schedules import Schedule
 
 
 class Split(NamedTuple):
@@ -58,6 +59,7 @@ def train(
     probe: GradientProbe,
     logs: Sequence[Training],
     clip_norm: float | None = None,
+    schedule: Schedule | None = None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Train independent networks until ``steps``; a loss or weight that is not finite is a result and no error.
@@ -78,6 +80,7 @@ def train(
         logs: One per network, filled in as training goes on.
         clip_norm: Largest allowed norm of the whole gradient of a network, ``g ← g min(1, clip_norm / ‖g‖)``
             (Pascanu et al., 2013); None: no clipping.
+        schedule: Sets the learning rate ahead of each step; None: it stays.
         on_step: A function that is called after each step with its number.
     """
     parameters = list(model.parameters())
@@ -97,6 +100,8 @@ def train(
             shares = None if train_part.labels is None else shares_correct(output, train_part.labels[rows])
             if clip_norm is not None:
                 clip(parameters, clip_norm, networks)
+            if schedule is not None:
+                schedule.before(step)
             optimizer.step()
             optimizer.zero_grad()
             finite = losses.isfinite() & all_finite(watched, networks)

@@ -176,11 +176,6 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
             (["threads=100000"], "threads must be at most 1024, got 100000"),
             (["normalisation=batch"], "unknown option 'normalisation'; did you mean 'normalization'?"),
             (["device=cuda:99"], "device=cuda:99 is not there: PyTorch finds"),
-            pytest.param(
-                ["device=mps"],
-                "device=mps is not there: this PyTorch finds no GPU of Apple's; use device=cpu or auto",
-                marks=pytest.mark.skipif(torch.backends.mps.is_available(), reason="it is there"),
-            ),
             (["init.gian=2"], "unknown option 'init.gian'; did you mean 'init.gain'?"),
             (["depth=0"], "depth must be at least 1, got 0"),
             (["init=identity", "init.std=1"], "init 'identity' has no option 'std'; it takes gain"),
