@@ -109,7 +109,7 @@ LOSSES = ("auto", *_of("runs/losses.py", "LOSSES"))
 # Groups of options of which a run chooses one by name.
 GROUPS = {"init": INIT_OPTIONS, "data": DATA_OPTIONS, "optimizer": OPTIMIZER_OPTIONS}
 
-NORMALIZATIONS = ("none", "batch", "layer")
+NORMALIZATIONS = ("none", "batch", "layer", "rms")
 SCHEDULES = ("constant", "cosine")
 RESIDUALS = ("none", "plain", "depth", "zero")
 DTYPES = ("float32", "float64")

@@ -157,7 +157,7 @@ class Config:
     sigma_b2: float | None = None
     """variance of the biases at initialisation; null: the scheme's own"""
     normalization: str = "none"
-    """before each activation: none, batch (over samples) or layer (over units), without parameters"""
+    """before each activation: none, batch (over samples), layer or rms (over units), without parameters"""
     residual: str = "none"
     """skip connections: none, or branches with factor 1 (plain), 1/sqrt(depth) (depth) or a learned one (zero)"""
     seed: int = 0

@@ -127,8 +127,8 @@ class MLP(nn.Module):
         device: The parameters' device.
         dtype: The parameters' number format.
         draw: Whether to draw weights, as ``nn.Linear`` does; False leaves them to be filled in next.
-        normalization: ``"none"``, ``"batch"`` (over the samples, for each unit) or ``"layer"`` (over the units of
-            each sample).
+        normalization: ``"none"``, ``"batch"`` (over the samples, for each unit), ``"layer"`` or ``"rms"`` (over the
+            units of each sample).
         residual: ``"none"``, ``"plain"``, ``"depth"`` or ``"zero"``.
 
     Raises:
