@@ -470,7 +470,7 @@ def test_lengths_may_leave_the_range_of_float64(std: float, residual: str, depth
 
 
 def test_rms_normalisation_has_no_formula_and_no_numbers_of_a_plain_network():
-    prediction = predict("relu", sigma_w2=2.0, width=100, depth=20, normalization="rms")
+    prediction = theory.predict("relu", sigma_w2=2.0, width=100, depth=20, normalization="rms")
     assert not prediction.valid
     assert prediction.reason == "there is no formula for rms normalisation"
     assert prediction.q_star is prediction.chi_1 is prediction.log_chi is None
