@@ -160,8 +160,10 @@ class Config:
     """before each activation: none, batch (over samples), layer or rms (over units), without parameters"""
     residual: str = "none"
     """skip connections: none, or branches with factor 1 (plain), 1/sqrt(depth) (depth) or a learned one (zero)"""
+    dropout: float = 0.0
+    """share of units that is 0 in each training step; the profile at initialisation and theory are without it"""
     seed: int = 0
-    """fixes weights, batch order and cotangents"""
+    """fixes weights, batch order, cotangents and dropout"""
     seeds: int = 1
     """measure this many networks at initialisation, with seeds seed, seed + 1, ..."""
     steps: int = 100
@@ -216,6 +218,7 @@ class Config:
             allowed = value is None or value in choices or (key in _OWN and isinstance(value, OwnPart))
             _require(allowed, key, value, f"one of {', '.join(choices)}", hint(key, value) if key in _OWN else "")
         self._check_profile_steps()
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
         _require(self.verdict.decades > 0, "verdict.decades", self.verdict.decades, "above 0")
         clip = self.optimizer.clip_norm
         _require(clip is None or clip > 0, "optimizer.clip_norm", clip, "above 0, or null for no clipping")

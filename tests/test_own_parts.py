@@ -142,6 +142,7 @@ def test_a_stack_is_trained_as_each_network_alone() -> None:
         assert len(set(one.losses)) == 3
 
 
+@pytest.mark.slow
 def test_the_probe_sees_the_updates_of_an_own_optimizer() -> None:
     ours = run(Config(**SMALL, optimizer=whole_matrices))
     assert ours.gradients is not None
@@ -180,6 +181,7 @@ def test_own_data_with_integers_are_classes_also_where_only_the_test_part_has_th
     assert data.y_test.tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_theory_of_an_own_activation_is_that_of_the_same_built_in() -> None:
     def tanh(z: Tensor) -> Tensor:
         return 1 - 2 / (torch.exp(2 * z) + 1)
@@ -437,6 +439,7 @@ def test_what_was_not_typed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         check_typed({"loss": "mine:b"})
 
 
+@pytest.mark.slow
 def test_compose_takes_what_it_is_given(mine: str) -> None:
     configs = compose([f"init=he,{mine}:init_", "depth=3"])
     assert [config.init.name for config in configs] == ["he", f"{mine}:init_"]

@@ -12,7 +12,7 @@ from gradexp.config import Config
 from gradexp.exact.profile import exact_profile
 from gradexp.history.history import join
 from gradexp.networks.initialize import initialize
-from gradexp.networks.mlp import MLP
+from gradexp.networks.mlp import MLP, evaluating
 from gradexp.numerics.seeds import generator
 from gradexp.probe.probe import GradientProbe
 from gradexp.runs.clock import Clock
@@ -156,6 +156,7 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
     logs = [result.training for result in results if result.training is not None]
     optimizer = build_optimizer(config.optimizer, list(model.parameters()))
     seeds = [result.config.seed for result in results]
+    model.mask_sources = [generator(seed, "dropout") for seed in seeds]
     probe = GradientProbe(model, every=config.record.every, optimizer=optimizer, networks=model.networks, seeds=seeds)
     recording = Recording(results, model, probe, data.x_train[: config.batch_size])
 
@@ -227,19 +228,21 @@ def _draw(
         draw=False,  # they would be overwritten at once
         normalization=config.normalization,
         residual=config.residual,
+        dropout=config.dropout,
     )
     try:
-        initialize(
-            stack,
-            config.init.name,
-            seed=seeds[0],
-            sigma_b2=config.sigma_b2,
-            activation=config.activation,
-            negative_slope=config.negative_slope,
-            inputs=data.x_train[: config.batch_size],
-            progress=progress,
-            **config.init.options,
-        )
+        with evaluating(stack):  # lsuv passes data through it
+            initialize(
+                stack,
+                config.init.name,
+                seed=seeds[0],
+                sigma_b2=config.sigma_b2,
+                activation=config.activation,
+                negative_slope=config.negative_slope,
+                inputs=data.x_train[: config.batch_size],
+                progress=progress,
+                **config.init.options,
+            )
     except ValueError as error:  # of lsuv, which depends on the data
         raise ConfigError(str(error)) from error
     return stack
@@ -265,6 +268,7 @@ def _describe(result: Result, data: Dataset, loss: str) -> str:
     parameters += max(0, config.depth - 2) if config.residual == "zero" else 0
     options = "".join(f", {key}={value}" for key, value in config.init.options.items())
     additions = "".join(f"{addition}, " for addition in config.additions)
+    additions += f"dropout={config.dropout:g}, " * bool(config.dropout)
     seeds = f"seed {config.seed}" + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
     lr = "" if config.optimizer.lr is None else f" lr={config.optimizer.lr:g}"
     rates = f" warmup={config.optimizer.warmup}" * bool(config.optimizer.warmup)

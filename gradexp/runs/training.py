@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradexp.networks.mlp import evaluating
 from gradexp.numerics.norms import joint_log10_norm, log10_norm
 from gradexp.probe.probe import GradientProbe
 from gradexp.runs.losses import batch_losses
@@ -153,8 +154,9 @@ def shares_correct(output: Tensor, labels: Tensor) -> Tensor:
 def evaluate(
     model: nn.Module, split: Split, loss: str, networks: int = 1
 ) -> tuple[list[float], list[float] | list[None]]:
-    """Return each network's loss and accuracy (None for regression) over all of a split."""
-    output = torch.cat([model(rows.expand(networks, *rows.shape)) for rows in split.x.split(_ROWS)], dim=1)
+    """Return each network's loss and accuracy (None for regression) over all of a split, without dropout."""
+    with evaluating(model):
+        output = torch.cat([model(rows.expand(networks, *rows.shape)) for rows in split.x.split(_ROWS)], dim=1)
     losses: list[float] = batch_losses(output, split.y.expand(networks, *split.y.shape), loss).tolist()
     accuracies = [None] * networks if split.labels is None else shares_correct(output, split.labels).tolist()
     return losses, accuracies

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import few
 from command_line import call, mistake
 
 from gradexp import __main__ as entry
@@ -58,6 +59,7 @@ def test_another_word_is_one_line(
     assert mistake(entry.run, monkeypatch, capsys, [word]) == line
 
 
+@pytest.mark.slow
 def test_options_alone_are_those_of_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["depth=3", "width=4", "steps=0", "quiet=true", "record.report=false", "record.figures=false"]
     assert call(entry.run, monkeypatch, *small, "hydra.run.dir=bare") == 0
@@ -67,7 +69,7 @@ def test_options_alone_are_those_of_run(monkeypatch: pytest.MonkeyPatch, capsys:
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("gradexp run dep", "depth="), ("gradexp ini", "init. init="), ("gradexp init=xa", "init=xavier")],
+    few([("gradexp run ini", "init. init="), ("gradexp dep", "depth="), ("gradexp init=xa", "init=xavier")]),
 )
 def test_the_shell_completes_options(
     line: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
