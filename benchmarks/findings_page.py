@@ -1,7 +1,7 @@
-"""What is printed of the examples in ``finding_examples.py``, for docs/findings.md and the README.
+"""What is printed of the examples in ``finding_examples.py``, and by the commands of README and docs.
 
-``python benchmarks/findings_page.py`` prints it, ``--write`` puts it into the page, each kind below its heading, and
-into the README what its example prints.
+``python benchmarks/findings_page.py`` prints the former. ``--write`` puts it into docs/findings.md, each kind below
+its heading, and into all pages what their examples and commands print.
 """
 
 import argparse
@@ -9,6 +9,8 @@ import contextlib
 import io
 import os
 import re
+import subprocess
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from gradexp.history.finding import Finding
 from gradexp.history.headline import wrapped
 
 ROOT = Path(__file__).parents[1]
-PAGE, README = ROOT / "docs" / "findings.md", ROOT / "README.md"
+PAGE = ROOT / "docs" / "findings.md"
 WIDTH = 100
 
 
@@ -50,7 +52,9 @@ def filled(text: str, before: str, printed_now: str) -> str:
     """Return a text in which what is printed now stands in the first block without a language after a line."""
     head, line, rest = text.partition(f"{before}\n")
     assert line, f"there is no line {before!r}"
-    body = re.sub(r"^```\n.*?^```$", lambda _: f"```\n{printed_now}\n```", rest, count=1, flags=re.M | re.DOTALL)
+    body = re.sub(
+        r"^```text\n.*?^```$", lambda _: f"```text\n{printed_now}\n```", rest, count=1, flags=re.M | re.DOTALL
+    )
     return head + line + body
 
 
@@ -62,28 +66,44 @@ def filled_page(page: str) -> str:
     return page
 
 
-def filled_readme(readme: str) -> str:
-    """Return the README with what its example and some others print now."""
-    code = re.search(r"^```python\n(import torch\n[^`]*?print\(measure.*?)^```$", readme, flags=re.M | re.DOTALL)
-    assert code is not None
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(code[1], {})
-    readme = filled(readme, "<!-- printed by the example above -->", out.getvalue().rstrip("\n"))
-    readme = filled(readme, "<!-- alarm -->", alarmed())
-    for line, kinds in re.findall(r"^(<!-- findings: (.+) -->)$", readme, flags=re.MULTILINE):
-        readme = filled(readme, line, "\n\n".join(map(printed, kinds.split(", "))))
-    return readme
+def filled_with_prints(page: str) -> str:
+    """Return a page, the README or another, with what its example, its commands and some others print now."""
+    if code := re.search(r"^```python\n(import torch\n[^`]*?print\(measure.*?)^```$", page, flags=re.M | re.DOTALL):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(code[1], {})
+        whole = out.getvalue().rstrip("\n")
+        for line, shown in (("printed", whole), ("the findings printed", whole.partition("\n\nloss ")[0])):
+            if f"<!-- {line} by the example above -->" in page:
+                page = filled(page, f"<!-- {line} by the example above -->", shown)
+    if "<!-- alarm -->" in page:
+        page = filled(page, "<!-- alarm -->", alarmed())
+    for line, kinds in re.findall(r"^(<!-- findings: (.+) -->)$", page, flags=re.MULTILINE):
+        page = filled(page, line, "\n\n".join(map(printed, kinds.split(", "))))
+    for line, command in re.findall(r"^(<!-- prints: (.+) -->)$", page, flags=re.MULTILINE):
+        page = filled(page, line, output(command))
+    return page
+
+
+def output(command: str) -> str:
+    """Return what a command prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=True
+        )
+    return "\n".join(line.rstrip() for line in done.stdout.splitlines())
 
 
 def main() -> None:
     """Print the examples, or put them into the page and the README."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put it into docs/findings.md and README.md")
+    parser.add_argument("--write", action="store_true", help="put it into README.md and docs")
     if parser.parse_args().write:
         os.environ["COLUMNS"] = "80"
         PAGE.write_text(filled_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-        README.write_text(filled_readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+        for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+            path.write_text(filled_with_prints(path.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         print("\n\n".join([alarmed(), *map(printed, EXAMPLES)]))
 

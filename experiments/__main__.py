@@ -21,7 +21,7 @@ from gradexp.choices import ConfigError
 from gradexp.cli.errors import error_line
 from gradexp.cli.interruptions import Interrupted, Interruptions
 from gradexp.cli.lines import Parser
-from gradexp.sinks.progress import Progress
+from gradexp.runs.progress import Progress
 
 if TYPE_CHECKING:
     from experiments.lab.results import Record

@@ -21,6 +21,7 @@ COMMANDS = f"""gradexp {__version__}: vanishing and exploding gradients, shown, 
   python -m gradexp.predict activation=tanh   what theory says, and what to change, without building anything
   python -m gradexp.phase activation=tanh     phase diagram and critical region, as pictures and numbers
   python -m gradexp.measure train:example     your own model: what is wrong, where, why, and what to do
+  python -m gradexp.lesson                    a page with sliders, for those who teach or learn about gradients
   python -m gradexp experiments               papers reproduced and asserted
   python -m gradexp.board outputs             look at the runs in TensorBoard
 

@@ -115,7 +115,7 @@ def colour_groups(names: Sequence[str]) -> str:
     as hundreds of runs would otherwise share a few colours at random. Else these are a run and its theory, unless
     there is no other run to be told from.
 
-    Example:
+    Examples:
         >>> colour_groups(["0_depth=10,init=he,seed=0", "1_depth=10,init=xavier,seed=0"])
         '(?:^|[/_,])init=([^,/]+)'
     """

@@ -52,7 +52,7 @@ def read_choices(source: str, registry: str) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: If there is no such dict, an entry names no function of the file, or a default is no literal.
 
-    Example:
+    Examples:
         >>> read_choices("def half_(weight, gain=1.0, *, generator=None): ...\nINITS = {'half': half_}", "INITS")
         {'half': {'gain': 1.0}}
     """

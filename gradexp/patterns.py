@@ -10,7 +10,7 @@ def is_match(name: str, pattern: str) -> bool:
     ``?`` is a character, ``[a-c]`` one of some, ``*`` any run of characters inside a part of the name, and ``**`` any
     run, dots included; ``**.`` may also be nothing.
 
-    Example:
+    Examples:
         >>> is_match("blocks.3.mlp", "blocks.*.mlp"), is_match("blocks.3.mlp.fc", "blocks.*")
         (True, False)
     """

@@ -39,15 +39,25 @@ def save(figure: "Figure", path: Path, dpi: int) -> Path:
     return file
 
 
-def powers_of_ten(axes: "Axes") -> None:
-    """Label an axis of logarithms as powers of ten; float64 does not hold the sizes themselves."""
+def powers_of_ten(axes: "Axes", least: int = 1) -> None:
+    """Label an axis of logarithms as powers of ten; float64 does not hold the sizes themselves.
+
+    Args:
+        axes: The axes, with all that they show.
+        least: Powers of ten that they show at least: below one all labels would be the same, and noise in a flat
+            profile looks like a trend.
+    """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    # At least a decade: below, all labels would be the same, and rounding noise would look like a trend.
     low, high = axes.dataLim.intervaly
-    if math.isfinite(low) and high - low < 1:
-        x, bottom = axes.dataLim.x0, math.floor(low)
-        axes.update_datalim([(x, bottom), (x, max(math.ceil(high), bottom + 1))])
+    if math.isfinite(low) and high - low < least:
+        x, bottom = axes.dataLim.x0, math.floor((low + high - least) / 2 + 0.5)
+        axes.update_datalim([(x, min(low, bottom)), (x, max(high, bottom + least))])
         axes.autoscale_view(scalex=False)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{value:.0f}}}$"))
+    axes.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+
+
+def _power_of_ten(log10: float, _position: int | None) -> str:
+    """Return a tick's label; a function of the module, so that figures can be pickled."""
+    return f"$10^{{{log10:.0f}}}$"

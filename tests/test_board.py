@@ -54,15 +54,17 @@ def started(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", list[str
 def test_it_serves_every_layer_on_a_free_port_and_ends_with_ctrl_c(runs: Path) -> None:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a server that has just ended
-        with suppress(OSError):  # it is taken by somebody else, which will do
+        is_held = False
+        with suppress(OSError):  # it is taken by somebody else, who may give it back meanwhile
             taken.bind(("127.0.0.1", 6006))
             taken.listen()
+            is_held = True
         with started(str(runs)) as (process, said):
             assert said[0] == f"showing   {runs}\n"
             start, charts = said[1].split()[1], said[2].split()[1]
             address = re.match(r"http://127\.0\.0\.1:(\d+)/", start)
             assert address is not None
-            assert address[1] != "6006"
+            assert address[1] != "6006" or not is_held
             assert charts == address[0] + "#custom_scalars&_smoothingWeight=0"
             tag = quote("profile/log10_output_grad")
             curve = f"{address[0]}data/plugin/scalars/scalars?run=deep&tag={tag}"

@@ -31,6 +31,8 @@ WITHOUT_TORCH = [
     [("import gradexp.config", ("torch", "hydra", "numpy"))],
     [("import gradexp.cli.command", ("torch", "numpy", "sklearn", "matplotlib"))],
     [("import gradexp.run", ("torch", "numpy", "rich"))],
+    [("import gradexp.report", ("torch", "hydra"))],
+    [("import gradexp.lesson.__main__", ("torch", "numpy", "rich", "hydra"))],
     [("import gradexp.predict.__main__, gradexp.phase.__main__", ("torch", "numpy", "rich", "scipy", "matplotlib"))],
     [
         (

@@ -141,6 +141,7 @@ def test_the_place_of_an_error_in_somebodys_own_code_is_named(models, monkeypatc
     assert capsys.readouterr().err.strip().endswith(f"my_models.py, line {line})")
 
 
+@pytest.mark.slow
 def test_the_command_starts_as_a_process(models, tmp_path):
     command = [sys.executable, "-m", "gradexp.measure", f"{models}:healthy", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=LIMIT)

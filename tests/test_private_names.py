@@ -3,13 +3,10 @@
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from sources import trees
 
-import gradexp
-
-ROOT = Path(gradexp.__file__).parents[1]
 # The last one inherits from a class of Hydra, and may load nothing of ours.
 FILES = {
     "gradexp/numerics/torch_internals.py",
@@ -50,11 +47,6 @@ def private_names(tree: ast.AST) -> list[str]:
     return [name for name in names_in(tree) if is_private(name)]
 
 
-def trees() -> dict[str, ast.AST]:
-    files = [*ROOT.glob("gradexp/**/*.py"), *ROOT.glob("hydra_plugins/gradexp_*/*.py")]
-    return {file.relative_to(ROOT).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in files}
-
-
 def names_of_our_own(tree: ast.AST) -> set[str]:
     """Return the names of functions and of attributes that a file's objects have."""
     nodes = list(ast.walk(tree))
@@ -63,6 +55,7 @@ def names_of_our_own(tree: ast.AST) -> set[str]:
     return functions | {node.attr for node in attributes if is_of_self(node)}
 
 
+@pytest.mark.slow
 def test_private_names_of_other_libraries_are_in_their_files() -> None:
     by_file = trees()
     ours = (OF_PYTHON | OF_MODELS).union(*map(names_of_our_own, by_file.values()))

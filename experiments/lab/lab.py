@@ -6,9 +6,9 @@ from gradexp import MLP, initialize
 from gradexp.cli.composing import compose
 from gradexp.config import Config
 from gradexp.runs.experiment import run_stack
+from gradexp.runs.progress import Progress
 from gradexp.runs.result import Result, Sink
 from gradexp.runs.stacks import chunks, stackable_groups
-from gradexp.sinks.progress import Progress
 
 
 class Lab:

@@ -126,7 +126,7 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
         CompactHydraException: For an unknown choice, or an override that cannot be read.
         OmegaConfBaseException: For an unknown key or a wrong type.
 
-    Example:
+    Examples:
         >>> [(config.init.name, config.depth) for config in compose(["init=he,xavier", "depth=10"])]
         [('he', 10), ('xavier', 10)]
     """

@@ -16,8 +16,8 @@ _LONGEST = 1000
 
 _OTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER, or of a sweep with hydra.sweep.dir=FOLDER"
 
-# Choices that come with an extra of the same name.
-_EXTRAS = {"hydra/launcher": ("joblib",), "hydra/sweeper": ("optuna",)}
+# Choices that come with a package of their own.
+_PACKAGES = {"hydra/launcher/joblib": "hydra-joblib-launcher", "hydra/sweeper/optuna": "hydra-optuna-sweeper"}
 
 
 def error_line(error: BaseException, about: Command = RUN) -> str:
@@ -32,7 +32,8 @@ def _lines(error: BaseException, about: Command) -> list[str]:
 def _text_of(error: BaseException, about: Command) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
-        extra = f", or install it with pip install 'gradexp[{name}]'" if name in _EXTRAS.get(group, ()) else ""
+        package = _PACKAGES.get(f"{group}/{name}")
+        extra = f", or install it with pip install {package}" if package else ""
         return f"unknown {group} '{name}'; choose one of {', '.join(error.options)}{extra}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     first_line = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)

@@ -12,6 +12,8 @@ from gradexp.history.remedies import REMEDIES
 from gradexp.networks.initialize import initialize
 
 _SCHEMES = ("he", "orthogonal", "xavier")
+# He's weights make logits of attention large at once, and a softmax that has saturated learns slowly.
+_SCHEMES_WITH_ATTENTION = ("xavier", "orthogonal", "he")
 _SCHEMES_OVER_TIME = ("orthogonal", "xavier")
 _LARGEST = 20_000_000  # parameters; copies of larger models would take long
 _SEED = 0
@@ -29,7 +31,7 @@ def cures(model: nn.Module, history: History, record: Callable[[nn.Module], Hist
     if not wanted or sum(parameter.numel() for parameter in model.parameters()) > _LARGEST:
         return {}
     over_time = any(kind.endswith("over time") for kind in wanted)
-    for remedy, change in _candidates(model, _SCHEMES_OVER_TIME if over_time else _SCHEMES):
+    for remedy, change in _candidates(model, _SCHEMES_OVER_TIME if over_time else schemes(model)):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what initialize leaves
@@ -41,6 +43,12 @@ def cures(model: nn.Module, history: History, record: Callable[[nn.Module], Hist
         if verdict.gradient == "stable" and wanted.isdisjoint(finding.kind for finding in verdict.findings):
             return dict.fromkeys(wanted, remedy)
     return {}
+
+
+def schemes(model: nn.Module) -> tuple[str, ...]:
+    """Return the initialisations to try, those that suit the model best first."""
+    has_attention = any("attention" in type(module).__name__.lower() for module in model.modules())
+    return _SCHEMES_WITH_ATTENTION if has_attention else _SCHEMES
 
 
 def _candidates(model: nn.Module, schemes: tuple[str, ...]) -> Iterator[tuple[str, Callable[[nn.Module], object]]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradexp.diagnosis.age import STARTED, changes
+from gradexp.diagnosis.cures import schemes
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import LossTerm, far_above, loss_terms
 from gradexp.diagnosis.rows import Rows, has_weights
@@ -18,7 +19,6 @@ from gradexp.history.sentences import number
 _TOO_LARGE, _MUCH_TOO_LARGE, _TOO_SMALL = 10.0, 100.0, 30.0
 # Targets up to this size are within reach of a few hundred steps of any optimizer.
 _LARGE_TARGET = 100.0
-_RESCALE = "gradexp.initialize(model, 'he')"
 _SLOWER = "a learning rate a tenth as large from the start"
 _STANDARDISE = "y = (y - y.mean()) / y.std()"
 
@@ -30,6 +30,7 @@ class InitialScale(Observer):
         """Prepare to name the last layer."""
         self._rows = Rows(examination.model)
         self._last = ""
+        self._rescale = f"gradexp.initialize(model, {schemes(examination.model)[0]!r})"
 
     def see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """Remember the last module with weights."""
@@ -41,23 +42,27 @@ class InitialScale(Observer):
         """Look at predictions and targets while the graph keeps them."""
         is_fresh = changes(examination.model) <= STARTED
         with torch.no_grad():
-            self._found = [finding for term in loss_terms(examination) for finding in _of(term, is_fresh, self._last)]
+            self._found = [
+                finding
+                for term in loss_terms(examination)
+                for finding in _of(term, is_fresh, self._last, self._rescale)
+            ]
 
     def findings(self, examination: Examination) -> Iterable[Finding]:
         """Return what was found before the backward pass."""
         return self._found
 
 
-def _of(term: LossTerm, is_fresh: bool, last: str) -> Iterator[Finding]:
+def _of(term: LossTerm, is_fresh: bool, last: str, rescale: str) -> Iterator[Finding]:
     value = f"{term.kind} is {number(term.value)}"
     if term.kind in ("cross entropy", "binary cross entropy"):
         if term.value > far_above(term.indifferent):
             text = f"{value}, where guessing evenly costs {number(term.indifferent)}"
-            remedy = _RESCALE
+            remedy = rescale
             if term.prediction is not None:
                 rms = _rms(_centred(term))
                 text += f"; logits have rms {number(rms)}, where about 1 is usual at first"
-                remedy = _rescaling(last, 1 / rms)
+                remedy = _rescaling(rescale, last, 1 / rms)
             yield Finding("initial scale", text, (last,), remedy if is_fresh else _SLOWER, 2)
         return
     if term.prediction is None:
@@ -69,7 +74,9 @@ def _of(term: LossTerm, is_fresh: bool, last: str) -> Iterator[Finding]:
         text = f"{value}, since predictions have rms {number(prediction)}, targets {number(target)}"
         is_target = target < 1 / _TOO_LARGE and prediction < _TOO_LARGE
         severity = 2 if prediction > _MUCH_TOO_LARGE * target else 1
-        remedy = _STANDARDISE if is_target else _rescaling(last, target / prediction) if is_fresh else _SLOWER
+        remedy = (
+            _STANDARDISE if is_target else _rescaling(rescale, last, target / prediction) if is_fresh else _SLOWER
+        )
         yield Finding("initial scale", text, (last,), remedy, severity)
     elif target > _LARGE_TARGET and target > _TOO_SMALL * prediction:
         goal = term.target.double()
@@ -79,9 +86,9 @@ def _of(term: LossTerm, is_fresh: bool, last: str) -> Iterator[Finding]:
         yield Finding("target scale", text, (), _STANDARDISE, 2)
 
 
-def _rescaling(last: str, factor: float) -> str:
+def _rescaling(rescale: str, last: str, factor: float) -> str:
     """Return the call that scales all layers, and for what it cannot know, such as many branches, the last one."""
-    return f"{_RESCALE}; if that is not enough, model.get_submodule({last!r}).weight.data *= {factor:.1g}"
+    return f"{rescale}; if that is not enough, model.get_submodule({last!r}).weight.data *= {factor:.1g}"
 
 
 def _centred(term: LossTerm) -> Tensor:

@@ -65,7 +65,7 @@ def measure(
         ValueError: If the inputs are empty, the loss is not one number or does not depend on any parameter, or the
             model is on the meta device.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
         >>> history = measure(model, nn.functional.mse_loss, (torch.ones(2, 3), torch.zeros(2, 1)))
         >>> history.verdict().gradient

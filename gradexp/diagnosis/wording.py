@@ -12,7 +12,7 @@ _NAMED = 4  # names that a line has room for
 def listed(names: Iterable[str], named: int = _NAMED) -> str:
     """Write names as ``a, b, c, d and 12 more``.
 
-    Example:
+    Examples:
         >>> listed(["a", "b", "c", "d"], named=2)
         'a, b and 2 more'
     """
@@ -34,7 +34,7 @@ def outermost(concerned: Collection[str], others: Collection[str]) -> list[str]:
         concerned: Names of modules.
         others: Names of modules that are not meant.
 
-    Example:
+    Examples:
         >>> outermost(["encoder.0", "encoder.1", "head.0"], ["head.1"])
         ['encoder', 'head.0']
     """

@@ -88,7 +88,7 @@ def singular_values(model: MLP, x: Tensor, *, first: int = 1, last: int | None =
         ValueError: If ``x``, ``first`` or ``last`` does not fit the model, the model has a normalization or a
             residual, or a z or a slope is not finite.
 
-    Example:
+    Examples:
         >>> mlp = MLP([2] * 21, activation="linear", bias=False)
         >>> for layer in mlp.layers:
         ...     _ = layer.weight.data.copy_(torch.diag(torch.tensor([1e30, 1e-30])))
@@ -154,7 +154,7 @@ def lyapunov_spectrum(
     Raises:
         ValueError: As ``singular_values``, or if ``count`` is out of range.
 
-    Example:
+    Examples:
         >>> mlp = MLP([2] * 61, activation="linear", bias=False)
         >>> for layer in mlp.layers:
         ...     _ = layer.weight.data.copy_(torch.diag(torch.tensor([0.5, 2.0])))
@@ -210,7 +210,7 @@ def spectral_moments(
     Raises:
         ValueError: As ``singular_values``, or if there are too few probes, or not as many seeds as networks.
 
-    Example:
+    Examples:
         >>> from gradexp import initialize
         >>> mlp = initialize(MLP([64] * 101, activation="linear", bias=False), "orthogonal", gain=0.1)
         >>> moments = spectral_moments(mlp, torch.ones(1, 64), first=0)

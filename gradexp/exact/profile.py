@@ -63,7 +63,7 @@ def exact_profile(
     Raises:
         ValueError: If a shape does not fit the network.
 
-    Example:
+    Examples:
         >>> mlp = MLP([2, 2, 2], activation="linear", bias=False)
         >>> for layer in mlp.layers:
         ...     _ = torch.nn.init.eye_(layer.weight.data[0]).mul_(1.5)

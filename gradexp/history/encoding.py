@@ -19,7 +19,7 @@ _PLAIN = {
 def printable(text: str, encoding: str | None) -> str:
     """Return a text in characters that an encoding has; None has all.
 
-    Example:
+    Examples:
         >>> printable("███▎ name…", "ascii")
         '###- name~'
     """

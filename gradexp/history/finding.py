@@ -15,7 +15,7 @@ class Finding:
         severity: How much it matters, for the order: 3 stops training, 2 slows it down, 1 is worth knowing, 0 is
             harmless and explains what the numbers show.
 
-    Example:
+    Examples:
         >>> print(Finding("vanishing", "10^-8.0 from layers.9 to layers.0", ("layers.0",), "initialize(model, 'he')"))
         vanishing: 10^-8.0 from layers.9 to layers.0
           try: initialize(model, 'he')

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,11 @@ from gradexp.history.derived import extras
 from gradexp.history.encoding import printable
 from gradexp.history.finding import Finding, worst_first
 from gradexp.history.npz import read_fields, write_fields
-from gradexp.history.role_figure import step_figure
+from gradexp.history.plot import draw_step, values_of
+from gradexp.history.role_figure import draw_figure
 from gradexp.history.roles import places
 from gradexp.history.scalars import Points, or_none, points
+from gradexp.history.sentences import counted, shortened
 from gradexp.history.step import (
     SEEN,
     STATUSES,
@@ -34,8 +36,9 @@ from gradexp.history.updates import updates_findings
 from gradexp.history.verdict import Verdict, gradient_verdict
 
 if TYPE_CHECKING:
-    import matplotlib.figure
     import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -299,7 +302,7 @@ class History:
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError("to_dataframe needs pandas; install it with pip install 'gradexp[pandas]'") from error
+            raise ImportError("to_dataframe needs pandas; install it with pip install pandas") from error
         frame = pd.DataFrame(self._rows(), columns=list(COLUMNS))
         for quantity, values in self.log10.items():
             if f"log10_{quantity}" not in COLUMNS:
@@ -312,22 +315,52 @@ class History:
         frame["role"] = [place.role for place in found] * times
         return frame
 
-    def plot(self, quantity: str = "output_grad", step: int = -1) -> "matplotlib.figure.Figure":
-        """Return a figure of one profile: log10 size over layers.
+    @overload
+    def plot(
+        self, quantity: str = "output_grad", step: int = -1, *, ax: None = None, label: str = ""
+    ) -> "Figure": ...
+    @overload
+    def plot(self, quantity: str = "output_grad", step: int = -1, *, ax: "Axes", label: str = "") -> "Axes": ...
+    def plot(
+        self, quantity: str = "output_grad", step: int = -1, *, ax: "Axes | None" = None, label: str = ""
+    ) -> "Figure | Axes":
+        """Draw one profile, log10 size over layers: as a new figure, or into axes of one's own.
 
-        Of more than 30 layers whose names show blocks, such as ``encoder.layer.3.attention.query``, it has a line
-        for each role over the blocks. What is exactly 0 has a mark at the lower edge, what is not finite at the
-        upper one.
+        Of more than 30 layers whose names show blocks, such as ``encoder.layer.3.attention.query``, a new figure has
+        a line for each role over the blocks. What is exactly 0 has a mark at the lower edge, what is not finite at
+        the upper one.
+
+        A notebook shows the figure that a cell ends with. Where the program has imported ``matplotlib.pyplot``, it is
+        pyplot's figure, to be shown by ``plt.show()`` and freed by ``plt.close()``.
 
         Args:
             quantity: A recorded size; a statistic such as ``"output.dead"``; ``"log10_update_ratio"``, the part of a
                 weight that a step changes; or ``"samples_sd"``, the spread over samples, in decades.
             step: Index (not label) of the recorded step.
+            ax: Axes to draw into, beside what is there, such as another model's profile; None: a new figure.
+            label: The line's entry in the legend; empty: none.
+
+        Returns:
+            The new figure, or ``ax``.
 
         Raises:
             ValueError: If it was not recorded.
+
+        Examples:
+            >>> figure, axes = plt.subplots()  # doctest: +SKIP
+            >>> for name in ("he", "xavier"):  # doctest: +SKIP
+            ...     measure(initialize(model, name), loss_fn, batch).plot(ax=axes, label=name)
         """
-        return step_figure(self.at(step), quantity)
+        recorded = self.at(step)
+        values_of(recorded, quantity)  # raises before there is a figure
+        if ax is not None:
+            draw_step(ax, recorded, quantity, label)
+            return ax
+        from gradexp.history.shown_figure import shown_figure  # matplotlib is slow to load
+
+        figure = shown_figure()
+        draw_figure(figure, recorded, quantity, label)
+        return figure
 
     def to_html(self, path: str | Path, title: str = "", decades: float = 3.0) -> Path:
         """Write a page that opens in any browser, without a network: verdict, picture, findings and table.
@@ -346,7 +379,7 @@ class History:
             ValueError: If nothing is recorded yet.
             OSError: If it cannot be written.
 
-        Example:
+        Examples:
             >>> history = measure(model, loss_fn, batch)  # doctest: +SKIP
             >>> history.to_html("report.html", "my model")  # doctest: +SKIP
         """
@@ -354,9 +387,18 @@ class History:
 
         return history_page(self, title, decades).write(Path(path))
 
+    def _repr_html_(self) -> str | None:
+        """Return what a notebook shows: verdict, picture, findings and folded table; None before the first step."""
+        from gradexp.history.page import history_page
+        from gradexp.page.cell import cell
+
+        return cell(history_page(self)) if self.steps else None
+
     def __repr__(self) -> str:
-        quantities = ", ".join(self.log10)
-        return f"History({len(self.steps)} steps, {len(self.seeds)} networks, {self.depth} layers: {quantities})"
+        counts = [counted(len(self.steps), "step"), counted(len(self.seeds), "network"), counted(self.depth, "layer")]
+        is_judged = self.steps and "output_grad" in self.log10
+        verdict = f"\n{shortened(self.verdict().text)}" if is_judged else ""
+        return f"History({', '.join(counts)}: {', '.join(self.log10)}){verdict}"
 
     def __str__(self) -> str:
         """Return a table of the last step, layer by layer, and the verdict."""

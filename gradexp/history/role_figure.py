@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradexp.history.plot import MEANINGS, draw_line, draw_marks, label_rows, label_size, profile_figure, values_of
+from gradexp.history.plot import MEANINGS, draw_line, draw_marks, draw_step, label_rows, label_size, values_of
 from gradexp.history.roles import Place, merged_roles, places
 from gradexp.history.short_names import short_names
 from gradexp.history.step import Array, Step, mean
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FEW = 30  # layers that are drawn one by one, as in the table
-_LEAST_DECADES = 3  # so that what is stable looks flat
 _LONGEST_ROLE = 32
 _FEWEST_BLOCKS = 2
 _MOST_PANELS = 6
@@ -38,21 +37,30 @@ class _Panel:
     rows: list[int]
 
 
-def step_figure(step: Step, quantity: str) -> "Figure":
+def draw_figure(figure: "Figure", step: Step, quantity: str, label: str = "") -> None:
     """Draw one quantity of one step: over layers, or of more than 30 over blocks, if the names show blocks.
 
     Args:
+        figure: An empty figure; it gets the size that the drawing needs.
         step: The measurement.
-        quantity: As for ``profile_figure``.
+        quantity: As for ``draw_step``.
+        label: What it shows, in the legend or above the panels; empty: nothing.
 
     Raises:
         ValueError: If the step does not hold the quantity.
     """
+    figure.set_layout_engine("constrained")
     found = places(step.names, step.calls)
     panels = _panels(found)
     if step.depth <= _FEW or not any(len(panel.roles) > 1 for panel in panels):
-        return profile_figure({"": step}, quantity)
-    return _figure(step, quantity, found, panels)
+        figure.set_size_inches(7, 4 if step.phase == "init" else 4.8)
+        axes = figure.add_subplot()
+        axes.set_prop_cycle(color=COLOURS)
+        draw_step(axes, step, quantity, label)
+    else:
+        _draw_panels(figure, step, quantity, found, panels)
+        if label:
+            figure.suptitle(label)
 
 
 def _panels(found: list[Place]) -> list[_Panel]:
@@ -78,8 +86,7 @@ def _panels(found: list[Place]) -> list[_Panel]:
     return [*panels, _Panel("others", {}, others)] if others else panels
 
 
-def _figure(step: Step, quantity: str, found: list[Place], panels: list[_Panel]) -> "Figure":
-    from matplotlib.figure import Figure
+def _draw_panels(figure: "Figure", step: Step, quantity: str, found: list[Place], panels: list[_Panel]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     values = values_of(step, quantity)
@@ -89,7 +96,7 @@ def _figure(step: Step, quantity: str, found: list[Place], panels: list[_Panel])
     ]
     roles = list(dict.fromkeys(role for panel in panels for role in panel.roles))
     width = min(13, 7 + len(panels))
-    figure = Figure(figsize=(width, max(4.2, 0.19 * len(roles))), layout="constrained")
+    figure.set_size_inches(width, max(4.2, 0.19 * len(roles)))
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
     letters = [int(11 * width * share / sum(widths)) for share in widths]
     for axes, panel, room in zip(grid, panels, letters, strict=True):
@@ -107,11 +114,6 @@ def _figure(step: Step, quantity: str, found: list[Place], panels: list[_Panel])
         axes.set_title(short_names([panel.title], room)[0] if panel.roles else panel.title, fontsize=8)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    finite = values[np.isfinite(values)]
-    if quantity in step.log10 and finite.size:
-        middle, half = (finite.max() + finite.min()) / 2, _LEAST_DECADES / 2
-        grid[0].update_datalim([(grid[0].dataLim.x0, middle - half), (grid[0].dataLim.x0, middle + half)])
-        grid[0].autoscale_view(scalex=False)
     label_size(grid[0], quantity)
     handles: dict[str, Any] = {}
     for axes in grid:
@@ -120,7 +122,6 @@ def _figure(step: Step, quantity: str, found: list[Place], panels: list[_Panel])
     handles = dict(sorted(handles.items(), key=lambda entry: entry[0] in MEANINGS))  # the marks below the lines
     labels = short_names(list(handles), _LONGEST_ROLE)
     figure.legend(list(handles.values()), labels, loc="outside right upper", frameon=False, fontsize=8)
-    return figure
 
 
 def _means(blocks: list[int], values: Array) -> tuple[list[int], Array]:

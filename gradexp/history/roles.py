@@ -31,7 +31,7 @@ class Place(NamedTuple):
 def split(name: str) -> Place:
     """Split a dotted name at the first part that is a number.
 
-    Example:
+    Examples:
         >>> split("encoder.layer.3.attention.query")
         Place(stack='encoder.layer', block=3, role='attention.query', is_call=False)
         >>> split("lm_head")
@@ -71,7 +71,7 @@ def places(names: Sequence[str], calls: Sequence[int] = ()) -> list[Place]:
 def merged_roles(found: Sequence[Place]) -> list[str]:
     """Return the role of each row, with ``*`` for numbers that have many values, such as those of experts.
 
-    Example:
+    Examples:
         >>> rows = [Place("layers", block, f"experts.{expert}.w1") for block in (0, 1) for expert in range(8)]
         >>> set(merged_roles(rows))
         {'experts.*.w1'}

@@ -12,10 +12,25 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 def number(value: float) -> str:
     """Return three digits of a number, large ones up to a million as ``24,300``.
 
-    Example:
+    Examples:
         >>> number(24312.0), number(0.09804), number(2.5e11)
         ('24,300', '0.098', '2.5e+11')
     """
     if 1000 <= abs(value) < 1e6:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.3g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things.
+
+    Examples:
+        >>> counted(1, "step"), counted(0, "step")
+        ('1 step', '0 steps')
+    """
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Return a text, or the beginning of one that is long."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

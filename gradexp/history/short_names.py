@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def shown_name(name: str, call: int = 0) -> str:
     """Return a row's name in printable characters, with the number of its call if that is not the first.
 
-    Example:
+    Examples:
         >>> shown_name("cell", 2), shown_name("")
         ('cell #3', '(model)')
     """
@@ -26,7 +26,7 @@ def short_names(names: Sequence[str], width: int) -> list[str]:
         names: Dotted names, printable.
         width: The most characters, if it can be.
 
-    Example:
+    Examples:
         >>> short_names(["encoder.layer.10.attention.output.dense"], 30)
         ['encod.layer.10.atte.outp.dense']
         >>> short_names(["features.denseblock1.denselayer12.conv1"], 14)

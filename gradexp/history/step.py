@@ -71,7 +71,7 @@ class Step:
         time_log10: ``"quantity/name"`` -> sizes at each time step of a recurrent layer, shape ``(network, time)``.
         time_status: The same for indices into ``STATUSES``.
 
-    Example:
+    Examples:
         >>> ok = np.zeros((1, 3), dtype=np.int8)
         >>> step = Step("init", ["a", "b", "c"], {"output_grad": np.array([[-2.0, -1.0, 0.0]])}, {"output_grad": ok})
         >>> step.first_over_last("output_grad")

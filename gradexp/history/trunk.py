@@ -27,7 +27,7 @@ class Place(NamedTuple):
 def places(name: str) -> list[Place]:
     """Return a place for each number in a dotted name, the outermost first.
 
-    Example:
+    Examples:
         >>> places("decoder.h.3.attn.c_proj")
         [Place(stack='decoder.h', block=3, role='attn.c_proj')]
     """

@@ -25,7 +25,7 @@ def updates_findings(step: Step, first: Step | None = None) -> tuple[Finding, ..
         step: One recorded step, with ``update`` and ``weight``; else nothing is found.
         first: The first recorded step: weights that were 0 in it, as those of a new branch, may grow by any share.
 
-    Example:
+    Examples:
         >>> ok = np.zeros((1, 1), dtype=np.int8)
         >>> sizes = {"update": np.array([[0.5]]), "weight": np.array([[1.0]])}
         >>> updates_findings(Step("train", ["0"], sizes, {"update": ok, "weight": ok}))[0].kind

@@ -10,6 +10,7 @@ from gradexp.history.flow import flow_of
 from gradexp.history.over_time import over_time
 from gradexp.history.paths import calm, closed_branches, large_outputs, slopes
 from gradexp.history.remedies import REMEDIES
+from gradexp.history.sentences import shortened
 from gradexp.history.silence import no_gradient, not_finite, without_values
 from gradexp.history.step import Step
 
@@ -17,7 +18,7 @@ CODES = {"dead": -2, "vanishing": -1, "stable": 0, "exploding": 1}
 """The verdict on a gradient as a number, for tables and plots that take nothing else."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """The outcome of a run, in words that files, HParams and the console share.
 
@@ -47,6 +48,18 @@ class Verdict:
     def is_calm(self) -> bool:
         """Whether nothing is wrong: the gradient is stable, and no finding slows training down or stops it."""
         return self.gradient == "stable" and all(finding.severity < 2 for finding in self.findings)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the words, the reason and what was found."""
+        from gradexp.page.cell import cell
+        from gradexp.page.page import Page
+
+        return cell(Page("", (self.gradient, self.training, self.theory), self.text, findings=self.findings))
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(finding.kind for finding in self.findings)
+        lines = [f"Verdict({self.words})", self.text, f"findings: {kinds}" if kinds else ""]
+        return "\n".join(shortened(line) for line in lines if line)
 
 
 def gradient_verdict(step: Step, decades: float = 3.0) -> Verdict:

@@ -13,7 +13,7 @@ except ImportError:
     try:
         import pytorch_lightning as pl
     except ImportError as error:
-        raise ImportError("the callback needs lightning; get it with pip install 'gradexp[lightning]'") from error
+        raise ImportError("the callback needs lightning; get it with pip install lightning") from error
 
 
 class GradientProbeCallback(ProbeOfTraining, pl.Callback):

@@ -14,7 +14,7 @@ try:
     from accelerate import Accelerator
     from transformers import TrainerCallback
 except ImportError as error:
-    raise ImportError("the callback needs transformers; get it with pip install 'gradexp[transformers]'") from error
+    raise ImportError("the callback needs transformers; get it with pip install transformers accelerate") from error
 
 
 class GradientProbeCallback(ProbeOfTraining, TrainerCallback):

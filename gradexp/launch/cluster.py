@@ -28,10 +28,10 @@ from gradexp.cli.objective import handed_over
 from gradexp.config import Config, as_dict
 from gradexp.launch.ensemble import alike, checked, compose, run_jobs
 from gradexp.runs import stacks
+from gradexp.runs.progress import Progress
 from gradexp.runs.summary import unstarted_summary
 from gradexp.sinks.console import job_line
 from gradexp.sinks.files import write_summary
-from gradexp.sinks.progress import Progress
 from gradexp.sweeps.folder import interrupt, read_job
 
 

@@ -16,8 +16,8 @@ from gradexp.cli.composing import ahead_of_its_job, to_config
 from gradexp.config import Config
 from gradexp.runs import stacks
 from gradexp.runs.experiment import run_stack
+from gradexp.runs.progress import Progress
 from gradexp.runs.result import Result
-from gradexp.sinks.progress import Progress
 
 
 def compose(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[DictConfig]:

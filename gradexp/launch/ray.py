@@ -56,9 +56,7 @@ class Ray:
         try:
             import ray  # an extra
         except ImportError:
-            raise ConfigError(
-                "hydra/launcher=ray_cluster needs ray; install it with pip install 'gradexp[ray]'"
-            ) from None
+            raise ConfigError("hydra/launcher=ray_cluster needs ray; install it with pip install ray") from None
         self._ray = ray
         self._knock()
         on_term = signal.getsignal(signal.SIGTERM)

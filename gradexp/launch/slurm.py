@@ -60,9 +60,7 @@ class Slurm:
         try:
             import submitit  # an extra
         except ImportError:
-            raise ConfigError(
-                "hydra/launcher=slurm needs submitit; install it with pip install 'gradexp[slurm]'"
-            ) from None
+            raise ConfigError("hydra/launcher=slurm needs submitit; install it with pip install submitit") from None
         logs = folder / ".submitit"
         self._refuse_a_second(logs)
         try:

@@ -15,7 +15,7 @@ class Account:
         silent: Names of those left that nobody would expect to be filled: gains, biases of what was left, and what
             the caller named.
 
-    Example:
+    Examples:
         >>> account = Account()
         >>> account.filled["head.weight"] = "by he"
         >>> account.left["lora_B.weight"] = "exactly 0, as on purpose"

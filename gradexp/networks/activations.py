@@ -62,7 +62,7 @@ def activation(name: str, negative_slope: float = 0.01) -> Activation:
         ValueError: If there is no activation of that name.
         ConfigError: If an own part is no activation.
 
-    Example:
+    Examples:
         >>> activation("relu")(torch.tensor([-1.0, 2.0]))
         tensor([0., 2.])
     """

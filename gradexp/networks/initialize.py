@@ -110,7 +110,7 @@ def initialize(
             matches nothing; for a layer that has no weight yet (lazy); for a model in which nothing can be filled;
             for ``lsuv`` without inputs, or with a layer whose outputs on them do not vary or are not finite.
 
-    Example:
+    Examples:
         >>> layer = initialize(nn.Linear(2, 2), "identity", gain=1.5)
         >>> layer.weight.tolist(), layer.bias.tolist()
         ([[1.5, 0.0], [0.0, 1.5]], [0.0, 0.0])

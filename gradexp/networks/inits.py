@@ -52,7 +52,7 @@ def he_(
     Raises:
         ValueError: For an unknown mode or distribution.
 
-    Example:
+    Examples:
         >>> round(he_(torch.empty(500, 200), gain=3.0).std().item(), 1)  # 3 · sqrt(2 / 200)
         0.3
     """
@@ -98,7 +98,7 @@ def identity_(weight: Tensor, gain: float = 1.0, *, generator: Source = None) ->
     A rectangular matrix has ``gain`` on its main diagonal, a convolution at the centre of its kernel: with gain 1
     each channel is passed on unchanged.
 
-    Example:
+    Examples:
         >>> identity_(torch.empty(2, 3), gain=1.5)
         tensor([[1.5000, 0.0000, 0.0000],
                 [0.0000, 1.5000, 0.0000]])
@@ -261,7 +261,7 @@ def zero_drift_sigma_w2(width: int, activation: str | None, negative_slope: floa
     Raises:
         ValueError: For a width below 1, another activation or a slope that no float can square.
 
-    Example:
+    Examples:
         >>> round(zero_drift_sigma_w2(10, "relu"), 5)
         2.71994
     """

@@ -151,7 +151,7 @@ class MLP(nn.Module):
         ValueError: If fewer than two widths are given, a width or ``networks`` is below 1, the activation or an
             option is unknown, or a residual network has hidden layers of different widths.
 
-    Example:
+    Examples:
         >>> MLP([64, 128, 10])(torch.ones(5, 64)).shape
         torch.Size([5, 10])
     """

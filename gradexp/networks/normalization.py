@@ -34,7 +34,7 @@ def normalize(z: Tensor, kind: str) -> Tensor:
     Raises:
         KeyError: For another kind.
 
-    Example:
+    Examples:
         >>> normalize(torch.tensor([[1e-30, 3e-30]]), "layer")
         tensor([[-1.,  1.]])
     """

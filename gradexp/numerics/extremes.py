@@ -18,7 +18,7 @@ def extremes(tensor: Tensor) -> Tensor | None:
     Returns:
         Shape ``(2,)``; both nan if any element is nan. Complex numbers count as two.
 
-    Example:
+    Examples:
         >>> extremes(torch.tensor([1.0, -torch.inf, 3.0])).tolist()
         [-inf, 3.0]
     """
@@ -46,7 +46,7 @@ def read(pairs: Sequence[Tensor]) -> list[Extremes]:
 def nonfinite(pair: Extremes) -> str:
     """Return ``nan``, ``inf`` or ``-inf``, whichever is among the elements, or an empty text for finite ones.
 
-    Example:
+    Examples:
         >>> nonfinite((-math.inf, math.inf))
         'inf'
     """

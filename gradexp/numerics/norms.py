@@ -50,7 +50,7 @@ def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
     Raises:
         TypeError: If ``x`` holds no values (see ``has_values``).
 
-    Example:
+    Examples:
         >>> m, e = scaled_norm(torch.full((4,), 1e-300, dtype=torch.float64))  # torch's own float64 norm gives 0
         >>> print(f"{m * 2**e:.3g}")
         2e-300
@@ -105,7 +105,7 @@ def log10_norm(x: Tensor, networks: int = 1) -> Tensor:
         Shape ``(networks,)``, float64, on the device of ``x``: -inf where every element is exactly 0, nan or
         +inf where an element is not finite.
 
-    Example:
+    Examples:
         >>> round(log10_norm(torch.full((4,), 1e-30)).item(), 6)  # torch's own float32 norm gives 0
         -29.69897
     """
@@ -118,7 +118,7 @@ def log10_norm(x: Tensor, networks: int = 1) -> Tensor:
 def joint_log10_norm(log10_norms: Tensor) -> Tensor:
     """Return log10 of the L2 norm of several parts together: ½ log10 Σ 10^(2 log10_norm), over dimension 0.
 
-    Example:
+    Examples:
         >>> round(joint_log10_norm(torch.tensor([200.4771212547, 200.6020599913]).double()).item(), 4)  # 3e200, 4e200
         200.699
     """

@@ -22,7 +22,7 @@ def generator(seed: int, purpose: str) -> torch.Generator:
     Returns:
         A generator on the CPU: the same numbers whatever device and dtype they are then copied to.
 
-    Example:
+    Examples:
         >>> generator(0, "weights").initial_seed() == generator(0, "biases").initial_seed()
         False
     """

@@ -35,7 +35,7 @@ def log_square_sum(count: int, slopes: tuple[float, float] = (1.0, 1.0)) -> LogM
     Raises:
         ValueError: If ``count`` is below 1, or both slopes are 0.
 
-    Example:
+    Examples:
         >>> moments = log_square_sum(100, (0.0, 1.0))
         >>> round(moments.mean - math.log(50), 4), round(moments.variance, 4)  # about -5 / 2n and 5 / n
         (-0.0254, 0.0519)

@@ -7,7 +7,8 @@
   const data = JSON.parse(store.textContent);
   const $ = (id) => document.getElementById(id);
   const FEW = 12;
-  const {unpack, isNumber, lastBefore, power, digits, inWords, svg, text, tenTo, ticksOf, WHOLE, pathOf, bandOf} = drawing;
+  const {unpack, isNumber, lastBefore, power, digits, inWords, svg, text, tenTo, ticksOf, WHOLE, pathOf, bandOf, formatsOf} =
+    drawing;
 
   // --- The numbers -------------------------------------------------------------------------------------------------
 
@@ -92,55 +93,14 @@
     const place = $("profile"), width = Math.max(280, place.clientWidth);
     const shown = lines.filter((line) => line.shown);
     const drawn = shown.map((line) => ({line, ...curve(line)})).filter((each) => each.sizes);
-    const labelled = width >= 620;
-    const [low, high] = rangeOf(shown), room = Math.max(-low, high) < 100 ? 66 : 76;
-    const box = {left: labelled ? 172 : 10, right: width - room, top: 14, bottom: Math.min(430, width * 0.62 + 90)};
-    const height = box.bottom + 42;
-    const x = (layer) => box.left + (box.right - box.left) * (depth > 1 ? (layer - 1) / (depth - 1) : 0.5);
-    const y = (log10) => box.bottom - (box.bottom - box.top) * (log10 - low) / (high - low);
-    const clipped = (log10) => Math.min(box.bottom, Math.max(box.top, y(log10)));
-    const picture = svg("svg", {viewBox: `0 0 ${width} ${height}`, height, role: "img"});
-    const add = (...elements) => picture.append(...elements);
-    const band = (from, to, name) => {
-      const [top, bottom] = [clipped(to), clipped(from)];
-      if (bottom - top > 0.5) {
-        add(svg("rect", {x: box.left, y: top, width: box.right - box.left, height: bottom - top, class: name}));
-      }
-      return bottom - top > 13 ? (top + bottom) / 2 + 4 : null;
-    };
-    const middle = (box.left + box.right) / 2, names = [];
-
+    const [low, high] = rangeOf(shown);
     const hasNumbers = !drawn.length || drawn.some((each) => each.sizes.some(isNumber));
-    if (state.quantity === "output_grad" && hasNumbers) {
-      const centre = reference(drawn);
-      band(centre - data.decades, centre + data.decades, "stable-band");
-      // In a band too thin for it the name stands below.
-      const [top, bottom] = [clipped(centre + data.decades), clipped(centre - data.decades)];
-      names.push(text(labelled ? middle : box.right - 6, bottom - top > 60 ? top + 15 : bottom + 14,
-        `stable: within ${data.decades} powers of ten`,
-        {class: "stable-text", "text-anchor": labelled ? "middle" : "end"}));
-    }
-    const {zero, smallest, infinite} = data.float32;
-    for (const [from, to, words, kind] of [[zero, smallest, "float32 loses digits", "lossy-band"],
-      [low, zero, "0 in float32", "zero-band"], [infinite, high, "inf in float32", "zero-band"]]) {
-      const at = from < to ? band(from, to, kind) : null;
-      if (at !== null) names.push(text(middle, at, words, {"text-anchor": "middle"}));
-    }
-    for (const tick of ticksOf(low, high, Math.max(3, (box.bottom - box.top) / 48), WHOLE)) {
-      add(svg("line", {x1: box.left, x2: box.right, y1: y(tick), y2: y(tick), class: "grid"}));
-      add(tenTo(box.right + 8, y(tick) + 4, tick));
-    }
-    const between = ticksOf(0, depth, Math.max(2, (box.right - box.left) / 70), WHOLE).filter((tick) => tick > 1);
-    const ticks = fromOutput ? ticksOf(0, depth - 1, Math.max(2, (box.right - box.left) / 70), WHOLE)
-      : [1, ...between.filter((tick) => depth - tick > depth / 16), ...(depth > 1 ? [depth] : [])];
-    for (const tick of ticks) {
-      add(text(x(fromOutput ? depth - tick : tick), box.bottom + 17, String(tick), {"text-anchor": "middle"}));
-    }
-    const axis = fromOutput ? "layers below the output" : "layer (1 = input side)";
-    add(text(middle, box.bottom + 36, axis, {"text-anchor": "middle"}));
-    const name = $("quantity").selectedOptions[0].textContent;
-    add(text(0, 0, `size of the ${name}`,
-      {transform: `translate(${width - 8} ${(box.top + box.bottom) / 2}) rotate(-90)`, "text-anchor": "middle"}));
+    const isGradient = state.quantity === "output_grad" && hasNumbers;
+    plot = axes.frame({width, low, high, depth, float32: data.float32, fromOutput,
+      stable: isGradient ? {centre: reference(drawn), decades: data.decades} : null,
+      title: `size of the ${$("quantity").selectedOptions[0].textContent}`});
+    plot.drawn = drawn;
+    const {picture, box, x, y, add} = plot;
 
     const initial = frames[state.frame] === null, q = state.quantity;
     for (const {line} of drawn) {
@@ -184,15 +144,14 @@
       const last = lambda() ? depth - inside(sizes[0]) / lambda() : 1;
       add(svg("path", {d: pathOf([last, depth], [inside(sizes[0]), 0], x, y), class: "factor", id: "factor-line"}));
     }
-    add(...names);
-    if (labelled) addLabels(add, labels, box, x, clipped);
+    add(...plot.names);
+    if (plot.labelled) addLabels(labels);
     picture.setAttribute("aria-label", summary(labels));
     const theory = initial && state.theory && drawn.some(({line}) => line.theory && line.theory[q]);
     const dotted = picture.querySelector(".past"), round = picture.querySelector(".factor");
     $("reading").textContent = ["Read from right (output) to left (input): falling = vanishing, rising = exploding.",
       theory ? "Dashed: theory, with a band of two standard deviations of one network." : "",
       dotted ? "Dotted: the first recorded step." : "", round ? "Dots: λ^(depth − layer)." : ""].join(" ");
-    plot = {picture, box, x, y, drawn, width};
     place.replaceChildren(picture);
     for (const line of lines) {
       const end = document.querySelector(`[data-line="${line.index}"]`).closest("label").querySelector(".end");
@@ -206,28 +165,14 @@
     return `${$("quantity").selectedOptions[0].textContent} over layers, ${when()}. ${said.join("; ")}${more}`;
   };
 
-  // Names stand to the left of the lines' ends, pushed apart; of too many only that near the pointer.
-  const addLabels = (add, labels, box, x, clipped) => {
-    const fits = Math.floor((box.bottom - box.top) / 31);
-    const chosen = (labels.length > fits ? labels.filter(({line}) => line === state.near) : labels)
-      .filter((label) => label.value)
-      .map((label) => {
-        const {size} = endOf(label);
-        return {...label, end: size === "0" ? box.bottom - 3 : size === "inf" ? box.top + 3 : clipped(size)};
-      })
-      .sort((a, b) => a.end - b.end);
-    let free = box.top - 6;
-    for (const label of chosen) free = (label.y = Math.max(free, label.end - 14)) + 31;
-    let limit = box.bottom + 6;
-    for (const label of [...chosen].reverse()) limit = label.y = Math.min(label.y, limit - 31);
-    for (const {name, value, kind, end, y, at} of chosen) {
-      const start = Math.max(box.left, x(at[0])) - 2;
-      const short = name.length > 22 ? `${name.slice(0, 11)}…${name.slice(-10)}` : name;
-      add(svg("path", {d: `M${start} ${end}L${box.left - 9} ${y + 14}`, class: `leader ${kind}`}));
-      add(svg("g", {class: kind},
-        text(box.left - 13, y + 11, short, {class: "label-name", "text-anchor": "end"}),
-        text(box.left - 13, y + 25, value, {class: "label-value", "text-anchor": "end"})));
-    }
+  // Of too many names only that near the pointer.
+  const addLabels = (labels) => {
+    const chosen = labels.length > axes.fits(plot) ? labels.filter(({line}) => line === state.near) : labels;
+    axes.addLabels(plot, chosen.filter(({value}) => value).map((label) => {
+      const {size} = endOf(label), {box} = plot;
+      const end = size === "0" ? box.bottom - 3 : size === "inf" ? box.top + 3 : plot.clipped(size);
+      return {...label, start: plot.x(label.at[0]), end};
+    }));
   };
 
   // --- The pointer -------------------------------------------------------------------------------------------------
@@ -276,8 +221,14 @@
     const box = {left: 46, right: width - 12, top: 26, bottom: wide && plot ? plot.box.bottom : 190};
     const height = box.bottom + 42;
     const values = shown.flatMap((line) => [...line.losses, line.guessing]).filter(isNumber);
-    const logarithmic = values.length && Math.max(...values) > 100 * Math.max(...shown.map((line) => line.losses[0] || 1));
-    const scale = (loss) => logarithmic ? Math.log10(Math.max(loss, 1e-12)) : loss;
+    const guessing = shown.map((line) => line.guessing).find(isNumber);
+    const top = (line) => Math.max(...line.losses.filter(isNumber));
+    // One loss that explodes is not to press those that learn to the floor: it leaves the picture at the top.
+    const far = shown.filter((line) => guessing > 0 && top(line) > 100 * guessing);
+    const most = far.length && far.length < shown.length ? 2 * guessing : Infinity;
+    const highest = Math.min(most, Math.max(...values));
+    const logarithmic = values.length && highest > 100 * Math.max(...shown.map((line) => line.losses[0] || 1));
+    const scale = (loss) => logarithmic ? Math.log10(Math.max(loss, 1e-12)) : Math.min(loss, most);
     let low = logarithmic ? Math.min(...values.map(scale)) : 0, high = Math.max(...values.map(scale), low + 1e-9);
     high += (high - low) * 0.06;
     const end = Math.max(1, ...lines.flatMap((line) => line.lossSteps || []), ...steps);
@@ -299,7 +250,6 @@
     add(text((box.left + box.right) / 2, box.bottom + 36, "training step", {"text-anchor": "middle"}));
     add(text(box.left, 14, "loss"));
     const step = frames[state.frame];
-    const guessing = shown.map((line) => line.guessing).find(isNumber);
     if (guessing !== undefined) {
       add(svg("path", {d: `M${box.left} ${y(guessing)}H${box.right}`, class: "guess"}));
       add(text(box.right - 5, y(guessing) - 5, `guessing ${guessing.toFixed(2)}`,
@@ -309,6 +259,12 @@
       const kind = `run ${colour(line)}${shown.length > FEW ? " many" : ""}`;
       add(svg("path", {d: pathOf(line.lossSteps, line.losses, x, y), class: kind}));
     }
+    (most < Infinity ? far.slice(0, 3) : []).forEach((line, i) => {
+      const at = x(line.lossSteps[line.losses.findIndex((loss) => loss > most)]);
+      const words = `↑ ${line.name.slice(0, 22)}: ${digits(Math.log10(top(line)))}`;
+      add(svg("g", {class: colour(line)}, text(at + 8, box.top + 12 + 16 * i, words, {class: "label-name beyond"})));
+      add(svg("circle", {cx: at, cy: y(most), r: 4.5, class: `mark ${colour(line)}`}));
+    });
     if (isNumber(step)) {
       add(svg("line", {x1: x(step), x2: x(step), y1: box.top - 6, y2: box.bottom, class: "now", id: "now"}));
       for (const line of shown.length > FEW ? [] : shown) {
@@ -373,14 +329,7 @@
         cell.textContent = digits(exponent(Number(cell.dataset.power)) * log);
       }
     }
-    // The powers of two at which each format gives up; a tie rounds out of the range.
-    const formats = {float32: [150, 128], float16: [25, 16], bfloat16: [134, 128]};
-    const facts = Object.entries(formats).map(([format, [zero, infinite]]) => {
-      const bits = Math.log2(value);
-      const layer = bits < 0 ? Math.ceil(zero / -bits - 1e-9) : bits > 0 ? Math.ceil(infinite / bits - 1e-9) : Infinity;
-      return layer <= layers ? `${bits < 0 ? "0" : "inf"} in ${format} from layer ${layer} on` : `fine in ${format}`;
-    });
-    $("formats").textContent = `The outputs are ${facts.join(", ")}.`;
+    $("formats").textContent = formatsOf(log, layers);
     drawProfile();
   };
 

@@ -4,14 +4,24 @@ import base64
 import hashlib
 import html
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 _FOLDER = Path(__file__).parent
+CHART = ("drawing.js", "axes.js", "chart.js")
+"""The scripts that draw the chart."""
 
 
-def document(title: str, body: str, data: Any = None) -> str:
+def document(
+    title: str,
+    body: str,
+    data: Any = None,
+    *,
+    scripts: Sequence[str | Path] = (*CHART, "table.js"),
+    styles: Sequence[str | Path] = ("page.css",),
+) -> str:
     """Return a whole HTML file.
 
     Its policy keeps the browser from loading anything, and from running any script but the page's own.
@@ -20,19 +30,21 @@ def document(title: str, body: str, data: Any = None) -> str:
         title: The window's title, as plain text.
         body: The content, as HTML.
         data: What the scripts draw, of texts, finite numbers, lists and mappings; None: no chart.
+        scripts: Files of this folder, or paths of others, in the order in which they run.
+        styles: The same of style sheets.
     """
-    scripts = [source(name) for name in ("drawing.js", "chart.js", "table.js")]
-    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    code = [source(script) for script in scripts]
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in code)
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}"
     held = "" if data is None else f'<script type="application/json" id="data">{as_json(data)}</script>\n'
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">
-<style>{source("page.css")}</style></head>
+<style>{"".join(map(source, styles))}</style></head>
 <body>
 {body}
-{held}{"".join(f"<script>{script}</script>" for script in scripts)}
+{held}{"".join(f"<script>{script}</script>" for script in code)}
 </body></html>
 """
 
@@ -40,7 +52,7 @@ def document(title: str, body: str, data: Any = None) -> str:
 def as_json(data: Any) -> str:
     r"""Return data as JSON in which nothing can end the script that holds it: ``<`` is written as an escape.
 
-    Example:
+    Examples:
         >>> as_json({"name": "</script>"})
         '{"name":"\\u003c/script>"}'
     """
@@ -53,8 +65,8 @@ def escape(value: Any) -> str:
 
 
 @cache
-def source(name: str) -> str:
-    """Return the text of a style or script of this folder."""
+def source(name: str | Path) -> str:
+    """Return the text of a style or script of this folder, or at a path."""
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 

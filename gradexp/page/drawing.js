@@ -61,6 +61,17 @@ const drawing = (() => {
     const along = (order, sizes) => order.map((i) => `${x(layers[i]).toFixed(1)} ${y(sizes[i]).toFixed(1)}`);
     return there.length < 2 ? "" : `M${[...along(there, high), ...along(there.reverse(), low)].join("L")}Z`;
   };
+  // From which layer on the outputs of layers that multiply by λ are lost, given log10 λ. The numbers are the powers of
+  // two at which each format gives up; a tie rounds out of the range.
+  const FORMATS = {float32: [150, 128], float16: [25, 16], bfloat16: [134, 128]};
+  const formatsOf = (log10, depth) => {
+    const bits = log10 * Math.log2(10);
+    const facts = Object.entries(FORMATS).map(([format, [zero, infinite]]) => {
+      const layer = bits < 0 ? Math.ceil(zero / -bits - 1e-9) : bits > 0 ? Math.ceil(infinite / bits - 1e-9) : Infinity;
+      return layer <= depth ? `${bits < 0 ? "0" : "inf"} in ${format} from layer ${layer} on` : `fine in ${format}`;
+    });
+    return `The outputs are ${facts.join(", ")}.`;
+  };
 
-  return {unpack, isNumber, lastBefore, power, digits, inWords, svg, text, tenTo, ticksOf, WHOLE, pathOf, bandOf};
+  return {unpack, isNumber, lastBefore, power, digits, inWords, svg, text, tenTo, ticksOf, WHOLE, pathOf, bandOf, formatsOf};
 })();

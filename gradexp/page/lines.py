@@ -125,7 +125,7 @@ def _pack_losses(line: Line) -> dict[str, Any]:
 def evenly(count: int, most: int) -> Integers:
     """Return indices from first to last, evenly spread, at most so many.
 
-    Example:
+    Examples:
         >>> evenly(5, 3).tolist()
         [0, 2, 4]
     """
@@ -135,7 +135,7 @@ def evenly(count: int, most: int) -> Integers:
 def plain(values: Array) -> list[float | str | None]:
     """Return log10 sizes for JSON, which has neither inf nor nan.
 
-    Example:
+    Examples:
         >>> plain(np.array([-1.23456, -np.inf, np.inf, np.nan]))
         [-1.2346, '0', 'inf', None]
     """
@@ -151,7 +151,7 @@ def plain(values: Array) -> list[float | str | None]:
 def packed(values: Array) -> str:
     """Return log10 sizes as base64 of whole hundredths, 16 bits each, the smallest byte first.
 
-    Example:
+    Examples:
         >>> packed(np.array([[-1.0, np.nan]]))
         'nP8BgA=='
     """

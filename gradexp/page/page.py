@@ -65,7 +65,8 @@ class Page:
             factors = [(max(line.layers), line.factor) for line in self.lines if line.factor is not None]
             pieces += [parts.factor_slider(*factors[0])] if factors else []
         pieces += [parts.findings(self.findings), *self.sections]
-        return document(self.title, "\n".join(filter(None, pieces)), self._data() if quantities else None)
+        data = chart_data(self.lines, self.first, self.decades, self.names) if quantities else None
+        return document(self.title, "\n".join(filter(None, pieces)), data)
 
     def write(self, path: Path) -> Path:
         """Write the page to a file, which is replaced as a whole, and return its path.
@@ -77,12 +78,19 @@ class Page:
             partial.write_text(self.html(), encoding="utf-8", errors="replace")
         return path
 
-    def _data(self) -> dict[str, Any]:
-        smallest, zero, infinite = _FLOAT32
-        return {
-            "first": self.first,
-            "decades": self.decades,
-            "names": list(self.names) if len(self.names) <= 2000 else [],
-            "float32": {"smallest": smallest, "zero": zero, "infinite": infinite},
-            "lines": pack(self.lines),
-        }
+
+def chart_data(
+    lines: Sequence[Line],
+    first: str = "at initialisation",
+    decades: float = 3.0,
+    names: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return what the script of the chart draws; the arguments are those of ``Page``."""
+    smallest, zero, infinite = _FLOAT32
+    return {
+        "first": first,
+        "decades": decades,
+        "names": list(names) if len(names) <= 2000 else [],
+        "float32": {"smallest": smallest, "zero": zero, "infinite": infinite},
+        "lines": pack(lines),
+    }

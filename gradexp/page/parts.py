@@ -11,6 +11,8 @@ MARKS = {
     "vanishing": "↘",
     "exploding": "↗",
     "dead": "✕",
+    "nonfinite": "✕",
+    "unknown": "?",
     "stable": "→",
     "diverged": "↗",
     "stuck": "–",
@@ -121,6 +123,11 @@ def factor_slider(depth: int, factor: float) -> str:
 <p id="formats" aria-live="polite"></p></section>"""
 
 
+def _cut(text: str, most: int = 80) -> str:
+    """Return a text without its middle if it is very long."""
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-most // 2 :]}"
+
+
 def layer_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], most: int = 1000) -> str:
     """Return the numbers of each layer as a folded table, of which the middle is left out if there are too many.
 
@@ -130,7 +137,7 @@ def layer_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]
         rows: Texts of each layer.
         most: Number of rows that are shown.
     """
-    lines = ["".join(f"<td>{escape(text)}</td>" for text in row) for row in rows]
+    lines = ["".join(f"<td>{escape(_cut(text))}</td>" for text in row) for row in rows]
     count = len(lines)
     if count > most:
         lines[most // 2 : -most // 2] = [f'<td colspan="{len(heads)}">… {count - most} layers more</td>']

@@ -142,7 +142,7 @@ def _progress(console: "Console", activity: str) -> "Iterator[Progress | None]":
     if not console.is_terminal:
         yield None
         return
-    from gradexp.sinks.progress import progress_bar  # loads rich
+    from gradexp.runs.progress import progress_bar  # loads rich
 
     with progress_bar(console) as bar:
         task = bar.add_task(activity, total=None)

@@ -94,7 +94,7 @@ def phase_plane(
         negative_slope: Slope of ``leaky_relu`` below 0.
         progress: Function that is called with (points done, points in all).
 
-    Example:
+    Examples:
         >>> plane = phase_plane("relu", [1.0, 2.0], [0.0])
         >>> plane.values["chi_1"].tolist()
         [[0.5, 1.0]]
@@ -188,7 +188,7 @@ def weight_scales(
     Returns:
         The predictions, followed by the measurements, of each activation and kind of weights.
 
-    Example:
+    Examples:
         >>> points = weight_scales(["linear"], [1.5], [1.5], width=2, depth=150, seeds=[0])
         >>> round(points[1].predicted, 4), round(points[1].measured, 4)  # 149 log10(1.5)
         (26.2376, 26.2376)

@@ -5,25 +5,27 @@
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gradexp import theory
-from gradexp.config import Config
-from gradexp.history.step import STATUSES, Step
-from gradexp.history.verdict import Verdict, gradient_verdict
+from gradexp.config import Config, as_dict
+from gradexp.history.sentences import shortened
+from gradexp.history.verdict import Verdict
 from gradexp.own_parts import OwnPart
+from gradexp.predict.page import forecast_page
 from gradexp.runs import data
 from gradexp.runs.prediction import predict_run
-from gradexp.runs.remedies import DEAD, Remedy, depth_over_reach, problem, remedies
+from gradexp.runs.remedies import Remedy, depth_over_reach, problem, remedies
+from gradexp.runs.wording import run_title
 from gradexp.theory import Prediction
+from gradexp.theory.verdict import predicted_verdict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Forecast:
     """All that is known of a run without running it; ``describe`` in ``gradexp.predict.text`` makes a text of it.
 
@@ -62,6 +64,19 @@ class Forecast:
         """Depth over 6 xi_c, below which networks are roughly trainable (Schoenholz et al., 2017)."""
         return depth_over_reach(self.config, self.prediction)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: verdict, picture with that of each cure, and folded table."""
+        from gradexp.page.cell import cell
+
+        config = as_dict(self.config)
+        return cell(forecast_page(config, self.inputs, self.prediction, self.verdict, self.problem, self.remedies))
+
+    def __repr__(self) -> str:
+        cures = [f"try {remedy.text}: {remedy.reason}" for remedy in self.remedies[:3]]
+        problem = self.problem if self.verdict.gradient == "stable" else ""  # else the verdict says it
+        lines = [f"Forecast({run_title(as_dict(self.config))})", self.verdict.text, problem, *cures]
+        return "\n".join(shortened(line) for line in lines if line)
+
 
 def forecast(config: Config) -> Forecast:
     """Predict where the gradients of a run go, and what would keep them.
@@ -74,7 +89,7 @@ def forecast(config: Config) -> Forecast:
     Raises:
         ConfigError: If an option cannot work.
 
-    Example:
+    Examples:
         >>> from gradexp.config import InitConfig
         >>> sigmoid = forecast(Config(activation="sigmoid", init=InitConfig("xavier")))
         >>> sigmoid.verdict.gradient, sigmoid.remedies[0].text
@@ -82,7 +97,7 @@ def forecast(config: Config) -> Forecast:
     """
     inputs = _inputs(config)
     prediction = _predict(config, inputs)
-    verdict = _judge(config, prediction)
+    verdict = predicted_verdict(prediction, config.verdict.decades)
 
     found = problem(config, prediction)
     wanting = found or verdict.gradient != "stable"
@@ -120,21 +135,3 @@ def _predict(config: Config, inputs: _Inputs) -> Prediction:
     return predict_run(
         config, inputs.x, inputs.outputs, batch=config.batch_size, input_variance=inputs.input_variance
     )
-
-
-def _judge(config: Config, prediction: Prediction) -> Verdict:
-    """Judge the predicted profile as a measured one is judged."""
-    ratio = prediction.first_over_last
-    if ratio is None:
-        outcome = "dead" if prediction.sigma_w2 == 0 else "unknown"
-        return Verdict(outcome, text=f"{outcome}: {prediction.reason}")
-    if prediction.dead_probability > DEAD:
-        share = f"{prediction.dead_probability:.0%}"
-        return Verdict("dead", text=f"dead: in {share} of such networks an input is exactly 0 in some layer")
-    depth = prediction.depth
-    profile = prediction.log10_output_grad if prediction.valid else np.linspace(ratio, 0, depth)
-    ok = np.full((1, depth), STATUSES.index("ok"), dtype=np.int8)
-    names = [f"layers.{index}" for index in range(depth)]
-    predicted = Step("init", names, {"output_grad": profile[None]}, {"output_grad": ok})
-    verdict = gradient_verdict(predicted, config.verdict.decades)
-    return verdict if prediction.valid else replace(verdict, text=f"{verdict.text}, were the layers infinitely wide")

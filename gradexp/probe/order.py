@@ -17,7 +17,7 @@ def merged(order: Sequence[Row], calls: Sequence[Row], rank: Callable[[Row], Any
         calls: The rows of one step in the order of their calls.
         rank: A row's place in the model.
 
-    Example:
+    Examples:
         >>> merged(["a", "c"], ["a", "b", "c"], rank="abc".index)
         ['a', 'b', 'c']
     """

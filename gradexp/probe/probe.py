@@ -101,7 +101,7 @@ class GradientProbe:
             optimizer, the optimizer has none of the model's parameters, or ``every`` is below 1.
         TypeError: If an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Linear(5, 1))
         >>> with GradientProbe(model) as probe:
         ...     model(torch.ones(2, 3)).sum().backward()

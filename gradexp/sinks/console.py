@@ -15,12 +15,13 @@ from gradexp._version import __version__
 from gradexp.history.columns import power_of_ten
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES, Array
+from gradexp.runs.progress import Progress
 from gradexp.runs.remedies import command_with
 from gradexp.runs.result import Result, Stage
 from gradexp.runs.summary import metrics, summary
+from gradexp.runs.wording import training_line
 from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
 from gradexp.sinks.page import NAME as PAGE
-from gradexp.sinks.progress import Progress
 
 
 class Console:
@@ -83,7 +84,7 @@ class Console:
         if result.status != "complete":  # the command says in one line what happened
             return
         if training is not None and training.losses and not self.quiet:
-            self.console.print(f"\n[bold]Training[/bold]\n{_training_line(training)}")
+            self.console.print(f"\n[bold]Training[/bold]\n{training_line(training)}")
             self._gradient(result.gradients)
         if verdict is not None:
             if not self.quiet:
@@ -217,7 +218,7 @@ def sparkline(
         blocks: Eight characters, from low to high.
         beside: Values that share the scale.
 
-    Example:
+    Examples:
         >>> sparkline(np.array([0.0, -1.0, -2.0, np.nan]))
         '█▅▁?'
     """
@@ -239,16 +240,6 @@ def sparkline(
         else:
             bars.append(blocks[min(7, int((numbers.mean() - low) / (high - low) * 7 + 0.5))])
     return "".join(bars)
-
-
-def _training_line(training: Any) -> str:
-    losses, tests = training.losses, training.tests
-    line = f"loss {losses[0]:.4g} to {losses[-1]:.4g} in {len(losses)} steps"
-    if training.diverged_at is not None:
-        return f"{line}, not finite from step {training.diverged_at} on"
-    if training.train_accuracy is not None:
-        line += f"; accuracy {training.train_accuracy:.1%} in training, {tests[-1][2]:.1%} in test"
-    return line
 
 
 def _short(folder: Path) -> str:

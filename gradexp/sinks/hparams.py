@@ -76,7 +76,7 @@ def hparams(result: Result) -> "list[Summary]":
 def options(config: Config) -> dict[str, Any]:
     """Return every option that determines the numbers, as on a command line: the same keys in every run.
 
-    Example:
+    Examples:
         >>> values = options(Config())
         >>> values["init"], values["init.gain"], values["init.std"]
         ('he', 1.0, None)

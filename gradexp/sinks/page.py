@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradexp.choices import INIT_OPTIONS
 from gradexp.history.finding import Finding
 from gradexp.history.history import History
 from gradexp.history.page import course, initial_line, named, steps_table
@@ -13,6 +12,7 @@ from gradexp.page.lines import Line
 from gradexp.page.page import NAMES, Page
 from gradexp.runs.result import Result, Stage
 from gradexp.runs.summary import summary
+from gradexp.runs.wording import init_name, run_title
 
 NAME = "report.html"
 
@@ -104,24 +104,6 @@ def _factor(config: Mapping[str, Any]) -> float | None:
     plain = plain and config["normalization"] == config["residual"] == "none"
     is_lesson = plain and config["init"]["name"] == "identity" and config["data"]["name"] == "ones"
     return float(config["init"]["gain"]) if is_lesson else None
-
-
-def init_name(init: Mapping[str, Any]) -> str:
-    """Return an initialisation with those of its options that are not as usual.
-
-    Example:
-        >>> init_name({"name": "normal", "gain": 1.0, "std": 0.06})
-        'normal, std 0.06'
-    """
-    usual = INIT_OPTIONS.get(init["name"], {})
-    special = [f", {key} {value}" for key, value in init.items() if key != "name" and value != usual.get(key)]
-    return "".join([str(init["name"]), *special])
-
-
-def run_title(config: Mapping[str, Any]) -> str:
-    """Return what a run is of, in a few words."""
-    layers = "layers" if config["depth"] > 1 else "layer"
-    return f"{init_name(config['init'])}: {config['depth']} {config['activation']} {layers}"
 
 
 def command(overrides: Sequence[str]) -> str:

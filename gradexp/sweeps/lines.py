@@ -83,7 +83,7 @@ def most(rows: Sequence[Row], key: str) -> str | None:
 def line_name(shared: Mapping[str, Any]) -> str:
     """Return the options of a line in words.
 
-    Example:
+    Examples:
         >>> line_name({"init": "normal", "init.std": 0.06, "depth": 50, "optimizer.lr": None})
         'normal, std 0.06, depth 50'
     """

@@ -42,7 +42,7 @@ def critical_sigma_w2(
         ValueError: If there is none, as for relu with biases, whose lengths then grow for ever at sigma_w2 = 2; or
             as in ``MeanField``.
 
-    Example:
+    Examples:
         >>> critical_sigma_w2("relu"), round(critical_sigma_w2("tanh", 0.05), 4)
         (2.0, 1.761)
     """
@@ -80,7 +80,7 @@ def critical_sigma_b2(
     Raises:
         ValueError: If there is none; or as in ``MeanField``.
 
-    Example:
+    Examples:
         >>> round(critical_sigma_b2("tanh", 1.76095), 4)
         0.05
     """

@@ -88,7 +88,7 @@ def dead_probability(hidden_widths: Sequence[int], slopes: tuple[float, float] =
     Raises:
         ValueError: If a width is below 1.
 
-    Example:
+    Examples:
         >>> dead_probability([1, 2])
         0.625
     """
@@ -121,7 +121,7 @@ def gaussian_lyapunov_exponents(width: int, sigma_w2: float = 1.0) -> tuple[NDAr
     Raises:
         ValueError: If the width is below 1, or ``sigma_w2`` is not above 0.
 
-    Example:
+    Examples:
         >>> exponents, _ = gaussian_lyapunov_exponents(2)
         >>> round(float(exponents[0] - exponents[1]) / math.log(2), 12)  # the condition number doubles per layer
         1.0

@@ -25,7 +25,7 @@ def from_model(model: nn.Module, x: Tensor | None = None, *, kinks: Sequence[flo
     Raises:
         ValueError: If the model is no such chain, or x does not fit.
 
-    Example:
+    Examples:
         >>> layers = [layer for _ in range(50) for layer in (nn.Linear(100, 100), nn.Tanh())]
         >>> prediction = from_model(nn.Sequential(*layers))
         >>> round(prediction.sigma_w2, 1), prediction.log_chi < -1  # torch's default: 1/3, gradients vanish

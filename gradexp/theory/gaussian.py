@@ -56,7 +56,7 @@ def average(f: Callable[[Tensor], Tensor], q: float, kinks: Sequence[float] = ()
     Raises:
         ValueError: If ``q`` is not a positive number.
 
-    Example:
+    Examples:
         >>> value, error = average(torch.square, 2.0)
         >>> round(value, 12), error < 1e-12
         (2.0, True)

@@ -29,7 +29,7 @@ def jacobian_moments(point: MeanField, depth: int, *, orthogonal: bool = False) 
     Raises:
         ValueError: If ``depth`` is below 1 or there is no finite fixed length.
 
-    Example:
+    Examples:
         >>> jacobian_moments(MeanField("relu", 2.0), 10, orthogonal=True).ratio
         11.0
     """

@@ -102,7 +102,7 @@ class MeanField:
         ValueError: If a variance is negative or not finite, ``start`` is not above 0, or the activation is no
             elementwise function.
 
-    Example:
+    Examples:
         >>> point = MeanField("tanh", sigma_w2=2.5, sigma_b2=0.05)
         >>> round(point.q_star, 4), round(point.chi_1, 4), round(point.c_star, 4)
         (1.064, 1.1335, 0.4468)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradexp.choices import check_choice
+from gradexp.history.sentences import counted, shortened
 from gradexp.networks.activations import Activation
 from gradexp.numerics.formats import limits
 from gradexp.theory.expansion import expand
@@ -27,6 +28,7 @@ from gradexp.theory.trust import (
     why_no_formula,
     why_not_trusted,
 )
+from gradexp.theory.verdict import predicted_verdict
 from gradexp.theory.weight_laws import WeightLaw
 
 Array = NDArray[np.float64]
@@ -127,8 +129,17 @@ class Prediction:
         keys = ("log10_output", "log10_output_grad", "log10_weight_grad", "sd_output_grad")
         return {key: getattr(self, key) for key in keys} if self.valid else {}
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: verdict, picture with its band, and folded table."""
+        from gradexp.page.cell import cell
+        from gradexp.theory.page import prediction_page
+
+        return cell(prediction_page(self))
+
     def __repr__(self) -> str:
-        return f"Prediction(log_chi={self.log_chi}, log_chi_sd={self.log_chi_sd}, {self.reason})"
+        slope = "" if self.log_chi is None else f"log_chi {self.log_chi:+.4g} ± {self.log_chi_sd:.2g}; "
+        text = shortened(predicted_verdict(self).text)
+        return f"Prediction({counted(self.depth, 'layer')}: {slope}{self.reason})\n{text}"
 
 
 def predict(
@@ -167,7 +178,7 @@ def predict(
     Raises:
         ValueError: If a variance is negative, a width or depth below 1, or the activation not elementwise.
 
-    Example:
+    Examples:
         >>> prediction = predict("relu", sigma_w2=2.0, width=100, depth=101)
         >>> round(prediction.log_chi, 4), round(prediction.log_chi_sd, 4)  # about -5 / 2n and √(5 / n L)
         (-0.0254, 0.0228)

@@ -78,7 +78,7 @@ def weight_laws(
         ValueError: If a scheme or option is unknown, or a value cannot work.
         UnknownLawError: If the scheme has no law.
 
-    Example:
+    Examples:
         >>> [law.sigma_w2 for law in weight_laws("xavier", [64, 192, 192])]
         [0.5, 1.0]
     """

@@ -118,6 +118,7 @@ def test_the_board_tells_a_folder_that_it_may_not_read(
     assert "outputs: Permission denied; name the folder of a run" in mistake(board.main, monkeypatch, capsys, [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_a_folder_to_search_that_is_not_there_is_a_warning_of_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -50,3 +50,12 @@ def test_a_healthy_model_is_not_copied(monkeypatch):
     history = measure(initialize(chain(nn.ReLU), "he", seed=0), F.cross_entropy, (X, Y))
     assert history.verdict().gradient == "stable"
     assert history.remedies == {}
+
+
+def test_a_transformer_is_cured_by_weights_that_leave_its_attention_unsaturated():
+    block = nn.TransformerEncoderLayer(16, nhead=2, dim_feedforward=32, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(block, num_layers=2, enable_nested_tensor=False), nn.Linear(16, 4))
+    nn.init.normal_(model[1].weight, std=10)
+    finding = measure(model, lambda z, y: F.cross_entropy(z.mean(1), y), (X[:, None], Y)).verdict().findings[0]
+    assert finding.kind == "initial scale"
+    assert finding.remedy.startswith("gradexp.initialize(model, 'xavier')")

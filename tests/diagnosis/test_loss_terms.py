@@ -29,7 +29,7 @@ def terms_of(loss_fn, output, target):
 def least(loss_fn, shape, constant, target):
     """Return the least loss of a prediction that is the same for all samples."""
     constant = constant.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([constant], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14)
+    optimizer = torch.optim.LBFGS([constant], max_iter=100, tolerance_grad=1e-8, tolerance_change=1e-12)
 
     def closure():
         optimizer.zero_grad()

@@ -123,7 +123,7 @@ def test_it_works_where_gradients_are_switched_off():
 
 
 def test_150_layers_with_torchs_own_weights_are_told_where_the_gradient_dies():
-    model = initialize(MLP([64, *[128] * 149, 10], "relu"), "torch_default", seed=0)
+    model = initialize(MLP([64, *[32] * 149, 10], "relu"), "torch_default", seed=0)
     verdict = measure(model, F.cross_entropy, (torch.randn(64, 64), torch.randint(10, (64,)))).verdict()
     assert verdict.gradient == "vanishing"
     (text,) = [finding.text for finding in verdict.findings if finding.kind == "vanishing"]
@@ -367,6 +367,7 @@ class Gated(nn.Module):
         return torch.log_softmax(self.a(x) + self.gate * self.b(x).relu(), -1)
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("kind", ["healthy", "gated", "saturated", "nan", "failing"])
 def test_nothing_of_a_measurement_is_left_in_memory(kind):
     model, x = Gated(), torch.randn(4, 3)

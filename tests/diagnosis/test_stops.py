@@ -75,6 +75,7 @@ def test_what_the_remedy_says_trains():
     assert not findings(chain(1), lambda y, t: F.mse_loss(y.tanh(), t), (X, ONE))
 
 
+@pytest.mark.slow
 def test_gradients_that_underflow_and_closed_branches_end_at_no_operation():
     deep = nn.Sequential(*[layer for _ in range(60) for layer in (nn.Linear(6, 6), nn.Sigmoid())], nn.Linear(6, 3))
     assert "cut" not in {finding.kind for finding in findings(deep, F.cross_entropy, (X, Y))}

@@ -224,6 +224,7 @@ def test_a_weight_of_zeros_makes_everything_0():
     assert moments.ratio_se.isnan()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decades", few([6, 12]))
 def test_ill_conditioned_weights_give_right_singular_values_or_nan(decades):
     known = 0

@@ -894,6 +894,7 @@ def test_the_scale_of_normalised_weights_shifts_the_profile(name, normalization,
         assert history.profile(quantity)[-1] == pytest.approx(base.profile(quantity)[-1], abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["relu"])
 def test_a_residual_network_may_explode_beyond_float64(name):
     """With W = 15 I and a positive stream every block multiplies it by 16, and the gradient too."""
@@ -922,7 +923,7 @@ def test_he_with_skip_connections_doubles_the_square_in_every_block():
     assert history.dead_fraction.tolist() == [0] * 8
 
 
-@pytest.mark.parametrize("normalization", ["batch", "layer"])
+@pytest.mark.parametrize("normalization", few(["batch", "layer"]))
 def test_normalised_residual_networks_agree_with_high_precision_at_extreme_sizes(normalization):
     """Weights of 1e-200 and 1e200 in turn: stream and branch differ by hundreds of decades, both ways."""
     sizes = [1e-200, 1e200, 1.0, 1e-250, 1e280, 1e-3]

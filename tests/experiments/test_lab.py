@@ -23,7 +23,7 @@ from gradexp.runs.result import Result
 from gradexp.runs.training import Training
 
 ABOUT = About("Does a test pass?", "This file.", minutes=0, quick=0)
-SMALL = ("depth=3", "width=4", "steps=2", "init=he,xavier", "seed=0,1", "sigma_b2=null")
+SMALL = ("depth=3", "width=4", "steps=2", "init=he,xavier", "seed=1", "sigma_b2=null")
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_options_reach_the_lab(fake: ModuleType) -> None:
 def test_the_lab_gives_what_run_gives(on_one_thread: None) -> None:
     results = Lab("he2015").runs(*SMALL)
     assert [(r.config.init.name, r.config.seed) for r in results] == [
-        ("he", 0), ("he", 1), ("xavier", 0), ("xavier", 1)
+        ("he", 1), ("xavier", 1)
     ]  # fmt: skip
     for result in results:
         alone = run(result.config)
@@ -235,6 +235,7 @@ def test_steps_to_a_loss_is_never_for_a_network_that_has_diverged() -> None:
     assert steps_to(diverged, 3) == float("inf")
 
 
+@pytest.mark.slow
 def test_means_are_over_all_networks_of_all_runs() -> None:
     one, two = Lab("lesson", overrides=["depth=5"]).run("init.gain=2"), Lab("lesson").run("init.gain=4", "depth=5")
     assert mean_log_chi([one, two]) == pytest.approx((2 * torch.log(torch.tensor([2.0, 4.0]))).mean().item())
@@ -275,9 +276,9 @@ def test_every_experiment_has_preset_module_results_and_picture(name: str) -> No
     assert (CONFIG_DIR / "experiment" / f"{name}.yaml").is_file()
     assert (HERE / f"{name}.py").is_file()
     assert (HERE / "figures" / f"{name}.png").stat().st_size < 250_000
-    readme = (HERE.parent / "README.md").read_text(encoding="utf-8")
-    assert f"`python -m experiments {name}`" in readme
-    assert f"experiments/figures/{name}.png" in readme
+    page = (HERE.parent / "docs" / "papers.md").read_text(encoding="utf-8")
+    assert f"`python -m experiments {name}`" in page
+    assert f"experiments/figures/{name}.png" in page
 
 
 def test_the_published_results_are_of_all_experiments_and_hold() -> None:

@@ -145,20 +145,20 @@ def plain(activation):
 
 
 MODELS: dict[str, Callable[[], Case]] = {
-    "resnet": lambda: (resnet(), F.cross_entropy, pictures),
-    "unet": lambda: (UNet(), F.binary_cross_entropy_with_logits, masks),
-    "transformer": lambda: (Transformer(), next_token_loss, tokens),
-    "lstm": lambda: (Recurrent(), F.cross_entropy, sequences),
     "lora": lambda: (
         nn.Sequential(Adapted(), nn.ReLU(), Adapted(), nn.ReLU(), nn.Linear(16, 3)),
         F.cross_entropy,
         classes,
     ),
-    "ode": lambda: (Flow(), F.cross_entropy, classes),
-    "mixture": lambda: (Mixture(), F.cross_entropy, classes),
-    "relu": lambda: (plain(nn.ReLU), F.cross_entropy, classes),
     "tanh": lambda: (plain(nn.Tanh), F.cross_entropy, classes),
+    "lstm": lambda: (Recurrent(), F.cross_entropy, sequences),
+    "mixture": lambda: (Mixture(), F.cross_entropy, classes),
+    "ode": lambda: (Flow(), F.cross_entropy, classes),
+    "relu": lambda: (plain(nn.ReLU), F.cross_entropy, classes),
     "gelu": lambda: (plain(nn.GELU), F.cross_entropy, classes),
+    "transformer": lambda: (Transformer(), next_token_loss, tokens),
+    "unet": lambda: (UNet(), F.binary_cross_entropy_with_logits, masks),
+    "resnet": lambda: (resnet(), F.cross_entropy, pictures),
 }
 
 

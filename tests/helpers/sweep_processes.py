@@ -34,7 +34,7 @@ TIMES = ("seconds", "seconds_training", "started")
 # Makes a file once a step is done. The files of a run say nothing of its steps before it ends.
 _TELLING_OF_STEPS = """
 import runpy, sys
-from gradexp.sinks.progress import Progress
+from gradexp.runs.progress import Progress
 write, told = Progress.write, sys.argv.pop(1)
 def tell(progress, stage, result):
     write(progress, stage, result)

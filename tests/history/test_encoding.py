@@ -20,12 +20,12 @@ def test_what_a_console_has_stays_and_heights_become_digits():
     assert printable("▄", None) == "▄"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-def test_a_deep_model_can_be_printed_on_any_console(encoding):
+def test_a_deep_model_can_be_printed_on_any_console():
     torch.manual_seed(0)
     model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(40)])
     text = table(measure(model, F.cross_entropy, (torch.randn(4, 4), torch.tensor([0, 1, 1, 0]))).at())
-    assert printable(text, encoding).encode(encoding).decode(encoding).count("?") == 0
+    for encoding in ("ascii", "cp1252", "utf-8"):
+        assert printable(text, encoding).encode(encoding).decode(encoding).count("?") == 0
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from pages import EVIL, Parsed
 
 from gradexp.history.history import COLUMNS, History, join, write_csv
 from gradexp.history.step import QUANTITIES, STATUSES, mean, standard_error
@@ -494,3 +495,26 @@ def test_histories_of_different_networks_cannot_be_joined():
     for other in (random_history(layers=3), random_history(steps=2), make([1.0, 2.0, 3.0, 4.0])):
         with pytest.raises(ValueError, match=r"^histories must have the same phase, layers and steps$"):
             join([random_history(), other])
+
+
+def test_a_history_is_shown_in_words_and_as_html() -> None:
+    empty = History("train", ["a"], [], [0], {"output_grad": np.empty((0, 1, 1))}, {})
+    assert repr(empty) == "History(0 steps, 1 network, 1 layer: output_grad)"
+    assert empty._repr_html_() is None
+    history = random_history(layers=3)
+    counts, verdict = repr(history).splitlines()
+    assert counts.startswith("History(3 steps, 2 networks, 3 layers: output, output_grad, ")
+    assert verdict == history.verdict().text
+    page = Parsed(history._repr_html_())
+    assert history.verdict().gradient in page.words
+    assert page.tags.count("svg") == 1
+    named = dataclasses.replace(history, names=[EVIL, "<b>", "c"])
+    assert Parsed(named._repr_html_()).tags == page.tags
+    assert EVIL in Parsed(named._repr_html_()).words
+
+
+def test_500_layers_of_long_names_are_shown_in_little_room() -> None:
+    history = make(np.linspace(-9, 0, 500)[None, None], phase="train")
+    history.names = [f"model.{'<' * 300}.{row}" for row in range(500)]
+    assert len(history._repr_html_()) < 400_000
+    assert len(repr(history)) < 500

@@ -124,6 +124,7 @@ def test_many_layers_are_a_line_for_each_role(tmp_path: Path) -> None:
         assert line["initial"]["output_grad"] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_many_layers_of_one_role_are_one_line() -> None:
     from gradexp.history.page import history_page
 

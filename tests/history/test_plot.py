@@ -1,17 +1,24 @@
 """Figures show what a History holds."""
 
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.history.history import History
-from gradexp.history.plot import profile_figure
 from gradexp.history.step import STATUSES
 from gradexp.phase.figures import phase_figure, weight_scale_figure
 from gradexp.phase.plane import MeasuredPoint, PhaseDiagram, WeightScalePoint
+
+
+@pytest.fixture(autouse=True)
+def no_pyplot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever another test has imported, these figures are nobody's, and are freed."""
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
 
 
 def history(log10: list[float]) -> History:
@@ -22,14 +29,14 @@ def history(log10: list[float]) -> History:
 
 
 def test_line_goes_through_the_profile_and_leaves_gaps() -> None:
-    (axes,) = profile_figure({"a": history([-400.0, np.nan, 2.0]).at()}).axes
+    (axes,) = history([-400.0, np.nan, 2.0]).plot().axes
     (line,) = axes.lines
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
     np.testing.assert_array_equal(line.get_ydata(), [-400.0, np.nan, 2.0])
 
 
 def test_axis_is_labelled_in_powers_of_ten() -> None:
-    figure = profile_figure({"a": history([-400.0, 0.0]).at()})
+    figure = history([-400.0, 0.0]).plot()
     figure.canvas.draw()
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert "$10^{-400}$" in labels
@@ -37,23 +44,25 @@ def test_axis_is_labelled_in_powers_of_ten() -> None:
 
 @pytest.mark.parametrize("profile", [[0.0, 0.0, 0.0], [-0.3, -0.2, -0.3], [0.2, 1e-9, 0.0]])
 def test_a_flat_profile_looks_flat_and_no_label_is_there_twice(profile: list[float]) -> None:
-    figure = profile_figure({"a": history(profile).at()})
+    figure = history(profile).plot()
     figure.canvas.draw()
     low, high = figure.axes[0].get_ylim()
     ticks = [tick for tick in figure.axes[0].get_yticks() if low <= tick <= high]
-    assert high - low >= 1
+    assert high - low >= 3
     assert len(ticks) >= 2
     assert all(tick == round(tick) for tick in ticks)
 
 
 def test_legend_names_the_labelled_histories_only() -> None:
-    (axes,) = profile_figure({"he": history([0.0, 1.0]).at(), "": history([1.0, 2.0]).at()}).axes
+    (axes,) = history([0.0, 1.0]).plot(label="he").axes
+    history([1.0, 2.0]).plot(ax=axes)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["he"]
-    assert profile_figure({"": history([0.0, 1.0]).at()}).axes[0].get_legend() is None
+    assert history([0.0, 1.0]).plot().axes[0].get_legend() is None
+    assert blocks().plot(label="gpt").get_suptitle() == "gpt"
 
 
 def test_a_single_layer_is_visible_as_a_point() -> None:
-    (axes,) = profile_figure({"": history([1.0]).at()}).axes
+    (axes,) = history([1.0]).plot().axes
     assert axes.lines[0].get_marker() == "o"
 
 
@@ -151,9 +160,37 @@ def test_history_plots_itself() -> None:
     assert history([0.0, 1.0]).plot().axes[0].get_xlabel() == "layer (1 = input side)"
 
 
+def test_profiles_are_drawn_into_axes_of_ones_own_in_its_colours() -> None:
+    axes = Figure().add_subplot()
+    axes.set_prop_cycle(color=["red", "green"])
+    for name, last in (("he", -1.0), ("xavier", -9.0)):
+        own = history([last, 0.0])
+        own.theory = {"log10_output_grad": np.zeros(2), "sd_output_grad": np.ones(2)}
+        assert own.plot(ax=axes, label=name) is axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        *("he", "theory, ±2 sd of one network", "xavier")
+    ]
+    drawn = {line.get_label(): line for line in axes.lines}
+    assert [drawn[name].get_color() for name in ("he", "xavier")] == ["red", "green"]
+    np.testing.assert_array_equal(drawn["xavier"].get_ydata(), [-9.0, 0.0])
+    assert [line.get_color() for line in axes.lines if line.get_linestyle() == "--"].count("green") == 1
+
+
+def test_layers_are_named_as_long_as_all_models_share_the_names() -> None:
+    axes = Figure().add_subplot()
+    for label in ("a", "b"):
+        probed(["in", "out"], [0.0, 1.0]).plot(ax=axes, label=label)
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["in", "out"]
+    probed([*"abcdefgh"], [0.0] * 8).plot(ax=axes, label="c")
+    axes.figure.canvas.draw()
+    assert axes.get_xlabel() == "layer (1 = input side)"
+    assert {"2", "4", "8"} <= {text.get_text() for text in axes.get_xticklabels()}
+    assert axes.get_xlim()[1] >= 8
+
+
 def test_missing_quantity_is_an_error() -> None:
     with pytest.raises(ValueError, match="'update' was not recorded; choose one of output_grad"):
-        profile_figure({"": history([0.0]).at()}, "update")
+        history([0.0]).plot("update")
 
 
 def plane() -> PhaseDiagram:

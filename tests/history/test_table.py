@@ -93,11 +93,11 @@ def test_a_table_fits_into_the_terminal(width, layers):
 
 
 def test_layers_in_no_order_leave_out_the_middle():
-    names = [f"layer_{'abc'[index % 3]}{index}x" for index in range(10_000)]
-    lines = table(probed([0.0] * 10_000, names=names).at()).split("\n")
+    names = [f"layer_{'abc'[index % 3]}{index}x" for index in range(2_000)]
+    lines = table(probed([0.0] * 2_000, names=names).at()).split("\n")
     assert len(lines) < 220
-    assert "  ...  9800 lines more" in lines
-    assert lines[-3].split()[0] == "10000"
+    assert "  ...  1800 lines more" in lines
+    assert lines[-3].split()[0] == "2000"
 
 
 def deep(blocks=40, roles=("attention.query", "mlp.fc1", "mlp.fc2"), **changes):

@@ -52,13 +52,13 @@ def test_a_history_written_after_every_step_is_written_once():
 
 def test_profiles_of_later_steps_have_tags_of_their_own_and_stay_few():
     writer = Writer()
-    for count in range(1, 1200):
+    for count in range(1, 150):
         recorded(range(count)).to_tensorboard(writer)
     tags = [tag for tag in writer.scalars if tag.startswith("profile/log10_output_grad")]
-    ends = ("", "/step_000009", "/step_000099", "/step_000999")
+    ends = ("", "/step_000009", "/step_000099")
     assert tags == [f"profile/log10_output_grad{end}" for end in ends]
-    recorded(range(1200)).to_tensorboard(writer, step=500)
-    assert writer.scalars["profile/log10_output_grad/step_000500"].keys() == {1, 2}
+    recorded(range(150)).to_tensorboard(writer, step=120)
+    assert writer.scalars["profile/log10_output_grad/step_000120"].keys() == {1, 2}
     assert set(writer.events.values()) == {1}
 
 

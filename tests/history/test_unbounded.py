@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import few
 from torch import nn
 from trainings import classes, kinds, mlp, recorded
 
@@ -22,11 +23,13 @@ def unbounded(history):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [
-        lambda p: torch.optim.SGD(p, lr=0.1),
-        lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9),
-        lambda p: torch.optim.Adam(p, lr=3e-3),
-    ],
+    few(
+        [
+            lambda p: torch.optim.SGD(p, lr=0.1),
+            lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9),
+            lambda p: torch.optim.Adam(p, lr=3e-3),
+        ]
+    ),
     ids=["sgd", "momentum", "adam"],
 )
 def test_a_loss_with_the_wrong_sign_is_told_in_place_of_the_learning_rate(optimizer):
@@ -39,6 +42,26 @@ def test_a_loss_with_the_wrong_sign_is_told_in_place_of_the_learning_rate(optimi
     assert all(f.remedy == "" for f in history.verdict().findings if f.kind in ("updates", "nonfinite"))
 
 
+@pytest.mark.parametrize(
+    ("losses", "growth", "is_told"),
+    [
+        ([-float(t**3) for t in range(31)], 1.2, True),
+        ([-float(t**3) for t in range(31)], 1.0, False),  # nothing grows
+        ([0.0] * 11 + [-100.0] * 10 + [-120.0] * 10, 1.2, False),  # ever more slowly
+        ([300.0 - t * t for t in range(31)], 1.2, False),  # not to many times what it was
+    ],
+    ids=["unbounded", "outputs stay", "falls once", "from far above 0"],
+)
+def test_a_loss_is_unbounded_if_it_falls_ever_faster_and_far_while_outputs_grow(losses, growth, is_told):
+    model, steps, given = nn.Linear(2, 2), iter(range(31)), iter(losses)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x = torch.ones(4, 2)
+    history = recorded(
+        model, optimizer, lambda y, _: 0 * y.sum() + next(given), lambda: (x * growth ** next(steps), x), steps=31
+    )
+    assert len(unbounded(history)) == is_told
+
+
 def test_a_negative_mean_square_is_told_with_its_nan():
     model, x = mlp(out=1), torch.randn(64, 16)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
@@ -48,6 +71,7 @@ def test_a_negative_mean_square_is_told_with_its_nan():
     assert "diverging" not in kinds(history)
 
 
+@pytest.mark.slow
 def test_a_log_density_and_a_similarity_fall_below_zero_with_bounds():
     def log_density(output, target):
         mean, log_sd = output[:, :1], output[:, 1:]
@@ -65,6 +89,7 @@ def test_a_log_density_and_a_similarity_fall_below_zero_with_bounds():
     assert not any(f.kind == "unbounded loss" for step in range(60) for f in history.at(step).findings)
 
 
+@pytest.mark.slow
 def test_the_log_density_of_many_dimensions_is_calm():
     """A scale for each of 64 dimensions of data that are much narrower than the standard normal."""
     model = nn.Sequential(nn.Linear(64, 64, bias=False))

@@ -1,11 +1,15 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from cases import few
+from pages import EVIL, Parsed
 
 from gradexp import MLP, exact_profile, initialize
 from gradexp.config import Config, InitConfig, OptimizerConfig, VerdictConfig
+from gradexp.history.finding import Finding
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES
 from gradexp.history.verdict import Verdict, gradient_verdict
@@ -246,20 +250,23 @@ def test_a_ratio_that_rounds_to_0_has_no_minus_sign():
 
 @pytest.mark.parametrize(
     ("options", "cure"),
-    [
-        ({"activation": "linear", "init": InitConfig("identity", gain=1.5)}, "init=orthogonal init.gain=1"),
-        ({"activation": "linear", "init": InitConfig("xavier")}, "init=orthogonal"),
-        ({"activation": "relu", "init": InitConfig("xavier"), "depth": 10}, "init=he"),
-        ({"activation": "leaky_relu", "init": InitConfig("normal"), "depth": 10}, "init=he"),
-        ({"activation": "relu", "init": InitConfig("normal", gain=3), "depth": 10}, "init=he init.gain=1"),
-        ({"activation": "relu", "init": InitConfig("xavier"), "depth": 50}, "init=orthogonal activation=tanh"),
-        ({"activation": "relu", "init": InitConfig("he"), "depth": 50}, "init=orthogonal activation=tanh"),
-        ({"activation": "sigmoid", "init": InitConfig("he"), "depth": 10}, "init=orthogonal activation=tanh"),
-        (
-            {"activation": "tanh", "init": InitConfig("orthogonal", gain=0.5)},
-            "init=orthogonal init.gain=1",
-        ),
-    ],
+    few(
+        [
+            ({"activation": "relu", "init": InitConfig("xavier"), "depth": 10}, "init=he"),
+            ({"activation": "linear", "init": InitConfig("identity", gain=1.5)}, "init=orthogonal init.gain=1"),
+            ({"activation": "linear", "init": InitConfig("xavier")}, "init=orthogonal"),
+            ({"activation": "leaky_relu", "init": InitConfig("normal"), "depth": 10}, "init=he"),
+            ({"activation": "relu", "init": InitConfig("normal", gain=3), "depth": 10}, "init=he init.gain=1"),
+            ({"activation": "relu", "init": InitConfig("xavier"), "depth": 50}, "init=orthogonal activation=tanh"),
+            ({"activation": "relu", "init": InitConfig("he"), "depth": 50}, "init=orthogonal activation=tanh"),
+            ({"activation": "sigmoid", "init": InitConfig("he"), "depth": 10}, "init=orthogonal activation=tanh"),
+            (
+                {"activation": "tanh", "init": InitConfig("orthogonal", gain=0.5)},
+                "init=orthogonal init.gain=1",
+            ),
+        ],
+        3,
+    ),
 )
 def test_the_cure_fits_activation_depth_and_initialisation(options, cure):
     for ratio in (-30.0, 30.0):
@@ -283,3 +290,19 @@ def measured_relu():
     mlp = MLP([8] * 6, "relu", dtype=torch.float64)
     initialize(mlp, "he", seed=1)
     return exact_profile(mlp, torch.ones(2, 8, dtype=torch.float64))
+
+
+def test_a_verdict_is_shown_in_words_and_as_html() -> None:
+    findings = (Finding("cut", f"{EVIL} by detach()", ("<b>",), f"remove {EVIL}", 3), Finding("updates", "too small"))
+    verdict = Verdict("dead", "stuck", "agrees", f"cut: {EVIL} by detach()", findings)
+    assert repr(verdict).splitlines() == [
+        "Verdict(gradient: dead, training: stuck, theory: agrees)",
+        f"cut: {EVIL} by detach()",
+        "findings: cut, updates",
+    ]
+    page = Parsed(verdict._repr_html_())
+    for text in ("✕ dead", "– stuck", "✓ theory agrees", EVIL, f"remove {EVIL}", "too small"):
+        assert text in page.words
+    assert not {"img", "script", "b"} & set(page.tags)
+    assert len(repr(replace(verdict, text="word " * 1000, findings=findings * 100))) < 800
+    assert repr(Verdict("stable")) == "Verdict(gradient: stable, training: none, theory: unavailable)"

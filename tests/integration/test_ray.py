@@ -35,7 +35,7 @@ def missing() -> str | None:
     if "GRADEXP_TEST_CLUSTERS" not in os.environ:
         return TAKES_MINUTES
     if importlib.util.find_spec("ray") is None:
-        return "needs ray: pip install 'gradexp[ray]'"
+        return "needs ray: pip install ray"
     if os.geteuid():
         return "needs root, to make network namespaces"
     return None if shutil.which("ip") else "needs ip (Debian: iproute2)"

@@ -38,7 +38,7 @@ def missing() -> str | None:
         return f"needs {', '.join(absent)} (Debian: slurm-wlm, munge)"
     if os.geteuid():
         return "needs root, as slurmd does"
-    return None if importlib.util.find_spec("submitit") else "needs submitit: pip install 'gradexp[slurm]'"
+    return None if importlib.util.find_spec("submitit") else "needs submitit: pip install submitit"
 
 
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

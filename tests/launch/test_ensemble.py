@@ -100,9 +100,10 @@ def test_event_files_hold_the_same_tags_and_steps(folders: dict[str, Path]) -> N
     assert compared > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "mistake"),
-    few([("data=file", "data=file needs data.path"), ("device=cuda:99", "device=cuda:99 is not there")]),
+    [("data=file", "data=file needs data.path"), ("device=cuda:99", "device=cuda:99 is not there")],
 )
 def test_jobs_without_data_or_device_say_so_themselves(
     option: str, mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -129,7 +130,8 @@ def test_hydra_finds_other_plugins_beside_ours_and_ours_load_only_hydra() -> Non
     assert not done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("launcher", few(["ensemble", "basic"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["ensemble", "basic"])
 def test_folders_that_go_while_a_sweep_works_are_counted_as_not_complete(
     launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -465,6 +465,7 @@ def test_autocast_is_as_it_was_when_the_pass_is_looked_at_again():
             probe.collect()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_compiled_before", [False, True])
 def test_a_compiled_model_is_watched_and_stays_in_one_piece(is_compiled_before):
     model = build()

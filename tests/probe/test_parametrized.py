@@ -167,6 +167,7 @@ def test_a_weight_that_was_computed_before_the_step_is_missed():
     assert [STATUSES[code] for code in probe.history.status["weight"][0, 0]] == ["hook_missed"] * 3 + ["ok"]
 
 
+@pytest.mark.slow
 def test_the_verdict_on_spectral_norm_is_about_the_layers():
     # 41 layers with He's weights, divided by their largest singular value, about 2 sqrt(2): 40 times the drop by it.
     torch.manual_seed(0)

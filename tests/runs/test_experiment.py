@@ -4,6 +4,7 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +28,7 @@ def verdict_of(result: Result) -> tuple[str, str]:
     return result.verdict.gradient, result.verdict.training
 
 
+@cache
 def lesson(gain: float, depth: int, dtype: str) -> Result:
     options: dict[str, Any] = {"activation": "linear", "width": 2, "steps": 0, "depth": depth, "dtype": dtype}
     return run(Config(init=InitConfig("identity", gain=gain), data=DataConfig("ones"), **options))
@@ -76,6 +78,7 @@ def test_he_trains_thirty_layers(steps: int, optimizer: OptimizerConfig, seeds: 
     assert statistics.median(accuracies) > 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "init",
     few([InitConfig("xavier"), InitConfig("torch_default"), InitConfig("normal", std=0.01)]),
@@ -108,7 +111,7 @@ def test_lesson_powers_of_one_and_a_half_and_of_a_half(gain: float, depth: int, 
     assert 10 ** initial.profile("output")[-1] == pytest.approx(digits, rel=1e-6)
 
 
-@pytest.mark.parametrize(("gain", "digits"), [(1.1, 1.957438581e6), (0.9, 1.108820980e-7)])
+@pytest.mark.parametrize(("gain", "digits"), few([(1.1, 1.957438581e6), (0.9, 1.108820980e-7)]))
 def test_lesson_powers_of_the_152_layer_case(gain: float, digits: float) -> None:
     initial = lesson(gain, 152, "float64").initial
     assert initial is not None
@@ -117,13 +120,13 @@ def test_lesson_powers_of_the_152_layer_case(gain: float, digits: float) -> None
 
 @pytest.mark.parametrize("gain", [0.5, 1.5])
 def test_lesson_weight_gradients_are_the_same_in_every_layer(gain: float) -> None:
-    initial = lesson(gain, 150, "float64").initial
+    initial = lesson(gain, 150, "float32").initial
     assert initial is not None
     profile = initial.profile("weight_grad")
     assert profile.max() - profile.min() < 1e-9
 
 
-@pytest.mark.parametrize("depth", few([400, 1800, 10_000]))
+@pytest.mark.parametrize("depth", few([400, 1800, 4_000]))
 def test_thousands_of_layers_are_exact_in_summary_and_profile(depth: int) -> None:
     """1.5^1750 is the first power beyond the range of float64."""
     result = lesson(1.5, depth, "float32")
@@ -145,6 +148,7 @@ def small(sinks: Sequence[Any] = (), **options: Any) -> Result:
     return run(Config(**{"depth": 20, "width": 16, "steps": 8, "data": DataConfig("gaussian"), **options}), sinks)
 
 
+@pytest.mark.slow
 def test_recording_does_not_change_training() -> None:
     often, never = small(save_weights=True), small(save_weights=True, record=RecordConfig(every=10**9))
     assert often.weights is not None
@@ -230,7 +234,7 @@ def test_data_that_lsuv_cannot_scale_weights_by_are_a_mistake_of_the_options() -
 
 @pytest.mark.parametrize(
     ("normalization", "residual"),
-    [*((name, "none") for name in NORMALIZATIONS), *few([("layer", name) for name in RESIDUALS if name != "none"])],
+    few([*(("layer", name) for name in RESIDUALS[::-1]), *((name, "none") for name in NORMALIZATIONS)]),
 )
 def test_every_cure_runs_and_is_named(normalization: str, residual: str) -> None:
     result = small(normalization=normalization, residual=residual, activation="tanh", depth=6)
@@ -242,9 +246,10 @@ def test_every_cure_runs_and_is_named(normalization: str, residual: str) -> None
     assert (f"residual={residual}" in result.building) == (residual != "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    few([{"residual": "zero"}, {"residual": "depth"}, {"residual": "depth", "normalization": "layer"}]),
+    [{"residual": "zero"}, {"residual": "depth"}, {"residual": "depth", "normalization": "layer"}],
     ids=str,
 )
 def test_skip_connections_let_a_deep_relu_network_train(options: dict[str, str]) -> None:
@@ -344,14 +349,13 @@ def test_a_run_compares_its_networks_with_theory() -> None:
     "options",
     few(
         [
-            {"activation": "relu", "widths": [60, 40, 80, 50]},
             {"init": InitConfig("mean_field", sigma_w2=1.7), "activation": "tanh", "sigma_b2": 0.2},
+            {"activation": "relu", "widths": [60, 40, 80, 50]},
             {"init": InitConfig("torch_default"), "activation": "tanh", "bias": False},
             {"init": InitConfig("lsuv"), "activation": "tanh"},
             {"activation": "leaky_relu", "negative_slope": 0.4},
             {"activation": "tanh", "normalization": "layer", "residual": "depth"},
         ],
-        2,
     ),
     ids=str,
 )
@@ -363,6 +367,7 @@ def test_theory_knows_the_options_of_the_run(options: dict[str, Any]) -> None:
     assert result.comparison.verdict == "agrees", result.comparison
 
 
+@pytest.mark.slow
 def test_clipping_changes_no_profile() -> None:
     plain, clipped = (small(optimizer=OptimizerConfig(clip_norm=clip)).initial for clip in (None, 1e-3))
     assert plain is not None

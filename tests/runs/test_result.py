@@ -7,6 +7,7 @@ from importlib.metadata import version as installed
 
 import numpy as np
 import pytest
+from pages import EVIL, Parsed
 
 import gradexp
 from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, RecordConfig, VerdictConfig, as_dict
@@ -313,3 +314,40 @@ def test_the_hash_is_of_resolved_options_and_of_the_version(monkeypatch):
 def test_seeds_count_up_from_the_runs_own():
     assert Result(Config(seed=5)).seeds == [5]
     assert Result(Config(seed=5, seeds=3)).seeds == [5, 6, 7]
+
+
+def small_history() -> History:
+    values = np.array([[[-4.0, -2.0, 0.0]]])
+    ok = np.zeros(values.shape, dtype=np.int8)
+    names = ["layers.0", "layers.1", "layers.2"]
+    return History("init", names, [0], [0], {"output_grad": values}, {"output_grad": ok})
+
+
+def test_a_result_is_shown_in_words_and_as_html() -> None:
+    verdict = Verdict("vanishing", "trained", "agrees", "vanishing: by 10^-4.0")
+    training = Training([2.0, 1.0], train_accuracy=0.5, tests=[(1, 1.5, 0.25)])
+    known = {"initial": small_history(), "training": training, "guessing": 2.3, "verdict": verdict}
+    run = Result(Config(depth=3), status="complete", **known)
+    assert repr(run).splitlines() == [
+        "Result(he: 3 relu layers, complete)",
+        "gradient: vanishing, training: trained, theory: agrees",
+        "vanishing: by 10^-4.0",
+        "loss 2 to 1 in 2 steps; accuracy 50.0% in training, 25.0% in test",
+    ]
+    page = Parsed(run._repr_html_())
+    for text in ("↘ vanishing", "✓ trained", "he: 3 relu layers", "loss 2 to 1", "All 3 layers"):
+        assert text in page.words
+    assert page.tags.count("svg") == 2  # the profile, the loss
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
+def test_a_result_is_shown_at_every_stage(status: str) -> None:
+    error = f"ValueError: {EVIL}" if status == "failed" else None
+    bare = Result(Config(), status=status, error=error)
+    for run in (bare, dataclasses.replace(bare, initial=small_history(), training=Training())):
+        page = Parsed(run._repr_html_())
+        assert status in page.words
+        assert status in repr(run)
+        assert (EVIL in page.words) == (status == "failed")
+        assert not {"img", "script"} & set(page.tags)
+        assert len(repr(run)) < 500

@@ -130,6 +130,7 @@ def test_a_long_training_is_drawn_again_and_again(tmp_path: Path, monkeypatch: p
     assert [own.step for own in images(tmp_path)[TRAINING]] == [0, 2]  # the next is due in an infinite time
 
 
+@pytest.mark.slow
 def test_histograms_hold_the_outputs_of_five_layers_only_if_asked_for(tmp_path: Path) -> None:
     config = small(depth=9, steps=20, record=RecordConfig(histograms=True))
     result = run(config, [TensorBoard(tmp_path / "on")])

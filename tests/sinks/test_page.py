@@ -13,9 +13,10 @@ from gradexp.config import Config, DataConfig, InitConfig
 from gradexp.runs import run
 from gradexp.runs.result import Result
 from gradexp.runs.training import Training
+from gradexp.runs.wording import init_name
 from gradexp.sinks.event_file import event_files, read_scalars
 from gradexp.sinks.files import Files
-from gradexp.sinks.page import PageFile, init_name
+from gradexp.sinks.page import PageFile
 from gradexp.sinks.tensorboard import TensorBoard
 from gradexp.sweeps.report import report
 
@@ -74,6 +75,7 @@ def test_losses_are_read_from_event_files_up_to_a_damaged_one(result: Result, fo
     assert read_scalars(tmp_path, "train/loss") == {}
 
 
+@pytest.mark.slow
 def test_a_diverged_run_has_a_page(tmp_path: Path) -> None:
     config = Config(depth=30, width=8, steps=3, init=InitConfig("normal", std=30.0), batch_size=8)
     config.data = DataConfig("gaussian", samples=60, features=4)

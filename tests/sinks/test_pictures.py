@@ -125,11 +125,13 @@ def test_layers_that_are_exactly_0_are_marked() -> None:
     assert line.get_marker() == "o"  # layer 12 alone has a number
 
 
+@pytest.mark.slow
 def test_no_number_format_is_blamed_where_none_fails() -> None:
     result = small(dtype="float64", seeds=3)
     assert legend(profile_picture(result)) == ["measured, mean of 3", "theory ± 2 sd"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     few(
@@ -158,6 +160,7 @@ def test_a_run_that_ended_before_it_was_measured_has_no_picture(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".svg")] == []
 
 
+@pytest.mark.slow
 def test_files_are_drawn_if_asked_for(tmp_path: Path) -> None:
     result = small()
     for figures in (False, True):

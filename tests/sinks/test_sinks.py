@@ -22,6 +22,7 @@ from gradexp.config import Config
 from gradexp.history.history import History
 from gradexp.history.step import QUANTITIES, STATUSES
 from gradexp.history.verdict import Verdict
+from gradexp.runs.progress import progress_bar
 from gradexp.runs.result import Result
 from gradexp.runs.summary import summary
 from gradexp.runs.training import Training
@@ -29,7 +30,6 @@ from gradexp.sinks import files, tensorboard
 from gradexp.sinks.console import Console, sparkline
 from gradexp.sinks.files import Files
 from gradexp.sinks.lines import range_lines
-from gradexp.sinks.progress import progress_bar
 from gradexp.sinks.tensorboard import TensorBoard
 
 NAN = math.nan
@@ -315,6 +315,7 @@ def test_the_values_of_a_step_share_one_event(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", few([200, 1000]))
 def test_a_long_run_at_150_layers_takes_less_than_30_megabytes(count, tmp_path):
     rng, steps, depth = np.random.default_rng(0), range(count), 150

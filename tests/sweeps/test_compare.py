@@ -299,6 +299,7 @@ def test_a_terminal_without_unicode_shows_the_rest(tmp_path: Path, monkeypatch: 
     assert b"gr??e" in shown.buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_the_command_works_without_loading_torch_or_hydra(tmp_path: Path) -> None:
     grid(tmp_path)
     script = (

@@ -127,6 +127,7 @@ def test_what_runs_on_another_computer_cannot_be_told_from_here(tmp_path: Path) 
     assert compare(tmp_path).statuses == {"running": 1}
 
 
+@pytest.mark.slow
 def test_names_with_dollars_and_foreign_letters_are_drawn_as_they_are(tmp_path: Path) -> None:
     for number, name in enumerate(("$\\frac{$", "\U0001f600 漢", "<b>", "x" * 5000)):
         config = Config()

@@ -120,6 +120,7 @@ def test_options_on_no_axis_have_panels_of_their_own(tmp_path: Path) -> None:
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["width=5", "width=6"]
 
 
+@pytest.mark.slow
 def test_many_profiles_are_spread_over_panels_and_never_a_long_legend(tmp_path: Path) -> None:
     figure = profiles_figure(cube(tmp_path, depth=9, init=4))
     assert figure is not None

@@ -277,6 +277,7 @@ def test_a_sweep_that_cannot_work_is_refused_at_once(
     assert not list(tmp_path.glob("new/*_*"))
 
 
+@pytest.mark.slow
 def test_the_second_of_two_sweeps_in_one_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,6 +286,7 @@ def test_the_second_of_two_sweeps_in_one_folder_is_refused(
     assert error.startswith(f"another sweep is at work in {tmp_path}; wait")
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,6 +299,7 @@ def test_two_runs_in_one_folder_are_refused(
     assert len(list(tmp_path.glob("events*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_swept_preset_names_its_jobs_and_options_that_change_no_number_run_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -567,7 +567,6 @@ def test_critical_tanh_with_biases_is_where_the_literature_has_it() -> None:
             ("sigmoid", 10.0),
             ("silu", 1.0),
         ],
-        2,
     ),
 )
 def test_on_the_critical_line_chi_1_is_1_and_the_way_back_leads_home(name: str, sigma_b2: float) -> None:
@@ -589,6 +588,7 @@ def test_critical_erf_solves_both_closed_equations() -> None:
     assert sigma_w2 * 2 / math.pi * math.asin(2 * q / (1 + 2 * q)) + 0.05 == pytest.approx(q, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sigma_w2", "sigma_b2", "q"),
     few([("silu", 1.98800468, 0.55514317, 14.32017362), ("gelu", 1.98305826, 0.17292239, None)]),
@@ -712,6 +712,7 @@ def test_sine_has_closed_forms(sigma_w2: float) -> None:
     assert point.xi_c == pytest.approx(-1 / math.log(slope), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_clamp_with_its_kinks_is_a_scaled_hard_tanh() -> None:
     """φ(z) = k h(z / k) has q* of h at (sigma_w2, sigma_b2 / k²), times k²."""
     k = 1.7
@@ -808,6 +809,7 @@ def test_correlation_after_many_layers_is_the_map_again_and_again(
         point.correlation_after(3, 2)
 
 
+@pytest.mark.slow
 def test_correlation_after_many_layers_where_lengths_have_no_fixed_value() -> None:
     # Near 0 tanh is the identity, which keeps angles; far out relu with biases is relu without.
     assert MeanField("tanh", 0.5).correlation_after(30, 0.4) == pytest.approx(0.4, abs=1e-3)

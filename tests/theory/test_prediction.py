@@ -129,7 +129,7 @@ def test_orthogonal_weights_between_unequal_widths_fix_lengths_in_part_only(norm
         pytest.param("none", "depth", "relu", "he", marks=pytest.mark.slow),
         pytest.param("none", "depth", "tanh", "lecun", marks=pytest.mark.slow),
         ("none", "zero", "tanh", "lecun"),
-        ("layer", "depth", "relu", "he"),
+        pytest.param("layer", "depth", "relu", "he", marks=pytest.mark.slow),
     ],
 )
 def test_each_cure_has_its_own_prediction(normalization: str, residual: str, activation: str, init: str) -> None:
@@ -147,6 +147,7 @@ def test_each_cure_has_its_own_prediction(normalization: str, residual: str, act
     assert (np.abs(off) < allowed).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["xavier"])
 def test_batch_norm_explodes_whatever_the_initialisation(init: str) -> None:
     # Yang et al., 2019: π / (π - 1) per relu layer. The first layer has its own factor, so it is left out.
@@ -448,7 +449,8 @@ def test_a_constant_activation_lets_nothing_back() -> None:
 @pytest.mark.parametrize(
     ("std", "residual", "depth"),
     [
-        (1e-4, "none", 120),
+        (1e-4, "none", 40),
+        pytest.param(1e-4, "none", 120, marks=pytest.mark.slow),
         pytest.param(1e6, "plain", 60, marks=pytest.mark.slow),
         pytest.param(0.01, "none", 300, marks=pytest.mark.slow),
         pytest.param(1.0, "plain", 300, marks=pytest.mark.slow),

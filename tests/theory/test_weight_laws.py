@@ -173,9 +173,9 @@ def test_lsuv_scales_outputs_to_the_square_of_the_gain() -> None:
 
 def test_biases_are_drawn_with_the_variance_of_their_law() -> None:
     torch.manual_seed(0)
-    own = weight_laws("torch_default", [300, 40_000], gain=2.0)[0]
+    own = weight_laws("torch_default", [300, 4_000], gain=2.0)[0]
     assert own.sigma_b2 == pytest.approx(1 / 900)
-    for layer in (draw("torch_default", 300, 40_000, gain=2.0), nn.Linear(300, 40_000)):
+    for layer in (draw("torch_default", 300, 4_000, gain=2.0), nn.Linear(300, 4_000)):
         assert_mean_square(layer.bias.detach(), own.sigma_b2)
     assert [law.sigma_b2 for law in weight_laws("torch_default", [12, 48, 3])] == pytest.approx([1 / 36, 1 / 144])
     for init in LAWS:
@@ -184,7 +184,7 @@ def test_biases_are_drawn_with_the_variance_of_their_law() -> None:
         assert [law.sigma_b2 for law in given] == [0.3, 0.3]
         if init != "torch_default":
             assert [law.sigma_b2 for law in weight_laws(init, [12, 48, 3], **options)] == [0, 0]
-    assert_mean_square(draw("he", 3, 40_000, sigma_b2=0.3).bias.detach(), 0.3)
+    assert_mean_square(draw("he", 3, 4_000, sigma_b2=0.3).bias.detach(), 0.3)
     assert weight_laws("torch_default", [12, 3], sigma_b2=0.0)[0].sigma_b2 == 0
     assert weight_laws("torch_default", [12, 3], bias=False)[0].sigma_b2 == 0
 

@@ -1,11 +1,18 @@
-"""A progress bar in the terminal; nothing where output goes to a file or a pipe."""
+"""A progress bar in the terminal or in a notebook; nothing where output goes to a file or a pipe."""
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from gradexp.runs.result import Result, Stage
+from gradexp.runs.notebook_progress import NotebookProgress
+from gradexp.runs.result import Result, Sink, Stage
+
+
+def progress_here() -> Sink:
+    """Return the progress bar that this process can show: in the cell of a notebook, or in its terminal."""
+    console = RichConsole(highlight=False, emoji=False)
+    return NotebookProgress() if console.is_jupyter else Progress(console=console)
 
 
 def progress_bar(console: RichConsole) -> RichProgress:
