@@ -25,6 +25,7 @@ from gradexp.cli.hydra_internals import (
 )
 from gradexp.cli.targets import check_targets
 from gradexp.config import Config
+from gradexp.folder_names import folder_name
 
 
 def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
@@ -141,6 +142,27 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
         return [to_config(hydra.compose("config", job)) for job in expand(sweeper.params, overrides, loader)[:most]]
 
 
+_RUN_NAME = "gradexp.run_name"
+_UNNAMED = ("quiet", "device", "threads", "objective")  # they change nothing that is computed
+
+
+def run_name(time: str, overrides: Sequence[str]) -> str:
+    """Return the name of a run's folder: when it began, and the options that were typed, in their order.
+
+    Examples:
+        >>> run_name("21-16-01-015112", ["init=he", "depth=150", "quiet=true"])
+        '21-16-01-015112_init=he,depth=150'
+    """
+    options = [text.lstrip("+") for text in overrides]
+    named = [text for text in options if text.partition("=")[0] not in _UNNAMED and not text.startswith("record")]
+    return folder_name("_".join(filter(None, [time, ",".join(named).translate(_NO_QUOTES)])))
+
+
+_NO_QUOTES = str.maketrans("", "", "'\"")
+# Here, since a worker process may resolve a config as well.
+OmegaConf.register_new_resolver(_RUN_NAME, run_name, replace=True)
+
+
 def store_config(about: Command, scratch: str | None, named: own_parts.Typed) -> None:
     """Register a command's schema, choices and folders with Hydra."""
     if about.schema is Config:
@@ -153,16 +175,18 @@ def store_config(about: Command, scratch: str | None, named: own_parts.Typed) ->
     else:
         store(name=about.name, node=about.schema)
     # Hydra's own defaults, changed here rather than in config.yaml: they then also hold for a run that is repeated
-    # from its snapshot. Microseconds give runs that start in the same second folders of their own; no job log is
-    # kept, since the run writes its own files; and keys that would only lengthen a job's name are left out of it.
+    # from its snapshot. Microseconds give runs that start in the same second folders of their own, and options tell
+    # them apart; no job log is kept, since the run writes its own files; and keys that would only lengthen a job's
+    # name are left out of it.
+    name = f"${{{_RUN_NAME}:${{now:%H-%M-%S-%f}},${{hydra.overrides.task}}}}"
     settings = HydraConf(
-        run=RunDir(dir=scratch or "outputs/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}"),
+        run=RunDir(dir=scratch or f"outputs/${{now:%Y-%m-%d}}/{name}"),
         sweep=SweepDir(
             dir=scratch or "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}",
             subdir="${hydra.job.num}_${hydra.job.override_dirname}",
         ),
     )
-    settings.job.config.override_dirname.exclude_keys = ["experiment", "quiet", "device", "threads", "objective"]
+    settings.job.config.override_dirname.exclude_keys = ["experiment", *_UNNAMED]
     replaced = {"job_logging": "none", "hydra_logging": "none"}
     if about.compares:
         replaced["sweeper"] = "resumable"

@@ -17,7 +17,7 @@ from rich.console import Console
 from gradexp.choices import ConfigError
 from gradexp.cli.composing import ahead_of_its_job, expand, hash_of_job
 from gradexp.cli.errors import error_line
-from gradexp.sweeps.folder import alone_in, folder_name, mark_interrupted, plan
+from gradexp.sweeps.folder import alone_in, job_folder_name, mark_interrupted, plan
 
 
 def sweep(sweeper: Any, arguments: list[str]) -> None:
@@ -51,7 +51,7 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
             job = composed[index]
             with open_dict(job):
                 job.hydra.job.num, job.hydra.job.override_dirname = number, names[index]
-            return folder_name(str(job.hydra.sweep.subdir))
+            return job_folder_name(str(job.hydra.sweep.subdir))
 
         planned = plan(folder, _hashes(composed), folder_of)
         again = f", {planned.again} to run again" if planned.again else ""

@@ -1,6 +1,5 @@
 """The folder of a sweep: one sub-folder per job, each with its summary.json."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gradexp.choices import ConfigError
+from gradexp.folder_names import folder_name
 from gradexp.runs.summary_file import NAME, DamagedSummaryError, read_summary
 from gradexp.sinks.files import write_summary
 
@@ -157,13 +157,13 @@ def number_of(name: str) -> int | None:
     return int(digits) if digits.isdecimal() and len(digits) < 19 else None
 
 
-def folder_name(text: str) -> str:
-    """Return a text as the name of one folder: without slashes, and of at most 120 bytes.
+def job_folder_name(text: str) -> str:
+    """Return what ``hydra.sweep.subdir`` says as the name of one folder.
 
     Raises:
         ConfigError: If that is no folder of its own.
     """
-    name = text.replace("/", "-").replace(os.sep, "-").encode()[:120].decode(errors="ignore")
+    name = folder_name(text)
     if name.strip() in ("", ".", ".."):
         raise ConfigError(f"hydra.sweep.subdir must name a folder of each job's own, got '{text}'")
     return name

@@ -88,8 +88,9 @@ def colour_bar(figure: "Figure", grid: Sequence["Axes"], key: str, values: Seque
 
 
 def option_label(shared: Mapping[str, Any], between: str = ", ") -> str:
-    """Return options as they are typed."""
-    return between.join(f"{key}={short_text(value)}" for key, value in shared.items())
+    """Return options as they are typed, but for those that do not apply, unless there is no other."""
+    given = {key: value for key, value in shared.items() if value is not None}
+    return between.join(f"{key}={short_text(value)}" for key, value in (given or shared).items())
 
 
 def short_text(value: Any) -> str:

@@ -121,7 +121,7 @@ def profiles_figure(comparison: SweepResults) -> "Figure | None":
             marker = "o" if len(layers) == 1 else ""
             axes.plot(layers, profile.mean, color=colour, linewidth=2, label=label, marker=marker)
             axes.fill_between(layers, profile.low, profile.high, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(layers, profile.theory, color=colour, linewidth=1.3, linestyle="--")
+            axes.plot(layers, profile.theory, color="black", linewidth=1, linestyle=(0, (4, 4)), zorder=3)
         axes.set_xlim(1 - 0.02 * depth, 1.02 * depth)
         axes.set_title(
             title + (_verdicts([row for _, rows, _ in members for row in rows]) if spread else ""), fontsize=10
@@ -192,7 +192,7 @@ def _profile_legend(figure: "Figure", grid: Sequence["Axes"], cells: Sequence[Li
     if not named:
         lines = {}
     if any(np.isfinite(profile.theory).any() for _, _, profile in cells):
-        (lines["theory"],) = grid[0].plot([], [], color="black", linewidth=1.3, linestyle="--")
+        (lines["theory"],) = grid[0].plot([], [], color="black", linewidth=1, linestyle=(0, (4, 4)))
     if any((profile.high > profile.low).any() for _, _, profile in cells):
         lines["range over seeds"] = grid[0].fill_between([], [], color="grey", alpha=0.3)
     if lines:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from command_line import call, mistake
 
-from gradexp import board, report
+from gradexp import report
 from gradexp import run as run_module
+from gradexp.board import __main__ as board
 from gradexp.choices import ConfigError
 from gradexp.cli.targets import check_targets
 from gradexp.phase import __main__ as phase

@@ -359,7 +359,7 @@ def test_the_dataframe_has_the_rows_and_the_columns():
 
 def test_without_pandas_the_dataframe_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"^to_dataframe needs pandas; .* 'gradexp\[pandas\]'$"):
+    with pytest.raises(ImportError, match=r"^to_dataframe needs pandas; install it with pip install pandas$"):
         make([1.0, 2.0]).to_dataframe()
 
 
