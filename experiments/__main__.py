@@ -1,4 +1,4 @@
-"""``python -m experiments``: list the experiments, run one, or all."""
+"""``gradexp experiments`` and ``python -m experiments``: list the experiments, run one, or all."""
 
 import argparse
 import importlib
@@ -67,14 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m experiments",
+        prog="gradexp experiments",
         description="Reproduce published claims about gradients in deep networks. Without a name: list them.",
         epilog="Options of gradexp.run, such as init.gain=0.5, change every network, to see which claims then fail.",
     )
     parser.add_argument("name", nargs="*", help="an experiment, or several, then options of gradexp.run")
     parser.add_argument("--all", action="store_true", help="run all of them")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer networks: about a minute at most")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
     parser.add_argument(
         "--out", type=_folder, default=Path("outputs/experiments"), help="where figures and tables go"
     )
@@ -95,6 +95,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"{changes[0]} changes how an experiment is run, and none is named; name one, or give --all")
     if asked.publish and (asked.quick or asked.overrides):
         parser.error("--publish is for the experiments as they are: leave out --quick and changed options")
+    if asked.publish and not (HERE / "RESULTS.md").is_file():
+        parser.error("--publish renews the files of a clone of the repository, and this is an installed package")
     return asked
 
 
@@ -115,7 +117,7 @@ def _list(console: Console) -> None:
         table.add_row(name, question, f"{about.minutes:g}", f"{about.quick:g}")
     console.print(table)
     console.print(
-        "\nRun one with python -m experiments NAME, all of them with --all. Minutes are on\n"
+        "\nRun one with gradexp experiments NAME, all of them with --all. Minutes are on\n"
         "two CPU cores; --quick is for smaller and fewer networks.",
         markup=False,
     )

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from gradexp import own_parts
 from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.hydra_internals import (
@@ -77,7 +78,7 @@ def to_config(composed: DictConfig, schema: type = Config) -> Any:
     """Check a composed config against a schema and return it as an object of this dataclass.
 
     Raises:
-        ConfigError: For a value that cannot work.
+        ConfigError: For a value that cannot work, or a part of somebody's own that was not typed.
         OmegaConfBaseException: For an unknown key or a wrong type.
     """
     config = _plain_config(composed, schema)
@@ -86,7 +87,12 @@ def to_config(composed: DictConfig, schema: type = Config) -> Any:
 
 def _merged(composed: DictConfig, schema: type) -> Any:
     """Return a composed config as an object: merging it into the schema once more refuses keys added with ``+``."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), without_hydra(composed)))
+    options = without_hydra(composed)
+    if schema is Config:
+        own_parts.check_typed(options)
+        kinds = [(group, kind) for group, kind in _groups(schema).items() if isinstance(options.get(group), dict)]
+        options |= {group: own_parts.gathered(options[group], kind) for group, kind in kinds if group in GROUPS}
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), options))
 
 
 def _plain_config(composed: DictConfig, schema: type) -> Any:
@@ -97,6 +103,8 @@ def _plain_config(composed: DictConfig, schema: type) -> Any:
     content = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(content, dict)
     plain = {str(key): value for key, value in content.items() if key != "hydra"}
+    if schema is Config:
+        own_parts.check_typed(plain)
     return _object(schema, plain) if _is_of(composed, schema) and _is_literal(plain) else None
 
 
@@ -166,7 +174,9 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
         >>> [(config.init.name, config.depth) for config in compose(["init=he,xavier", "depth=10"])]
         [('he', 10), ('xavier', 10)]
     """
-    store_config(RUN, None)
+    named = own_parts.typed(overrides)
+    named.allow()
+    store_config(RUN, None, named)
     with hydra.initialize_config_dir(str(CONFIG_DIR), **version_base):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
@@ -176,7 +186,7 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
 
 
 _RUN_NAME = "gradexp.run_name"
-_UNNAMED = ("quiet", "device", "threads")  # they change nothing that is computed
+_UNNAMED = ("quiet", "device", "threads", "objective")  # they change nothing that is computed
 
 
 def run_name(time: str, overrides: Sequence[str]) -> str:
@@ -196,12 +206,17 @@ _NO_QUOTES = str.maketrans("", "", "'\"")
 OmegaConf.register_new_resolver(_RUN_NAME, run_name, replace=True)
 
 
-def store_config(about: Command, scratch: str | None) -> None:
+def store_config(about: Command, scratch: str | None, named: own_parts.Typed) -> None:
     """Register a command's schema, choices and folders with Hydra."""
-    store(name="schema" if about.schema is Config else about.name, node=about.schema)
-    for group, choices in GROUPS.items() if about.schema is Config else ():
-        for choice, options in choices.items():
-            store(group=group, name=choice, node={"name": choice, **options})
+    if about.schema is Config:
+        store(name="schema", node=named.widened(Config))
+        for group, choices in GROUPS.items():
+            for choice, options in choices.items():
+                store(group=group, name=choice, node={"name": choice, **options})
+            for path in named.paths:
+                store(group=group, name=path, node={"name": path})
+    else:
+        store(name=about.name, node=about.schema)
     # Hydra's own defaults, changed here rather than in config.yaml: they then also hold for a run that is repeated
     # from its snapshot. Microseconds give runs that start in the same second folders of their own, and options tell
     # them apart; no job log is kept, since the run writes its own files; and keys that would only lengthen a job's

@@ -85,7 +85,7 @@ def help_text(about: Command, width: int | None = None) -> str:
     options = [
         option
         for option in list_options(about.schema)
-        if (names := option.key.split("."))[-1] != "name" and names[0] not in about.unused
+        if (names := option.key.split("."))[-1] not in ("name", "own") and names[0] not in about.unused
     ]
     first = [option for option in options if option.key in _MOST_USED] if about.schema is Config else []
     if first:
@@ -101,6 +101,11 @@ def help_text(about: Command, width: int | None = None) -> str:
                 lines += entry(
                     f"{group}={name}", " ".join(f"{group}.{key}={_yaml(value)}" for key, value in defaults.items())
                 )
+        lines += [
+            "",
+            *textwrap.wrap("Your own function in place of a choice or activation, by the path of its import:", width),
+        ]
+        lines += ["", *entry("init=mine:my_init_ init.alpha=0.3", "def my_init_(weight, alpha=1.0), in mine.py here")]
         lines.append("")
     lines += ["All other options:" if first else "Options:", ""]
     for option in options:

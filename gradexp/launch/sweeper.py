@@ -144,7 +144,7 @@ def _names(sweeper: Any, jobs: Sequence[Sequence[str]]) -> list[str]:
     if len(jobs) == 1:
         shared = {text for text in jobs[0] if text.partition("=")[0] in left_out}
     differing = ([text for text in job if text not in shared] for job in jobs)
-    return [",".join(sorted(texts)) for texts in differing]
+    return [",".join(sorted(texts)).replace("\\:", ":") for texts in differing]  # as own parts are typed
 
 
 def _share_cores(sweeper: Any) -> None:

@@ -21,7 +21,7 @@ def _network(forecast: Forecast) -> Rows:
     options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
     first = f"{layers} of {config.units} units" if hidden else layers
     yield "network", ", ".join([first, *config.additions, *ends]), ""
-    yield "init", f"{config.init.name} ({options})", ""
+    yield "init", f"{config.init.name} ({options})" if options else config.init.name, ""
     yield "inputs", forecast.inputs, ""
 
 

@@ -158,7 +158,7 @@ def output_cosine(config: Config, prediction: Prediction) -> float | None:
     sigma_w2, sigma_b2 = prediction.sigma_w2, prediction.sigma_b2
     q, cosine = sigma_w2 + sigma_b2, 0.0
     for layer in range(1, layers):
-        seen = 1.0 if config.normalization == "layer" else q
+        seen = q if config.normalization == "none" else 1.0  # layer and rms alike, in infinite width
         if not 1e-100 < seen < 1e100:
             return None
         a, b = (math.sqrt(seen) * u for u in (_U, cosine * _U + math.sqrt(1 - cosine * cosine) * _V))

@@ -64,7 +64,9 @@ def hparams(result: Result, name: str = "") -> "list[Summary]":
         plugin_metadata = metadata.create_summary_metadata(HParamsPluginData(**content))
         return Summary.Value(tag=tag, metadata=plugin_metadata, tensor=metadata.NULL_TENSOR)
 
-    experiment = Experiment(hparam_infos=_columns(named_keys or typed_keys), metric_infos=_metrics(numbers))
+    experiment = Experiment(
+        hparam_infos=_columns(result.config, named_keys or typed_keys), metric_infos=_metrics(numbers)
+    )
     end = SessionEndInfo(status=Status.Value(status), end_time_secs=end_time)
     scalars = {key: value for key, value in numbers.items() if value is not None and abs(value) < LARGEST_SCALAR}
     return [
@@ -83,19 +85,21 @@ def options(config: Config) -> dict[str, Any]:
         >>> values["init"], values["init.gain"], values["init.std"]
         ('he', 1.0, None)
     """
-    return {key: getattr(owner, name) for key, owner, name, _ in _entries(config)}
+    return {key: value for key, value, _ in _entries(config)}
 
 
-def _entries(config: Any, prefix: str = "") -> list[tuple[str, Any, str, Any]]:
-    """List each option as (key, object that holds it, its name there, its type)."""
-    entries: list[tuple[str, Any, str, Any]] = []
+def _entries(config: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """List each option as (key, value, type); those of own parts too, where there are any."""
+    entries: list[tuple[str, Any, Any]] = []
     types = typing.get_type_hints(type(config))
     for entry in dataclasses.fields(config):
         value, key = getattr(config, entry.name), _short(prefix + entry.name)
         if dataclasses.is_dataclass(value):
             entries += _entries(value, f"{key}.") if key not in UNHASHED else []
+        elif entry.name == "own":
+            entries += [(prefix + name, option, type(option)) for name, option in value.items()]
         elif key not in UNHASHED:
-            entries.append((key, config, entry.name, types[entry.name]))
+            entries.append((key, value, types[entry.name]))
     return entries
 
 
@@ -104,11 +108,11 @@ def _short(key: str) -> str:
     return key.removesuffix(".name")
 
 
-def _columns(differing: set[str]) -> "list[HParamInfo]":
+def _columns(config: Config, differing: set[str]) -> "list[HParamInfo]":
     """Describe the parameters, of which some options count as differing, and the verdicts."""
     from tensorboard.plugins.hparams.api_pb2 import DataType, HParamInfo
 
-    types = {key: kind for key, _, _, kind in _entries(Config())}
+    types = {key: kind for key, _, kind in _entries(config)}
     types |= dict.fromkeys(VERDICTS.values(), str)
     infos = []
     for key, kind in types.items():

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gradexp.choices import INIT_OPTIONS
 from gradexp.history.history import History
 from gradexp.history.plot import draw_profile
 from gradexp.history.step import STATUSES
+from gradexp.own_parts import options_of
 from gradexp.plotting import COLOURS, powers_of_ten, save, show_stable
 from gradexp.runs.result import Result
 
@@ -214,7 +214,7 @@ def _card() -> "tuple[Figure, Axes]":
 
 def _title(result: Result, subject: str) -> str:
     config = result.config
-    init, usual = config.init, INIT_OPTIONS[config.init.name]
-    special = "".join(f" {key}={value}" for key, value in init.options.items() if value != usual[key])
+    init, usual = config.init, options_of("init", config.init.name)
+    special = "".join(f" {key}={value}" for key, value in init.options.items() if value != usual.get(key))
     layers = "layers" if config.depth > 1 else "layer"
     return f"{init.name}{special}, {config.depth} {config.activation} {layers}: {subject}"

@@ -419,7 +419,8 @@ def test_full_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> No
         call(monkeypatch, "+dpeth=3")
 
 
-def test_module_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_module_lists_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["gradexp"])
     runpy.run_module("gradexp", run_name="__main__")
     shown = capsys.readouterr().out
     assert "python -m gradexp.run --help" in shown

@@ -47,7 +47,9 @@ WORDS = "x" * 5000
         (["=3"], "'=3' has no name before the ="),
         (["bias=7"], "bias must be true or false, got 7"),
         pytest.param(
-            ["device=cuda:99999999999999999999"], "device must be auto, cpu, cuda or cuda:N", marks=pytest.mark.slow
+            ["device=cuda:99999999999999999999"],
+            "device must be auto, cpu, mps, cuda or cuda:N",
+            marks=pytest.mark.slow,
         ),
         pytest.param(["depth=" + "9" * 100], "depth must be at most 1000000", marks=pytest.mark.slow),
         (["depth=" + DEEP], "depth: Value "),

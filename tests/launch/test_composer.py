@@ -17,6 +17,7 @@ from gradexp.cli.composing import _merged, _plain_config, ahead_of_its_job, conf
 from gradexp.cli.hydra_internals import version_base
 from gradexp.config import Config
 from gradexp.launch.composer import Composer
+from gradexp.own_parts import typed
 
 # Choices whose subtrees differ, presets, lists, texts with signs, values that refer to others, that are missing, or
 # that must be converted, and overrides that only Hydra itself can tell: added, removed, Hydra's own, wrong.
@@ -71,7 +72,7 @@ _SLOW = pytest.mark.slow  # Hydra takes 60 ms for a config
 @pytest.fixture(scope="module")
 def loader() -> Iterator[ConfigLoader]:
     """Hydra's own loader of our configs."""
-    store_config(RUN, None)
+    store_config(RUN, None, typed(()))
     Plugins.instance()
     with hydra.initialize_config_dir(str(CONFIG_DIR), **version_base):
         yield GlobalHydra.instance().config_loader()

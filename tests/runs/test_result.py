@@ -258,7 +258,9 @@ BASE = Config()
 
 
 @pytest.mark.parametrize(
-    "change", [{"device": "cpu"}, {"threads": 7}, {"quiet": True}, {"record": RecordConfig(every=5)}], ids=str
+    "change",
+    [{"device": "cpu"}, {"threads": 7}, {"quiet": True}, {"record": RecordConfig(every=5)}, {"objective": "log_chi"}],
+    ids=str,
 )
 def test_the_hash_ignores_what_does_not_change_the_numbers(change):
     assert config_hash(dataclasses.replace(BASE, **change)) == config_hash(BASE)
@@ -285,11 +287,12 @@ OTHER = {
     "verdict": VerdictConfig(2.0),
     "normalization": "layer",
     "residual": "depth",
+    "dropout": 0.1,
 }
 
 
 def test_the_hash_changes_with_every_other_option():
-    ignored = {"device", "threads", "quiet", "record"}
+    ignored = {"device", "threads", "quiet", "record", "objective"}
     assert set(OTHER) == {entry.name for entry in dataclasses.fields(Config)} - ignored
     hashes = [config_hash(dataclasses.replace(BASE, **{key: value})) for key, value in OTHER.items()]
     assert len({config_hash(BASE), *hashes}) == 1 + len(OTHER)
