@@ -54,7 +54,8 @@ def run() -> None:
         from gradexp.run import main  # loads Hydra
 
         # The shell completes the options behind the command's name.
-        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(" run ", " ", 1)
+        if line := os.environ.get("COMP_LINE"):
+            os.environ["COMP_LINE"] = line.replace(" run ", " ", 1)
         main()
         return
     if name == "experiments":

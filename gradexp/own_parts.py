@@ -331,7 +331,7 @@ def allowed() -> Typed:
 def typed(overrides: Iterable[str]) -> Typed:
     """Return what a command line names.
 
-    Example:
+    Examples:
         >>> sorted(typed(["init=he,mine:my_init_", "activation=mine:phi", "depth=5"]).paths)
         ['mine:my_init_', 'mine:phi']
     """
@@ -360,7 +360,7 @@ def check_typed(options: Mapping[str, Any]) -> None:
 def hint(role: str, name: object) -> str:
     """Return how an own part is written, for a name that looks like one; else nothing.
 
-    Example:
+    Examples:
         >>> hint("init", "mine.py:my_init_")
         '; your own is init=mine:my_init_'
     """

@@ -40,7 +40,7 @@ def objective(key: str, content: Mapping[str, Any], minimize: bool = True) -> fl
     Raises:
         ConfigError: If it is no number.
 
-    Example:
+    Examples:
         >>> from gradexp.config import Config
         >>> objective("abs_log_chi", summary(Result(Config())))
         inf

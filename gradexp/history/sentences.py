@@ -12,7 +12,7 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 def loss_text(loss: float) -> str:
     """Return a loss with three decimals, so that losses can be compared with each other and with that of guessing.
 
-    Example:
+    Examples:
         >>> loss_text(2.3), loss_text(0.01234), loss_text(1e-5), loss_text(2.5e11)
         ('2.300', '0.012', '1e-05', '2.5e+11')
     """

@@ -22,7 +22,7 @@ def rate_factor(step: int, steps: int, warmup: int = 0, schedule: str = "constan
         warmup: Number of steps of the warm-up.
         schedule: ``constant`` or ``cosine``.
 
-    Example:
+    Examples:
         >>> [round(rate_factor(step, 6, warmup=2, schedule="cosine"), 3) for step in range(6)]
         [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
     """

@@ -54,7 +54,7 @@ def _number_and_options(name: str, overrides: Sequence[str]) -> tuple[str, str]:
 def option_words(options: Mapping[str, Any]) -> str:
     """Return options in words.
 
-    Example:
+    Examples:
         >>> option_words({"init": "normal", "init.std": 0.06, "depth": 50, "optimizer.lr": None})
         'normal, std 0.06, depth 50'
     """

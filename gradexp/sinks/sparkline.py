@@ -34,7 +34,7 @@ def sparkline(
         blocks: Eight characters, from low to high.
         beside: Values that share the scale.
 
-    Example:
+    Examples:
         >>> sparkline(np.array([0.0, -3.0, -6.0, np.nan]))
         '█▅▁?'
     """

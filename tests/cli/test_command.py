@@ -421,6 +421,7 @@ def test_full_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_module_lists_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["gradexp"])
+    monkeypatch.delitem(sys.modules, "gradexp.__main__", raising=False)  # runpy warns of what is imported already
     runpy.run_module("gradexp", run_name="__main__")
     shown = capsys.readouterr().out
     assert "python -m gradexp.run --help" in shown

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(in_a_folder_of_its_own: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "leave_at_once", lambda: None)  # pytest's signals are its own
+    for place in ("gradexp.__main__", "gradexp.cli.interruptions"):  # pytest's signals are its own
+        monkeypatch.setattr(f"{place}.leave_at_once", lambda: None)
     monkeypatch.setenv("COMP_LINE", "")
     monkeypatch.setattr(sys, "path", list(sys.path))
 
