@@ -29,8 +29,9 @@ from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
-from gradexp.board import run_names
+from gradexp.board.names import find_runs
 
 INITS = ("he", "xavier", "orthogonal")
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1400,1100")
@@ -90,15 +91,16 @@ def measure(folder: Path, runs: int) -> tuple[float, float, float]:
             assert server.stdout is not None
             server.stdout.readline()  # which folder it shows
             address = server.stdout.readline().split()[1]
-            root = address.partition("/data/")[0]
-            known = until(lambda: len(json.load(urlopen(f"{root}/data/runs", timeout=10))) == runs)
+            root = address.rstrip("/")
+            # With the means over seeds there are more.
+            known = until(lambda: len(json.load(urlopen(f"{root}/data/runs", timeout=10))) >= runs)
             with browser() as driver:
                 opened = time.perf_counter()
                 driver.get(address)
                 drawn = until(lambda: line_colours(driver) >= len(INITS))
-                driver.find_element(By.CSS_SELECTOR, "runs-data-table input[placeholder^='Filter']").send_keys(
-                    "xavier"
-                )
+                box = driver.find_element(By.CSS_SELECTOR, "runs-data-table input[placeholder^='Filter']")
+                box.send_keys(Keys.CONTROL, "a")  # in place of what shows the means only
+                box.send_keys("xavier")
                 answered = until(lambda: all("init=xavier" in name for name in listed(driver)))
         finally:
             server.kill()
@@ -121,7 +123,7 @@ def main() -> None:
         folder = asked.folder or Path(temporary)
         if asked.folder is None:
             sweep(folder, asked.runs)
-        runs = len(run_names(folder))
+        runs = len(find_runs(folder))
         print(f"{date.today()}, {machine('cpu')}, {runs} runs of 150 layers, {asked.rounds} rounds")
         rounds = [measure(folder, runs) for _ in range(asked.rounds)]
     names = ("server knows all runs", "page shows every init", "page answers a filter")

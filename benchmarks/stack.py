@@ -1,6 +1,8 @@
 """What measuring many networks as one stack saves, and whether 1,000 of them take less than a minute.
 
-``python benchmarks/stack.py [--device cuda] [--threads 2] [ROUNDS]``
+``python benchmarks/stack.py [--device cuda] [--threads 2] [--sizes 1,4,16,64,256] [ROUNDS]``
+
+With ``--sizes`` stacks of so many of the small networks of split 1 are measured, and nothing else.
 
 Split 1 measures 32 small networks (width 16, depth 150, batch 16) at initialisation, as one stack and one at a time,
 in turn. Printed are the medians over ROUNDS of the time per network and of the ratio, with its quartiles.
@@ -36,19 +38,35 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def small_stack(device: str) -> tuple[MLP, list[MLP], torch.Tensor]:
+def small_stack(device: str, networks: int = NETWORKS) -> tuple[MLP, list[MLP], torch.Tensor]:
     """Return a stack, its networks as stacks of one, and inputs."""
-    stack = MLP([WIDTH] * (DEPTH + 1), "tanh", networks=NETWORKS, device=device)
+    stack = MLP([WIDTH] * (DEPTH + 1), "tanh", networks=networks, device=device)
     initialize(stack, "mean_field", seed=0)
     x = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(0))
-    return stack, [stack.network(index) for index in range(NETWORKS)], x
+    return stack, [stack.network(index) for index in range(networks)], x
 
 
 def milliseconds_per_network(networks: list[MLP], x: torch.Tensor, device: str) -> float:
     begin = clock(device)
     for network in networks:
         exact_profile(network, x)
-    return 1e3 * (clock(device) - begin) / NETWORKS
+    return 1e3 * (clock(device) - begin) / sum(network.networks for network in networks)
+
+
+def compare_sizes(sizes: list[int], rounds: int, device: str) -> None:
+    """Print what a network costs in stacks of several sizes, measured in turn."""
+    stacks = {size: small_stack(device, size) for size in sizes}
+    for stack, _, x in stacks.values():
+        exact_profile(stack, x)  # not timed: a GPU's first call loads its kernels
+    laps = [
+        {size: milliseconds_per_network([stack], x, device) for size, (stack, _, x) in stacks.items()}
+        for _ in range(rounds)
+    ]
+    print(f"\nnetworks of width {WIDTH}, depth {DEPTH}, batch {BATCH}; rounds: {rounds}")
+    print(f"{'in a stack of':<24} {'ms per network':>14}   {'ms in all':>9}")
+    for size in sizes:
+        each = statistics.median(lap[size] for lap in laps)
+        print(f"{size:<24} {each:14.3f}   {each * size:9.1f}")
 
 
 def compare(rounds: int, device: str, threads: int) -> None:
@@ -83,11 +101,15 @@ def main() -> None:
     parser.add_argument("rounds", type=int, nargs="?", default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sizes", type=lambda text: list(map(int, text.split(","))))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
     print(f"{date.today()}, torch {torch.__version__}, {machine(options.device)}, {threads}")
-    compare(options.rounds, options.device, options.threads)
+    if options.sizes:
+        compare_sizes(options.sizes, options.rounds, options.device)
+    else:
+        compare(options.rounds, options.device, options.threads)
 
 
 if __name__ == "__main__":

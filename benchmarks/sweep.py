@@ -1,12 +1,14 @@
 """What a sweep costs with each launcher on one machine, and where the time goes.
 
-``python benchmarks/sweep.py [--device cuda] [--rounds 1] [--quick]``
+``python benchmarks/sweep.py [--device cuda] [--rounds 1] [--seeds 16] [--launchers basic,joblib,ensemble]
+[--settings 16x50,64x50,16x1000]``
 
 The same 64 jobs (4 initialisations x 16 seeds, 150 relu layers, batch 32, SGD, every 10th step recorded) are run as
 one command by ``hydra/launcher=basic``, ``joblib`` and ``ensemble``, in turn: 50 steps at widths 16 and 64, and 1,000
-steps at width 16. Printed per launcher:
+steps at width 16. Times are processor seconds, which other programs change less than wall time; with a GPU, which is
+waited for, they are wall time. Printed per launcher:
 
-whole       wall time of the command, and how many times faster that is than basic
+whole       time of the command, and how many times faster that is than the first launcher
 train       training and its recording, over all jobs
 measure     weights, profile at initialisation, theory
 per job     what is left of the command beside torch's import and both of these, divided by 64, and its parts:
@@ -18,6 +20,7 @@ joblib's jobs run in processes of their own, of which only the whole time is kno
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -30,76 +33,81 @@ from typing import Any
 
 INITS, SEEDS = "he,xavier,lecun,orthogonal", 16
 LAUNCHERS = ("basic", "joblib", "ensemble")
-SETTINGS = ((16, 50), (64, 50), (16, 1000))
+SETTINGS = "16x50,64x50,16x1000"
 
 
-def timed(found: dict[str, float], part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def clock(device: str) -> float:
+    """Return the seconds on a clock: of this process, or on the wall where a GPU is waited for."""
+    return time.process_time() if device == "cpu" else time.perf_counter()
+
+
+def timed(found: dict[str, float], part: str, function: Callable[..., Any], device: str) -> Callable[..., Any]:
     """Return the function, with its time added to a part."""
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
-        begin = time.perf_counter()
+        begin = clock(device)
         try:
             return function(*arguments, **options)
         finally:
-            found[part] += time.perf_counter() - begin
+            found[part] += clock(device) - begin
 
     return wrapped
 
 
 def sweep(launcher: str, width: int, steps: int, device: str, seeds: int) -> dict[str, float]:
     """Run the sweep in this process, and return the seconds of its parts."""
-    begin = time.perf_counter()
+    begin = clock(device)
     found: dict[str, float] = defaultdict(float)
     import torch  # noqa: F401
 
-    found["torch"] = time.perf_counter() - begin
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-
+    found["torch"] = clock(device) - begin
+    from gradexp.launch.composer import Composer
     from gradexp.run import main
     from gradexp.runs import stages
     from gradexp.sinks import files, tensorboard
     from gradexp.sweeps import report
 
-    ConfigLoaderImpl.load_sweep_config = timed(found, "composing", ConfigLoaderImpl.load_sweep_config)
+    Composer.compose = timed(found, "composing", Composer.compose, device)
     for method in ("write", "close"):
         for sink, part in ((tensorboard.TensorBoard, "tensorboard"), (files.Files, "files")):
-            setattr(sink, method, timed(found, part, getattr(sink, method)))
-    report.report = timed(found, "comparison", report.report)
-    stages._train = timed(found, "train", stages._train)
+            setattr(sink, method, timed(found, part, getattr(sink, method), device))
+    report.report = timed(found, "comparison", report.report, device)
+    stages._train = timed(found, "train", stages._train, device)
     for name in ("_measure", "_judge"):
-        setattr(stages, name, timed(found, "measure", getattr(stages, name)))
+        setattr(stages, name, timed(found, "measure", getattr(stages, name), device))
     with tempfile.TemporaryDirectory() as folder:
         options = [f"hydra/launcher={launcher}", f"init={INITS}", f"seed=range(0,{seeds})", f"device={device}"]
         options += [f"width={width}", f"steps={steps}", "depth=150", "batch_size=32", "record.every=10"]
         sys.argv = ["gradexp", "-m", *options, "quiet=true", f"hydra.sweep.dir={folder}/sweep"]
         main()
-    # Event files are also written while a network trains.
-    found["whole"] = time.perf_counter() - begin
     return found
 
 
 def in_a_process(*arguments: object) -> dict[str, float]:
-    """Run ``sweep`` in a fresh process, on one thread each as gradexp does, and add the process's own time."""
-    begin = time.perf_counter()
+    """Run ``sweep`` in a fresh process, on one thread each as gradexp does, and add the time of the whole command."""
+    begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, __file__, "--one", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    found["whole"] = time.perf_counter() - begin
+    wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    found["whole"] = processor if "cpu" in arguments else wall
     return found
 
 
 def table(rounds: list[dict[str, dict[str, float]]], jobs: int) -> None:
-    print(f"{'':<10}{'whole':>9}{'x basic':>9}{'train':>9}{'x basic':>9}{'measure':>9}{'per job':>9}", end="")
+    first = next(iter(rounds[0]))
+    print(f"{'':<10}{'whole':>9}{'faster':>9}{'train':>9}{'faster':>9}{'measure':>9}{'per job':>9}", end="")
     print("   of it composing, TensorBoard, files, comparison, rest")
-    for launcher in LAUNCHERS:
+    for launcher in rounds[0]:
         middle = {
-            part: statistics.median(one[launcher].get(part, 0.0) for one in rounds) for part in rounds[0]["basic"]
+            part: statistics.median(one[launcher].get(part, 0.0) for one in rounds) for part in rounds[0][first]
         }
 
         def times(part: str, own: str = launcher) -> float:
-            return statistics.median(one["basic"][part] / one[own][part] for one in rounds)
+            return statistics.median(one[first][part] / one[own][part] for one in rounds)
 
         line = f"{launcher:<10}{middle['whole']:>7.1f} s{times('whole'):>9.1f}"
         if launcher != "joblib":
@@ -115,7 +123,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="8 jobs of 10 steps")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="a quarter of the jobs")
+    parser.add_argument("--launchers", default=",".join(LAUNCHERS))
+    parser.add_argument("--settings", default=SETTINGS, help="WIDTHxSTEPS,...")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -128,13 +138,14 @@ def main() -> None:
     from machine import machine
 
     print(f"{date.today()}, torch {version('torch')}, {machine(given.device)}, {os.cpu_count()} cores")
-    seeds = 2 if given.quick else SEEDS
-    for width, steps in [(16, 10)] if given.quick else SETTINGS:
+    launchers = given.launchers.split(",")
+    for setting in given.settings.split(","):
+        width, steps = map(int, setting.split("x"))
         rounds = []
         for _ in range(given.rounds):
-            rounds.append({own: in_a_process(own, width, steps, given.device, seeds) for own in LAUNCHERS})
-        print(f"\n{4 * seeds} jobs, 150 layers of width {width}, {steps} steps")
-        table(rounds, 4 * seeds)
+            rounds.append({own: in_a_process(own, width, steps, given.device, given.seeds) for own in launchers})
+        print(f"\n{4 * given.seeds} jobs, 150 layers of width {width}, {steps} steps", flush=True)
+        table(rounds, 4 * given.seeds)
 
 
 if __name__ == "__main__":

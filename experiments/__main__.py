@@ -1,11 +1,13 @@
-"""``python -m experiments``: list the experiments, run one, or all."""
+"""``gradexp experiments`` and ``python -m experiments``: list the experiments, run one, or all."""
 
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +16,10 @@ from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments import EXPERIMENTS
-from experiments.lab.claims import Findings
+from experiments.lab.claims import Claim, Findings
 from gradexp.choices import ConfigError
 from gradexp.cli.errors import error_line
 from gradexp.cli.interruptions import Interrupted, Interruptions
@@ -64,14 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m experiments",
+        prog="gradexp experiments",
         description="Reproduce published claims about gradients in deep networks. Without a name: list them.",
         epilog="Options of gradexp.run, such as init.gain=0.5, change every network, to see which claims then fail.",
     )
     parser.add_argument("name", nargs="*", help="an experiment, or several, then options of gradexp.run")
     parser.add_argument("--all", action="store_true", help="run all of them")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer networks: about a minute at most")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
     parser.add_argument(
         "--out", type=_folder, default=Path("outputs/experiments"), help="where figures and tables go"
     )
@@ -92,6 +95,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"{changes[0]} changes how an experiment is run, and none is named; name one, or give --all")
     if asked.publish and (asked.quick or asked.overrides):
         parser.error("--publish is for the experiments as they are: leave out --quick and changed options")
+    if asked.publish and not (HERE / "RESULTS.md").is_file():
+        parser.error("--publish renews the files of a clone of the repository, and this is an installed package")
     return asked
 
 
@@ -112,7 +117,7 @@ def _list(console: Console) -> None:
         table.add_row(name, question, f"{about.minutes:g}", f"{about.quick:g}")
     console.print(table)
     console.print(
-        "\nRun one with python -m experiments NAME, all of them with --all. Minutes are on\n"
+        "\nRun one with gradexp experiments NAME, all of them with --all. Minutes are on\n"
         "two CPU cores; --quick is for smaller and fewer networks.",
         markup=False,
     )
@@ -154,15 +159,50 @@ def _run(name: str, asked: argparse.Namespace, console: Console, place: str, int
     return record.holds
 
 
+_MOST_IN_FULL = 12
+_OTHERS = "others"
+
+
 def _show(record: "Record", folder: Path, console: Console) -> None:
+    """Print every claim with its numbers; of many, how many of each group hold, and those that fail."""
+    claims = record.findings.claims
+    failing = [claim for claim in claims if not claim.holds]
+    if len(claims) <= _MOST_IN_FULL:
+        _show_claims(claims, console)
+    else:
+        _show_groups(claims, console)
+        if failing:
+            _show_claims(failing, console)
+    console.print(f"{record.outcome}; {record.seconds:.0f} s", soft_wrap=True)
+    console.print(f"look      {folder}   figures, and results.md with every number\n", markup=False, soft_wrap=True)
+
+
+def _show_groups(claims: Sequence[Claim], console: Console) -> None:
+    """Print how many claims hold of those that begin alike."""
+    beginnings = [re.split("[:,]", claim.text, maxsplit=1)[0] for claim in claims]
+    counts = Counter(beginnings)
+    held: dict[str, list[bool]] = {}
+    for beginning, claim in zip(beginnings, claims, strict=True):
+        held.setdefault(beginning if counts[beginning] > 1 else _OTHERS, []).append(claim.holds)
+    if _OTHERS in held:
+        held[_OTHERS] = held.pop(_OTHERS)  # last
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("claims about")
+    table.add_column("hold", justify="right")
+    for beginning, holds in held.items():
+        colour = "green" if all(holds) else "bold red"
+        table.add_row(Text(beginning), Text(f"{sum(holds)} of {len(holds)}", colour))
+    console.print(table)
+
+
+def _show_claims(claims: Sequence[Claim], console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("claim", "measured", "expected", ""):
         table.add_column(column, justify="left" if column == "claim" else "right")
-    for claim in record.findings.claims:
+    for claim in claims:
         result = "[green]pass[/green]" if claim.holds else "[bold red]FAIL[/bold red]"
-        table.add_row(claim.text, claim.measured, claim.expected, result)
+        table.add_row(Text(claim.text), Text(claim.measured), Text(claim.expected), result)
     console.print(table)
-    console.print(f"{record.outcome}; {record.seconds:.0f} s; figures in {folder}\n", soft_wrap=True)
 
 
 def _summarise(outcomes: dict[str, bool], seconds: float, console: Console) -> None:

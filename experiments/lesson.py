@@ -232,7 +232,9 @@ def _accuracy(result: Result) -> float | None:
 
 def _chain_figure(chains: dict[str, Result]) -> "Figure":
     """Draw how the gradient travels through 150 layers of λ I."""
-    figure, [axes] = panels(["150 layers of λ I"], "layer (1 = input side)", "norm of the output gradient ∂L/∂z")
+    figure, [axes] = panels(
+        ["150 layers of λ I"], "layer (1 = input side)", "norm of the back-propagated gradient ∂L/∂z"
+    )
     layers = np.arange(1, 151)
     for index, (scale, result) in enumerate(chains.items()):
         axes.plot(layers, _profile(result, "output_grad"), color=COLOURS[index], linewidth=2, label=f"λ = {scale}")
@@ -270,9 +272,14 @@ def _symptom_figure(trainings: list[Training]) -> "Figure":
         clipped = np.minimum(values, 4.7)
         losses.plot(clipped, color=colour, marker="x" if has_diverged else "", markersize=9, label=trained.label)
         shares = np.array([trained.share_changed(layer) for layer in range(1, trained.result.config.depth + 1)])
-        updates.plot(np.arange(1, len(shares) + 1), np.maximum(shares, -13), color=colour, linewidth=2)
-        if np.isneginf(shares).any():
-            updates.text(12, -13, "no weight changes", va="center", fontsize=9, color=colour)
+        layers = np.arange(1, len(shares) + 1)
+        is_zero = np.isneginf(shares)
+        updates.plot(layers, np.where(is_zero, np.nan, shares), color=colour, linewidth=2)
+        if is_zero.any():  # which no axis of powers of ten has a place for
+            edge = updates.get_xaxis_transform()
+            places = np.full(is_zero.sum(), 0.02)
+            updates.plot(layers[is_zero], places, "v", color=colour, markersize=5, transform=edge, clip_on=False)
+            updates.text(layers[is_zero].max() + 4, 0.02, "exactly 0", fontsize=9, color=colour, transform=edge)
     guessing(losses)
     losses.set(xlabel="training step", ylim=(0, 5))
     updates.set(xlabel="layer (1 = input side)", ylabel="update over weight", ylim=(-14, 10))

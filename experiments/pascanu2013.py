@@ -116,7 +116,7 @@ def _figure(runs: Runs, smaller: list[Result]) -> "Figure":
     for panel in axes[:2]:
         panel.set(xscale="log", yscale="log", ylim=(0.5, 5e5))
         guessing(panel)
-    axes[0].legend(frameon=False, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     axes[2].set(xlabel="layer", ylabel="norm of the update of W")
     return figure
 

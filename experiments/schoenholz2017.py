@@ -86,7 +86,7 @@ def _figure(profiles: Profiles, trained: Map) -> "Figure":
         axes[0].plot(layers, theory[:-1], "--", color="black", linewidth=1)
     axes[0].plot([], [], "--", color="black", linewidth=1, label="theory")
     axes[0].set_xlabel("layer (1 = input side)")
-    axes[0].legend(frameon=False, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     powers_of_ten(axes[0])
     _draw_map(axes[1], trained)
     return figure

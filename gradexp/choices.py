@@ -99,13 +99,18 @@ def _of(file: str, registry: str) -> dict[str, dict[str, Any]]:
 INIT_OPTIONS = _of("networks/inits.py", "INITS")
 ACTIVATIONS = tuple(_of("networks/activations.py", "ACTIVATIONS"))
 DATA_OPTIONS = _of("runs/data.py", "LOADERS")
-OPTIMIZER_OPTIONS = _of("runs/optimizers.py", "OPTIMIZERS")
+OF_EVERY_OPTIMIZER: dict[str, Any] = {"clip_norm": None, "warmup": 0, "schedule": "constant"}
+"""Options of the training loop, which all optimizers have, also somebody's own."""
+OPTIMIZER_OPTIONS = {
+    name: options | OF_EVERY_OPTIMIZER for name, options in _of("runs/optimizers.py", "OPTIMIZERS").items()
+}
 LOSSES = ("auto", *_of("runs/losses.py", "LOSSES"))
 
 # Groups of options of which a run chooses one by name.
 GROUPS = {"init": INIT_OPTIONS, "data": DATA_OPTIONS, "optimizer": OPTIMIZER_OPTIONS}
 
-NORMALIZATIONS = ("none", "batch", "layer")
+NORMALIZATIONS = ("none", "batch", "layer", "rms")
+SCHEDULES = ("constant", "cosine")
 RESIDUALS = ("none", "plain", "depth", "zero")
 DTYPES = ("float32", "float64")
 MODES = ("fan_in", "fan_out")

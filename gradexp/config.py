@@ -23,10 +23,13 @@ from gradexp.choices import (
     LYAPUNOV_ACTIVATIONS,
     MODES,
     NORMALIZATIONS,
+    OF_EVERY_OPTIMIZER,
     RESIDUALS,
+    SCHEDULES,
     ConfigError,
 )
 from gradexp.kinds import WrongKindError, convert
+from gradexp.own_parts import REQUIRED, OwnPart, hint, is_plain, options_of, own_part
 
 
 @dataclass
@@ -53,11 +56,14 @@ class InitConfig:
     """how far the variance of a layer's outputs may be from 1"""
     iterations: int | None = None
     """how often the weights of a layer are rescaled at most"""
+    own: dict[str, Any] = field(default_factory=dict)
+    """options of a part of your own, typed as init.NAME=VALUE"""
 
     @property
     def options(self) -> dict[str, Any]:
         """The options that are set, as keyword arguments of the scheme."""
-        return {key: value for key, value in vars(self).items() if key != "name" and value is not None}
+        known = {key: value for key, value in vars(self).items() if key not in ("name", "own") and value is not None}
+        return known | self.own
 
 
 @dataclass
@@ -80,6 +86,8 @@ class DataConfig:
     """scale every input to mean square exactly 1"""
     seed: int | None = None
     """fixes the inputs and the teacher"""
+    own: dict[str, Any] = field(default_factory=dict)
+    """options of a part of your own, typed as data.NAME=VALUE"""
 
 
 @dataclass
@@ -91,11 +99,17 @@ class OptimizerConfig:
     lr: float | None = None
     """learning rate"""
     weight_decay: float | None = None
-    """L2 penalty, added to the gradient as in torch.optim"""
+    """L2 penalty, added to the gradient as in torch.optim; adamw and muon take lr times it off the weights instead"""
     clip_norm: float | None = None
     """largest allowed L2 norm of the whole gradient; null: no clipping"""
     momentum: float | None = None
     """share of the last update that is kept"""
+    warmup: int | None = None
+    """steps in which the learning rate grows from 0 to lr"""
+    schedule: str | None = None
+    """the learning rate after the warm-up: constant, or cosine, half a wave down to 0 at the last step"""
+    own: dict[str, Any] = field(default_factory=dict)
+    """options of a part of your own, typed as optimizer.NAME=VALUE"""
 
 
 @dataclass
@@ -143,11 +157,13 @@ class Config:
     sigma_b2: float | None = None
     """variance of the biases at initialisation; null: the scheme's own"""
     normalization: str = "none"
-    """before each activation: none, batch (over samples) or layer (over units), without parameters"""
+    """before each activation: none, batch (over samples), layer or rms (over units), without parameters"""
     residual: str = "none"
     """skip connections: none, or branches with factor 1 (plain), 1/sqrt(depth) (depth) or a learned one (zero)"""
+    dropout: float = 0.0
+    """share of units that is 0 in each training step; the profile at initialisation and theory are without it"""
     seed: int = 0
-    """fixes weights, batch order and cotangents"""
+    """fixes weights, batch order, cotangents and dropout"""
     seeds: int = 1
     """measure this many networks at initialisation, with seeds seed, seed + 1, ..."""
     steps: int = 100
@@ -157,13 +173,15 @@ class Config:
     loss: str = "auto"
     """auto: cross_entropy for classes, mse (on one-hot targets if classes) otherwise"""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is one"""
+    """auto, cpu, mps, cuda or cuda:N; auto takes CUDA where there is one"""
     dtype: str = "float32"
     """number format of weights and training; the profile at initialisation is always float64"""
     threads: int | None = None
     """CPU threads; null: 1, the fastest below some hundred units and the same on every machine"""
     quiet: bool = False
     """print the verdict only"""
+    objective: str | None = None
+    """number that a run hands to an optimising sweeper: loss_last, test_accuracy, abs_log_chi, any of summary.json"""
     save_weights: bool = False
     """write the final weights to weights.pt"""
     init: InitConfig = field(default_factory=InitConfig)
@@ -178,6 +196,7 @@ class Config:
         Raises:
             ConfigError: For the first option whose value cannot work.
         """
+        self._find_own_parts()
         try:
             convert(self, choices=tuple(GROUPS))
         except WrongKindError as error:
@@ -196,8 +215,10 @@ class Config:
             _require(value is None or value >= low, key, value, f"at least {low}")
         for key, choices in _CHOICES.items():
             value = _get(self, key)
-            _require(value is None or value in choices, key, value, f"one of {', '.join(choices)}")
+            allowed = value is None or value in choices or (key in _OWN and isinstance(value, OwnPart))
+            _require(allowed, key, value, f"one of {', '.join(choices)}", hint(key, value) if key in _OWN else "")
         self._check_profile_steps()
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
         _require(self.verdict.decades > 0, "verdict.decades", self.verdict.decades, "above 0")
         clip = self.optimizer.clip_norm
         _require(clip is None or clip > 0, "optimizer.clip_norm", clip, "above 0, or null for no clipping")
@@ -210,8 +231,10 @@ class Config:
         self._check_architecture()
         sparsity = self.init.sparsity
         _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
-        device_match = re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.device)
-        _require(bool(device_match), "device", self.device, "auto, cpu, cuda or cuda:N")
+        device_match = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", self.device)
+        _require(bool(device_match), "device", self.device, "auto, cpu, mps, cuda or cuda:N")
+        if self.device == "mps" and self.dtype == "float64":
+            raise ConfigError("device=mps has no float64; use dtype=float32")
 
     @property
     def hidden_widths(self) -> list[int]:
@@ -229,6 +252,17 @@ class Config:
         """The normaliser and the skip connections, if there are any, as typed on a command line."""
         settings = {"normalization": self.normalization, "residual": self.residual}
         return [f"{key}={value}" for key, value in settings.items() if value != "none"]
+
+    def _find_own_parts(self) -> None:
+        """Put functions and import paths into the form of parts, also where a group is given as its choice alone."""
+        for key in _OWN:
+            setattr(self, key, own_part(key, getattr(self, key)))
+        for group, schema in _SCHEMAS.items():
+            value = getattr(self, group)
+            if callable(value) or isinstance(value, str):
+                setattr(self, group, value := schema(value))
+            if isinstance(value, schema):
+                value.name = own_part(group, value.name)
 
     def _check_profile_steps(self) -> None:
         record = self.record
@@ -279,6 +313,7 @@ _LOWEST = {
     "optimizer.lr": 0,
     "optimizer.weight_decay": 0,
     "optimizer.momentum": 0,
+    "optimizer.warmup": 0,
 }
 
 _HIGHEST = 3e38
@@ -292,40 +327,98 @@ _MOST = {
     **dict.fromkeys(("width", "batch_size", "data.samples", "data.features", "data.targets"), 10**8),
 }
 
+_OWN = ("activation", "loss")
+_SCHEMAS: dict[str, Any] = {"init": InitConfig, "data": DataConfig, "optimizer": OptimizerConfig}
+
 _CHOICES = {
     "activation": ACTIVATIONS,
     "normalization": NORMALIZATIONS,
     "residual": RESIDUALS,
     "loss": LOSSES,
     "dtype": DTYPES,
+    "optimizer.schedule": SCHEDULES,
     "init.mode": MODES,
     "init.distribution": DISTRIBUTIONS,
 }
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """Return the resolved options; init, data and optimizer hold their name and their own options only."""
+    """Return the resolved options; init, data and optimizer hold their name and their own options only.
+
+    ``own_parts`` is there only if there are such: the digest of the source of each.
+    """
     options = dataclasses.asdict(config)
-    for group, choices in GROUPS.items():
-        choice_options = choices[options[group]["name"]]
-        options[group] = {
-            key: value for key, value in options[group].items() if key == "name" or key in choice_options
-        }
-    return options
+    names = [config.activation, config.loss, *(getattr(config, group).name for group in GROUPS)]
+    for key in _OWN:
+        options[key] = str(options[key])
+    for group in GROUPS:
+        name, own = options[group]["name"], options[group].pop("own")
+        allowed = ("name", *_choice_options(group, name))
+        options[group] = {key: value for key, value in options[group].items() if key in allowed} | own
+        options[group]["name"] = str(name)
+    digests = {str(name): name.digest for name in names if isinstance(name, OwnPart)}
+    return options | ({"own_parts": digests} if digests else {})
+
+
+def _choice_options(group: str, name: str) -> dict[str, Any]:
+    """Return the options of a choice with their defaults."""
+    options = options_of(group, name)
+    return options | OF_EVERY_OPTIMIZER if group == "optimizer" else options
 
 
 def _resolve(group: str, config: Any, choices: dict[str, dict[str, Any]]) -> None:
     """Give the unset options of a group's choice their defaults, and check that it has those that are set."""
-    _require(config.name in choices, group, config.name, f"one of {', '.join(choices)}")
-    defaults = choices[config.name]
+    is_own = isinstance(config.name, OwnPart)
+    text = f"one of {', '.join(choices)}"
+    _require(is_own or config.name in choices, group, config.name, text, hint(group, config.name))
+    defaults = _choice_options(group, config.name)
     for entry in dataclasses.fields(config):
-        if entry.name == "name":
+        if entry.name in ("name", "own"):
             continue
         value = getattr(config, entry.name)
-        if entry.name in defaults:
-            setattr(config, entry.name, defaults[entry.name] if value is None else value)
-        elif value is not None:
-            raise ConfigError(f"{group} '{config.name}' has no option '{entry.name}'; it takes {', '.join(defaults)}")
+        if value is None and entry.name in defaults:
+            value = defaults[entry.name]
+            _require_option(group, config.name, entry.name, value)
+            setattr(config, entry.name, value)
+        elif value is not None and entry.name not in defaults:
+            _refuse_option(group, config.name, entry.name, defaults)
+    if is_own:
+        _resolve_own(group, config, defaults)
+    elif config.own:
+        _refuse_option(group, config.name, next(iter(config.own)), defaults)
+
+
+def _resolve_own(group: str, config: Any, defaults: dict[str, Any]) -> None:
+    """Do the same for the options that no built-in choice has."""
+    known = {entry.name for entry in dataclasses.fields(config)}
+    for key, value in config.own.items():
+        if key in known or (key not in defaults and not config.name.takes_any):
+            _refuse_option(group, config.name, key, defaults)
+        allowed = is_plain(value) and not (isinstance(value, float) and not math.isfinite(value))
+        _require(allowed, f"{group}.{key}", value, "a finite number, a truth value, a text or a list of such")
+        _require(
+            _is_like(value, defaults.get(key)), f"{group}.{key}", value, f"like its default, {defaults.get(key)}"
+        )
+    unset = {key: value for key, value in defaults.items() if key not in known and value is not None}
+    for key, value in unset.items():
+        _require_option(group, config.name, key, config.own.get(key, value))
+    config.own = unset | config.own
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Return whether a value is a number where the default is one, and a truth value where that is one."""
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    return not isinstance(default, int | float) or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _require_option(group: str, name: str, key: str, value: Any) -> None:
+    if value is REQUIRED:
+        raise ConfigError(f"{group} '{name}' needs {group}.{key}, which has no default")
+
+
+def _refuse_option(group: str, name: str, key: str, allowed: dict[str, Any]) -> None:
+    raise ConfigError(f"{group} '{name}' has no option '{key}'; it takes {', '.join(allowed) or 'none'}")
 
 
 def _check_fields(group: str, schema: type) -> None:
@@ -356,10 +449,10 @@ def _get(config: Any, key: str) -> Any:
     return config
 
 
-def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
+def _require(condition: bool, key: str, value: Any, allowed: str, remedy: str = "") -> None:
     if not condition:
         quoted = repr(value) if isinstance(value, str) else value
-        raise ConfigError(f"{key} must be {allowed}, got {quoted}")
+        raise ConfigError(f"{key} must be {allowed}, got {quoted}{remedy}")
 
 
 _check_fields("init", InitConfig)

@@ -4,7 +4,7 @@ import functools
 import operator
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from numbers import Real
 from typing import Any
@@ -59,6 +59,10 @@ def _converted(value: Any, kind: Any) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise TypeError
         return [_converted(entry, typing.get_args(kind)[0]) for entry in value]
+    if typing.get_origin(kind) is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise TypeError
+        return dict(value)
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError
@@ -74,6 +78,8 @@ def _described(kind: Any) -> str:
         return f"{_described(typing.get_args(kind)[0])}, or None"
     if typing.get_origin(kind) is list:
         return "a list of whole numbers" if typing.get_args(kind)[0] is int else "a list of numbers"
+    if typing.get_origin(kind) is dict:
+        return "a dict of options"
     if is_dataclass(kind):
         name = kind.__name__ if isinstance(kind, type) else ""
         return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from gradexp.atomic_write import replacing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LABELS = {
     "output": "rms of the output z",
-    "output_grad": "norm of the output gradient ∂L/∂z",
+    "output_grad": "norm of the back-propagated gradient ∂L/∂z",
     "weight_grad": "norm of the weight gradient ∂L/∂W",
     "weight": "norm of the weight W",
     "update": "norm of the update of W",
@@ -61,3 +63,30 @@ def powers_of_ten(axes: "Axes", least: int = 1) -> None:
 def _power_of_ten(log10: float, _position: int | None) -> str:
     """Return a tick's label; a function of the module, so that figures can be pickled."""
     return f"$10^{{{log10:.0f}}}$"
+
+
+STABLE = "stable: within {:g} powers of ten"
+LEAST_HEIGHT = 6.0
+"""Powers of ten that an axis of gradients is high, at least, so that a stable one looks level."""
+
+
+def show_stable(axes: "Axes", log10: "Iterable[float]", decades: float) -> None:
+    """Shade the sizes at which a gradient counts as stable, those about that of the last layer, and show all of them.
+
+    Args:
+        axes: Axes of layers and powers of ten.
+        log10: A gradient over layers, nan where it has no number.
+        decades: The threshold of the verdict.
+    """
+    finite = [float(value) for value in log10 if math.isfinite(value)]
+    if not finite or decades > _MOST_DECADES:
+        return
+    middle = finite[-1]
+    reach = max(decades, LEAST_HEIGHT / 2)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, middle - 1.05 * reach), max(high, middle + 1.05 * reach))
+    label = STABLE.format(decades)
+    axes.axhspan(middle - decades, middle + decades, color=COLOURS[2], alpha=0.1, linewidth=0, label=label)
+
+
+_MOST_DECADES = 30  # a threshold beyond them would press all lines together

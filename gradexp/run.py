@@ -15,12 +15,14 @@ from gradexp.cli.interruptions import Interruptions
 from gradexp.config import Config
 
 
-def job(config: Config, folder: Path, overrides: list[str], interruptions: Interruptions) -> None:
-    """Run one experiment and leave its files in a folder."""
+def job(config: Config, folder: Path, overrides: list[str], interruptions: Interruptions) -> float | None:
+    """Run one experiment and leave its files in a folder; return its objective, if there is one."""
     # Here, since they load numpy and rich, which --help does without.
+    from gradexp.cli.objective import check_objective, handed_over
     from gradexp.runs import stacks
     from gradexp.runs.experiment import deliver, run
     from gradexp.runs.result import Sink
+    from gradexp.runs.summary import summary
     from gradexp.sinks.console import Console, Line
     from gradexp.sinks.files import Files
     from gradexp.sinks.folder import keep_until_replaced
@@ -28,6 +30,8 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
     from gradexp.sinks.tensorboard import TensorBoard
     from gradexp.sweeps.folder import alone_in
 
+    if config.objective is not None:
+        check_objective(config.objective)
     of_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     # In a sweep three further runs for each job would fill TensorBoard's list, pictures take longer than a stack, and
     # one page shows all jobs.
@@ -45,7 +49,8 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
             with interruptions.held():
                 deliver(result, sinks, overrides)
         else:
-            run(config, [interruptions, *sinks], overrides)
+            result = run(config, [interruptions, *sinks], overrides)
+    return handed_over(config.objective, summary(result), HydraConfig.get().sweeper)
 
 
 # Seconds. A report that looks whether a job is at work holds its lock for a moment.

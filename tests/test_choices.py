@@ -33,7 +33,8 @@ def options_of(function: Callable[..., Any]) -> dict[str, Any]:
 def test_what_is_read_from_the_sources_is_what_the_functions_take() -> None:
     assert {name: options_of(scheme.fill) for name, scheme in INITS.items()} == choices.INIT_OPTIONS
     assert {name: options_of(source.load) for name, source in LOADERS.items()} == choices.DATA_OPTIONS
-    assert {name: options_of(build) for name, build in OPTIMIZERS.items()} == choices.OPTIMIZER_OPTIONS
+    built = {name: options_of(build) | choices.OF_EVERY_OPTIMIZER for name, build in OPTIMIZERS.items()}
+    assert built == choices.OPTIMIZER_OPTIONS
     assert tuple(ACTIVATIONS) == choices.ACTIVATIONS
     assert ("auto", *LOSSES) == choices.LOSSES
 

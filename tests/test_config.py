@@ -17,7 +17,14 @@ def test_defaults_are_the_main_job() -> None:
     main_job = {"depth": 150, "width": 128, "activation": "relu", "steps": 100, "batch_size": 64, "device": "auto"}
     assert main_job.items() <= options.items()
     assert options["init"] == {"name": "he", "gain": 1.0, "mode": "fan_in", "distribution": "normal"}
-    assert options["optimizer"] == {"name": "sgd", "lr": 0.01, "weight_decay": 0.0, "clip_norm": None}
+    assert options["optimizer"] == {
+        "name": "sgd",
+        "lr": 0.01,
+        "weight_decay": 0.0,
+        "clip_norm": None,
+        "warmup": 0,
+        "schedule": "constant",
+    }
     assert options["data"] == {"name": "digits", "standardize": True}
 
 
@@ -55,7 +62,7 @@ def test_widths_set_the_depth() -> None:
         ({"widths": [4, 0]}, "widths must be a list of numbers of at least 1, got [4, 0]"),
         ({"depth": 9, "widths": [4]}, "depth=9 contradicts widths, whose 1 hidden layers make depth 2"),
         ({"activation": "rleu"}, "activation must be one of linear, tanh, relu"),
-        ({"normalization": "group"}, "normalization must be one of none, batch, layer, got 'group'"),
+        ({"normalization": "group"}, "normalization must be one of none, batch, layer, rms, got 'group'"),
         ({"residual": "rezero"}, "residual must be one of none, plain, depth, zero, got 'rezero'"),
         ({"residual": "plain", "widths": [4, 5]}, "residual='plain' needs hidden layers of equal width, got [4, 5]"),
         (
@@ -66,7 +73,13 @@ def test_widths_set_the_depth() -> None:
         ({"init": InitConfig("lsuv", tolerance=-1.0)}, "init.tolerance must be at least 0, got -1.0"),
         ({"loss": "hinge"}, "loss must be one of auto, cross_entropy, mse, got 'hinge'"),
         ({"dtype": "float8"}, "dtype must be one of float32, float64, got 'float8'"),
-        ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ({"optimizer": OptimizerConfig(warmup=-1)}, "optimizer.warmup must be at least 0, got -1"),
+        (
+            {"optimizer": OptimizerConfig(schedule="step")},
+            "optimizer.schedule must be one of constant, cosine, got 'step'",
+        ),
+        ({"device": "mps", "dtype": "float64"}, "device=mps has no float64; use dtype=float32"),
+        ({"device": "gpu"}, "device must be auto, cpu, mps, cuda or cuda:N, got 'gpu'"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"steps": -1}, "steps must be at least 0, got -1"),

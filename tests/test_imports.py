@@ -31,6 +31,7 @@ WITHOUT_TORCH = [
     [("import gradexp.config", ("torch", "hydra", "numpy"))],
     [("import gradexp.cli.command", ("torch", "numpy", "sklearn", "matplotlib"))],
     [("import gradexp.run", ("torch", "numpy", "rich"))],
+    [("import gradexp.sinks.console, gradexp.sinks.page", ("torch", "hydra", "matplotlib"))],  # the first line
     [("import gradexp.report", ("torch", "hydra"))],
     [("import gradexp.lesson.__main__", ("torch", "numpy", "rich", "hydra"))],
     [("import gradexp.predict.__main__, gradexp.phase.__main__", ("torch", "numpy", "rich", "scipy", "matplotlib"))],
@@ -54,6 +55,10 @@ WITH_TORCH = [
             "import gradexp.probe.probe, gradexp.runs.recording, gradexp.runs.training\n"
             "run(Config(depth=3, width=4, steps=0, data=DataConfig('gaussian', samples=100)))",
             ("sklearn", "matplotlib", "tensorboard", "hydra"),
+        ),
+        (
+            "run(Config(depth=3, width=4, steps=1))",
+            ("sklearn", "matplotlib", "tensorboard", "hydra", "torch._dynamo", "pandas"),
         ),
     ],
     [

@@ -57,7 +57,7 @@ def test_a_group_may_be_given_by_the_name_of_its_choice():
         ({"device": torch.device("cpu")}, "device must be a text, got device.*"),
         ({"init": InitConfig("he", gain="1")}, "init.gain must be a number, or None, got '1'"),
         ({"seed": 10**22}, "seed must be at most 9223372036854775807, got 10000000000000000000000"),
-        ({"device": "cuda:99999999999"}, "device must be auto, cpu, cuda or cuda:N, got .*"),
+        ({"device": "cuda:99999999999"}, "device must be auto, cpu, mps, cuda or cuda:N, got .*"),
         ({"seeds": 10**12}, "seeds must be at most 1000000, got 1000000000000"),
     ],
 )

@@ -13,6 +13,7 @@ from gradexp.cli.about import Command
 from gradexp.cli.help import choices, defaults
 from gradexp.cli.hydra_internals import get_args_parser
 from gradexp.cli.lines import shortened
+from gradexp.own_parts import PATH, hint
 
 
 def check_flags(arguments: Sequence[str], about: Command) -> bool:
@@ -78,7 +79,7 @@ def _check_overrides(overrides: Sequence[str], about: Command) -> None:
             if key in (*GROUPS, "experiment") and not override.is_delete() and not _is_choice(one, key):
                 raise ConfigError(
                     f"{key} must be the name of one choice, got {text.partition('=')[2]}; "
-                    f"choose one of {', '.join(choices(key))}"
+                    f"choose one of {', '.join(choices(key))}{_hint(key, text)}"
                 )
             if key in flags and not isinstance(one, bool | str | QuotedString):
                 raise ConfigError(f"{key} must be true or false, got {one}")
@@ -94,7 +95,12 @@ def _is_choice(value: Any, group: str) -> bool:
     if value is None:
         return group == "experiment"
     text = value.text if isinstance(value, QuotedString) else value
-    return isinstance(text, str) and ("${" in text or bool(re.fullmatch(r"\w+", text)))
+    is_own = group in GROUPS and isinstance(text, str) and PATH.fullmatch(text)
+    return bool(is_own) or (isinstance(text, str) and ("${" in text or bool(re.fullmatch(r"\w+", text))))
+
+
+def _hint(key: str, text: str) -> str:
+    return hint(key, text.partition("=")[2].strip("'\"")) if key in GROUPS else ""
 
 
 def _check_folder(key: str, text: str) -> None:

@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from gradexp import own_parts
 from gradexp.choices import ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.arguments import check_flags
@@ -33,14 +34,15 @@ from gradexp.config import Config
 from gradexp.runs.device import fix_order_of_sums
 
 
-def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: Command = RUN) -> Callable[[], None]:
+def command(job: Callable[[Any, Path, list[str], Interruptions], Any], about: Command = RUN) -> Callable[[], None]:
     """Turn a job into a command line: compose its config with Hydra, and report every mistake in a line or two.
 
     Exit codes are 0, 1 after an error, 130 after Ctrl-C and 143 after SIGTERM. With the environment variable
     HYDRA_FULL_ERROR=1 errors keep their traceback.
 
     Args:
-        job: A function of the checked options, the run's own folder, the overrides and a sink for interruptions.
+        job: A function of the checked options, the run's own folder, the overrides and a sink for interruptions;
+            what it returns goes to the sweeper.
         about: Name, help and schema.
 
     Returns:
@@ -52,22 +54,25 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
         fix_order_of_sums()
         wants_traceback = "HYDRA_FULL_ERROR" in os.environ
 
+        named = own_parts.typed(sys.argv[1:])
         mistakes: list[Exception] = []
 
-        def from_hydra(composed: DictConfig) -> None:
+        def from_hydra(composed: DictConfig) -> Any:
+            named.allow()  # in a worker process too
             settings = HydraConfig.get()
             folder = Path(settings.runtime.output_dir)
             overrides = list(settings.overrides.task)
             note = f"what was measured so far is in {folder}" if about.keeps_files else ""
             of_sweep = about.compares and settings.mode is RunMode.MULTIRUN
             try:
-                job(
+                returned = job(
                     _checked(composed, about, folder if of_sweep else None, overrides),
                     folder,
                     overrides,
                     interruptions,
                 )
                 interruptions.release()
+                return returned
             except KeyboardInterrupt as interruption:
                 if note and not of_sweep:
                     interruption.add_note(note)
@@ -79,7 +84,7 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                     raise interruptions.pending from None
                 if settings.mode is RunMode.RUN:
                     mistakes.append(error)  # Hydra would add a line that repeats the whole command
-                    return
+                    return None
                 if not of_sweep:
                     raise
                 # The other jobs go on, and what a worker process raises must be of a kind that can be sent.
@@ -97,7 +102,8 @@ def command(job: Callable[[Any, Path, list[str], Interruptions], None], about: C
                     # Hydra would list all its groups first, whether they are shown or not, which takes half a second.
                     print(help_text(about))  # noqa: T201
                     return
-                store_config(about, scratch)
+                named.allow()
+                store_config(about, scratch, named)
                 is_composed = about.schema is Config
                 path, name = (str(CONFIG_DIR), "config") if is_composed else (None, about.name)
                 with only_our_targets(), warnings.catch_warnings():

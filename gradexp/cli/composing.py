@@ -1,28 +1,44 @@
 """Hydra: schema, overrides, jobs."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import hydra
 from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from gradexp import own_parts
 from gradexp.choices import GROUPS, ConfigError
 from gradexp.cli.about import CONFIG_DIR, RUN, Command
 from gradexp.cli.hydra_internals import (
+    ahead_of_its_job,
     checked_configs,
-    restored_globals,
     split_sweep,
     store,
     version_base,
 )
 from gradexp.cli.targets import check_targets
 from gradexp.config import Config
+from gradexp.folder_names import folder_name
+
+
+def config_of_job(composed: DictConfig) -> Any:
+    """Return the options of a job that does not run yet.
+
+    Raises:
+        ConfigError: For a value that cannot work.
+        OmegaConfBaseException: For an unknown key or a wrong type.
+    """
+    config = _plain_config(composed, Config)
+    if config is None:
+        with ahead_of_its_job(composed):
+            config = _merged(composed, Config)
+    return config
 
 
 def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
@@ -34,18 +50,10 @@ def hash_of_job(composed: DictConfig) -> tuple[str, str | None]:
     from gradexp.runs.summary import config_hash, hash_of, recorded  # loads numpy
 
     try:
-        return config_hash(to_config(composed)), None
+        return config_hash(config_of_job(composed)), None
     except ConfigError as error:
-        return hash_of(recorded(without_hydra(composed))), str(error)
-
-
-@contextmanager
-def ahead_of_its_job(composed: DictConfig) -> Iterator[None]:
-    """Let ``${hydra:...}`` in a job's composed config be resolved before the job runs."""
-    with restored_globals():
-        HydraConfig.instance().set_config(composed)
-        OmegaConf.set_readonly(composed.hydra, None)  # which that has set
-        yield
+        with ahead_of_its_job(composed):
+            return hash_of(recorded(without_hydra(composed))), str(error)
 
 
 def only_our_targets() -> AbstractContextManager[None]:
@@ -69,13 +77,61 @@ def without_hydra(composed: DictConfig) -> dict[str, Any]:
 def to_config(composed: DictConfig, schema: type = Config) -> Any:
     """Check a composed config against a schema and return it as an object of this dataclass.
 
-    Merging it into the schema once more also refuses keys that were added with ``+``.
-
     Raises:
-        ConfigError: For a value that cannot work.
+        ConfigError: For a value that cannot work, or a part of somebody's own that was not typed.
         OmegaConfBaseException: For an unknown key or a wrong type.
     """
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), without_hydra(composed)))
+    config = _plain_config(composed, schema)
+    return _merged(composed, schema) if config is None else config
+
+
+def _merged(composed: DictConfig, schema: type) -> Any:
+    """Return a composed config as an object: merging it into the schema once more refuses keys added with ``+``."""
+    options = without_hydra(composed)
+    if schema is Config:
+        own_parts.check_typed(options)
+        kinds = [(group, kind) for group, kind in _groups(schema).items() if isinstance(options.get(group), dict)]
+        options |= {group: own_parts.gathered(options[group], kind) for group, kind in kinds if group in GROUPS}
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), options))
+
+
+def _plain_config(composed: DictConfig, schema: type) -> Any:
+    """Return what ``_merged`` would, twenty times as fast; None where its values are not all those of the schema.
+
+    What Hydra has composed holds the schema's own nodes, which have checked each value when it was set.
+    """
+    content = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(content, dict)
+    plain = {str(key): value for key, value in content.items() if key != "hydra"}
+    if schema is Config:
+        own_parts.check_typed(plain)
+    return _object(schema, plain) if _is_of(composed, schema) and _is_literal(plain) else None
+
+
+def _is_of(node: Any, schema: type) -> bool:
+    if OmegaConf.get_type(node) is not schema:
+        return False
+    inside = {key: child for key, child in node.items_ex(resolve=False) if key != "hydra"}
+    return inside.keys() == {entry.name for entry in dataclasses.fields(schema)} and all(
+        _is_of(inside[name], group) for name, group in _groups(schema).items()
+    )
+
+
+def _groups(schema: type) -> dict[str, type]:
+    """Return the fields of a schema that are schemas themselves."""
+    types = {entry.name: entry.type for entry in dataclasses.fields(schema)}
+    return {name: kind for name, kind in types.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
+
+
+def _is_literal(value: Any) -> bool:
+    """Return whether nothing in a value is missing or refers to something else."""
+    if isinstance(value, dict | list):
+        return all(map(_is_literal, value.values() if isinstance(value, dict) else value))
+    return not (isinstance(value, str) and ("${" in value or value == "???"))
+
+
+def _object(schema: type, plain: Mapping[str, Any]) -> Any:
+    return schema(**{**plain, **{name: _object(group, plain[name]) for name, group in _groups(schema).items()}})
 
 
 def expand(params: Mapping[str, Any] | None, overrides: Sequence[str], loader: ConfigLoader) -> list[list[str]]:
@@ -118,7 +174,9 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
         >>> [(config.init.name, config.depth) for config in compose(["init=he,xavier", "depth=10"])]
         [('he', 10), ('xavier', 10)]
     """
-    store_config(RUN, None)
+    named = own_parts.typed(overrides)
+    named.allow()
+    store_config(RUN, None, named)
     with hydra.initialize_config_dir(str(CONFIG_DIR), **version_base):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
@@ -127,23 +185,51 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
         return [to_config(hydra.compose("config", job)) for job in expand(sweeper.params, overrides, loader)[:most]]
 
 
-def store_config(about: Command, scratch: str | None) -> None:
+_RUN_NAME = "gradexp.run_name"
+_UNNAMED = ("quiet", "device", "threads", "objective")  # they change nothing that is computed
+
+
+def run_name(time: str, overrides: Sequence[str]) -> str:
+    """Return the name of a run's folder: when it began, and the options that were typed, in their order.
+
+    Examples:
+        >>> run_name("21-16-01-015112", ["init=he", "depth=150", "quiet=true"])
+        '21-16-01-015112_init=he,depth=150'
+    """
+    options = [text.lstrip("+") for text in overrides]
+    named = [text for text in options if text.partition("=")[0] not in _UNNAMED and not text.startswith("record")]
+    return folder_name("_".join(filter(None, [time, ",".join(named).translate(_NO_QUOTES)])))
+
+
+_NO_QUOTES = str.maketrans("", "", "'\"")
+# Here, since a worker process may resolve a config as well.
+OmegaConf.register_new_resolver(_RUN_NAME, run_name, replace=True)
+
+
+def store_config(about: Command, scratch: str | None, named: own_parts.Typed) -> None:
     """Register a command's schema, choices and folders with Hydra."""
-    store(name="schema" if about.schema is Config else about.name, node=about.schema)
-    for group, choices in GROUPS.items() if about.schema is Config else ():
-        for choice, options in choices.items():
-            store(group=group, name=choice, node={"name": choice, **options})
+    if about.schema is Config:
+        store(name="schema", node=named.widened(Config))
+        for group, choices in GROUPS.items():
+            for choice, options in choices.items():
+                store(group=group, name=choice, node={"name": choice, **options})
+            for path in named.paths:
+                store(group=group, name=path, node={"name": path})
+    else:
+        store(name=about.name, node=about.schema)
     # Hydra's own defaults, changed here rather than in config.yaml: they then also hold for a run that is repeated
-    # from its snapshot. Microseconds give runs that start in the same second folders of their own; no job log is
-    # kept, since the run writes its own files; and keys that would only lengthen a job's name are left out of it.
+    # from its snapshot. Microseconds give runs that start in the same second folders of their own, and options tell
+    # them apart; no job log is kept, since the run writes its own files; and keys that would only lengthen a job's
+    # name are left out of it.
+    name = f"${{{_RUN_NAME}:${{now:%H-%M-%S-%f}},${{hydra.overrides.task}}}}"
     settings = HydraConf(
-        run=RunDir(dir=scratch or "outputs/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}"),
+        run=RunDir(dir=scratch or f"outputs/${{now:%Y-%m-%d}}/{name}"),
         sweep=SweepDir(
             dir=scratch or "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S-%f}",
             subdir="${hydra.job.num}_${hydra.job.override_dirname}",
         ),
     )
-    settings.job.config.override_dirname.exclude_keys = ["experiment", "quiet", "device", "threads"]
+    settings.job.config.override_dirname.exclude_keys = ["experiment", *_UNNAMED]
     replaced = {"job_logging": "none", "hydra_logging": "none"}
     if about.compares:
         replaced["sweeper"] = "resumable"

@@ -17,7 +17,7 @@ _LONGEST = 1000
 _OTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER, or of a sweep with hydra.sweep.dir=FOLDER"
 
 # Choices that come with a package of their own.
-_PACKAGES = {"hydra/launcher/joblib": "hydra-joblib-launcher"}
+_PACKAGES = {"hydra/launcher/joblib": "hydra-joblib-launcher", "hydra/sweeper/optuna": "hydra-optuna-sweeper"}
 
 
 def error_line(error: BaseException, about: Command = RUN) -> str:

@@ -3,6 +3,8 @@
 import ast
 import inspect
 import json
+import shutil
+import textwrap
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
@@ -59,32 +61,82 @@ def _field_texts(schema: type, prefix: str = "") -> dict[str, str]:
     return texts
 
 
-def help_text(about: Command) -> str:
-    """Return what ``--help`` prints of a command: summary, example, groups, options, activations."""
+# What most command lines set.
+_MOST_USED = ("depth", "width", "activation", "steps", "seed", "seeds", "batch_size", "quiet")
+_WIDEST = 100  # longer lines are hard to read
+_LABEL = 26
+
+
+def help_text(about: Command, width: int | None = None) -> str:
+    """Return what ``--help`` prints of a command: what people use, all choices, all options, activations.
+
+    Args:
+        about: The command.
+        width: Characters of a line; None: those of the terminal.
+    """
+    width = min(width or shutil.get_terminal_size().columns, _WIDEST)
     groups = {group: named for group, named in GROUPS.items() if group not in about.unused}
-    lines = [about.summary, "", f"  python -m gradexp.{about.name} {about.example}", ""]
-    if about.schema is Config:
-        lines += ["Choices, each with its own options (group=choice, group.option=value):", ""]
+    lines = [*textwrap.wrap(about.summary, width), "", f"  python -m gradexp.{about.name} {about.example}"]
+    lines += [f"  python -m gradexp.{about.name} -m {about.sweep}   (a sweep)", ""]
+
+    def entry(label: str, text: str) -> list[str]:
+        return _entry(label, text, width)
+
+    options = [
+        option
+        for option in list_options(about.schema)
+        if (names := option.key.split("."))[-1] not in ("name", "own") and names[0] not in about.unused
+    ]
+    first = [option for option in options if option.key in _MOST_USED] if about.schema is Config else []
+    if first:
+        lines += ["Most used:", ""]
         for group, named in groups.items():
-            lines.append(f"  {group}")
+            lines += entry(f"{group}={next(iter(named))}", ", ".join(named))
+        lines += [line for option in first for line in entry(f"{option.key}={_yaml(option.default)}", option.text)]
+        lines += entry("experiment=NAME", f"a preset: {', '.join(choices('experiment'))}")
+        text = "Choices, each with its own options (group=choice, group.option=value):"
+        lines += ["", *textwrap.wrap(text, width), ""]
+        for group, named in groups.items():
             for name, defaults in named.items():
-                options = " ".join(f"{group}.{key}={_yaml(value)}" for key, value in defaults.items())
-                lines.append(f"    {group}={name:<17} {options}".rstrip())
-        lines += [f"  experiment (presets): {', '.join(choices('experiment'))}", ""]
-    lines += ["Options:", ""]
-    for option in list_options(about.schema):
-        names = option.key.split(".")
-        if names[-1] == "name" or names[0] in about.unused:
-            continue
-        default = "" if names[0] in GROUPS else f"={_yaml(option.default)}"
-        lines.append(f"  {option.key + default:<26} {option.text}")
+                lines += entry(
+                    f"{group}={name}", " ".join(f"{group}.{key}={_yaml(value)}" for key, value in defaults.items())
+                )
+        lines += [
+            "",
+            *textwrap.wrap("Your own function in place of a choice or activation, by the path of its import:", width),
+        ]
+        lines += ["", *entry("init=mine:my_init_ init.alpha=0.3", "def my_init_(weight, alpha=1.0), in mine.py here")]
+        lines.append("")
+    lines += ["All other options:" if first else "Options:", ""]
+    for option in options:
+        if option not in first:
+            default = "" if option.key.split(".")[0] in GROUPS else f"={_yaml(option.default)}"
+            lines += entry(option.key + default, option.text)
     if about.unused:
-        lines += ["", "The other options of gradexp.run are taken too, and change nothing here."]
-    lines += ["", f"Activations: {', '.join(ACTIVATIONS)}", ""]
+        text = "The other options of gradexp.run are taken too, and change nothing here."
+        lines += ["", *textwrap.wrap(text, width)]
+    lines += ["", *textwrap.wrap(f"Activations: {', '.join(ACTIVATIONS)}", width, subsequent_indent=" " * 13), ""]
     if about.keeps_files:
-        lines += ["Ctrl-C and SIGTERM end it in order (exit codes 130, 143); without its terminal it goes on.", ""]
-    lines += [f"Sweep with -m: python -m gradexp.{about.name} -m {about.sweep}", "Hydra's own flags: --hydra-help"]
+        text = "Ctrl-C and SIGTERM end it in order (exit codes 130, 143); without its terminal it goes on."
+        lines += [*textwrap.wrap(text, width), ""]
+    lines += ["Hydra's own flags: --hydra-help"]
     return "\n".join(lines)
+
+
+def _entry(label: str, text: str, width: int) -> list[str]:
+    """Return a label and its text, which goes on below itself."""
+    head = f"  {label}"
+    if len(head) > _LABEL:
+        return [head, *_entry("", text, width)] if text else [head]
+    indent = " " * (_LABEL + 1)
+    return textwrap.wrap(
+        f"{head:<{_LABEL}} {text}".rstrip(),
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
 
 
 def _yaml(value: Any) -> str:

@@ -7,18 +7,19 @@ renames one, or the end of 1.3's support, is this file's work, but for the base 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.core.singleton import Singleton
 from hydra.version import setbase
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 __all__ = ["Callbacks", "get_args_parser"]
 # Callbacks (Hydra 1.1): Hydra's ``run_job`` wants them, also in a cluster's process. Without them: none there.
@@ -65,16 +66,48 @@ def split_sweep(overrides: Sequence[Override]) -> list[list[str]]:
 
 
 @contextmanager
-def restored_globals() -> Iterator[None]:
-    """Put Hydra's singletons, such as ``HydraConfig``, back at the end (Hydra 1.0).
+def ahead_of_its_job(composed: DictConfig) -> Iterator[None]:
+    """Let ``${hydra:...}`` in a job's composed config be resolved before the job runs (Hydra 1.0).
 
-    Without it ``${hydra:...}`` of a job that runs later would show what was set in between.
+    Without it such a value would be known only when the job runs.
     """
-    state = Singleton.get_state()
+    settings = HydraConfig.instance()
+    before = settings.cfg
+    settings.set_config(composed)
+    OmegaConf.set_readonly(composed.hydra, None)  # which that has set
     try:
         yield
     finally:
-        Singleton.set_state(state)
+        settings.cfg = before
+
+
+def is_group(loader: ConfigLoader, name: str) -> bool:
+    """Return whether a name is that of a group of configs, of which an option chooses one (Hydra 1.0).
+
+    Without it a group could not be told from an option whose value is a text.
+    """
+    return bool(cast(ConfigLoaderImpl, loader).repository.group_exists(name))
+
+
+def set_options(composed: DictConfig, options: Sequence[Override]) -> None:
+    """Set options in a config that was composed without them, with Hydra's own last step of composing (Hydra 1.0).
+
+    Without it each job of a sweep would have to be composed from all files anew, which takes forty times as long.
+
+    Raises:
+        ConfigCompositionException: For an option that does not exist, or whose value does not fit.
+    """
+    ConfigLoaderImpl._apply_overrides_to_config(list(options), composed)
+
+
+def name_of_job(composed: DictConfig, overrides: Sequence[Override]) -> str:
+    """Return a job's ``override_dirname`` from the overrides that are not Hydra's own (Hydra 1.0).
+
+    Without it the few lines of that function would stand here.
+    """
+    style = composed.hydra.job.config.override_dirname
+    name: str = get_overrides_dirname(list(overrides), style.exclude_keys, style.item_sep, style.kv_sep)
+    return name
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Code that a config may name: Hydra's plug-ins and the classes of its loggers, and nothing else.
+"""Code that a config may name: Hydra's plug-ins, Optuna's samplers and the classes of loggers, and nothing else.
 
 A run is repeated from the ``.hydra`` folder that somebody else has sent, whose config may name anything.
 """
@@ -11,6 +11,7 @@ from gradexp.choices import ConfigError
 from gradexp.cli.hydra_internals import CORE_PLUGINS
 
 _PLUGINS = ("hydra_plugins.", CORE_PLUGINS)
+_SAMPLERS = re.compile(r"optuna\.samplers\.[A-Z]\w*")  # a part of the settings of Optuna's sweeper
 _LOGGERS = re.compile(r"(logging(\.handlers)?|colorlog)\.[A-Z]\w*")
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
@@ -27,9 +28,12 @@ def check_targets(settings: Any, key: str = "hydra") -> None:
     """
     if key == "hydra.callbacks" and settings:
         raise ConfigError("hydra.callbacks is refused, since it runs whatever code it names; leave it out")
+    if key == "hydra.sweeper.custom_search_space" and settings:
+        raise ConfigError(f"{key} is refused, since it runs whatever code it names; leave it out")
     if isinstance(settings, dict):
         for name, value in settings.items():
-            if name == "_target_" and not _is_plugin(str(value)):
+            is_sampler = key == "hydra.sweeper.sampler" and _SAMPLERS.fullmatch(str(value))
+            if name == "_target_" and not is_sampler and not _is_plugin(str(value)):
                 choice = f"; choose one with {key.replace('.', '/')}=NAME" if key.count(".") == 1 else ""
                 raise ConfigError(f"{key}._target_ must be the class of a plug-in of Hydra, got '{value}'{choice}")
             if name in ("()", "class") and not _LOGGERS.fullmatch(str(value)):

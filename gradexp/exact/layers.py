@@ -8,7 +8,7 @@ from torch import Tensor
 from gradexp.exact.scaled import ORDINARY, Scaled, scaled
 from gradexp.networks.activations import Activation
 from gradexp.networks.mlp import StackedLinear
-from gradexp.networks.normalization import DIMENSIONS, pull_back, standardize
+from gradexp.networks.normalization import pull_back, standardize
 from gradexp.numerics.norms import times_power_of_two
 
 
@@ -42,13 +42,13 @@ class Normalised(NamedTuple):
         largest = (-self.exponent).where(self.inverse != 0, -torch.inf).amax(dim=2, keepdim=True)
         common = largest.where(largest > -torch.inf, 0)
         inverse = times_power_of_two(self.inverse, -self.exponent - common)
-        return scaled(pull_back(value, self.value, inverse, DIMENSIONS[self.kind]), exponent + common)
+        return scaled(pull_back(value, self.value, inverse, self.kind), exponent + common)
 
 
 def normalise(z: Scaled, kind: str) -> tuple[Scaled, Normalised]:
     """Return N(z), and itself with all that its gradient needs."""
     value, exponent = _side_by_side(z, kind)
-    normal, inverse, shift = standardize(value, DIMENSIONS[kind])
+    normal, inverse, shift = standardize(value, kind)
     return scaled(normal), Normalised(kind, normal, inverse, exponent + shift)
 
 

@@ -11,5 +11,5 @@ def clipped(by: str, max_norm: float) -> Finding:
         max_norm: The norm of all gradients above which they were made smaller.
     """
     text = f"{by} has clipped gradients to a norm of {max_norm:g} before they were recorded: weight gradients are as "
-    text += "clipped, output gradients as they came"
+    text += "clipped, ∂L/∂z as it came"
     return Finding("clipped", text, (), "record a training without clipping (max_grad_norm=0 of a Trainer)", 1)

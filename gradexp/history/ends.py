@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gradexp.history.slope import factor, is_kept, times
 from gradexp.history.step import STATUSES, Step
 
 
@@ -27,23 +28,28 @@ def judge_ends(step: Step, decades: float) -> tuple[str, str]:
         if ratio >= -decades:
             return _no_number(step)
     if ends[0] == ends[1]:
-        only = "there is one layer only" if step.depth == 1 else f"only layer {ends[0]} has an output gradient"
+        only = "there is one layer only" if step.depth == 1 else f"only layer {ends[0]} has a gradient"
         return "stable", f"{only}{_unusual(step, decades)}"
     outcome = "vanishing" if ratio < -decades else "exploding" if ratio > decades else "stable"
     return outcome, f"{_slope(ratio, *ends)}{_unusual(step, decades)}"
 
 
+def _in_all(ratio: float) -> str:
+    return factor(ratio) if abs(ratio) < _MUCH else f"10^{ratio:.1f}"
+
+
+_LITTLE, _MUCH = 0.5, 2.0  # powers of ten over all layers: that do not matter, and that are written as such
+
+
 def _slope(ratio: float, first: int, last: int) -> str:
-    rounded = round(ratio, 1) + 0.0  # no -0.0
-    change = f"{'shrinks' if ratio < 0 else 'grows'} x{_factor(ratio / (last - first))} per layer"
-    return (
-        f"towards the input the output gradient {change if rounded else 'keeps its size'}, "
-        f"10^{rounded:+.1f} from layer {last} to layer {first}"
-    )
-
-
-def _factor(log10: float) -> str:
-    return f"{10**log10:.3g}" if abs(log10) < 4 else f"10^{log10:.1f}"
+    rate = ratio / (last - first)
+    if is_kept(rate) and abs(ratio) < _LITTLE:
+        return f"the gradient keeps its size ({times(ratio)} over {last - first + 1} layers)"
+    if ratio < 0:
+        left = f"{100 * 10**rate:.3g} %" if rate > -4 else factor(rate)
+        return f"from layer to layer {left} of the gradient is left: {_in_all(ratio)} of it reaches layer {first}"
+    grown = f"it is {_in_all(ratio)} times as large at layer {first}"
+    return f"from layer to layer the gradient grows {times(rate)}: {grown}"
 
 
 def _shrunk_to_zero(step: Step) -> tuple[tuple[int, int], float] | None:
@@ -120,5 +126,5 @@ def _no_number(step: Step) -> tuple[str, str]:
     for layer in (1, step.depth):
         missing = STATUSES[step.status["output_grad"][0, layer - 1]]
         if missing in ("unused", "frozen", "not_called", "hook_missed"):
-            return "dead", f"no output gradient is seen at layer {layer} ({missing})"
+            return "dead", f"no gradient is seen at layer {layer} ({missing})"
     return "dead", "no sample has a gradient at both the first and the last layer"

@@ -64,7 +64,7 @@ def _given(flow: Flow | None, name: str) -> float:
 
 def _finding(kind: str, name: str, change: float, first: int, last: int, unit: str, below: str = "") -> Finding:
     text = (
-        f"the output gradient of {name or 'the model'} {'falls' if change < 0 else 'grows'} by {power(change)} from "
+        f"the gradient at {name or 'the model'} {'falls' if change < 0 else 'grows'} by {power(change)} from "
         f"{unit} {last + 1} back to {unit} {first + 1}, {times(change / (last - first))} per {unit}{below}"
     )
     return Finding(f"{kind} over time", text, (name,))

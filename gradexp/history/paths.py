@@ -91,14 +91,14 @@ def course(line: Line) -> str:
     ends = f"from {labels[-1]} to {labels[0]}"
     over, in_all = f"{power(line.total)} {ends}", f"by {power(line.total)} in all {ends}"
     if len(labels) == 2:
-        return f"towards the input the output gradient changes by {over}"
+        return f"towards the input the gradient changes by {over}"
     if abs(line.total) < 0.05 and not single:
-        return f"towards the input the output gradient keeps its size, {over}"
+        return f"towards the input the gradient keeps its size, {over}"
     if not single:
         evenly = change(rate, line.unit)
-        return f"towards the input the output gradient {evenly}, {over if is_kept(rate) else in_all}"
+        return f"towards the input the gradient {evenly}, {over if is_kept(rate) else in_all}"
     rest = f", elsewhere it {change(rate, line.unit)}" if len(even) else ""
-    return f"towards the input the output gradient changes by {over}: {places}{rest}"
+    return f"towards the input the gradient changes by {over}: {places}{rest}"
 
 
 def large_outputs(flow: Flow) -> list[Finding]:
@@ -274,9 +274,7 @@ def _between_ends(flow: Flow, decades: float, lines: Sequence[Path]) -> list[Fin
 
 def _from_end(flow: Flow, kind: str, row: int, change_: float) -> Finding:
     top = flow.top(row)
-    text = (
-        f"towards the input the output gradient changes by {power(change_)} from {flow.name(top)} to {flow.name(row)}"
-    )
+    text = f"towards the input the gradient changes by {power(change_)} from {flow.name(top)} to {flow.name(row)}"
     lower, upper = _largest_step(flow, row, change_)
     step = float(flow.value[lower] - flow.value[upper]) if lower != upper else 0.0
     if (lower, upper) != (row, top) and abs(step) > 0.5 * abs(change_) and abs(step) > STEEP:
@@ -302,7 +300,7 @@ def calm(flow: Flow) -> str:
     """Return one line on a gradient that is neither too small nor too large anywhere on its way."""
     if len(flow.order) < 2:
         only = flow.name(flow.order[0])
-        return "there is one layer only" if flow.step.depth == 1 else f"only {only} has an output gradient"
+        return "there is one layer only" if flow.step.depth == 1 else f"only {only} has a gradient"
     told: list[str] = []
     covered: set[int] = set()
     # Of the two lines of a stack the one that changes more.
@@ -316,7 +314,7 @@ def calm(flow: Flow) -> str:
             return course(line)
         told.append(f"{power(line.total)} from {line.labels[-1]} to {line.labels[line.first]}")
     if told:
-        return f"towards the input the output gradient changes by {', '.join(told)}"
+        return f"towards the input the gradient changes by {', '.join(told)}"
     value = flow.by_module()
     lowest = [row for row in flow.sources if np.isfinite(value[row]) and row not in flow.ends]
     if not lowest:

@@ -29,16 +29,16 @@ def points(steps: Iterable[int], series: Mapping[str, Values]) -> Points:
             yield step, drawable
 
 
-def profile_points(step: Step) -> Points:
-    """Yield the scalars ``profile/log10_…`` of one recorded step, with step = layer."""
+def profile_points(step: Step, group: str = "profile") -> Points:
+    """Yield the scalars ``profile/log10_…``, or those of another group, of one recorded step, with step = layer."""
     quantities = [quantity for quantity in QUANTITIES[:3] if quantity in step.log10]
-    return layer_points({f"log10_{quantity}": step.profile(quantity) for quantity in quantities})
+    return layer_points({f"log10_{quantity}": step.profile(quantity) for quantity in quantities}, group)
 
 
-def layer_points(profiles: Mapping[str, Array]) -> Points:
-    """Yield the scalars ``profile/…`` with step = layer."""
+def layer_points(profiles: Mapping[str, Array], group: str = "profile") -> Points:
+    """Yield the scalars ``profile/…``, or those of another group, with step = layer."""
     # Rounded to what float32 shows, so that the log of 1 is 0 and not -0.
-    series = {f"profile/{key}": np.round(values, 9) + 0.0 for key, values in profiles.items()}
+    series = {f"{group}/{key}": np.round(values, 9) + 0.0 for key, values in profiles.items()}
     return points(range(1, max(map(len, series.values()), default=0) + 1), series)
 
 

@@ -9,6 +9,16 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def loss_text(loss: float) -> str:
+    """Return a loss with three decimals, so that losses can be compared with each other and with that of guessing.
+
+    Examples:
+        >>> loss_text(2.3), loss_text(0.01234), loss_text(1e-5), loss_text(2.5e11)
+        ('2.300', '0.012', '1e-05', '2.5e+11')
+    """
+    return f"{loss:.3f}" if 1e-3 <= abs(loss) < 1e4 or loss == 0 else f"{loss:.3g}"
+
+
 def number(value: float) -> str:
     """Return three digits of a number, large ones up to a million as ``24,300``.
 

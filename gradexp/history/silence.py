@@ -34,7 +34,7 @@ def without_values(step: Step) -> list[Finding]:
     if not statuses:
         return []
     status, count = statuses.most_common(1)[0]
-    text = f"no layer shows an output gradient ({status} in {count} of {step.depth})"
+    text = f"no layer shows a gradient ({status} in {count} of {step.depth})"
     return [Finding("unknown", text, severity=2)]
 
 

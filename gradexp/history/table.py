@@ -101,7 +101,7 @@ class _Rows:
         largest = ", largest of each block" if len(blocks) < len(rows) else ""
         height = "a decade" if self.scale.step < 1.05 else f"{self.scale.step:.1f} decades"
         return [
-            *wrapped(f"output gradient, input to output{largest} (a height: {height})", width),
+            *wrapped(f"back-propagated gradient ∂L/∂z, input to output{largest} (a height: {height})", width),
             self.scale.heights(log10, seen, width),
             *([left + " " * gap + right] if gap > 0 else [left, f"{right:>{width}}"]),
             "",
@@ -124,7 +124,7 @@ class _Rows:
             lines += ["", *layout.lines()]
             rest = layout.rest
         if left_out:
-            lines += wrapped(f"(no room for {', '.join(left_out)}: see to_dataframe())", width)
+            lines += wrapped(f"(not shown: {', '.join(left_out)}; see to_dataframe())", width)
         return lines
 
     def _folds(self) -> list[Fold]:

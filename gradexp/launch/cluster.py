@@ -18,17 +18,20 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
+from gradexp import own_parts
+from gradexp.choices import ConfigError
 from gradexp.cli.command import prepare_worker
 from gradexp.cli.composing import without_hydra
 from gradexp.cli.hydra_internals import Callbacks
 from gradexp.cli.interruptions import Interruptions
+from gradexp.cli.objective import handed_over
 from gradexp.config import Config, as_dict
-from gradexp.launch.ensemble import alike, checked, compose, run_jobs
+from gradexp.launch.ensemble import alike, checked, composed, run_jobs
 from gradexp.runs import stacks
 from gradexp.runs.progress import Progress
 from gradexp.runs.summary import unstarted_summary
-from gradexp.sinks.console import job_line
 from gradexp.sinks.files import write_summary
+from gradexp.sinks.job_line import job_line
 from gradexp.sweeps.folder import interrupt, read_job
 
 
@@ -41,17 +44,20 @@ class Task:
         function: What a job does.
         jobs: Their composed configs.
         directory: The folder in which the command was called; relative paths start there.
+        typed: Somebody's own parts that the jobs may import.
     """
 
     callbacks: Callbacks
     function: TaskFunction
     jobs: Sequence[DictConfig]
     directory: Path
+    typed: own_parts.Typed
 
 
 def run_task(task: Task) -> None:
     """Run the jobs of a task; on SIGTERM, SIGINT or SIGUSR2 complete their files and come to an end."""
     prepare_worker()
+    task.typed.allow()
     context = HydraContext(config_loader=cast(Any, None), callbacks=task.callbacks)  # all is composed
     with suppress(OSError):
         os.chdir(task.directory)
@@ -59,7 +65,7 @@ def run_task(task: Task) -> None:
         # Slurm's early sign that the time is over, or that others need the node.
         signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGTERM))
         try:
-            run_jobs(context, task.function, task.jobs)
+            run_jobs(context, task.function, task.jobs.__getitem__, len(task.jobs))
         except KeyboardInterrupt:
             for job in task.jobs:  # the command may not be there any more to say so
                 run = read_job(_folder(job))
@@ -97,17 +103,15 @@ def launch(launcher: Any, engine: Engine, job_overrides: Sequence[Sequence[str]]
         ConfigError: If there is no such cluster, or it refuses the tasks.
         KeyboardInterrupt: Passed on once the tasks have ended.
     """
-    jobs = compose(launcher, job_overrides, first)
+    jobs = list(map(composed(launcher, job_overrides, first), range(len(job_overrides))))
     folder = Path(str(jobs[0].hydra.sweep.dir)).absolute()
     for job in jobs:
         with open_dict(job):
             job.hydra.sweep.dir = str(folder)  # whatever the directory of the process that runs it
     configs = [checked(job) for job in jobs]
     groups = stacks.cluster_tasks(configs, launcher.jobs_per_task, alike(jobs))
-    tasks = [
-        Task(launcher.hydra_context.callbacks, launcher.task_function, [jobs[index] for index in group], Path.cwd())
-        for group in groups
-    ]
+    shared = (launcher.hydra_context.callbacks, launcher.task_function)
+    tasks = [Task(*shared, [jobs[index] for index in group], Path.cwd(), own_parts.allowed()) for group in groups]
     quiet = all(config is None or config.quiet for config in configs)
     console = Console(highlight=False, emoji=False)
     progress = Progress(quiet=quiet, console=console)
@@ -168,7 +172,8 @@ def _settle(job: DictConfig, config: Config | None, reason: str | None, console:
             content = interrupt(run, reason)
     if content["status"] != "complete":
         print(f"{folder.name}: {content['error']}", file=sys.stderr)  # noqa: T201
-        return JobReturn(status=JobStatus.FAILED)
+        return JobReturn(status=JobStatus.FAILED, _return_value=ConfigError(content["error"]))
     if config is None or not config.quiet:
-        console.print(job_line(folder.name, content), markup=False, soft_wrap=True)
-    return JobReturn(status=JobStatus.COMPLETED)
+        console.print(job_line(folder.name, content, console.width), soft_wrap=True)
+    key = None if config is None else config.objective
+    return JobReturn(status=JobStatus.COMPLETED, _return_value=handed_over(key, content, job.hydra.sweeper))

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,29 +12,38 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from gradexp.choices import ConfigError
-from gradexp.cli.composing import ahead_of_its_job, to_config
+from gradexp.cli.composing import config_of_job
 from gradexp.config import Config
 from gradexp.runs import stacks
 from gradexp.runs.experiment import run_stack
 from gradexp.runs.progress import Progress
 from gradexp.runs.result import Result
+from gradexp.runs.sweep_bar import count_job
 
 
-def compose(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[DictConfig]:
-    """Return the config of each job that Hydra hands to a launcher, numbered from ``first`` on."""
+def composed(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> Callable[[int], DictConfig]:
+    """Return a function that composes the config of a job that Hydra hands to a launcher, numbered from ``first`` on.
+
+    They are not kept, since those of 2,000 jobs would fill a gigabyte.
+    """
     loader: ConfigLoader = launcher.hydra_context.config_loader
-    jobs = []
-    for number, overrides in enumerate(job_overrides, first):
-        job = loader.load_sweep_config(launcher.config, list(overrides))
+
+    def job_of(index: int) -> DictConfig:
+        job = loader.load_sweep_config(launcher.config, list(job_overrides[index]))
         with open_dict(job):
-            job.hydra.job.id = str(number)
-            job.hydra.job.num = number
-        jobs.append(job)
-    return jobs
+            job.hydra.job.id = str(first + index)
+            job.hydra.job.num = first + index
+        return job
+
+    return job_of
 
 
 def run_jobs(
-    context: HydraContext, task: TaskFunction, jobs: Sequence[DictConfig], most: int | None = None
+    context: HydraContext,
+    task: TaskFunction,
+    job_of: Callable[[int], DictConfig],
+    count: int,
+    most: int | None = None,
 ) -> list[JobReturn]:
     """Run jobs one after the other; the first of a chunk waits for the whole chunk's stack to be trained.
 
@@ -44,23 +53,28 @@ def run_jobs(
     Args:
         context: Hydra's context.
         task: What a job does.
-        jobs: Their composed configs.
+        job_of: A function that returns the composed config of each.
+        count: How many there are.
         most: The largest number of jobs of a stack; None: worked out from the free memory.
     """
     setup_globals()
-    settings = jobs[0].hydra
+    settings = job_of(0).hydra
     configure_log(settings.hydra_logging, settings.verbose)
-    configs = [checked(job) for job in jobs]
-    chunk_of = _plan(configs, alike(jobs), most)
+    configs, environments = [], []
+    for index in range(count):
+        job = job_of(index)
+        configs.append(checked(job))
+        environments.append(_environment(job))
+    chunk_of = _plan(configs, list(map(_text, environments)), most)
 
     ready: dict[int, Result] = {}
     runs: list[JobReturn] = []
     interruption: KeyboardInterrupt | None = None
-    for index, job in enumerate(jobs):
+    for index in range(count):
         chunk = chunk_of[index]
         if len(chunk) > 1 and index == chunk[0]:
             results: list[Result] = []
-            with env_override(_environment(job)):
+            with env_override(environments[index]):
                 try:
                     _train(configs, chunk, results)
                 except KeyboardInterrupt as raised:
@@ -74,13 +88,15 @@ def run_jobs(
                 end = run_job(
                     hydra_context=context,
                     task_function=task,
-                    config=job,
+                    config=job_of(index),
                     job_dir_key="hydra.sweep.dir",
                     job_subdir_key="hydra.sweep.subdir",
                 )
             except KeyboardInterrupt as raised:  # jobs whose results are ready get their files all the same
                 interruption = interruption or raised
                 continue
+            finally:
+                count_job()
         end.cfg = end.hydra_cfg = None  # of hundreds of jobs they would add up
         runs.append(end)
         configure_log(settings.hydra_logging, settings.verbose)  # run_job leaves the job's own in place
@@ -92,8 +108,8 @@ def run_jobs(
 def checked(job: DictConfig) -> Config | None:
     """Return the options of a job, or None if they cannot work, which its own run will tell."""
     try:
-        with ahead_of_its_job(job), env_override(_environment(job)):
-            config: Config = to_config(job)
+        with env_override(_environment(job)):
+            config: Config = config_of_job(job)
             return config
     except Exception:
         return None
@@ -101,7 +117,11 @@ def checked(job: DictConfig) -> Config | None:
 
 def alike(jobs: Sequence[DictConfig]) -> list[str]:
     """Return a text for each job, which those of one stack share: its environment variables."""
-    return [json.dumps(_environment(job), sort_keys=True) for job in jobs]
+    return [_text(_environment(job)) for job in jobs]
+
+
+def _text(environment: dict[str, str]) -> str:
+    return json.dumps(environment, sort_keys=True)
 
 
 def _environment(job: DictConfig) -> dict[str, str]:
@@ -125,8 +145,9 @@ def _plan(configs: Sequence[Config | None], shared: Sequence[str], most: int | N
 def _train(configs: Sequence[Config | None], chunk: Sequence[int], results: list[Result]) -> None:
     """Fill a list with the results of a chunk; leave it empty, so that jobs run alone, if training together fails."""
     together = [config for index in chunk if (config := configs[index]) is not None]
+    progress = Progress(f"{len(chunk)} networks: ", together[0].quiet, jobs=len(chunk))
     try:
-        run_stack(together, [Progress(f"{len(chunk)} networks: ", together[0].quiet)], results)
+        run_stack(together, [progress], results)
     except ConfigError:  # of the data or the device, which each job will say
         results.clear()
     except Exception as error:

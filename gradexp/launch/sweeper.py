@@ -7,17 +7,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import OmegaConf, open_dict
 from rich.console import Console
 
 from gradexp.choices import ConfigError
-from gradexp.cli.composing import ahead_of_its_job, expand, hash_of_job
+from gradexp.cli.composing import expand, hash_of_job
 from gradexp.cli.errors import error_line
-from gradexp.sweeps.folder import alone_in, folder_name, mark_interrupted, plan
+from gradexp.launch.composer import Composer
+from gradexp.runs.sweep_bar import count_job, sweep_bar
+from gradexp.sweeps.folder import alone_in, job_folder_name, mark_interrupted, plan
 
 
 def sweep(sweeper: Any, arguments: list[str]) -> None:
@@ -43,17 +43,16 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
         ):
             if not (most is None and or_null) and not (isinstance(most, int) and most >= 1):
                 raise ConfigError(f"{key} must be at least 1{or_null}, got {most}")
-        loader = sweeper.hydra_context.config_loader = _ComposeOnce(sweeper.hydra_context.config_loader)
-        composed = [loader.compose(sweeper.config, overrides) for overrides in jobs]
+        loader = sweeper.hydra_context.config_loader = Composer(sweeper.hydra_context.config_loader)
         names = _names(sweeper, jobs)
 
         def folder_of(index: int, number: int) -> str:
-            job = composed[index]
+            job = loader.compose(sweeper.config, jobs[index])
             with open_dict(job):
                 job.hydra.job.num, job.hydra.job.override_dirname = number, names[index]
-            return folder_name(str(job.hydra.sweep.subdir))
+            return job_folder_name(str(job.hydra.sweep.subdir))
 
-        planned = plan(folder, _hashes(composed), folder_of)
+        planned = plan(folder, _hashes(sweeper, jobs), folder_of)
         again = f", {planned.again} to run again" if planned.again else ""
         done = f"{planned.complete} complete{again}, " if planned.complete or planned.again else ""
         total = planned.complete + len(planned.folders)
@@ -62,13 +61,12 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
             f"sweep     {total} jobs in {folder}: {done}{planned.new} new{twice}", markup=False, soft_wrap=True
         )
         OmegaConf.save(sweeper.config, folder / "multirun.yaml")
-        batch = []
-        for index, name in planned.folders.items():
-            batch.append([*jobs[index], f"hydra.sweep.subdir={QuotedString(name, Quote.single).with_quotes()}"])
-            loader.keep(batch[-1], composed[index], name)
-        composed.clear()  # the loader hands them out, and then they are to go
+        batch = [loader.place(jobs[index], name, names[index]) for index, name in planned.folders.items()]
+        # Lines of other processes would not stay above the bar, and clusters have their own.
+        in_process = type(sweeper.launcher).__name__ in ("BasicLauncher", "EnsembleLauncher")
         try:
-            failed = _launch(sweeper, batch, folder)
+            with sweep_bar(len(batch), console, in_process and not sweeper.config.get("quiet")):
+                failed = _launch(sweeper, batch, folder)
         except ConfigError:  # of the launcher's options
             raise
         except Exception as error:  # not of a job: no folder can be made, or the system killed a worker process
@@ -116,21 +114,22 @@ def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
         for at in range(0, len(batch), most):
             ends: Sequence[JobReturn] = sweeper.launcher.launch(batch[at : at + most], at)
             failed += sum(end.status is not JobStatus.COMPLETED for end in ends)
+            if alone:  # an ensemble counts its own
+                count_job()
     except KeyboardInterrupt:
         mark_interrupted(folder)
         raise
     return failed
 
 
-def _hashes(composed: Sequence[DictConfig]) -> list[str]:
+def _hashes(sweeper: Any, jobs: Sequence[Sequence[str]]) -> list[str]:
     """Return what each job is known by; a job whose options cannot work will say so itself, unless all are such."""
     hashes, mistakes = [], []
-    for job in composed:
-        with ahead_of_its_job(job):
-            job_hash, mistake = hash_of_job(job)
+    for overrides in jobs:
+        job_hash, mistake = hash_of_job(sweeper.hydra_context.config_loader.compose(sweeper.config, overrides))
         hashes.append(job_hash)
         mistakes += [mistake] if mistake else []
-    if len(mistakes) == len(composed):
+    if len(mistakes) == len(jobs):
         raise ConfigError(mistakes[0])
     return hashes
 
@@ -145,7 +144,7 @@ def _names(sweeper: Any, jobs: Sequence[Sequence[str]]) -> list[str]:
     if len(jobs) == 1:
         shared = {text for text in jobs[0] if text.partition("=")[0] in left_out}
     differing = ([text for text in job if text not in shared] for job in jobs)
-    return [",".join(sorted(texts)) for texts in differing]
+    return [",".join(sorted(texts)).replace("\\:", ":") for texts in differing]  # as own parts are typed
 
 
 def _share_cores(sweeper: Any) -> None:
@@ -154,38 +153,3 @@ def _share_cores(sweeper: Any) -> None:
     if settings is not None and settings.get("n_jobs") in (None, -1):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         settings["n_jobs"] = max(1, cores // (sweeper.config.get("threads") or 1))
-
-
-class _ComposeOnce:
-    """A config loader that hands a launcher what the sweeper has composed: composing takes longer than a job's files.
-
-    Each config is handed out once, since a job changes its own.
-    """
-
-    def __init__(self, loader: ConfigLoader) -> None:
-        self._loader = loader
-        self._kept: dict[tuple[str, ...], DictConfig] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self._loader, name)
-
-    def __reduce__(self) -> Any:
-        """Leave the configs behind: a worker process composes its own."""
-        return _ComposeOnce, (self._loader,)
-
-    def compose(self, master: DictConfig, overrides: Sequence[str]) -> DictConfig:
-        """Compose the config of a job."""
-        return self._loader.load_sweep_config(master, list(overrides))
-
-    def keep(self, overrides: Sequence[str], composed: DictConfig, name: str) -> None:
-        """Keep a config, with the job's folder in it, for a launcher that asks for these overrides."""
-        with open_dict(composed):
-            composed.hydra.sweep.subdir = name
-        self._kept[tuple(overrides)] = composed
-
-    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
-        """Return the config of a job."""
-        kept = self._kept.pop(tuple(sweep_overrides), None)
-        return kept if kept is not None else self.compose(master_config, sweep_overrides)

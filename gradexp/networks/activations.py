@@ -1,12 +1,16 @@
 """Activations φ with their derivatives, and the straight lines that they follow near 0 and far out."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from gradexp.own_parts import OwnPart
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,22 @@ class Activation:
 
 
 def activation(name: str, negative_slope: float = 0.01) -> Activation:
-    """Return a built-in activation by name.
+    """Return an activation by name.
 
     Args:
-        name: A key of ``ACTIVATIONS``.
+        name: A key of ``ACTIVATIONS``, or an own part.
         negative_slope: The slope below 0 of ``leaky_relu``; the others have none.
 
     Raises:
         ValueError: If there is no activation of that name.
+        ConfigError: If an own part is no activation.
 
     Examples:
         >>> activation("relu")(torch.tensor([-1.0, 2.0]))
         tensor([0., 2.])
     """
+    if isinstance(name, OwnPart):
+        return _own(name)
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation '{name}'; choose one of {', '.join(ACTIVATIONS)}")
     if name == "leaky_relu":
@@ -121,6 +128,43 @@ def as_activation(
     # A ratio, since a wave has no slope there; a function that grows less than |z| has slope 0.
     far_below, far_above = (function(far) / far).round(decimals=12).tolist()
     return replace(made, slopes_at_zero=(below, above), slopes_at_infinity=(far_below, far_above))
+
+
+# Theory keeps what it has found of an activation, and knows it by its identity.
+@functools.lru_cache(maxsize=64)
+def _own(part: OwnPart) -> Activation:
+    """Return an own part as an activation; its attribute ``kinks`` names every z at which φ or a derivative jumps.
+
+    Raises:
+        ConfigError: If it raises, or is not elementwise, differentiable and finite where units begin.
+    """
+    phi: Any = part.function
+    if isinstance(phi, Activation):
+        return phi
+    if isinstance(phi, nn.Module) and any(True for _ in phi.parameters()):
+        raise part.mistake("has parameters of its own, which a run would not train")
+
+    z = torch.linspace(-3, 3, 13, dtype=torch.float64)
+    with part.named():
+        value = phi(z.clone().requires_grad_().clone())  # it may work in place
+    if not isinstance(value, Tensor):
+        raise part.mistake(f"returns {type(value).__name__}, not a tensor")
+    if value.shape != z.shape:
+        raise part.mistake(f"returns shape {tuple(value.shape)} for {tuple(z.shape)}, and must act on each element")
+    if not value.isfinite().all():
+        at = z[~value.isfinite()][0].item()
+        raise part.mistake(f"returns {value[~value.isfinite()][0].item()} at z = {at:g}, and must be finite")
+    if not value.requires_grad and not torch.equal(value, value[:1].expand_as(value)):
+        raise part.mistake("has no derivative that autograd knows: use torch's functions, not numpy's, nor detach()")
+    try:
+        return as_activation(lambda z: _forward(part, phi, z), kinks=tuple(getattr(phi, "kinks", ())))
+    except ValueError as error:
+        raise part.mistake("must act on each element alone, and always alike") from error
+
+
+def _forward(part: OwnPart, phi: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    with part.named():
+        return phi(z)
 
 
 def _tanh_slope(z: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from gradexp.networks.inits import (
     Source,
     draw,
     fans,
+    find_scheme,
     lsuv_,
     orthogonal_,
     scheme_name,
@@ -28,6 +29,7 @@ from gradexp.networks.lsuv import scale_to_unit_variance
 from gradexp.networks.matrices import Layer, Weight
 from gradexp.networks.places import Place, Plan, plan
 from gradexp.numerics import seeds
+from gradexp.own_parts import OwnPart
 
 Model = TypeVar("Model", bound=nn.Module)
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -118,13 +120,18 @@ def initialize(
         filled    1  biases, 1 in the forget gate: bias_ih_l0
         filled    1  biases: bias_hh_l0
     """
-    scheme = init if not isinstance(init, str) and callable(init) else INITS[scheme_name(init, options)].fill
-    if isinstance(init, str):
-        check_init_options(options)
-    options |= asked_for(scheme, activation=activation, negative_slope=negative_slope)
+    facts: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope}
+    if isinstance(init, OwnPart):
+        scheme: Callable[..., Any] = find_scheme(init, options)[0].fill
+        options |= init.facts(**facts)
+    else:
+        scheme = init if not isinstance(init, str) and callable(init) else INITS[scheme_name(init, options)].fill
+        if isinstance(init, str):
+            check_init_options(options)
+        options |= asked_for(scheme, **facts)
     if sigma_b2 is not None and not 0 <= sigma_b2 < math.inf:
         raise ValueError(f"sigma_b2 must be at least 0, got {sigma_b2}")
-    if activation is not None:
+    if activation is not None and not isinstance(activation, OwnPart):
         check_choice("activation", activation, ACTIVATIONS)
     patterns: dict[str, Any] = {
         "skip": skip,

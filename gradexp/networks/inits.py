@@ -14,6 +14,7 @@ schemes, each with the law of its weights, from which theory predicts a network 
 import functools
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gradexp.choices import DISTRIBUTIONS, INIT_OPTIONS, MODES, check_choice
+from gradexp.numerics.seeds import steady
 from gradexp.numerics.square_sum import log_square_sum
+from gradexp.own_parts import OwnPart
 
 Source = Generator | None
 
@@ -306,6 +309,36 @@ def scheme_name(init: str, options: Mapping[str, Any]) -> str:
         if option not in allowed:
             raise ValueError(f"init '{init}' has no option '{option}'; it takes {', '.join(allowed)}")
     return name
+
+
+def find_scheme(init: str, options: Mapping[str, Any]) -> tuple["Scheme", dict[str, Any]]:
+    """Return a scheme and all of its options, those that are not given with their defaults.
+
+    Raises:
+        ValueError: If there is no such scheme, or it does not have one of the options.
+    """
+    if isinstance(init, OwnPart):
+        return Scheme(functools.partial(_fill_by, init), getattr(init.function, "law", None)), dict(options)
+    name = scheme_name(init, options)
+    return INITS[name], {**INIT_OPTIONS[name], **options}
+
+
+def _fill_by(part: OwnPart, weight: Tensor, *, generator: Source = None, **options: Any) -> Tensor:
+    """Fill a weight by an own part, the same for the same generator even where the part does not take one.
+
+    Raises:
+        ConfigError: If it raises, or leaves weights unset or not finite.
+    """
+    weight.fill_(math.nan)
+    takes = part.facts(generator=generator)
+    with part.named(), nullcontext() if takes else steady(generator):
+        part.function(weight, **takes, **options)
+    if weight.isfinite().all():
+        return weight
+    shape = f"a weight of shape {tuple(weight.shape)}"
+    if weight.isnan().all():
+        raise part.mistake(f"leaves {shape} unset: it must fill it in place")
+    raise part.mistake(f"puts nan or inf into {shape}")
 
 
 def fans(weight: Tensor) -> tuple[int, int]:

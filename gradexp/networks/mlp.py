@@ -1,7 +1,8 @@
 """The MLP: one network, or a stack of independent ones computed together."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -23,6 +24,17 @@ def check_architecture(normalization: str, residual: str, widths: Sequence[int])
     hidden = list(widths[1:-1])
     if residual != "none" and len(set(hidden)) > 1:
         raise ValueError(f"residual={residual!r} needs hidden layers of equal width, got {hidden}")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Leave out what a model does in training mode only, such as dropout."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 class StackedLinear(nn.Module):
@@ -116,6 +128,9 @@ class MLP(nn.Module):
     network starts as a shallow one (ReZero: Bachlechner et al., 2020, arXiv:2003.04887; SkipInit: De & Smith,
     2020, arXiv:2002.10444). The last layer is never residual.
 
+    With ``dropout`` each φ(zˡ) is 0 with that probability, and else divided by what is left of 1, in training mode
+    only (Srivastava et al., 2014). Each network takes its masks from a generator of its own, ``mask_sources``.
+
     One network and a stack run through the same code, and a network computes the same alone as in a stack.
 
     Args:
@@ -127,9 +142,10 @@ class MLP(nn.Module):
         device: The parameters' device.
         dtype: The parameters' number format.
         draw: Whether to draw weights, as ``nn.Linear`` does; False leaves them to be filled in next.
-        normalization: ``"none"``, ``"batch"`` (over the samples, for each unit) or ``"layer"`` (over the units of
-            each sample).
+        normalization: ``"none"``, ``"batch"`` (over the samples, for each unit), ``"layer"`` or ``"rms"`` (over the
+            units of each sample).
         residual: ``"none"``, ``"plain"``, ``"depth"`` or ``"zero"``.
+        dropout: The probability with which a unit is 0 in training mode, at least 0 and below 1.
 
     Raises:
         ValueError: If fewer than two widths are given, a width or ``networks`` is below 1, the activation or an
@@ -152,8 +168,11 @@ class MLP(nn.Module):
         draw: bool = True,
         normalization: str = "none",
         residual: str = "none",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
         if networks < 1:
@@ -164,6 +183,8 @@ class MLP(nn.Module):
         self.activation = as_activation(activation, negative_slope)
         self.normalization = normalization
         self.residual = residual
+        self.dropout = dropout
+        self.mask_sources: list[torch.Generator] | None = None  # None: torch's global generator
         branches = {"none": 1.0, "plain": 1.0, "depth": 1 / math.sqrt(self.depth), "zero": None}
         self.layers = nn.ModuleList(
             StackedLinear(
@@ -217,6 +238,7 @@ class MLP(nn.Module):
             draw=False,
             normalization=self.normalization,
             residual=self.residual,
+            dropout=self.dropout,
         )
         with torch.no_grad():
             for new, old in zip(other.parameters(), parameters, strict=True):
@@ -235,10 +257,20 @@ class MLP(nn.Module):
         z = x.expand(self.networks, *x.shape) if x.dim() == 2 else x
         for index, layer in enumerate(self.layers):
             a = self.activation(normalize(z, self.normalization)) if index else z
+            if index and self.dropout and self.training:
+                a = self._masked(a)
             z = layer(a, z) if self.has_skip(index) else layer(a)
         return z.squeeze(0) if x.dim() == 2 and self.networks == 1 else z
 
+    def _masked(self, a: Tensor) -> Tensor:
+        """Return a with some units 0 and the others larger, so that the mean stays."""
+        sources: Sequence[torch.Generator | None] = self.mask_sources or [None] * self.networks
+        # On the CPU and in float32, so that a seed is the same training on any device and in any format.
+        drawn = [torch.rand(a.shape[1:], generator=source, device="cpu") for source in sources]
+        kept = (torch.stack(drawn) >= self.dropout).to(a.device)
+        return a * kept / (1 - self.dropout)
+
     def extra_repr(self) -> str:
-        """Return normalisation and residual for ``repr``."""
-        choices = {"normalization": self.normalization, "residual": self.residual}
+        """Return normalisation, residual and dropout for ``repr``."""
+        choices = {"normalization": self.normalization, "residual": self.residual, "dropout": self.dropout or "none"}
         return ", ".join(f"{key}={value}" for key, value in choices.items() if value != "none")

@@ -77,7 +77,7 @@ class OneNode:
 
     def __init__(self, model: MLP) -> None:
         if not can_be_one_node(model):
-            raise ValueError("only an MLP with normalization='none' and residual='none' is written out as one node")
+            raise ValueError("only an MLP without normalization, residual and dropout is written out as one node")
         self.networks = model.networks
         self.depth = model.depth
         self.names = [f"layers.{layer}" for layer in range(model.depth)]
@@ -171,7 +171,7 @@ class _Passes(torch.autograd.Function):
 
 def can_be_one_node(model: nn.Module) -> bool:
     """Return whether a model's passes can be written out."""
-    return type(model) is MLP and model.normalization == model.residual == "none"
+    return type(model) is MLP and model.normalization == model.residual == "none" and not model.dropout
 
 
 @torch.no_grad()

@@ -1,7 +1,11 @@
 """Random numbers: one generator per purpose, so that no choice shifts the draws of another."""
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -24,3 +28,25 @@ def generator(seed: int, purpose: str) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@contextmanager
+def steady(source: torch.Generator | None) -> Iterator[None]:
+    """Let torch's, numpy's and Python's global generators begin alike for alike sources, and put them back.
+
+    For functions that are not ours and draw from those; None lets them draw from where they are.
+    """
+    if source is None:
+        yield
+        return
+    states = np.random.get_state(), random.getstate()
+    seed = int(torch.randint(2**31, (), generator=source))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])

@@ -23,7 +23,7 @@ MARKS = {
     "interrupted": "–",
     "running": "…",
 }
-_SAID = {"agrees": "theory agrees", "deviates": "theory deviates"}
+_SAID = {"nonfinite": "inf or nan", "agrees": "theory agrees", "deviates": "theory deviates"}
 
 
 class Note(Protocol):

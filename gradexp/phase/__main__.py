@@ -109,6 +109,7 @@ def job(config: PhaseConfig, folder: Path, _overrides: list[str], _interruptions
         b2 = low + (high - low) * np.linspace(0, 1, config.rows) ** 2
         diagram = plane.phase_plane(config.activation, w2, b2, config.negative_slope, progress)
     plane.write_plane(folder / "phase.csv", diagram)
+    console.print(f"edge      {_edge(config)}", markup=False)
     dots = []
     if config.measure:
         across, up = _inside(config.sigma_w2, config.dots[0]), _inside(config.sigma_b2, config.dots[1])
@@ -116,7 +117,10 @@ def job(config: PhaseConfig, folder: Path, _overrides: list[str], _interruptions
         with _progress(console, "networks in the plane") as progress:
             dots = plane.measure_dots(config.activation, points, *size, progress)
         plane.write_rows(folder / "dots.csv", dots)
+    current = Path.cwd()
+    path = folder.relative_to(current) if folder.is_relative_to(current) else folder
     save(phase_figure(diagram, dots), folder / "phase", _DPI)
+    console.print(f"picture   {path}/phase.png", markup=False, soft_wrap=True)
     with _progress(console, "weight scales") as progress:
         ends: tuple[float, float] = (config.weight_scale[0], config.weight_scale[1])
         lines, markers = (np.geomspace(*ends, count) for count in (61, 17))
@@ -124,10 +128,26 @@ def job(config: PhaseConfig, folder: Path, _overrides: list[str], _interruptions
         scales = plane.weight_scales(list(names), lines, markers, *size, progress)
     plane.write_rows(folder / "critical_region.csv", scales)
     save(weight_scale_figure(scales), folder / "critical_region", _DPI)
-    current = Path.cwd()
-    path = folder.relative_to(current) if folder.is_relative_to(current) else folder
-    console.print(f"pictures  {path}/phase.png, critical_region.png", markup=False, soft_wrap=True)
-    console.print("          and each as .svg, with its numbers as .csv", markup=False)
+    console.print(f"picture   {path}/critical_region.png", markup=False, soft_wrap=True)
+    console.print("          each also as .svg, with its numbers as .csv", markup=False)
+
+
+def _edge(config: PhaseConfig) -> str:
+    """Return where chi_1 = 1, at three variances of the biases, in words."""
+    from gradexp import theory
+
+    low, high = config.sigma_b2
+    places = [low + share * (high - low) for share in (0.0, 0.1, 0.4)]
+    found = []
+    for sigma_b2 in places:
+        try:
+            weight = theory.critical_sigma_w2(config.activation, sigma_b2, negative_slope=config.negative_slope)
+        except ValueError:  # there is none
+            found.append("none")
+        else:
+            found.append(f"{weight:.2f}")
+    biases = ", ".join(f"{sigma_b2:.3g}" for sigma_b2 in places)
+    return f"of chaos: sigma_w2 = {', '.join(found)} at sigma_b2 = {biases}"
 
 
 def _inside(ends: list[float], count: int) -> list[float]:
@@ -142,9 +162,9 @@ def _progress(console: "Console", activity: str) -> "Iterator[Progress | None]":
     if not console.is_terminal:
         yield None
         return
-    from gradexp.runs.progress import progress_bar  # loads rich
+    from gradexp.runs.bar import Bar  # loads rich
 
-    with progress_bar(console) as bar:
+    with Bar(console) as bar:
         task = bar.add_task(activity, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradexp.numerics.formats import limits
-from gradexp.plotting import COLOURS, powers_of_ten
+from gradexp.plotting import COLOURS, STABLE, powers_of_ten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,7 +102,7 @@ def weight_scale_figure(scales: Sequence["WeightScalePoint"], decades: float = 3
 
     Args:
         scales: Predictions (dashed lines) and measurements (markers).
-        decades: Half the height of the window in which a network can be trained, in powers of ten.
+        decades: Powers of ten within which a gradient counts as stable.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -133,16 +133,16 @@ def weight_scale_figure(scales: Sequence["WeightScalePoint"], decades: float = 3
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     powers_of_ten(axes)
     axes.axhspan(-decades, decades, color=COLOURS[2], alpha=0.25, linewidth=0)
-    axes.text(low * 1.02, 0, "trainable window", va="center", fontsize=9)
+    axes.text(low * 1.02, 0, STABLE.format(decades), va="center", fontsize=9)
     left: dict[str, Any] = {"x": low * 1.02, "ha": "left"}
     right: dict[str, Any] = {"x": high / 1.02, "ha": "right"}
     for edge, end, text, place in (
-        (_LARGEST_FLOAT32, top, "float32 overflows", left),
-        (_SMALLEST_FLOAT32, -top, "float32 underflows", right),
+        (_LARGEST_FLOAT32, top, "inf in float32", {**left, "va": "top"}),
+        (_SMALLEST_FLOAT32, -top, "0 in float32", {**right, "va": "bottom"}),
     ):
         if abs(edge) < top:
             axes.axhspan(edge, end, color="#888888", alpha=0.25, linewidth=0)
-            axes.text(y=(edge + end) / 2, s=text, va="center", fontsize=9, **place)
+            axes.text(y=edge, s=text, fontsize=9, **place)  # beside the band, which may be thin
     axes.set_xlabel(r"weight scale $\lambda$")
     axes.set_ylabel(rf"$\|\delta^1\|\,/\,\|\delta^{{{depth}}}\|$: gradient at layer 1 over layer {depth}")
     axes.set_title(f"Critical region of {depth} layers of {width} units")

@@ -21,8 +21,7 @@ from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP
 from gradexp.theory.critical import attracts, critical_line
 from gradexp.theory.mean_field import Moments, is_piecewise_linear
-
-QUANTITIES = ("q_star", "chi_1", "xi_q", "xi_c", "xi_grad", "c_star")
+from gradexp.theory.mean_field_grid import QUANTITIES, mean_fields
 
 Progress = Callable[[int, int], object]
 
@@ -100,19 +99,16 @@ def phase_plane(
         [[0.5, 1.0]]
     """
     phi = activation(name, negative_slope)
-    points = [(w2, b2) for b2 in sigma_b2 for w2 in sigma_w2]
-    values = []
-    for done, (w2, b2) in enumerate(points, 1):
-        point = theory.MeanField(phi, float(w2), float(b2))
-        values.append([getattr(point, quantity) for quantity in QUANTITIES])
-        if progress is not None:
-            progress(done, len(points))
-    table = np.array(values).reshape(len(sigma_b2), len(sigma_w2), -1)
+    w2, b2 = (
+        grid.ravel() for grid in np.meshgrid(np.asarray(sigma_w2, np.float64), np.asarray(sigma_b2, np.float64))
+    )
+    values = mean_fields(phi, w2, b2, progress)
+    shape = len(sigma_b2), len(sigma_w2)
     return PhaseDiagram(
         name,
         np.asarray(sigma_w2, dtype=np.float64),
         np.asarray(sigma_b2, dtype=np.float64),
-        {quantity: table[..., index] for index, quantity in enumerate(QUANTITIES)},
+        {quantity: values[quantity].reshape(shape) for quantity in QUANTITIES},
         _edge(name, negative_slope, max(sigma_b2)),
     )
 
@@ -194,15 +190,18 @@ def weight_scales(
         (26.2376, 26.2376)
     """
     kinds = [(name, weights) for name in names for weights in ("identity", "gaussian")]
+    # Drawn once: at another scale all weights are multiples of these.
+    drawn = (
+        {weights: _drawn(weights, width, depth, seeds) for weights in ("identity", "gaussian")} if len(dots) else {}
+    )
     total, points = len(kinds) * (len(scales) + len(dots)), list[WeightScalePoint]()
     for name, weights in kinds:
         for scale in map(float, [*scales, *dots]):
             is_dot = len(points) % (len(scales) + len(dots)) >= len(scales)
             measured = error = None
             if is_dot:
-                init, options = _INITS[weights](scale)
-                networks = seeds[:1] if weights == "identity" else seeds
-                _, error, measured = _measure(name, init, width, depth, networks, negative_slope, options)
+                stack = _scaled(drawn[weights], [width] * (depth + 1), name, scale, negative_slope)
+                _, error, measured = _profile(stack, width, seeds[: stack.networks])
                 error = None if error is None else error * (depth - 1) / (2 * math.log(10))
             predicted = _predict_scale(name, weights, scale, width, depth, negative_slope)
             points.append(WeightScalePoint(name, weights, scale, width, depth, predicted, measured, error))
@@ -211,10 +210,21 @@ def weight_scales(
     return points
 
 
-_INITS: dict[str, Callable[[float], tuple[str, dict[str, Any]]]] = {
-    "identity": lambda scale: ("identity", {"gain": scale}),
-    "gaussian": lambda scale: ("mean_field", {"sigma_w2": scale**2}),
-}
+def _drawn(weights: str, width: int, depth: int, seeds: Sequence[int]) -> MLP:
+    """Return networks at weight scale 1; of identities one, since all seeds have the same."""
+    init, networks = ("identity", 1) if weights == "identity" else ("mean_field", len(seeds))
+    stack = MLP([width] * (depth + 1), "linear", networks=networks, dtype=torch.float64, draw=False)
+    initialize(stack, init, seed=seeds[0])
+    return stack
+
+
+def _scaled(drawn: MLP, widths: Sequence[int], name: str, scale: float, negative_slope: float) -> MLP:
+    """Return networks with another activation, whose weights are multiples of these."""
+    stack = MLP(widths, name, networks=drawn.networks, negative_slope=negative_slope, dtype=torch.float64, draw=False)
+    with torch.no_grad():
+        for weight, source in zip(stack.parameters(), drawn.parameters(), strict=True):
+            torch.mul(source, scale, out=weight.data)
+    return stack
 
 
 def _predict_scale(
@@ -234,6 +244,11 @@ def _measure(
     widths = [width] * (depth + 1)
     stack = MLP(widths, name, networks=len(seeds), negative_slope=negative_slope, dtype=torch.float64, draw=False)
     initialize(stack, init, seed=seeds[0], **options)
+    return _profile(stack, width, seeds)
+
+
+def _profile(stack: MLP, width: int, seeds: Sequence[int]) -> tuple[float | None, float | None, float | None]:
+    """Return what ``_measure`` does, of networks that are drawn."""
     initial = exact_profile(stack, torch.ones(1, width, dtype=torch.float64), seeds=seeds).at()
     return initial.log_chi(), initial.log_chi_se(), initial.first_over_last("output_grad")
 

@@ -32,14 +32,19 @@ def job(config: Config, _folder: Path, overrides: list[str], _interruptions: Int
 
     torch.set_num_threads(1)  # tensors are small
     from rich.console import Console
+    from rich.text import Text
 
     from gradexp.predict.forecast import forecast
     from gradexp.predict.text import describe
+    from gradexp.sinks.badges import COLOURS
 
-    text = describe(forecast(config), overrides)
+    found = forecast(config)
+    text = Text(describe(found, overrides))
+    begin = text.plain.index(word := found.verdict.gradient)
+    text.stylize(f"bold reverse {COLOURS.get(word, '')}", begin, begin + len(word))
     console = Console(highlight=False)
     console.print(f"[bold]gradexp {__version__}[/bold]")
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 main = command(job, ABOUT)

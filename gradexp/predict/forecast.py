@@ -15,6 +15,7 @@ from gradexp import theory
 from gradexp.config import Config, as_dict
 from gradexp.history.sentences import shortened
 from gradexp.history.verdict import Verdict
+from gradexp.own_parts import OwnPart
 from gradexp.predict.page import forecast_page
 from gradexp.runs import data
 from gradexp.runs.prediction import predict_run
@@ -115,13 +116,12 @@ def _inputs(config: Config) -> _Inputs:
     """Return what theory needs to know of the inputs."""
     name = config.data.name
     # A scaled identity carries every input unit through by itself, so that their values count.
-    shape = data.LOADERS[name].shape
+    shape = None if isinstance(name, OwnPart) else data.LOADERS[name].shape
     if shape is not None and config.data.standardize and config.init.name != "identity":
         features, outputs, varying = shape
         square = varying / features
-        words = (
-            f"{name}, standardised: mean square {square:.3g}, as {varying} of {features} features vary; not loaded"
-        )
+        vary = f"as {varying} of {features} features vary"
+        words = f"{name}, standardised: mean square {square:.3g}, {vary}; taken from a table, the data are not loaded"
         x = torch.full((1, features), math.sqrt(square), dtype=torch.float64)
         return _Inputs(x, square, outputs, words)
     loaded = data.load(config.data, config.width)

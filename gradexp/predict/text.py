@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from gradexp import theory
 from gradexp.predict.forecast import Forecast
-from gradexp.runs.remedies import ALIGNED, command_with
+from gradexp.runs.command_line import command_with
+from gradexp.runs.remedies import ALIGNED
 from gradexp.theory import Prediction
 
 Rows = Iterator[tuple[str, str, str]]
@@ -20,7 +21,7 @@ def _network(forecast: Forecast) -> Rows:
     options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
     first = f"{layers} of {config.units} units" if hidden else layers
     yield "network", ", ".join([first, *config.additions, *ends]), ""
-    yield "init", f"{config.init.name} ({options})", ""
+    yield "init", f"{config.init.name} ({options})" if options else config.init.name, ""
     yield "inputs", forecast.inputs, ""
 
 
@@ -50,13 +51,16 @@ def _infinite_width(forecast: Forecast) -> Rows:
         log_chi = math.log(chi_1)
         xi_grad = math.inf if abs(log_chi) < 1e-12 else -1 / log_chi
         yield "xi_grad", _number(xi_grad), _pace(xi_grad, "squared gradients", "shrink by e", "grow by e")
+    wide = forecast.prediction.log_chi_mean_field
+    if wide is not None and math.isfinite(wide):
+        yield "log_chi", f"{wide + 0.0:+.3f}", "log of the factor per layer, for these inputs"
     share = forecast.depth_over_reach
     if share is not None:
         bound = "trainable below about 1, as Schoenholz et al. (2017) found in experiments"
         yield "L/6xi_c", _number(share), f"depth over 6 xi_c: {bound if share else 'no bound, as xi_c is infinite'}"
     cosine = forecast.cosine
     if cosine is not None:
-        yield "cosine", f"{cosine:.4f}", "of what two unrelated inputs have become at the output"
+        yield "cosine", f"{cosine:.4f}", "between the outputs of two unrelated inputs"
 
 
 def _finite_width(forecast: Forecast) -> Rows:
@@ -65,16 +69,13 @@ def _finite_width(forecast: Forecast) -> Rows:
     if slope is None or sd is None:
         yield "log_chi", "none", "no formula holds at this width" if config.depth > 1 else "there is one layer only"
     else:
-        yield "log_chi", f"{slope:+.4g} ± {sd:.2g}", "log of the factor per layer ± sd of one network"
-    wide = prediction.log_chi_mean_field
-    if wide is not None and math.isfinite(wide):
-        yield "infinite", f"{wide:+.4g}", "log_chi of infinitely wide layers, these inputs"
+        yield "log_chi", f"{slope:+.3f} ± {sd:.3f}", "log of the factor per layer ± sd of one network"
     ratio = prediction.first_over_last
     if ratio is None:
-        yield "ratio", "none", "of output gradients, first over last layer"
+        yield "ratio", "none", "of gradients, first over last layer"
     else:
         wide_only = "" if prediction.valid else ", infinitely wide"
-        yield "ratio", _power(prediction), f"output gradient, layer 1 over layer {config.depth}{wide_only}"
+        yield "ratio", _power(prediction), f"gradient, layer 1 over layer {config.depth}{wide_only}"
     spread = float(prediction.sd_output_grad[0])
     if ratio is not None and spread > 0:
         decades = config.verdict.decades
@@ -87,13 +88,18 @@ def _finite_width(forecast: Forecast) -> Rows:
     aspect = sum(1 / n for n in prediction.widths[1:-1])
     yield "L/n", f"{aspect:.3g}", "sum of 1 / width; from about 1 on seeds differ much"
     if prediction.valid and prediction.dead_probability:
-        yield "dead", f"{prediction.dead_probability:.3g}", "probability that an input is exactly 0 in some layer"
+        share = prediction.dead_probability
+        yield (
+            "dead",
+            "<1e-9" if share < 1e-9 else f"{share:.3g}",
+            "probability that an input is exactly 0 in some layer",
+        )
     for dtype in ("float32", "float16", "bfloat16") if prediction.valid else ():
         yield dtype, _range(prediction, dtype), ""
     yield "formula", prediction.reason if prediction.valid else f"none: {prediction.reason}", ""
 
 
-def _outcome(forecast: Forecast) -> Rows:
+def _outcome(forecast: Forecast, overrides: Sequence[str] = ()) -> Rows:
     yield "verdict", forecast.verdict.text, ""
     share, chi_1 = forecast.depth_over_reach, forecast.prediction.chi_1
     if share is not None and share > 1 and chi_1:
@@ -103,41 +109,43 @@ def _outcome(forecast: Forecast) -> Rows:
         yield "", f"all inputs look alike at the output (cosine {forecast.cosine:.4f}): hard to train", ""
     name = "try"
     for remedy in forecast.remedies:
-        yield name, remedy.text, ""
+        yield name, command_with(overrides, remedy.text), _COMMAND
         yield "", f"{_power(remedy.prediction)}; {remedy.reason}", ""
         name = "or"
     if forecast.problem and not forecast.remedies:
         yield name, "nothing known helps at this depth and width: fewer or wider layers", ""
 
 
-_SECTIONS = {"": _network, "In infinite width": _infinite_width, "At this width": _finite_width, "Outcome": _outcome}
+_SECTIONS = {"": _network, "In infinite width": _infinite_width, "At this width": _finite_width}
+_COMMAND = "command"  # is not wrapped, since it is to be pasted
 
 
 def describe(forecast: Forecast, overrides: Sequence[str] = ()) -> str:
-    """Return a forecast as the command prints it: network, infinite width, this width, outcome.
+    """Return a forecast as the command prints it: outcome, what to try, network, infinite width, this width.
 
     Args:
         forecast: The forecast.
-        overrides: The options that were typed, for the command that runs the first remedy.
+        overrides: The options that were typed, for the commands that run the remedies.
     """
-    sections = [
+    sections = ["\n".join(_row(*row) for row in _outcome(forecast, overrides))]
+    sections += [
         "\n".join([title] * bool(title) + [_row(*row) for row in rows(forecast)])
         for title, rows in _SECTIONS.items()
-        if forecast.prediction.laws or rows in (_network, _outcome)
+        if forecast.prediction.laws or rows is _network
     ]
-    if forecast.remedies:  # in one line, to be pasted
-        sections[-1] += f"\nrun       {command_with(overrides, forecast.remedies[0].text)}"
     return "\n\n".join(sections)
 
 
 def _row(name: str, value: str, remark: str) -> str:
     """Put name, value and remark into columns of 80, wrapping the last of them."""
+    if remark == _COMMAND:
+        return f"{name:<10}{value}"
     head, text = (f"{name:<10}{value:<17} ", remark) if remark else (f"{name:<10}", value)
     return textwrap.fill(text, 80, initial_indent=head, subsequent_indent=" " * (28 if remark else 10))
 
 
 def _number(value: float) -> str:
-    return f"{value:.6g}"
+    return f"{value:.4g}"
 
 
 def _power(prediction: Prediction) -> str:
@@ -165,7 +173,7 @@ def _phase(chi_1: float) -> str:
 
 def _pace(xi: float, what: str, shrinks: str, grows: str = "") -> str:
     if xi == math.inf:
-        return f"{what} stay, or change by no exponential"
+        return f"{what}: constant, or slower than exponential"
     return f"layers for {what} to {grows if xi < 0 else shrinks}"
 
 
@@ -173,5 +181,5 @@ def _range(prediction: Prediction, dtype: str) -> str:
     for overflow, word in ((False, "underflow to 0"), (True, "overflow to inf")):
         layer = prediction.failing_layer(dtype, overflow)
         if layer is not None:
-            return f"output gradients {word} from layer {layer} down"
-    return "output gradients stay in range"
+            return f"gradients {word} from layer {layer} down"
+    return "gradients stay in range"

@@ -25,9 +25,10 @@ class OneNodeProbe:
         optimizer: The optimizer of the network's parameter.
         seeds: The networks' seeds.
 
-    Example:
+    Examples:
+        >>> from gradexp import MLP
         >>> network = OneNode(MLP([3, 5, 1]))
-        >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        >>> optimizer = torch.optim.SGD([network.parameter], lr=0.1)
         >>> with OneNodeProbe(network, 1, optimizer, [0]) as probe:
         ...     network(torch.ones(1, 2, 3)).sum().backward()
         ...     probe.collect(0)

@@ -3,6 +3,7 @@
 Every data set is held whole, in float64 on the CPU; a run casts and moves the batches it uses.
 """
 
+import importlib.util
 import math
 import stat
 import zipfile
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from gradexp.choices import DATA_OPTIONS, ConfigError, asked_for
 from gradexp.config import Config, DataConfig
-from gradexp.numerics.seeds import generator
+from gradexp.numerics.seeds import generator, steady
+from gradexp.own_parts import OwnPart
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,8 @@ def load(config: DataConfig, width: int) -> Dataset:
         ConfigError: If an option or the file cannot work, or a package is missing.
     """
     config = Config(data=replace(config)).data  # fills in and checks options that no Config has seen yet
+    if isinstance(config.name, OwnPart):
+        return _load_own(config.name, config.name.arguments(config), width)
     loader = LOADERS[config.name].load
     options = {option: getattr(config, option) for option in DATA_OPTIONS[config.name]}
     return loader(**options, **asked_for(loader, width=width))
@@ -103,10 +107,23 @@ def batches(samples: int, batch_size: int, generator: torch.Generator) -> Iterat
 
 def _digits(standardize: bool = True) -> Dataset:
     """Return scikit-learn's 1797 handwritten digits of 8x8 pixels (Alpaydin & Kaynak, 1998)."""
-    from sklearn.datasets import load_digits  # takes a second
+    path = _file_of("sklearn", "datasets/data/digits.csv.gz")
+    if path is not None:
+        rows = np.loadtxt(path, delimiter=",")
+        return _split(rows[:, :-1], rows[:, -1].astype(int), standardize)
+    from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
     return _split(x, y, standardize)
+
+
+def _file_of(package: str, name: str) -> Path | None:
+    """Return the path of a file in a package without importing it, which for scikit-learn takes a second."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (path := Path(folder) / name).is_file():
+            return path
+    return None
 
 
 def _mnist5k(standardize: bool = True) -> Dataset:
@@ -125,6 +142,12 @@ def _file(standardize: bool = True, path: str | None = None) -> Dataset:
         raise ConfigError("data=file needs data.path, an .npz file with the arrays x and y")
     where = f"data.path='{path}'"
     x, y = _read_npz(path, where)
+    _check_pair(x, y, where)
+    return _split(x, y, standardize)
+
+
+def _check_pair(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], where: str) -> None:
+    """Check that two arrays are samples with their targets."""
     if len(x) != len(y):
         raise ConfigError(f"{where}: x has {len(x)} samples, but y has {len(y)}")
     if len(x) < 2:
@@ -146,7 +169,51 @@ def _file(standardize: bool = True, path: str | None = None) -> Dataset:
         )
     if are_labels and y.max() >= len(y):
         raise ConfigError(f"{where}: class labels up to {y.max()} make more classes than the {len(y)} samples")
-    return _split(x, y, standardize)
+
+
+_FORM = "x and y, or x_train, y_train, x_test and y_test"
+
+
+def _load_own(part: OwnPart, options: dict[str, Any], width: int) -> Dataset:
+    """Return the data of an own part: a ``Dataset``, or 2 or 4 arrays, of which 2 are split.
+
+    Raises:
+        ConfigError: If it raises, or returns anything else.
+    """
+    with part.named(), steady(generator(0, "own data")):
+        returned = part.function(**options, **part.facts(width=width))
+    if isinstance(returned, Dataset):
+        return returned
+    if not isinstance(returned, tuple | list) or len(returned) not in (2, 4):
+        count = f" of {len(returned)}" if isinstance(returned, tuple | list) else ""
+        raise part.mistake(f"returns {type(returned).__name__}{count}, not {_FORM}")
+    names = ("x", "y") if len(returned) == 2 else ("x_train", "y_train", "x_test", "y_test")
+    arrays = []
+    for name, value in zip(names, returned, strict=True):
+        with part.named():
+            array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        arrays.append(_checked_array(np.atleast_1d(array), name, part.label))
+    x, y = arrays[:2]
+    _check_pair(x, y, part.label)
+    return _as_given(x, y, arrays[2], arrays[3], part) if arrays[2:] else _split(x, y)
+
+
+def _as_given(
+    x: np.ndarray[Any, Any],
+    y: np.ndarray[Any, Any],
+    x_test: np.ndarray[Any, Any],
+    y_test: np.ndarray[Any, Any],
+    part: OwnPart,
+) -> Dataset:
+    """Return data that are split already."""
+    _check_pair(x_test, y_test, f"{part.label}, test part")
+    shapes = x.shape[1:] == x_test.shape[1:] and y.shape[1:] == y_test.shape[1:]
+    if not shapes or (y.dtype.kind == "f") != (y_test.dtype.kind == "f"):
+        raise part.mistake("returns a test part of other features or targets than its training part")
+    (x_train, y_train, classes), (x_rest, y_rest, _) = _tensors(x, y), _tensors(x_test, y_test)
+    if classes is not None:
+        classes = max(classes, int(y_test.max()) + 1)
+    return Dataset(x_train, y_train, x_rest, y_rest, classes)
 
 
 def _gaussian(
@@ -193,22 +260,28 @@ def _read_npz(path: str, where: str) -> tuple[np.ndarray[Any, Any], np.ndarray[A
     for name in ("x", "y"):
         if name not in arrays:
             raise ConfigError(f"{where} has no array '{name}'; it holds {held or 'nothing'}")
-        array = arrays[name]
-        if array.dtype.kind not in "biuf":
-            raise ConfigError(f"{where}: {name} must hold real numbers, got dtype {array.dtype}")
-        if not np.isfinite(array).all():
-            raise ConfigError(f"{where}: {name} holds values that are not finite")
+        _checked_array(arrays[name], name, where)
     return arrays["x"], arrays["y"]
+
+
+def _checked_array(array: np.ndarray[Any, Any], name: str, where: str) -> np.ndarray[Any, Any]:
+    """Return an array of finite real numbers.
+
+    Raises:
+        ConfigError: If it holds others.
+    """
+    if array.dtype.kind not in "biuf":
+        raise ConfigError(f"{where}: {name} must hold real numbers, got dtype {array.dtype}")
+    if not np.isfinite(array).all():
+        raise ConfigError(f"{where}: {name} holds values that are not finite")
+    return array
 
 
 def _split(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], standardize: bool = False) -> Dataset:
     """Return the fixed 80/20 split. The training part keeps the random order: its first rows mix classes."""
-    samples = len(x)
-    inputs = torch.from_numpy(x.reshape(samples, -1).astype(np.float64))
-    classes = None if y.dtype.kind == "f" else int(y.max()) + 1
-    outputs = torch.from_numpy(y.reshape(samples, -1).astype(np.float64) if classes is None else y.astype(np.int64))
-    order = torch.randperm(samples, generator=generator(0, "split"))
-    test, train = order.tensor_split([math.ceil(samples / 5)])
+    inputs, outputs, classes = _tensors(x, y)
+    order = torch.randperm(len(x), generator=generator(0, "split"))
+    test, train = order.tensor_split([math.ceil(len(x) / 5)])
     x_train, x_test = inputs[train], inputs[test]
     if standardize:
         x_train, x_test = _standardized(x_train, x_test)
@@ -218,6 +291,14 @@ def _split(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], standardize: bool =
                 "training part; use data.standardize=false"
             )
     return Dataset(x_train, outputs[train], x_test, outputs[test], classes)
+
+
+def _tensors(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor, int | None]:
+    """Return inputs and targets as a ``Dataset`` holds them, and the number of classes."""
+    inputs = torch.from_numpy(x.reshape(len(x), -1).astype(np.float64))
+    if y.dtype.kind == "f":
+        return inputs, torch.from_numpy(y.reshape(len(y), -1).astype(np.float64)), None
+    return inputs, torch.from_numpy(y.astype(np.int64)), int(y.max()) + 1
 
 
 # Of two numbers up to this size.

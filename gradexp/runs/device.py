@@ -33,6 +33,8 @@ def find_device(name: str) -> "torch.device":
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device={name} is not there: this PyTorch finds no GPU of Apple's; use device=cpu or auto")
     number = int(name.partition(":")[2] or 0)  # torch keeps the last eight bits of it
     if device.type == "cuda" and number >= torch.cuda.device_count():
         count = torch.cuda.device_count()

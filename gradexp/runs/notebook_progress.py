@@ -24,14 +24,15 @@ class NotebookProgress:
 
     def advance(self, activity: str, done: int, total: int) -> None:
         """Show how much of an activity is done."""
-        if activity == self._activity and done < total and time.monotonic() < self._next:
+        if activity == self._activity and (done < total or not total) and time.monotonic() < self._next:
             return
         from IPython.display import HTML, display
 
         self._activity, self._next = activity, time.monotonic() + _PAUSE
         style = "vertical-align:middle;width:20em;max-width:60%"
-        bar = f'<progress max="{total}" value="{done}" style="{style}"></progress>'
-        shown = HTML(f"{bar} {html.escape(activity)} {done:,} of {total:,}")
+        # Without a total, which may be unknown, it is a bar that only moves.
+        size, counts = (f'max="{total}" value="{done}" ', f" {done:,} of {total:,}") if total else ("", "")
+        shown = HTML(f'<progress {size}style="{style}"></progress> {html.escape(activity)}{counts}')
         if self._handle is None:
             self._handle = display(shown, display_id=True)
         else:

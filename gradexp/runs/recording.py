@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradexp.history.step import Array
-from gradexp.networks.mlp import MLP
+from gradexp.networks.mlp import MLP, evaluating
 from gradexp.probe.one_node import OneNodeProbe
 from gradexp.probe.probe import GradientProbe
 from gradexp.runs.result import Distribution, Result
@@ -82,7 +82,8 @@ def sample_outputs(results: Sequence[Result], model: MLP, x: Tensor, step: int) 
     hooks = [model.layers[layer - 1].register_forward_hook(partial(keep, layer)) for layer in layers]
     try:
         weight = next(model.parameters())
-        model(x.to(weight.device, weight.dtype).expand(model.networks, *x.shape))
+        with evaluating(model):
+            model(x.to(weight.dtype).to(weight.device).expand(model.networks, *x.shape))
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,8 +6,7 @@ that ordinary learning rates are made for. ``run`` prints the first one, ``predi
 """
 
 import math
-import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -159,7 +158,7 @@ def output_cosine(config: Config, prediction: Prediction) -> float | None:
     sigma_w2, sigma_b2 = prediction.sigma_w2, prediction.sigma_b2
     q, cosine = sigma_w2 + sigma_b2, 0.0
     for layer in range(1, layers):
-        seen = 1.0 if config.normalization == "layer" else q
+        seen = q if config.normalization == "none" else 1.0  # layer and rms alike, in infinite width
         if not 1e-100 < seen < 1e100:
             return None
         a, b = (math.sqrt(seen) * u for u in (_U, cosine * _U + math.sqrt(1 - cosine * cosine) * _V))
@@ -247,29 +246,3 @@ def with_options(config: Config, options: dict[str, str]) -> Config:
     if "sigma_b2" in new:
         new["sigma_b2"] = float(new["sigma_b2"])
     return replace(config, **new)
-
-
-def command_with(overrides: Sequence[str], remedy: str) -> str:
-    """Return the command of a run with a remedy's options in place of those it was typed with.
-
-    Args:
-        overrides: The options of the run, as typed.
-        remedy: The options of the remedy, as typed.
-
-    Examples:
-        >>> command_with(["depth=100", "init=normal", "init.std=0.1"], "init=orthogonal activation=tanh")
-        'python -m gradexp.run depth=100 init=orthogonal activation=tanh'
-    """
-    options = shlex.split(remedy)
-    keys = {option.partition("=")[0] for option in options}
-
-    def stays(override: str) -> bool:
-        key = override.lstrip("+~").partition("=")[0]
-        return key not in keys and key.partition(".")[0] not in keys
-
-    kept = [override for override in overrides if stays(override)]
-    # An experiment may be a sweep.
-    alone = (
-        ["hydra.mode=RUN"] if any(override.startswith(("experiment=", "+experiment=")) for override in kept) else []
-    )
-    return shlex.join(["python", "-m", "gradexp.run", *kept, *options, *alone])

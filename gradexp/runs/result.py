@@ -51,6 +51,7 @@ class Result:
         comparison: How far the measurement is from that.
         training: Losses and accuracies.
         guessing: Training loss of a network that ignores its input.
+        guessing_accuracy: Its training accuracy; None without classes.
         gradients: What the probe has recorded in training; brought up to date now and then while it goes on.
         outputs: (training steps so far, layer -> histogram of its outputs z of one batch).
         verdict: The outcome.
@@ -74,6 +75,7 @@ class Result:
     comparison: "Agreement | None" = None
     training: "Training | None" = None
     guessing: float | None = None
+    guessing_accuracy: float | None = None
     gradients: History | None = None
     outputs: "list[tuple[int, dict[int, Distribution]]]" = field(default_factory=list)
     verdict: Verdict | None = None

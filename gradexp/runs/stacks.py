@@ -4,7 +4,6 @@ torch is imported inside ``stack_size``: ``experiment`` and the launchers use th
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +12,7 @@ from typing import TypeVar
 
 from gradexp.config import Config, as_dict
 from gradexp.runs.device import find_device
+from gradexp.runs.memory import free_memory
 from gradexp.runs.result import Result
 
 _Item = TypeVar("_Item")
@@ -119,16 +119,7 @@ def stack_size(config: Config) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return max(1, int(_SHARE * free / size))
     fast = _CACHED // (config.batch_size * max(widths[1:-1], default=1))
-    return max(1, min(int(_SHARE * _free_memory() / size), max(_FEWEST, min(_MOST, fast))))
-
-
-def _free_memory() -> int:
-    """Return the bytes of main memory that programs can still have."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123  no regular file
-            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux: half of all there is
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return max(1, min(int(_SHARE * free_memory() / size), max(_FEWEST, min(_MOST, fast))))
 
 
 _ready: ContextVar[Result | None] = ContextVar("gradexp_ready", default=None)

@@ -12,20 +12,22 @@ from gradexp.config import Config
 from gradexp.exact.profile import exact_profile
 from gradexp.history.history import join
 from gradexp.networks.initialize import initialize
-from gradexp.networks.mlp import MLP
+from gradexp.networks.mlp import MLP, evaluating
 from gradexp.networks.one_node import OneNode, can_be_one_node
 from gradexp.numerics.seeds import generator
+from gradexp.own_parts import OwnPart
 from gradexp.probe.one_node import OneNodeProbe
 from gradexp.probe.probe import GradientProbe
 from gradexp.runs.clock import Clock
 from gradexp.runs.data import Dataset, batches, check_batch, load
 from gradexp.runs.device import device_name, find_device
-from gradexp.runs.losses import chance_loss, resolve_loss, targets
-from gradexp.runs.optimizers import build_optimizer
+from gradexp.runs.losses import chance_accuracy, chance_loss, resolve_loss, targets
+from gradexp.runs.optimizers import build_optimizer, is_elementwise
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.recording import Recording, sample_outputs
 from gradexp.runs.remedies import Predict
 from gradexp.runs.result import Result, Sink, tell
+from gradexp.runs.schedules import Schedule
 from gradexp.runs.stacks import count_weights, split
 from gradexp.runs.training import Split, Training, train
 from gradexp.runs.verdict import run_verdict
@@ -53,14 +55,18 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
         tell(sinks, "progress", results[0])
 
     with clock.part("data"):
+        progress(f"loading {config.data.name}", 0, 0)
         data = load(config.data, config.width)
         loss = resolve_loss(config.loss, data, config.data.name)
         check_batch(config.batch_size, data, config.data.name)
     for result in results:
         result.building = _describe(result, data, loss)
+        result.guessing, result.guessing_accuracy = chance_loss(data, loss), chance_accuracy(data)
     tell(sinks, "built", results[0])
 
-    model = _measure(results, data, device, clock, progress)
+    # The profile is float64, which Apple's devices do not have.
+    at_first = torch.device("cpu") if device.type == "mps" else device
+    model = _measure(results, data, at_first, clock, progress).to(device)
     predict = _predictions(data)
     _judge(results, predict, clock)
     if config.record.histograms:
@@ -83,17 +89,17 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
             result.weights = {name: value.cpu() for name, value in alone.state_dict().items()}
         assert result.initial is not None
         training = result.training or Training()
-        result.guessing = chance_loss(data, loss)
         result.verdict = run_verdict(
             result.config,
             result.initial,
             training.losses,
             training.diverged_at,
-            result.guessing,
+            result.guessing or 0.0,
             result.gradients,
             result.comparison,
             predict,
         )
+    progress("writing files", 0, 0)  # and drawing pictures
 
 
 def _measure(
@@ -154,16 +160,20 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
     config = results[0].config
     logs = [result.training for result in results if result.training is not None]
     seeds = [result.config.seed for result in results]
+    model.mask_sources = [generator(seed, "dropout") for seed in seeds]
     network: MLP | OneNode
     probe: GradientProbe | OneNodeProbe
-    if can_be_one_node(model):
+    is_built_in = not isinstance(config.activation, OwnPart)
+    if can_be_one_node(model) and is_built_in and is_elementwise(config.optimizer):
         network = OneNode(model)
         optimizer = build_optimizer(config.optimizer, [network.parameter])
         probe = OneNodeProbe(network, config.record.every, optimizer, seeds)
     else:
         network = model
         optimizer = build_optimizer(config.optimizer, list(model.parameters()))
-        probe = GradientProbe(model, every=config.record.every, optimizer=optimizer, seeds=seeds)
+        probe = GradientProbe(
+            model, every=config.record.every, optimizer=optimizer, networks=model.networks, seeds=seeds
+        )
     recording = Recording(results, model, probe, data.x_train[: config.batch_size])
 
     def after_step(step: int) -> None:
@@ -182,6 +192,7 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
             probe,
             logs,
             config.optimizer.clip_norm,
+            Schedule(optimizer, config.steps, config.optimizer.warmup or 0, config.optimizer.schedule or "constant"),
             after_step,
         )
     finally:
@@ -233,19 +244,21 @@ def _draw(
         draw=False,  # they would be overwritten at once
         normalization=config.normalization,
         residual=config.residual,
+        dropout=config.dropout,
     )
     try:
-        initialize(
-            stack,
-            config.init.name,
-            seed=seeds[0],
-            sigma_b2=config.sigma_b2,
-            activation=config.activation,
-            negative_slope=config.negative_slope,
-            inputs=data.x_train[: config.batch_size],
-            progress=progress,
-            **config.init.options,
-        )
+        with evaluating(stack):  # lsuv passes data through it
+            initialize(
+                stack,
+                config.init.name,
+                seed=seeds[0],
+                sigma_b2=config.sigma_b2,
+                activation=config.activation,
+                negative_slope=config.negative_slope,
+                inputs=data.x_train[: config.batch_size],
+                progress=progress,
+                **config.init.options,
+            )
     except ValueError as error:  # of lsuv, which depends on the data
         raise ConfigError(str(error)) from error
     return stack
@@ -254,10 +267,11 @@ def _draw(
 def _on_device(x: torch.Tensor, y: torch.Tensor, data: Dataset, loss: str, model: MLP) -> Split:
     """Move one split of the data to the model's device and number format."""
     weight = next(model.parameters())
-    target = targets(y, loss, data.classes).to(weight.device)
+    target = targets(y, loss, data.classes)
+    target = target.to(weight.dtype) if target.is_floating_point() else target
     return Split(
-        x.to(weight.device, weight.dtype),
-        target.to(weight.dtype) if target.is_floating_point() else target,
+        x.to(weight.dtype).to(weight.device),
+        target.to(weight.device),
         y.to(weight.device) if y.dtype == torch.int64 else None,
     )
 
@@ -268,16 +282,20 @@ def _describe(result: Result, data: Dataset, loss: str) -> str:
     hidden, widths = config.hidden_widths, _widths(result.config, data)
     parameters = sum((fan_in + config.bias) * fan_out for fan_in, fan_out in pairwise(widths))
     parameters += max(0, config.depth - 2) if config.residual == "zero" else 0
-    options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
+    options = "".join(f", {key}={value}" for key, value in config.init.options.items())
     additions = "".join(f"{addition}, " for addition in config.additions)
+    additions += f"dropout={config.dropout:g}, " * bool(config.dropout)
     seeds = f"seed {config.seed}" + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
-    update = f"{config.steps} steps of {config.optimizer.name} lr={config.optimizer.lr:g}, {loss}, "
+    lr = "" if config.optimizer.lr is None else f" lr={config.optimizer.lr:g}"
+    rates = f" warmup={config.optimizer.warmup}" * bool(config.optimizer.warmup)
+    rates += f" schedule={config.optimizer.schedule}" * (config.optimizer.schedule != "constant")
+    update = f"{config.steps} steps of {config.optimizer.name}{lr}{rates}, {loss}, "
     threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
     units = f" of {config.units} units" if hidden else ""
     return (
         f"network   {config.depth} {config.activation} layers{units}, {additions}"
         f"{widths[0]} inputs, {widths[-1]} outputs, {parameters:,} weights\n"
-        f"init      {config.init.name} ({options}), {seeds}\n"
+        f"init      {config.init.name}{f' ({options[2:]})' if options else ''}, {seeds}\n"
         f"data      {config.data.name}, {len(data.x_train)} training samples, batches of {config.batch_size}\n"
         f"training  {update if config.steps else 'none; '}{config.dtype} on {result.device}{threads}"
     )

@@ -6,8 +6,9 @@ import math
 import platform
 import stat
 from collections.abc import Mapping
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache, lru_cache
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,10 @@ if TYPE_CHECKING:  # importing them would load torch, and a run's first files ar
     from gradexp.theory import Agreement, Prediction
 
 
+version = cache(metadata.version)  # which reads a file each time
+
 SCHEMA = 1
-UNHASHED = ("device", "threads", "quiet", "record")  # they do not change what is computed
+UNHASHED = ("device", "threads", "quiet", "record", "objective")  # they do not change what is computed
 
 
 def config_hash(config: Config) -> str:
@@ -99,7 +102,7 @@ def summary(result: Result) -> dict[str, Any]:
         "seeds": result.seeds,
         "initial": _initial(result.initial),
         "theory": _theory(result.prediction, result.comparison),
-        "training": _training(result.training),
+        "training": {**_training(result.training), **_guessing(result)},
         "verdict": _verdict(result.verdict),
     }
     finite: dict[str, Any] = _finite(content)
@@ -186,6 +189,11 @@ def _training(training: "Training | None") -> dict[str, Any]:
             diverged_at=training.diverged_at,
         )
     return content
+
+
+def _guessing(result: Result) -> dict[str, Any]:
+    """Return what a network reaches that ignores its input."""
+    return {"guessing_loss": result.guessing, "guessing_accuracy": result.guessing_accuracy}
 
 
 def _verdict(verdict: Verdict | None) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from gradexp.networks.mlp import evaluating
 from gradexp.networks.one_node import OneNode, side_by_side
 from gradexp.numerics.norms import joint_log10_norm, log10_norm
 from gradexp.probe.one_node import OneNodeProbe
 from gradexp.probe.probe import GradientProbe
 from gradexp.runs.losses import batch_losses
+from gradexp.runs.schedules import Schedule
 
 
 class Split(NamedTuple):
@@ -59,6 +62,7 @@ def train(
     probe: GradientProbe | OneNodeProbe,
     logs: Sequence[Training],
     clip_norm: float | None = None,
+    schedule: Schedule | None = None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Train independent networks until ``steps``; a loss or weight that is not finite is a result and no error.
@@ -78,6 +82,7 @@ def train(
         logs: One per network, filled in as training goes on.
         clip_norm: Largest allowed norm of the whole gradient of a network, ``g ← g min(1, clip_norm / ‖g‖)``
             (Pascanu et al., 2013); None: no clipping.
+        schedule: Sets the learning rate ahead of each step; None: it stays.
         on_step: A function that is called after each step with its number.
     """
     networks = len(logs)
@@ -100,6 +105,8 @@ def train(
             shares = None if train_part.labels is None else shares_correct(output, train_part.labels[rows])
             if clip_norm is not None:
                 clip(_gradients(model), clip_norm, networks)
+            if schedule is not None:
+                schedule.before(step)
             optimizer.step()
             optimizer.zero_grad()
             finite = losses.isfinite() & all_finite(parameters, networks, buffer)
@@ -144,15 +151,16 @@ def _log(step: int, logs: Sequence[Training], losses: Tensor, shares: Tensor | N
 
 def shares_correct(output: Tensor, labels: Tensor) -> Tensor:
     """Return for each network the share of rows whose largest output is the right class, shape ``(networks,)``."""
-    return (output.argmax(-1) == labels).double().mean(1)
+    return (output.argmax(-1) == labels).sum(1).cpu().double() / labels.shape[-1]  # mps has no float64
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module | OneNode, split: Split, loss: str, networks: int = 1
 ) -> tuple[list[float], list[float] | list[None]]:
-    """Return each network's loss and accuracy (None for regression) over all of a split."""
-    output = torch.cat([model(rows.expand(networks, *rows.shape)) for rows in split.x.split(_ROWS)], dim=1)
+    """Return each network's loss and accuracy (None for regression) over all of a split, without dropout."""
+    with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
+        output = torch.cat([model(rows.expand(networks, *rows.shape)) for rows in split.x.split(_ROWS)], dim=1)
     losses: list[float] = batch_losses(output, split.y.expand(networks, *split.y.shape), loss).tolist()
     accuracies = [None] * networks if split.labels is None else shares_correct(output, split.labels).tolist()
     return losses, accuracies

@@ -9,6 +9,7 @@ import torch
 
 from gradexp.config import Config
 from gradexp.history.history import History
+from gradexp.history.sentences import loss_text
 from gradexp.history.step import STATUSES, mean
 from gradexp.history.verdict import Verdict, gradient_verdict
 from gradexp.runs.prediction import predict_run
@@ -27,18 +28,21 @@ _STUCK = 0.9
 _LAST = 10
 
 
-def training_verdict(losses: Sequence[float], diverged_at: int | None, chance: float) -> str:
+def training_verdict(losses: Sequence[float], diverged_at: int | None, chance: float | None) -> str:
     """Return ``none``, ``trained``, ``stuck`` or ``diverged``.
 
     Stuck means that the mean of the last 10 losses is not below 0.9 of the loss of a network that ignores its
-    input, ``chance``; where that is 0 (all targets alike), not below 0.9 of the first loss.
+    input, ``chance``; where that is 0 (all targets alike) or unknown, not below 0.9 of the first loss. Of a loss
+    below 0, which an own one may be, it is a ninth more in size.
     """
     if diverged_at is not None:
         return "diverged"
     if not losses:
         return "none"
     recent = losses[-_LAST:]
-    return "stuck" if sum(recent) / len(recent) >= _STUCK * (chance or losses[0]) else "trained"
+    limit = chance or losses[0]
+    limit = _STUCK * limit if limit >= 0 else limit / _STUCK
+    return "stuck" if sum(recent) / len(recent) >= limit else "trained"
 
 
 def run_verdict(
@@ -46,7 +50,7 @@ def run_verdict(
     initial: History,
     losses: Sequence[float] = (),
     diverged_at: int | None = None,
-    chance: float = 0.0,
+    chance: float | None = 0.0,
     gradients: History | None = None,
     theory: "Agreement | None" = None,
     predict: Predict | None = None,
@@ -58,7 +62,7 @@ def run_verdict(
         initial: The profile at initialisation.
         losses: Training loss of each step.
         diverged_at: First step whose loss or weight is not finite.
-        chance: Loss of a network that ignores its input.
+        chance: Loss of a network that ignores its input; None if it is not known.
         gradients: What the probe recorded in training.
         theory: How far the profile at initialisation is from its prediction.
         predict: The function that predicts a run on the same data; None: on inputs of mean square 1.
@@ -74,7 +78,7 @@ def run_verdict(
         but = "but" if gradient.gradient == "stable" else "and"
         text += f", {but} {_why_stuck(config, initial, gradient.gradient, losses, chance, gradients)}"
     elif training == "trained":
-        text += f"; the loss goes from {losses[0]:.3g} to {losses[-1]:.3g}, that of guessing is {chance:.3g}"
+        text += f"; the loss falls from {loss_text(losses[0])} to {loss_text(losses[-1])}{_of_guessing(chance)}"
     if training in ("stuck", "diverged") or (training == "none" and gradient.gradient != "stable"):
         remedy = _remedy(config, initial, gradient.gradient, losses, diverged_at, predict or _predict)
         text += f"; {remedy.text}"
@@ -87,7 +91,7 @@ def _why_stuck(
     initial: History,
     gradient: str,
     losses: Sequence[float],
-    chance: float,
+    chance: float | None,
     gradients: History | None,
 ) -> str:
     if gradient == "dead":
@@ -100,7 +104,11 @@ def _why_stuck(
     if _is_blind(initial, losses):
         layers = f"{config.depth} {config.activation} layers"
         return f"after {layers} all inputs point the same way (mean cosine of two outputs {_cosine(initial):.3f})"
-    return f"after {len(losses)} steps the loss is {losses[-1]:.3g}, that of guessing is {chance:.3g}"
+    return f"after {len(losses)} steps the loss is {loss_text(losses[-1])}{_of_guessing(chance)}"
+
+
+def _of_guessing(chance: float | None) -> str:
+    return "" if chance is None else f" (guessing: {loss_text(chance)})"
 
 
 def _share_changed(gradients: History | None) -> float | None:

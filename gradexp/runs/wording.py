@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradexp.choices import INIT_OPTIONS
+from gradexp.history.sentences import loss_text
 
 if TYPE_CHECKING:  # importing it would load torch
     from gradexp.runs.training import Training
@@ -30,9 +31,9 @@ def run_title(config: Mapping[str, Any]) -> str:
 def training_line(training: "Training") -> str:
     """Return losses and accuracies of a training that has made a step."""
     losses, tests = training.losses, training.tests
-    line = f"loss {losses[0]:.4g} to {losses[-1]:.4g} in {len(losses)} step{'s' * (len(losses) > 1)}"
+    line = f"loss {loss_text(losses[0])} to {loss_text(losses[-1])} in {len(losses)} step{'s' * (len(losses) > 1)}"
     if training.diverged_at is not None:
         return f"{line}, not finite from step {training.diverged_at} on"
     if training.train_accuracy is not None:
-        line += f"; accuracy {training.train_accuracy:.1%} in training, {tests[-1][2]:.1%} in test"
+        line += f"; accuracy {training.train_accuracy:.0%} in training, {tests[-1][2]:.0%} in test"
     return line

@@ -1,4 +1,4 @@
-"""TensorBoard cards other than scalars: layout, text, figures, histograms.
+"""TensorBoard cards other than scalars: text, figures, histograms.
 
 Functions import torch and TensorBoard, which are slow to load, when they are called.
 """
@@ -17,28 +17,6 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     from gradexp.runs.result import Distribution
-
-# Title of a chart -> tags of its scalars, as regular expressions. Theory has the tags of the profile in runs of its
-# own, so that it is drawn into the same charts.
-CHARTS = {
-    "output gradient over layers, at initialisation (log10)": ["profile/log10_output_grad$"],
-    "output rms over layers, at initialisation (log10)": ["profile/log10_output$"],
-    "gradient at layer 1 over the last, in training (log10)": ["gradient/log10_first_over_last$"],
-    "layers whose gradient is 0, in training": ["gradient/zero_layers$"],
-    "layers whose gradient is not finite, in training": ["gradient/nonfinite_layers$"],
-    "loss in training": ["train/loss$"],
-    "loss in test": ["test/loss$"],
-    "accuracy in training": ["train/accuracy$"],
-    "accuracy in test": ["test/accuracy$"],
-}
-
-
-def layout() -> "Summary":
-    """Return the layout of the Custom Scalars tab; those of several runs are merged into one."""
-    from torch.utils.tensorboard.summary import custom_scalars
-
-    summary: Summary = custom_scalars({"gradexp": {title: ["Multiline", tags] for title, tags in CHARTS.items()}})
-    return summary
 
 
 def text_cards(result: Result) -> "list[Summary]":

@@ -2,30 +2,34 @@
 
 import multiprocessing
 import shlex
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console as RichConsole
 from rich.table import Table
 
 from gradexp._version import __version__
-from gradexp.history.columns import power_of_ten
-from gradexp.history.history import History
-from gradexp.history.step import STATUSES, Array
+from gradexp.history.encoding import printable
+from gradexp.history.sentences import loss_text
+from gradexp.history.step import Array
+from gradexp.runs.command_line import command_with
 from gradexp.runs.progress import Progress
-from gradexp.runs.remedies import command_with
 from gradexp.runs.result import Result, Stage
-from gradexp.runs.summary import metrics, summary
-from gradexp.runs.wording import training_line
+from gradexp.runs.summary import summary
+from gradexp.runs.sweep_bar import bar_of_sweep
+from gradexp.sinks.badges import badges
+from gradexp.sinks.job_line import job_line
 from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
 from gradexp.sinks.page import NAME as PAGE
+from gradexp.sinks.profile_table import ProfileTable
 
 
 class Console:
-    """Print what is built, the profile at a glance, the training and the verdict.
+    """Print what is built at once, and at the end the verdict first, then the numbers that it rests on.
+
+    On a terminal the profile is shown above the bar while the training goes on.
 
     Args:
         folder: The run's own folder.
@@ -41,110 +45,101 @@ class Console:
 
     def write(self, stage: Stage, result: Result) -> None:
         """Print what is new."""
+        if stage == "start" and not self.quiet:
+            self.console.print(f"[bold]gradexp {__version__}[/bold]")
         self._progress.write(stage, result)
-        if stage == "end":
+        if stage == "built" and not self.quiet:
+            for line in (result.building or "").splitlines():
+                self._paragraph(line)
+        elif stage == "initial":
+            self._progress.keep_above(self._profiles(result))
+        elif stage == "end":
             self._progress.close()
             self._end(result)
-        elif stage == "built" and not self.quiet:
-            self._progress.close()
-            self.console.print(f"[bold]gradexp {__version__}[/bold]")
-            self.console.print(result.building or "", markup=False)
-        elif stage == "initial" and not self.quiet and result.initial is not None:
-            self._progress.close()
-            self._initial(result)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._progress.close()
 
-    def _initial(self, result: Result) -> None:
-        history = result.initial
-        assert history is not None
-        networks = f"{len(history.seeds)} networks" if len(history.seeds) > 1 else "1 network"
-        self.console.print(
-            f"\n[bold]At initialisation[/bold] ({result.config.batch_size} samples, {networks}, exact)"
-        )
-        profiles = _ProfileTable(history.depth, self.console)
-        for quantity, label in _LABELS.items():
-            profile, predicted = history.profile(quantity), history.theory.get(f"log10_{quantity}")
-            profiles.add(label, profile, history.status[quantity][0, 0], beside=predicted)
-            if predicted is not None:
-                profiles.add("  theory", predicted, style="dim", beside=profile)
-        self.console.print(profiles.table)
-        for line in (*slope_lines(history.at()), *theory_lines(result)):
-            self.console.print(line)
-        dead = float(np.mean(history.dead_fraction)) if history.dead_fraction is not None else 0.0
-        if dead:
-            self.console.print(f"{dead:.1%} of the samples are exactly 0 at some layer and left out")
-        for line in range_lines(history.at(), result.config.dtype):
-            self.console.print(line)
-
     def _end(self, result: Result) -> None:
-        training, verdict = result.training, result.verdict
-        if result.status != "complete":  # the command says in one line what happened
-            return
-        if training is not None and training.losses and not self.quiet:
-            self.console.print(f"\n[bold]Training[/bold]\n{training_line(training)}")
-            self._gradient(result.gradients)
-        if verdict is not None:
+        verdict = result.verdict
+        is_complete = result.status == "complete"  # else the command says in one line what happened
+        if is_complete and verdict is not None:
             if not self.quiet:
                 self.console.print()
-            self.console.print(f"[bold]{verdict.words}[/bold]")
-            self.console.print(verdict.text, markup=False, soft_wrap=self.quiet)
+            self.console.print(badges(verdict, self.console.is_terminal))
+            reason = verdict.text.removesuffix(f"; try {verdict.remedy}")  # the command says it
+            self.console.print(reason, markup=False, soft_wrap=self.quiet)
             if verdict.remedy:  # in one line, to be pasted
                 command = command_with(result.overrides, verdict.remedy)
                 self.console.print(f"try       {command}", markup=False, soft_wrap=True)
-        if not self.quiet:
-            timings = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_part.items())
-            folder = _short(self.folder)
-            self.console.print(f"\nfiles     {folder}", markup=False, soft_wrap=True)
-            if (self.folder / PAGE).exists():
-                page = _short(self.folder / PAGE)
-                self.console.print(f"report    {page}   open it in a browser", markup=False, soft_wrap=True)
-            self.console.print(
-                f"look      python -m gradexp.board {shlex.quote(folder)}", markup=False, soft_wrap=True
-            )
-            self.console.print(f"seconds   {result.seconds:.1f} ({timings})", markup=False)
+        if self.quiet:
+            return
+        if result.initial is not None:
+            self.console.print(self._profiles(result))
+            for line in self._facts(result):
+                self._paragraph(line)
+        if is_complete:
+            for line in self._files(result):
+                self.console.print(line, markup=False, soft_wrap=True)
 
-    def _gradient(self, history: History | None) -> None:
-        """Show the real gradient that the probe saw last."""
-        if history is not None and history.steps:
-            profiles = _ProfileTable(history.depth, self.console, "output gradient")
-            status = history.status["output_grad"][-1, 0]
-            profiles.add(f"  step {history.steps[-1]}", history.profile("output_grad"), status)
-            self.console.print(profiles.table)
+    def _profiles(self, result: Result) -> Table:
+        """Return the profile at initialisation, theory where it differs, and the gradient that training saw last."""
+        initial, training = result.initial, result.gradients
+        assert initial is not None
+        table = ProfileTable(initial.depth, self.console, "before training")
+        trained = training.profile("output_grad") if training is not None and training.steps else None
+        for quantity, label in _LABELS.items():
+            profile, predicted = initial.profile(quantity), initial.theory.get(f"log10_{quantity}")
+            is_gradient = quantity == "output_grad"
+            beside = [each for each in (profile, predicted, trained if is_gradient else None) if each is not None]
+            scale, backwards = np.concatenate(beside), quantity != "output"
+            table.add(label, profile, initial.status[quantity][0, 0], beside=scale, backwards=backwards)
+            if predicted is not None and _differ(profile, predicted):
+                table.add("  theory", predicted, style="dim", beside=scale, backwards=backwards)
+            if is_gradient and training is not None and trained is not None:
+                label = f"  after {training.steps[-1]} steps"
+                table.add(label, trained, training.status["output_grad"][-1, 0], beside=scale)
+        return table.table()
+
+    def _facts(self, result: Result) -> Iterator[str]:
+        """Yield a line for each number that the verdict rests on."""
+        initial = result.initial
+        assert initial is not None
+        yield from slope_lines(initial.at())
+        yield from theory_lines(result)
+        dead = float(np.mean(initial.dead_fraction)) if initial.dead_fraction is not None else 0.0
+        if dead:
+            yield f"dead      {dead:.1%} of the samples are exactly 0 at some layer and left out"
+        yield from range_lines(initial.at(), result.config.dtype)
+        if result.status == "complete" and result.training is not None and result.training.losses:
+            yield from _training_lines(result)
+
+    def _files(self, result: Result) -> Iterator[str]:
+        folder = _short(self.folder)
+        yield f"files     {folder}"
+        if (self.folder / PAGE).exists():
+            yield f"report    {_short(self.folder / PAGE)}   open it in a browser"
+        yield f"look      python -m gradexp.board {shlex.quote(folder)}"
+        largest = sorted(result.seconds_by_part.items(), key=lambda part: -part[1])[:_PARTS]
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in largest)
+        yield f"seconds   {result.seconds:.1f}{f', of which {parts}' if parts else ''}"
+
+    def _paragraph(self, line: str) -> None:
+        """Print a line that begins with a word, and go on below its text where it is too long."""
+        width, line = self.console.width, printable(line, self.console.encoding)
+        self.console.print(textwrap.fill(line, width, subsequent_indent=" " * 10), markup=False)
 
 
-class _ProfileTable:
-    """A table of profiles: first, middle and last layer, and all at a glance.
+_LABELS = {"output": "output rms", "output_grad": "gradient ∂L/∂z", "weight_grad": "weight gradient"}
+_PARTS = 3  # of the time that are named
+_FACTOR_2 = 0.3
 
-    Args:
-        depth: Number of layers.
-        console: The terminal that the table is printed to.
-        title: Header of the first column.
-    """
 
-    def __init__(self, depth: int, console: RichConsole, title: str = "") -> None:
-        self.layers = sorted({1, (depth + 1) // 2, depth})
-        self.blocks = _BLOCKS if console.encoding.startswith("utf") else _ASCII_BLOCKS
-        self.table = Table(box=None, pad_edge=False, header_style="dim")
-        self.table.add_column(title, min_width=_LABEL)
-        for layer in self.layers:
-            self.table.add_column(f"layer {layer}", justify="right", no_wrap=True)
-        self.table.add_column(f"1 to {depth}, log scale", no_wrap=True)
-
-    def add(
-        self,
-        label: str,
-        log10: Array,
-        status: NDArray[np.int8] | None = None,
-        style: str = "",
-        beside: Array | None = None,
-    ) -> None:
-        """Add a row, drawn on the scale of the row beside it. Without a status every layer has a number."""
-        words = ["none"] * log10.size if status is None else [STATUSES[code] for code in status]
-        sizes = [power_of_ten(log10[layer - 1], words[layer - 1]) for layer in self.layers]
-        self.table.add_row(label, *sizes, sparkline(log10, status, blocks=self.blocks, beside=beside), style=style)
+def _differ(measured: Array, predicted: Array) -> bool:
+    """Return whether theory is a factor of 2 or more from what was measured, at some layer."""
+    difference = np.abs(measured - predicted)
+    return bool(np.isnan(difference).any() or difference.max() >= _FACTOR_2)
 
 
 class Line:
@@ -159,10 +154,11 @@ class Line:
     def __init__(self, folder: Path, quiet: bool = False, console: RichConsole | None = None) -> None:
         self.folder = folder
         self.quiet = quiet
-        self.console = console or RichConsole(highlight=False, emoji=False)
+        sweep = bar_of_sweep()
+        self.console = console or (sweep.console if sweep else RichConsole(highlight=False, emoji=False))
         # Bars of several worker processes would overwrite each other.
         alone = multiprocessing.current_process().name == "MainProcess"
-        self._progress = Progress(f"{folder.name}: ", quiet or not alone, self.console)
+        self._progress = Progress("", quiet or not alone, self.console)
 
     def write(self, stage: Stage, result: Result) -> None:
         """Print the line at the end."""
@@ -171,75 +167,28 @@ class Line:
             return
         self._progress.close()
         if not self.quiet and result.status == "complete":  # what went wrong is said in a line by the command
-            self.console.print(job_line(self.folder.name, summary(result)), markup=False, soft_wrap=True)
+            line = job_line(self.folder.name, summary(result), self.console.width)
+            self.console.print(line, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._progress.close()
 
 
-def job_line(name: str, content: Mapping[str, Any]) -> str:
-    """Return the outcome of a complete job, from its folder's name and the content of its summary.json."""
-    numbers = metrics(content)
-    slope, loss = numbers["log_chi"], numbers["loss_last"]
-    facts = [
-        f"{numbers['gradient']:<9}",
-        f"{numbers['training']:<8}",
-        f"{numbers['theory']:<11}",
-        f"log_chi {'' if slope is None else format(slope, '+.4f'):>7}",
-        f"loss {'-' if loss is None else format(loss, '.4g'):>6}",
-        f"{numbers['seconds'] or 0.0:5.1f} s",
-    ]
-    return "  ".join([*facts, name])
-
-
-_LABELS = {"output": "output rms", "output_grad": "output gradient", "weight_grad": "weight gradient"}
-_LABEL = max(map(len, _LABELS.values()))
-_BLOCKS = "▁▂▃▄▅▆▇█"
-_ASCII_BLOCKS = "_.-~=+*#"
-# Layers without a number: exactly 0, inf or nan, or unseen.
-_MARKS = {"nonfinite": "x", "zero": "0"}
-_UNSEEN = "?"
-
-
-def sparkline(
-    log10: Array,
-    status: NDArray[np.int8] | None = None,
-    width: int = 24,
-    blocks: str = _BLOCKS,
-    beside: Array | None = None,
-) -> str:
-    """Draw values over layers on a log scale, at least one decade high, and mark layers without a number.
-
-    Args:
-        log10: Values, shape ``(layer,)``, nan where there is no number.
-        status: Index into ``STATUSES`` of each layer. ``0`` marks zero, ``x`` inf or nan, ``?`` unknown.
-        width: Greatest number of characters; a mark stands if one of the layers that share a character has none.
-        blocks: Eight characters, from low to high.
-        beside: Values that share the scale.
-
-    Examples:
-        >>> sparkline(np.array([0.0, -1.0, -2.0, np.nan]))
-        '█▅▁?'
-    """
-    if not log10.size:
-        return ""
-    values = log10 if beside is None else np.concatenate([log10, beside])
-    finite = values[np.isfinite(values)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    if high - low < 1:
-        low = (low + high - 1) / 2 + 0.01  # off the middle, where rounding noise would flicker
-        high = low + 1
-    bars = []
-    for layers in np.array_split(np.arange(log10.size), min(width, log10.size)):
-        numbers = log10[layers]
-        missing = layers[~np.isfinite(numbers)]
-        if missing.size:
-            words = {STATUSES[code] for code in status[missing]} if status is not None else set()
-            bars.append(next((mark for word, mark in _MARKS.items() if word in words), _UNSEEN))
-        else:
-            bars.append(blocks[min(7, int((numbers.mean() - low) / (high - low) * 7 + 0.5))])
-    return "".join(bars)
+def _training_lines(result: Result) -> Iterator[str]:
+    training, guessing = result.training, result.guessing
+    assert training is not None
+    losses, tests = training.losses, training.tests
+    line = f"training  loss {loss_text(losses[0])} to {loss_text(losses[-1])} in {len(losses)} steps"
+    if training.diverged_at is not None:
+        yield f"{line}, not finite from step {training.diverged_at} on"
+        return
+    yield line + (f" (guessing: {loss_text(guessing)})" if guessing is not None else "")
+    if training.train_accuracy is not None:
+        chance = result.guessing_accuracy
+        yield f"accuracy  {training.train_accuracy:.0%} in training, {tests[-1][2]:.0%} in test" + (
+            f" (guessing: {chance:.0%})" if chance is not None else ""
+        )
 
 
 def _short(folder: Path) -> str:

@@ -38,19 +38,27 @@ def read_scalars(folder: Path, tag: str) -> dict[int, float]:
         folder: The folder; those below it are not read.
         tag: The scalar's tag, such as ``train/loss``.
     """
+    return read_all_scalars(folder, (tag,)).get(tag, {})
+
+
+def read_all_scalars(folder: Path, prefixes: tuple[str, ...]) -> dict[str, dict[int, float]]:
+    """Return step -> value, by tag, of the scalars whose tags begin with one of some prefixes."""
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto import event_pb2
 
-    values = {}
+    values: dict[str, dict[int, float]] = {}
+    sought = [prefix.encode() for prefix in prefixes]
     for path in event_files(folder):
         for record in _records(path):
-            if tag.encode() not in record:  # most are of something else, and parsing takes long
+            if not any(prefix in record for prefix in sought):  # most are of something else, and parsing takes long
                 continue
             try:
                 event = event_pb2.Event.FromString(record)
             except DecodeError:
                 break
-            values.update({int(event.step): value.simple_value for value in event.summary.value if value.tag == tag})
+            for value in event.summary.value:
+                if value.WhichOneof("value") == "simple_value" and value.tag.startswith(prefixes):
+                    values.setdefault(value.tag, {})[int(event.step)] = value.simple_value
     return values
 
 

@@ -21,14 +21,13 @@ if TYPE_CHECKING:
 METRICS = "summary/"
 """Under this prefix a run's numbers are scalars, since a metric of the HParams tab is the name of a scalar."""
 
-# TensorBoard shows five parameters and five metrics unless told otherwise. Parameters that are said to differ come
-# first, by name: these, and those of the command line, among which are all that a sweep varies.
-_DIFFER = ("init", "init.std", "depth", "verdict.gradient", "verdict.training", "verdict.theory")
 _FIRST_METRICS = ("log_chi", "log10_first_over_last", "verdict_code", "loss_last", "test_accuracy")
-_VERDICTS = ("gradient", "training", "theory")
+# What a verdict is of -> its column. TensorBoard shows five columns and five metrics unless told otherwise: those
+# that are said to differ first, by name, and capitals come before all options.
+VERDICTS = {"gradient": "Gradient", "training": "Learned", "theory": "Theory"}
 
 
-def hparams(result: Result) -> "list[Summary]":
+def hparams(result: Result, name: str = "") -> "list[Summary]":
     """Return the four summaries of a run's line in the HParams tab: its columns, its options, its numbers, its end.
 
     Every run has the same columns, whatever its scheme: an option that does not apply, or is null, is left empty.
@@ -37,6 +36,8 @@ def hparams(result: Result) -> "list[Summary]":
 
     Args:
         result: A run at its end.
+        name: The run's name. The options in it are those that differ between the jobs of a sweep; without any it is
+            those of the command line.
     """
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import metadata
@@ -44,9 +45,10 @@ def hparams(result: Result) -> "list[Summary]":
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 
     numbers = metrics(summary(result))
-    words = {f"verdict.{key}": numbers.pop(key) for key in _VERDICTS}
-    numbers["verdict_code"] = CODES.get(words["verdict.gradient"])
+    numbers["verdict_code"] = CODES.get(numbers["gradient"])
+    words = {column: numbers.pop(key) for key, column in VERDICTS.items()}
     typed_keys = {_short(override.partition("=")[0].lstrip("+~")) for override in result.overrides}
+    named_keys = {key for key in typed_keys if f"{key}=" in name}
     start = SessionStartInfo(start_time_secs=result.started.timestamp())
     for key, value in (options(result.config) | words).items():
         if isinstance(value, bool):
@@ -62,7 +64,9 @@ def hparams(result: Result) -> "list[Summary]":
         plugin_metadata = metadata.create_summary_metadata(HParamsPluginData(**content))
         return Summary.Value(tag=tag, metadata=plugin_metadata, tensor=metadata.NULL_TENSOR)
 
-    experiment = Experiment(hparam_infos=_columns(typed_keys), metric_infos=_metrics(numbers))
+    experiment = Experiment(
+        hparam_infos=_columns(result.config, named_keys or typed_keys), metric_infos=_metrics(numbers)
+    )
     end = SessionEndInfo(status=Status.Value(status), end_time_secs=end_time)
     scalars = {key: value for key, value in numbers.items() if value is not None and abs(value) < LARGEST_SCALAR}
     return [
@@ -81,19 +85,21 @@ def options(config: Config) -> dict[str, Any]:
         >>> values["init"], values["init.gain"], values["init.std"]
         ('he', 1.0, None)
     """
-    return {key: getattr(owner, name) for key, owner, name, _ in _entries(config)}
+    return {key: value for key, value, _ in _entries(config)}
 
 
-def _entries(config: Any, prefix: str = "") -> list[tuple[str, Any, str, Any]]:
-    """List each option as (key, object that holds it, its name there, its type)."""
-    entries: list[tuple[str, Any, str, Any]] = []
+def _entries(config: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """List each option as (key, value, type); those of own parts too, where there are any."""
+    entries: list[tuple[str, Any, Any]] = []
     types = typing.get_type_hints(type(config))
     for entry in dataclasses.fields(config):
         value, key = getattr(config, entry.name), _short(prefix + entry.name)
         if dataclasses.is_dataclass(value):
             entries += _entries(value, f"{key}.") if key not in UNHASHED else []
+        elif entry.name == "own":
+            entries += [(prefix + name, option, type(option)) for name, option in value.items()]
         elif key not in UNHASHED:
-            entries.append((key, config, entry.name, types[entry.name]))
+            entries.append((key, value, types[entry.name]))
     return entries
 
 
@@ -102,17 +108,17 @@ def _short(key: str) -> str:
     return key.removesuffix(".name")
 
 
-def _columns(typed_keys: set[str]) -> "list[HParamInfo]":
-    """Describe the parameters, of which those named on the command line count as differing."""
+def _columns(config: Config, differing: set[str]) -> "list[HParamInfo]":
+    """Describe the parameters, of which some options count as differing, and the verdicts."""
     from tensorboard.plugins.hparams.api_pb2 import DataType, HParamInfo
 
-    types = {key: kind for key, _, _, kind in _entries(Config())}
-    types |= {f"verdict.{key}": str for key in _VERDICTS}
+    types = {key: kind for key, _, kind in _entries(config)}
+    types |= dict.fromkeys(VERDICTS.values(), str)
     infos = []
     for key, kind in types.items():
         plain = {*typing.get_args(kind), kind} & {bool, int, float}
         name = "BOOL" if bool in plain else "FLOAT64" if plain else "STRING"
-        differs = key in _DIFFER or key in typed_keys
+        differs = key in VERDICTS.values() or key in differing
         infos.append(HParamInfo(name=key, type=DataType.Value(f"DATA_TYPE_{name}"), differs=differs))
     return infos
 

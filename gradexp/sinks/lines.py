@@ -12,10 +12,11 @@ def slope_lines(initial: Step) -> list[str]:
         reach = f", depth scale {scale:.3g} layers" if scale is not None else ""
         error = initial.log_chi_se()
         spread = f" ± {error:.2g}" if error is not None else ""
-        lines.append(f"log_chi {slope:+.4g}{spread} per layer towards the input{reach}")
+        lines.append(f"log_chi   {slope:+.3f}{spread} per layer towards the input{reach}")
     if quantiles := initial.log_chi_quantiles():
         low, middle, high = quantiles.values()
-        lines.append(f"  of the networks 5 % are below {low:+.4g}, half {middle:+.4g}, 95 % {high:+.4g}")
+        count = initial.networks
+        lines.append(f"          median over {count} networks {middle:+.3f} (5 to 95 %: {low:+.3f} to {high:+.3f})")
     return lines
 
 
@@ -25,21 +26,31 @@ def theory_lines(result: Result) -> list[str]:
     if prediction is None or comparison is None:
         return []
     if prediction.log_chi is None or prediction.log_chi_sd is None or comparison.z is None:
-        return [comparison.text]
+        return [f"theory    {comparison.text.removeprefix('theory ')}"]
     sd = round(prediction.log_chi_sd, 8)  # without fluctuations what is left is rounding
+    spread = f" ± {sd:.2g} for one network" if sd else ""
     good_to = f", good to {prediction.tolerance:.1g}" if prediction.tolerance else ""
     return [
-        f"theory  {prediction.log_chi:+.4g}, standard deviation {sd:.2g} for one network "
-        f"({prediction.reason}{good_to}): {comparison.text}"
+        f"theory    {prediction.log_chi:+.3f}{spread} ({prediction.reason}{good_to})",
+        f"          {comparison.text}",
     ]
 
 
+_FORMATS = ("float16", "bfloat16", "float32")
+
+
 def range_lines(initial: Step, dtype: str) -> list[str]:
-    """Return from which layer on a number format would fail, for outputs and for output gradients."""
+    """Return from which layer on a size is 0 or inf in the number formats in use, for outputs and gradients.
+
+    Args:
+        initial: The profile at initialisation, which no format cuts off.
+        dtype: The run's own format.
+    """
     lines = []
-    for quantity, label, direction in (("output", "outputs", "up"), ("output_grad", "output gradients", "down")):
-        for overflow, word in ((False, "underflow to 0"), (True, "overflow to inf")):
-            layer = initial.failing_layer(quantity, dtype, overflow)
-            if layer is not None:
-                lines.append(f"in {dtype} {label} would {word} from layer {layer} {direction}")
+    for quantity, label, direction in (("output", "outputs  ", "up"), ("output_grad", "gradients", "down")):
+        for overflow, word in ((False, "0"), (True, "inf")):
+            layers = {name: initial.failing_layer(quantity, name, overflow) for name in (*_FORMATS, dtype)}
+            fails = [f"layer {layer} {direction} in {name}" for name, layer in layers.items() if layer is not None]
+            if fails:
+                lines.append(f"{label} {word} from {', '.join(fails)}")
     return lines

@@ -4,18 +4,19 @@ Functions import matplotlib, which is slow to load, when they are called.
 """
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradexp.choices import INIT_OPTIONS
 from gradexp.history.history import History
 from gradexp.history.plot import draw_profile
 from gradexp.history.step import STATUSES
-from gradexp.plotting import COLOURS, powers_of_ten, save
+from gradexp.own_parts import options_of
+from gradexp.plotting import COLOURS, powers_of_ten, save, show_stable
 from gradexp.runs.result import Result
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 PROFILE, TRAINING = "layers/output_gradient_at_initialisation", "layers/output_gradient_in_training"
 """The tags of the two pictures in TensorBoard."""
 
-SCALE = 45
-"""Powers of ten from white, which is 1, to the darkest colours, in all runs alike; float32 holds nothing smaller."""
+LEAST_REACH = 3
+"""Powers of ten from white, which is 1, to the darkest colours, at least: where a gradient counts as stable."""
 
 # Inches and dots per inch. In a card 340 dots wide, type of 10 points is then 11 dots high.
 _SIZE, _DPI = (4.2, 2.7), 180
@@ -37,7 +38,7 @@ _OTHERS = ("#888888", "not seen")
 
 
 def profile_picture(result: Result) -> "Figure":
-    """Draw the output gradient over layers at initialisation, theory, and where the run's number format fails.
+    """Draw the gradient over layers at initialisation, theory, where it is stable, and where float32 fails.
 
     If an output overflows or underflows, gradients below it may be lost even if their own size is fine.
 
@@ -52,7 +53,8 @@ def profile_picture(result: Result) -> "Figure":
     label = f"measured, mean of {len(history.seeds)}" if len(history.seeds) > 1 else "measured"
     draw_profile(axes, history.at(), "output_grad", COLOURS[0], label, theory_label="theory ± 2 sd")
     powers_of_ten(axes)
-    for first, last, colour, failure in _failures(history, result.config.dtype):
+    show_stable(axes, history.profile("output_grad"), result.config.verdict.decades)
+    for first, last, colour, failure in _failures(history):
         axes.axvspan(first - 0.5, last + 0.5, color=colour, alpha=0.3, linewidth=0, label=failure)
     verdict = result.verdict
     axes.set_title(_title(result, verdict.gradient if verdict is not None else "at initialisation"), fontsize=10)
@@ -66,28 +68,30 @@ def profile_picture(result: Result) -> "Figure":
 
 
 def training_picture(result: Result) -> "Figure":
-    """Draw log10 of the real output gradient, layer by training step, on a scale that is the same in all runs.
+    """Draw log10 of the real gradient, layer by training step, and above it the loss on the same axis.
 
-    A cell that is exactly 0 or not finite has a colour of its own. Of very many steps or layers a thousand are drawn,
-    evenly spread.
+    The scale is that of the data, at least three powers of ten to both sides of 1. A cell that is exactly 0 or not
+    finite has a colour of its own. Of very many steps or layers a thousand are drawn, evenly spread.
 
     Args:
         result: A run of which the probe has recorded a step.
     """
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import FuncNorm, to_rgb
+    from matplotlib.colors import Normalize, to_rgb
     from matplotlib.patches import Patch
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
     history = result.gradients
     assert history is not None
-    figure, axes = _card()
-    # A square root, so that the few powers of ten that matter near 1 can be seen, and no size is off the scale.
-    root, back = (lambda x: np.sign(x) * np.sqrt(np.abs(x))), (lambda x: np.sign(x) * np.square(x))
-    scale = ScalarMappable(FuncNorm((root, back), -SCALE, SCALE), cmap="RdBu_r")
+    losses = result.training.losses if result.training is not None else []
+    figure, above, axes = _card_of_two(bool(losses))
     drawn = np.ix_(_some(history.depth), _some(len(history.steps)))
-    codes = history.status["output_grad"][:, 0].T[drawn]  # layer by step
-    cells = scale.to_rgba(np.nan_to_num(history.log10["output_grad"][:, 0].T[drawn]))[..., :3]
+    sizes = history.log10["output_grad"][:, 0].T[drawn]  # layer by step
+    codes = history.status["output_grad"][:, 0].T[drawn]
+    finite = np.abs(sizes[np.isfinite(sizes)])
+    reach = math.ceil(max(LEAST_REACH, finite.max() if finite.size else 0.0))
+    scale = ScalarMappable(Normalize(-reach, reach), cmap="RdBu_r")
+    cells = scale.to_rgba(np.nan_to_num(sizes))[..., :3]
     legend = []
     for code, status in enumerate(STATUSES):
         colour, meaning = _SPECIAL.get(status, _OTHERS)
@@ -104,23 +108,61 @@ def training_picture(result: Result) -> "Figure":
         interpolation="nearest",
         extent=(first - half, last + half, 0.5, history.depth + 0.5),
     )
-    bar = figure.colorbar(scale, ax=axes, extend="both", pad=0.02)  # float64 holds sizes beyond the ends
-    bar.ax.yaxis.set_major_locator(FixedLocator([-40, -20, -6, 0, 6, 20, 40]))
-    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar = figure.colorbar(scale, ax=axes, pad=0.02)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{value:.0f}}}$"))
     bar.set_label("norm of ∂L/∂z")
     handles = [Patch(color=colour, label=meaning) for colour, meaning in dict.fromkeys(legend)]
     if handles:
         axes.legend(handles=handles, fontsize=8, loc="upper left", framealpha=0.9)
-    axes.set_title(_title(result, "in training"), fontsize=10)
     axes.set_xlabel("training step")
     axes.set_ylabel("layer (1 = input side)")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True) if last > first else FixedLocator([first]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    if above is not None:
+        _draw_loss(above, losses, result.guessing)
+        axes.set_xlim(first - half, last + half)
+    figure.align_ylabels()
+    (above or axes).set_title(_title(result, "in training"), fontsize=10)
     return figure
 
 
-def _failures(history: History, dtype: str) -> Iterator[tuple[int, int, str, str]]:
+_MOST_OVER_GUESSING = 3.0  # times; losses far beyond would press the others onto the axis
+
+
+def _draw_loss(axes: "Axes", losses: Sequence[float], guessing: float | None) -> None:
+    """Draw the loss of each step, and that of a network that ignores its input."""
+    steps = _some(len(losses))
+    values = np.asarray(losses, dtype=float)[steps]
+    axes.plot(steps, np.where(np.isfinite(values), values, np.nan), color="black", linewidth=1.3, clip_on=True)
+    finite = values[np.isfinite(values)]
+    top = float(finite.max(initial=0.0))
+    if guessing is not None and math.isfinite(guessing):
+        axes.axhline(guessing, color=COLOURS[1], linewidth=1.3, linestyle=":", label="guessing")
+        beside = axes.get_yaxis_transform()
+        axes.text(1.01, guessing, "guessing", color=COLOURS[1], fontsize=8, va="center", transform=beside)
+        top = min(max(top, 1.3 * guessing), _MOST_OVER_GUESSING * guessing) if guessing > 0 else top
+    axes.set_ylim(0 if finite.min(initial=0.0) >= 0 else None, 1.05 * top or 1.0)
+    axes.set_ylabel("loss")
+    axes.tick_params(labelbottom=False)
+    axes.grid(alpha=0.3)
+
+
+def _card_of_two(has_upper: bool) -> "tuple[Figure, Axes | None, Axes]":
+    """Return a figure with axes for the layers and, above them and over the same steps, for the loss."""
+    if not has_upper:
+        figure, axes = _card()
+        return figure, None, axes
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(1, 2.6))
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, upper, lower
+
+
+def _failures(history: History, dtype: str = "float32") -> Iterator[tuple[int, int, str, str]]:
     """Yield layers without a usable number as (first, last, colour, failure)."""
     dead = 1 + np.flatnonzero((history.status["output_grad"][0] == STATUSES.index("zero")).all(axis=0))
     if dead.size:
@@ -172,7 +214,7 @@ def _card() -> "tuple[Figure, Axes]":
 
 def _title(result: Result, subject: str) -> str:
     config = result.config
-    init, usual = config.init, INIT_OPTIONS[config.init.name]
-    special = "".join(f" {key}={value}" for key, value in init.options.items() if value != usual[key])
+    init, usual = config.init, options_of("init", config.init.name)
+    special = "".join(f" {key}={value}" for key, value in init.options.items() if value != usual.get(key))
     layers = "layers" if config.depth > 1 else "layer"
     return f"{init.name}{special}, {config.depth} {config.activation} {layers}: {subject}"

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from gradexp.history.history import training_points
 from gradexp.history.scalars import Points, Values, layer_points, points, profile_points
-from gradexp.history.step import Array
 from gradexp.runs.result import Result, Stage
-from gradexp.sinks.cards import histograms, layout, picture, text_cards
+from gradexp.sinks.cards import histograms, picture, text_cards
 from gradexp.sinks.event_file import EventFile
 from gradexp.sinks.hparams import hparams
 from gradexp.sinks.pictures import PROFILE, TRAINING, profile_picture, training_picture
@@ -17,11 +16,11 @@ from gradexp.sinks.pictures import PROFILE, TRAINING, profile_picture, training_
 class TensorBoard:
     """Write event files: profiles with step = layer, training scalars with step = training step, words and pictures.
 
-    A cell without a number is left out, never replaced by a floor. Theory goes to event files of its own in the
-    folders ``theory``, ``theory/lower`` and ``theory/upper``, and the profile of training step 99, if asked for, to
-    ``step_000099``: TensorBoard draws runs with the same tag into one card. All is written as soon as it is known, so
-    that the dashboard follows a training. Training never waits for the disk: threads of their own write the files,
-    at least every five seconds.
+    A cell without a number is left out, never replaced by a floor. Theory goes to an event file of its own in the
+    folder ``theory``: TensorBoard draws runs with the same tag into one card. So does the profile of training step
+    99, if asked for, to ``step_000099``; it is of the loss, and not of a gradient of length 1 at the last layer, and
+    has other tags. All is written as soon as it is known, so that the dashboard follows a training. Training never
+    waits for the disk: threads of their own write the files, at least every five seconds.
 
     Args:
         folder: The run's own folder; its name is the run's name in TensorBoard.
@@ -50,10 +49,11 @@ class TensorBoard:
     def write(self, stage: Stage, result: Result) -> None:
         """Add what is new."""
         if stage == "initial" and result.initial is not None:
-            self.writer.add_summary(layout())
             write_points(self.writer, profile_points(result.initial.at()))
             if self.subruns and result.initial.theory:
-                self._theory(result.initial.theory)
+                # Its band would be two lines more of the same colour; the picture and report.html have it.
+                lines = {key: line for key, line in result.initial.theory.items() if key.startswith("log10")}
+                self._subrun("theory", layer_points(lines))
             self._outputs(result)
             if self.figures:
                 self.writer.add_summary(picture(PROFILE, profile_picture(result)), 0)
@@ -64,24 +64,13 @@ class TensorBoard:
             self._step(result)
             self._training_picture(result)
             if result.device is not None:  # else it stopped before torch was loaded, and this is no time to load it
-                for summary in [*hparams(result), *text_cards(result)]:
+                for summary in [*hparams(result, self.folder.name), *text_cards(result)]:
                     self.writer.add_summary(summary)
 
     def close(self) -> None:
         """Flush and close the event file."""
         if self._writer is not None:
             self._writer.close()
-
-    def _theory(self, theory: dict[str, Array]) -> None:
-        """Write the predicted profile, and the band of two standard deviations of one sample of one network."""
-        gradient, sd = theory["log10_output_grad"], theory["sd_output_grad"]
-        lines = {
-            "theory": {key: values for key, values in theory.items() if key.startswith("log10")},
-            "theory/lower": {"log10_output_grad": gradient - 2 * sd},
-            "theory/upper": {"log10_output_grad": gradient + 2 * sd},
-        }
-        for name, profiles in lines.items():
-            self._subrun(name, layer_points(profiles))
 
     def _subrun(self, name: str, values: Points) -> None:
         writer = EventFile(self.folder / name)
@@ -113,7 +102,7 @@ class TensorBoard:
         drawn = set(result.config.record.profile_steps)
         for index, step in enumerate(history.steps[begin:], start=begin):
             if step in drawn:
-                self._subrun(f"step_{step:06}", profile_points(history.at(index)))
+                self._subrun(f"step_{step:06}", profile_points(history.at(index), OF_LOSS))
         now = time.monotonic()
         if now >= self._picture_due:
             self._training_picture(result)
@@ -133,6 +122,9 @@ class TensorBoard:
                 self.writer.add_summary(histogram, step)
         self._outputs_written = len(result.outputs)
 
+
+OF_LOSS = "profile_of_loss"
+"""The group of a profile in training: sizes of the loss's own gradient."""
 
 # Seconds. Steps are handed over to the writing thread a few at a time, since waking it costs more than they do.
 _BETWEEN = 0.1

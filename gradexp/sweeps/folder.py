@@ -1,6 +1,6 @@
 """The folder of a sweep: one sub-folder per job, each with its summary.json."""
 
-import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gradexp.choices import ConfigError
+from gradexp.folder_names import folder_name
 from gradexp.runs.summary_file import NAME, DamagedSummaryError, read_summary
 from gradexp.sinks.files import write_summary
 
@@ -130,10 +131,11 @@ def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -
     has_summary = {path.name: (path / "summary.json").exists() for path in folder.glob("*/")}
     empty = {number_of(name): name for name, exists in has_summary.items() if not exists}
     taken = {number_of(name) for name in has_summary}
-    complete, again, folders = 0, 0, dict[int, str]()
+    complete, again, folders, seen = 0, 0, dict[int, str](), set[str]()
     for index, config_hash in enumerate(hashes):
-        if config_hash in hashes[:index]:
+        if config_hash in seen:
             continue
+        seen.add(config_hash)
         if config_hash in jobs_by_hash:
             if jobs_by_hash[config_hash].status == "complete":
                 complete += 1
@@ -145,8 +147,7 @@ def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -
         taken.add(number)
         empty.pop(number, None)
         folders[index] = name(index, number)
-    names = list(folders.values())
-    for shared in (entry for entry in names if names.count(entry) > 1):
+    for shared in (entry for entry, times in Counter(folders.values()).items() if times > 1):
         raise ConfigError(f"hydra.sweep.subdir gives two jobs the folder {shared}; put ${{hydra.job.num}} into it")
     return SweepPlan(complete, again, folders)
 
@@ -157,13 +158,13 @@ def number_of(name: str) -> int | None:
     return int(digits) if digits.isdecimal() and len(digits) < 19 else None
 
 
-def folder_name(text: str) -> str:
-    """Return a text as the name of one folder: without slashes, and of at most 120 bytes.
+def job_folder_name(text: str) -> str:
+    """Return what ``hydra.sweep.subdir`` says as the name of one folder.
 
     Raises:
         ConfigError: If that is no folder of its own.
     """
-    name = text.replace("/", "-").replace(os.sep, "-").encode()[:120].decode(errors="ignore")
+    name = folder_name(text)
     if name.strip() in ("", ".", ".."):
         raise ConfigError(f"hydra.sweep.subdir must name a folder of each job's own, got '{text}'")
     return name

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from gradexp.choices import GROUPS
 from gradexp.history.history import History, join
 from gradexp.page.lines import COLOURS, Line
 from gradexp.runs.layers_file import NAME, read_layers
 from gradexp.sinks.event_file import read_scalars
+from gradexp.sinks.job_line import option_words
 from gradexp.sinks.page import run_line
 from gradexp.sweeps.compare import Row, SweepResults, seed_groups
 
@@ -48,11 +48,12 @@ def _line(shared: Mapping[str, Any], rows: Sequence[Row], colour: int, count: in
         return None
     losses = read_scalars(trained.job.folder, "train/loss") if trained else {}
     return run_line(
-        line_name(shared) or "measured",
+        option_words(shared) or "measured",
         rows[0].job.summary["config"],
         _living(initials, None if count <= _MOST_QUANTITIES else "output_grad"),
         gradients,
         [losses[step] for step in sorted(losses)],
+        guessing=trained.job.summary["training"].get("guessing_loss") if trained else None,
         words=tuple(word for key in ("gradient", "training") if (word := most(rows, key))),
         colour=colour,
     )
@@ -78,23 +79,6 @@ def most(rows: Sequence[Row], key: str) -> str | None:
     """Return the verdict of most jobs, None if none has one."""
     words = [row.numbers[key] for row in rows if row.numbers[key]]
     return str(Counter(words).most_common(1)[0][0]) if words else None
-
-
-def line_name(shared: Mapping[str, Any]) -> str:
-    """Return the options of a line in words.
-
-    Examples:
-        >>> line_name({"init": "normal", "init.std": 0.06, "depth": 50, "optimizer.lr": None})
-        'normal, std 0.06, depth 50'
-    """
-    words = []
-    for key, value in shared.items():
-        if value is None:
-            continue
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        speaks = (key in GROUPS or key in ("activation", "experiment")) and isinstance(value, str)
-        words.append(text if speaks else f"{key.rpartition('.')[2]} {text}")
-    return ", ".join(words)
 
 
 def _colours(shared: Sequence[Mapping[str, Any]]) -> list[int]:

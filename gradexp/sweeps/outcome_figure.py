@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_MOST_HOLES = 0.75  # of the places of a heat map that are filled at least
+_MOST_BARS = 40
 _MOST_PANELS = 12  # of heat maps
 _MOST_NUMBERS = 160  # written into the cells of a picture
 
@@ -102,7 +104,48 @@ def outcome_figure(comparison: SweepResults, quantity: Quantity) -> "Figure | No
     x, y = axes_of(comparison)
     if x is None:
         return None
-    return _line_figure(cells, x, quantity) if y is None else _heat_map(cells, x, y, quantity)
+    if y is None:
+        return _line_figure(cells, x, quantity)
+    return _bars(cells, quantity) if _has_holes(cells, x, y) else _heat_map(cells, x, y, quantity)
+
+
+def _has_holes(cells: Sequence[Cell], x: str, y: str) -> bool:
+    """Return whether so many combinations of two options were never run that a heat map would be of holes."""
+    panels = distinct([[value for key, value in shared.items() if key not in (x, y)] for shared, _ in cells])
+    places = len(panels) * len(distinct([c[0][x] for c in cells])) * len(distinct([c[0][y] for c in cells]))
+    return len(cells) < _MOST_HOLES * places
+
+
+def _bars(cells: Sequence[Cell], quantity: Quantity) -> "Figure":
+    """Draw a bar for the jobs that differ in their seed only, each with its options as they are typed."""
+    drawn = list(cells[:_MOST_BARS])
+    figure, (axes,) = panel_grid(1, None, (8, 1.2 + 0.28 * len(drawn)))
+    places = np.arange(len(drawn))
+    numbers = np.array([quantity.value(rows) for _, rows in drawn], dtype=float)  # None becomes nan
+    signs = [COLOURS[1] if number > 0 else COLOURS[0] for number in numbers]
+    axes.barh(places, np.nan_to_num(numbers), color=signs if quantity.diverging else COLOURS[0], height=0.7)
+    if quantity.diverging:
+        predicted = np.array([average(rows, "log_chi_theory") for _, rows in drawn], dtype=float)
+        if np.isfinite(predicted).any():
+            axes.plot(predicted, places, "k|", markersize=11, markeredgewidth=2, label="theory")
+            figure.legend(loc="outside lower center", frameon=False)
+        axes.axvline(0, color="black", linewidth=0.8)
+    else:
+        axes.set_xlim(0, 1)
+    names = []
+    for (shared, rows), number in zip(drawn, numbers, strict=True):
+        mark = quantity.mark[0] if quantity.lost(rows) else "" if math.isfinite(number) else "·"
+        names.append(f"{option_label(shared)} {mark}".strip())
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.set_xlabel(quantity.label)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    marked = f"; {': '.join(quantity.mark)}" if any(quantity.lost(rows) for _, rows in cells) else ""
+    more = f"; {len(drawn)} of {len(cells)}" if len(cells) > len(drawn) else ""
+    legend = quantity.legend.replace("(blue, below 0)", "(blue)").replace("(red, above 0)", "(orange)")
+    explain(figure, legend + marked + more, {}, {})
+    return figure
 
 
 def axes_of(comparison: SweepResults) -> tuple[str | None, str | None]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from gradexp._version import __version__
 from gradexp.page.document import escape
@@ -16,6 +15,7 @@ from gradexp.page.page import Page
 from gradexp.page.parts import MARKS
 from gradexp.sweeps.compare import Row, SweepResults
 from gradexp.sweeps.lines import MOST_TRAINED, sweep_lines
+from gradexp.sweeps.table import VERDICTS, columns_of, complete_groups
 
 DEFINITIONS = {
     "job": "number at the beginning of the job's folder, which is the run's name in TensorBoard",
@@ -61,13 +61,14 @@ def sweep_page(comparison: SweepResults, figures: Mapping[str, Path]) -> Page:
         "" if len(lines) <= MOST_TRAINED else "A run's own page shows its training: record.report=true writes one.",
     ]
     title, text = headline(comparison, lines)
+    groups = _groups(comparison)
     return Page(
         title,
         text=text,
         facts=facts,
         lines=lines,
         decades=rows[0].job.summary["config"].get("verdict", {}).get("decades", 3.0),
-        sections=[*_failures(comparison), _pictures(figures), _jobs(rows, comparison.keys)],
+        sections=[*_failures(comparison), groups, _pictures(figures), _jobs(rows, comparison.keys, not groups)],
     )
 
 
@@ -117,7 +118,7 @@ def _end(line: Line) -> str:
 
 def _failures(comparison: SweepResults) -> list[str]:
     failed = "".join(
-        f"<li>{_link(row, row.job.name)}: {escape(row.job.summary['error'])}</li>"
+        f"<li>{_job(row, row.job.name)}: {escape(row.job.summary['error'])}</li>"
         for row in comparison.rows
         if row.job.status == "failed"
     )
@@ -134,14 +135,40 @@ def _pictures(figures: Mapping[str, Path]) -> str:
 _OPEN = 40  # jobs up to which their table is not folded
 
 
-def _jobs(rows: Sequence[Row], keys: Sequence[str]) -> str:
+def _groups(comparison: SweepResults) -> str:
+    """Return the table over seeds that the terminal shows; empty where each line would be of one job."""
+    groups = complete_groups(comparison)
+    if all(len(rows) == 1 for _, rows in groups):  # also of none
+        return ""
+    columns = {name: texts for name, texts in columns_of(groups).items() if set(texts) != {"-"}}
+    kinds = {name: "" if name in VERDICTS else ' class="n"' for name in columns}
+    heads = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in kinds.items())
+    lines = "\n".join(
+        f"<tr>{''.join(_outcome(text) for text in line)}</tr>" for line in zip(*columns.values(), strict=True)
+    )
+    return f"""<section><h2>Mean over seeds</h2><div class="scroll">
+<table class="groups"><thead><tr>{heads}</tr></thead><tbody>
+{lines}
+</tbody></table></div></section>"""
+
+
+def _outcome(text: str) -> str:
+    word = text.partition(" ")[0]
+    return (
+        f'<td class="{word}">{MARKS[word]} {escape(text)}</td>'
+        if word in MARKS
+        else f'<td class="n">{escape(text)}</td>'
+    )
+
+
+def _jobs(rows: Sequence[Row], keys: Sequence[str], is_open: bool) -> str:
     # What no job has would only push the other columns off the page.
     metrics = [key for key in rows[0].numbers if any(row.numbers[key] is not None for row in rows)]
     columns = ["job", "status", *keys, *metrics]
     head = "".join(_head(key, rows) for key in columns)
     terms = "".join(f"<dt>{key}</dt><dd>{escape(text)}</dd>" for key, text in DEFINITIONS.items() if key in columns)
     body = "\n".join(_line(row, metrics) for row in rows)
-    return f"""<details{" open" if len(rows) <= _OPEN else ""}><summary>All {len(rows)} jobs</summary>
+    return f"""<details{" open" if is_open and len(rows) <= _OPEN else ""}><summary>All {len(rows)} jobs</summary>
 <p id="jobs-tools" hidden>
 <input id="filter" type="search" aria-label="filter" placeholder="filter, such as {_hint(rows)}">
 <span id="shown" role="status"></span> Click a heading to sort; hover over a number for all its digits.</p>
@@ -223,15 +250,15 @@ def _line(row: Row, metrics: Sequence[str]) -> str:
     words = [f"{key}={_text(value)}" for key, value in row.swept.items()]
     words += [str(value) for value in (job.status, *row.numbers.values()) if isinstance(value, str)]
     number = "" if job.number is None else job.number
-    link = f'<td class="n" data-value="{number}">{_link(row, str(number) or job.name)}</td>'
+    link = f'<td class="n" data-value="{number}">{_job(row, str(number) or job.name)}</td>'
     cells = [_cell(value) for value in (job.status, *row.swept.values())]
     cells += [_cell(row.numbers[key], _FORMS.get(key)) for key in metrics]
     return f'<tr data-words=" {escape(" ".join([*words, job.name]).lower())} ">{link}{"".join(cells)}</tr>'
 
 
-def _link(row: Row, text: str) -> str:
-    name = row.job.name
-    return f'<a href="./{quote(name, safe=",=")}/" title="{escape(name)}">{escape(text)}</a>'
+def _job(row: Row, text: str) -> str:
+    """Return the text for a job; it is no link, which would be dead in a page that was sent to somebody."""
+    return f'<span title="folder {escape(row.job.name)}">{escape(text)}</span>'
 
 
 # As many decimals in all lines of a column, so that its numbers can be compared at a glance.

@@ -49,8 +49,10 @@ def are_numbers(values: Sequence[Any]) -> bool:
     )
 
 
-def panel_grid(count: int, columns: int | None, each: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
-    """Return a figure with ``count`` panels that share their axes."""
+def panel_grid(
+    count: int, columns: int | None, each: tuple[float, float], share_x: bool = True
+) -> "tuple[Figure, list[Axes]]":
+    """Return a figure with ``count`` panels that share their vertical axes and, if asked, the horizontal ones."""
     from matplotlib.figure import Figure
 
     columns = columns or (count if count <= 3 else 2 if count == 4 else 3 if count <= 9 else 4)
@@ -58,7 +60,7 @@ def panel_grid(count: int, columns: int | None, each: tuple[float, float]) -> "t
     figure = Figure(
         figsize=(each[0] * columns + (1.2 if count > 1 else 0), each[1] * lines + 0.9), layout="constrained"
     )
-    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(lines, columns, sharex=share_x, sharey=True, squeeze=False)
     for axes in grid.flat[count:]:
         axes.remove()
     for axes in grid.flat[max(count - columns, 0) : count]:
@@ -88,8 +90,9 @@ def colour_bar(figure: "Figure", grid: Sequence["Axes"], key: str, values: Seque
 
 
 def option_label(shared: Mapping[str, Any], between: str = ", ") -> str:
-    """Return options as they are typed."""
-    return between.join(f"{key}={short_text(value)}" for key, value in shared.items())
+    """Return options as they are typed, but for those that do not apply, unless there is no other."""
+    given = {key: value for key, value in shared.items() if value is not None}
+    return between.join(f"{key}={short_text(value)}" for key, value in (given or shared).items())
 
 
 def short_text(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradexp.history.step import Array
-from gradexp.plotting import COLOURS, LABELS, powers_of_ten
+from gradexp.plotting import COLOURS, LABELS, powers_of_ten, show_stable
 from gradexp.sweeps.compare import Row, SweepResults, seed_groups
 from gradexp.sweeps.panels import (
     GREY,
@@ -103,11 +103,11 @@ def profiles_figure(comparison: SweepResults) -> "Figure | None":
     hue, spread = _hue([shared for shared, _, _ in cells]) if len(cells) > MOST_LINES else (None, False)
     columns, panels = _in_panels(cells, hue, spread)
     drawn_panels = dict(list(panels.items())[:_MOST_PROFILES])
+    decades = cells[0][1][0].job.summary["config"].get("verdict", {}).get("decades", 3.0)
     size = (8.0, 4.6) if len(drawn_panels) == 1 else (3.2, 2.7) if len(drawn_panels) > 4 else (4.4, 3.3)
-    figure, grid = panel_grid(len(drawn_panels), columns, size)
+    figure, grid = panel_grid(len(drawn_panels), columns, size, share_x=False)
     values = distinct([shared[hue] for shared, _, _ in cells]) if hue else []
     colour_of = colour_scale(values)
-    depth = max(len(profile.mean) for _, _, profile in cells)
     for axes, (title, members) in zip(grid, drawn_panels.items(), strict=True):
         if spread and not hue:
             for _, _, profile in cells:  # behind the panel's only line, to be compared with it
@@ -121,7 +121,8 @@ def profiles_figure(comparison: SweepResults) -> "Figure | None":
             marker = "o" if len(layers) == 1 else ""
             axes.plot(layers, profile.mean, color=colour, linewidth=2, label=label, marker=marker)
             axes.fill_between(layers, profile.low, profile.high, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(layers, profile.theory, color=colour, linewidth=1.3, linestyle="--")
+            axes.plot(layers, profile.theory, color="black", linewidth=1, linestyle="--", zorder=3)
+        depth = max(len(profile.mean) for _, _, profile in (cells if spread and not hue else members))
         axes.set_xlim(1 - 0.02 * depth, 1.02 * depth)
         axes.set_title(
             title + (_verdicts([row for _, rows, _ in members for row in rows]) if spread else ""), fontsize=10
@@ -130,9 +131,12 @@ def profiles_figure(comparison: SweepResults) -> "Figure | None":
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5 if spread else 10, integer=True))
         powers_of_ten(axes)
+    # Once all lines are there: the panels share their height, which it sets.
+    for axes, members in zip(grid, drawn_panels.values(), strict=True):
+        show_stable(axes, np.concatenate([profile.mean for _, _, profile in members]), decades)
     figure.supxlabel("layer (1 = input side)")
     figure.supylabel(LABELS["output_grad"])
-    text = "gradients run from right to left: one that falls towards the left vanishes, one that rises explodes"
+    text = "read from right (output) to left (input): falling = vanishing, rising = exploding"
     explain(figure, text, drawn_panels, panels)
     if len(values) <= MOST_LINES:
         _profile_legend(figure, grid, cells, named=bool(hue) or not spread, sort=not spread)
@@ -184,8 +188,9 @@ def _profile_legend(figure: "Figure", grid: Sequence["Axes"], cells: Sequence[Li
     """Name each colour once; if asked, from the top down, as the lines end at layer 1."""
     lines: dict[str, Any] = {}
     for axes in grid:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            lines.setdefault(label, handle)
+        for line in axes.get_lines():
+            if not str(line.get_label()).startswith("_"):
+                lines.setdefault(str(line.get_label()), line)
     if sort:
         ends = {label: float(np.nan_to_num(line.get_ydata()[0], nan=-np.inf)) for label, line in lines.items()}
         lines = {label: lines[label] for label in sorted(lines, key=lambda label: -ends[label])}
@@ -193,6 +198,8 @@ def _profile_legend(figure: "Figure", grid: Sequence["Axes"], cells: Sequence[Li
         lines = {}
     if any(np.isfinite(profile.theory).any() for _, _, profile in cells):
         (lines["theory"],) = grid[0].plot([], [], color="black", linewidth=1.3, linestyle="--")
+    bands = [patch for axes in grid[:1] for patch in axes.patches if str(patch.get_label()).startswith("stable")]
+    lines |= {str(patch.get_label()).replace(": ", ":\n"): patch for patch in bands}
     if any((profile.high > profile.low).any() for _, _, profile in cells):
         lines["range over seeds"] = grid[0].fill_between([], [], color="grey", alpha=0.3)
     if lines:

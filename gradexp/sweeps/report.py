@@ -13,6 +13,7 @@ from gradexp.choices import ConfigError
 from gradexp.plotting import save
 from gradexp.runs.layers_file import NAME as LAYERS
 from gradexp.runs.layers_file import read_layers
+from gradexp.runs.progress import working
 from gradexp.runs.summary_file import read_summary
 from gradexp.sinks.event_file import read_scalars
 from gradexp.sinks.page import NAME as PAGE
@@ -49,8 +50,9 @@ def report(folder: Path, console: Console | None = None) -> None:
         console.print(f"left out  {line}", markup=False, soft_wrap=True)
     if len(comparison.damaged) > _DAMAGED:
         console.print(f"... and {len(comparison.damaged) - _DAMAGED} more", markup=False)
-    write_csv(comparison)
-    page = write_page(comparison, write_figures(comparison))
+    with working(console, "drawing figures"):
+        write_csv(comparison)
+        page = write_page(comparison, write_figures(comparison))
     for label, text in (
         ("table", str(folder / "sweep.csv")),
         ("report", str(page)),
@@ -79,7 +81,8 @@ def write_run_page(folder: Path, content: Mapping[str, Any]) -> Path:
     if initial is None:
         raise ConfigError(f"{folder} holds no profile yet: its run is {content['status']}")
     losses = read_scalars(folder, "train/loss")
-    page = run_page(content, initial, gradients, [losses[step] for step in sorted(losses)])
+    guessing = content["training"].get("guessing_loss")  # unknown of a run of version 0.1
+    page = run_page(content, initial, gradients, [losses[step] for step in sorted(losses)], guessing)
     return page.write(folder / PAGE)
 
 

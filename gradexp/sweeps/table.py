@@ -8,8 +8,14 @@ import numpy as np
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from gradexp.history.sentences import loss_text
+from gradexp.sinks.badges import COLOURS
 from gradexp.sweeps.compare import Row, SweepResults, average, seed_groups
+
+Group = tuple[dict[str, Any], list[Row]]
+"""What some jobs share, and these jobs."""
 
 _LINES = 40  # of the table in the console
 _ERRORS = 10  # named below it
@@ -20,10 +26,7 @@ def print_table(comparison: SweepResults, console: Console) -> None:
 
     The loss of a job that is not complete is that of an earlier step, and would spoil a mean.
     """
-    groups = []
-    for shared, rows in seed_groups(comparison):
-        if complete := [row for row in rows if row.job.status == "complete"]:
-            groups.append((shared, complete))
+    groups = complete_groups(comparison)
     if groups:
         _print_groups(groups, console)
     others = {status: number for status, number in comparison.statuses.items() if status != "complete"}
@@ -37,11 +40,26 @@ def print_table(comparison: SweepResults, console: Console) -> None:
         console.print(f"  ... and {len(failed) - _ERRORS} more in report.html", markup=False)
 
 
-def _print_groups(groups: Sequence[tuple[dict[str, Any], list[Row]]], console: Console) -> None:
+def complete_groups(comparison: SweepResults) -> list[Group]:
+    """Return the complete jobs that differ in their seed only, with what they share."""
+    groups = []
+    for shared, rows in seed_groups(comparison):
+        if complete := [row for row in rows if row.job.status == "complete"]:
+            groups.append((shared, complete))
+    return groups
+
+
+def columns_of(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return the columns of the table: heading -> a text for each group."""
     columns: dict[str, list[str]] = {key: [_text(shared[key]) for shared, _ in groups] for key in groups[0][0]}
     columns |= {name: [column(rows) for _, rows in groups] for name, column in _COLUMNS.items()}
     if all(len(rows) == 1 for _, rows in groups):
         del columns["seeds"], columns["± sd"]
+    return columns
+
+
+def _print_groups(groups: Sequence[Group], console: Console) -> None:
+    columns = columns_of(groups)
     same = {name: texts[0] for name, texts in columns.items() if len(set(texts)) == 1 and len(groups) > 1}
     # A mean and its spread stand side by side, unless there is none at all.
     alike = {name: text for name, text in same.items() if name not in ("log_chi", "± sd") or text == "-"}
@@ -55,16 +73,16 @@ def _print_groups(groups: Sequence[tuple[dict[str, Any], list[Row]]], console: C
     high = any("." in name for name in visible)
     for name in visible:
         head = _head(name) if "." in name else "\n" * high + name
-        table.add_column(head, justify="left" if name in _VERDICTS else "right", no_wrap=True)
+        table.add_column(head, justify="left" if name in VERDICTS else "right", no_wrap=True)
     for line in zip(*visible.values(), strict=True):
-        table.add_row(*line)
+        table.add_row(*(Text(text, COLOURS.get(text.partition(" ")[0], "")) for text in line))
     console.print(table)
     if len(groups) > _LINES:
-        console.print(f"... and {len(groups) - _LINES} lines more in sweep.csv", markup=False)
+        console.print(f"... and {len(groups) - _LINES} more lines in sweep.csv", markup=False)
     if alike_text := ", ".join(f"{name} {text}" for name, text in alike.items() if text != "-"):
         console.print(f"all       {alike_text}", markup=False)
     if left_out:
-        console.print(f"no room   {', '.join(left_out)} (in sweep.csv)", markup=False)
+        console.print(f"not shown {', '.join(left_out)} (see sweep.csv)", markup=False)
 
 
 def _head(name: str) -> str:
@@ -88,7 +106,8 @@ def _words(rows: Sequence[Row], key: str) -> str:
 
 def _average(rows: Sequence[Row], key: str, form: str, prefix: str = "") -> str:
     mean = average(rows, key)
-    return "-" if mean is None else f"{prefix}{mean:{form}}"
+    digits = int(form[-2]) + (2 if form.endswith("%") else 0)
+    return "-" if mean is None else f"{prefix}{round(mean, digits) + 0.0:{form}}"  # no -0.0
 
 
 def _spread(rows: Sequence[Row], key: str) -> str:
@@ -102,7 +121,7 @@ def _text(value: Any) -> str:
 
 
 _LEAST = ("loss", "theory", "first/last", "training", "test", "± sd", "seeds", "gradient")
-_VERDICTS = ("gradient", "training", "theory")
+VERDICTS = ("gradient", "training", "theory")
 # name: text for the jobs of a line
 _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
     "seeds": lambda rows: str(len(rows)),
@@ -112,6 +131,6 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
     "log_chi": lambda rows: _average(rows, "log_chi", "+.3f"),
     "± sd": lambda rows: _spread(rows, "log_chi"),
     "first/last": lambda rows: _average(rows, "log10_first_over_last", "+.1f", "10^"),
-    "loss": lambda rows: _average(rows, "loss_last", ".3g"),
+    "loss": lambda rows: "-" if (mean := average(rows, "loss_last")) is None else loss_text(mean),
     "test": lambda rows: _average(rows, "test_accuracy", ".0%"),
 }

@@ -62,14 +62,17 @@ def compare(prediction: Prediction, measured: History) -> Agreement:
     networks = measured.at().without_dead("output_grad")
     networks = networks[np.isfinite(networks).all(axis=1)]
     if len(networks) >= ENOUGH_NETWORKS:
-        sample = ""
-        difference = networks.mean(axis=0) - prediction.log10_output_grad
+        compared, error_word = "mean", "standard error"
+        profile = networks.mean(axis=0)
+        predicted = prediction.log10_output_grad
         error = networks.std(axis=0, ddof=1) / math.sqrt(len(networks))
     else:
         assert measured.samples is not None
-        sample = " for one sample of one network"
-        difference = measured.samples[0, 0, :, 0] - prediction.first_output_grad
+        compared, error_word = "first sample", "standard deviation"
+        profile = measured.samples[0, 0, :, 0]
+        predicted = prediction.first_output_grad
         error = prediction.first_sd
+    difference = profile - predicted
     steps = np.arange(measured.depth - 1, -1, -1)  # layers between this one and the last
     neglected = steps * np.hypot(prediction.tolerance, _ROUNDING) / (2 * math.log(10))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -77,12 +80,22 @@ def compare(prediction: Prediction, measured: History) -> Agreement:
     if not math.isfinite(z[0]):
         return Agreement("unavailable", None, None, "theory unavailable: no sample has a gradient at every layer")
     from_layer = _first_of_three(np.abs(z) > _DEVIATES)
-    text = f"z = {z[0]:+.1f}{sample}"
+    if not error.any() and not prediction.tolerance:
+        text = f"exact, and equal to {_rounded_up(float(np.abs(10**difference - 1).max())):.0e}"
+    else:
+        slope = 2 * math.log(10) * float(profile[0] - profile[-1]) / (measured.depth - 1)
+        side = "below" if z[0] < 0 else "above"
+        text = f"{compared} {slope:+.3f}, {abs(z[0]):.1f} {error_word}s {side} theory"
     if from_layer is not None:
-        return Agreement("deviates", float(z[0]), from_layer, f"deviates from layer {from_layer} on, {text}")
+        return Agreement("deviates", float(z[0]), from_layer, f"deviates from layer {from_layer} on: {text}")
     if abs(z[0]) > _AGREES:
-        return Agreement("deviates", float(z[0]), None, f"deviates in log_chi, {text}")
-    return Agreement("agrees", float(z[0]), None, f"agrees, {text}")
+        return Agreement("deviates", float(z[0]), None, f"deviates in log_chi: {text}")
+    return Agreement("agrees", float(z[0]), None, f"agrees: {text}")
+
+
+def _rounded_up(difference: float) -> float:
+    """Return the power of ten that a relative difference does not exceed, at least 1e-12."""
+    return float(10.0 ** math.ceil(math.log10(max(difference, 1e-12)) - 1e-9))
 
 
 def _first_of_three(deviates: np.ndarray) -> int | None:

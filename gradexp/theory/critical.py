@@ -6,10 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from gradexp.networks.activations import Activation
+from gradexp.numerics.roots import bracketed_root
 from gradexp.theory.mean_field import (
     Moments,
     check_variance,
@@ -132,7 +132,7 @@ def _on_critical_line(phi: Activation, miss: Callable[[float, float], float], me
     points = [at(log_q) for log_q in grid]
     for (low, before), (high, after) in pairwise(zip(grid, points, strict=True)):
         if miss(*before) * miss(*after) <= 0 and all(map(math.isfinite, (*before, *after))):
-            log_q = brentq(lambda log_q: miss(*at(log_q)), low, high, xtol=1e-15, rtol=1e-15)
+            log_q = bracketed_root(lambda log_q: miss(*at(log_q)), low, high)
             w2, b2 = at(log_q)
             if b2 >= -1e-12 * w2 and attracts(w2, _at(phi, math.exp(log_q))):
                 return w2, max(b2, 0.0)

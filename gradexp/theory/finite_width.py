@@ -7,20 +7,30 @@ Mean and typical size differ there: with He's variance E‖z‖² stays, while e
 relu layer (Hanin & Nica, 2018, arXiv:1812.05994; Hanin & Rolnick, 2018, arXiv:1803.01719).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.special import digamma, polygamma
+from torch.special import digamma, zeta
 
 from gradexp.numerics.square_sum import LogMoments, log_square_sum
 from gradexp.theory.mean_field import check_variance
 
 
+def _trigamma(x: torch.Tensor) -> torch.Tensor:
+    """Return ψ'(x) = Σ 1 / (x + k)² as Hurwitz's zeta(2, x): torch's ``polygamma(1, x)`` is good to 9 digits only."""
+    value: torch.Tensor = zeta(2, x)
+    return value
+
+
+@functools.cache
 def log_chi_square(count: int) -> LogMoments:
     """Return the moments of log χ² with ``count`` degrees of freedom: digamma(n/2) + log 2, trigamma(n/2) (19)."""
-    return LogMoments(float(digamma(count / 2)) + math.log(2), float(polygamma(1, count / 2)))
+    half = torch.tensor(count / 2, dtype=torch.float64)
+    return LogMoments(float(digamma(half)) + math.log(2), float(_trigamma(half)))
 
 
 def log_mean_square(count: int) -> float:
@@ -131,5 +141,6 @@ def gaussian_lyapunov_exponents(width: int, sigma_w2: float = 1.0) -> tuple[NDAr
     check_variance("sigma_w2", sigma_w2)
     if sigma_w2 == 0:
         raise ValueError("sigma_w2 must be above 0, got 0")
-    freedom = (width - np.arange(width)) / 2  # (24)
-    return 0.5 * (math.log(2 * sigma_w2 / width) + digamma(freedom)), polygamma(1, freedom) / 4
+    freedom = (width - torch.arange(width, dtype=torch.float64)) / 2  # (24)
+    exponents = 0.5 * (math.log(2 * sigma_w2 / width) + digamma(freedom))
+    return exponents.numpy(), (_trigamma(freedom) / 4).numpy()

@@ -34,9 +34,21 @@ def nodes(q: Tensor, kinks: Sequence[float] = (), fewer: bool = False) -> tuple[
         z and w, both of shape ``(..., points)``.
     """
     scale = q.rsqrt()
+    finest = min(scale.min().item(), 1.0)
+    if not any(kinks):  # but at 0, where every rule is broken: one rule serves all lengths within a factor of 4
+        z, w = _rule(math.floor(math.log2(finest)), fewer)
+        return z.expand(*q.shape, -1), w.expand(*q.shape, -1)
     # Other panels too, or a kink that nobody named could lie between the same two points of both rules.
-    ladder = _ladder((0.77 if fewer else 1.0) * min(scale.min().item(), 1.0), _EDGE)
+    ladder = _ladder((0.77 if fewer else 1.0) * finest, _EDGE)
     breaks = torch.cat([ladder.expand(*q.shape, -1), _kinks_at(scale, kinks)], dim=-1)
+    z, w = _panels(breaks, _EDGE, _FEWER_POINTS if fewer else _POINTS)
+    return z, w * _density(z)
+
+
+@functools.lru_cache(maxsize=64)
+def _rule(octave: int, fewer: bool) -> tuple[Tensor, Tensor]:
+    """Return points and weights, with the density, of a rule that resolves features of size 2^octave."""
+    breaks = _ladder((0.77 if fewer else 1.0) * 2.0**octave, _EDGE)
     z, w = _panels(breaks, _EDGE, _FEWER_POINTS if fewer else _POINTS)
     return z, w * _density(z)
 
@@ -134,13 +146,14 @@ def _panels(breaks: Tensor, edge: float, points: int) -> tuple[Tensor, Tensor]:
     """Return nodes and weights of a composite Gauss-Legendre rule between sorted breaks, inside ±edge."""
     breaks = breaks.clamp(-edge, edge).sort(dim=-1).values
     low, high = breaks[..., :-1, None], breaks[..., 1:, None]
-    at, weight = _legendre(points)
+    at, weight = legendre(points)
     nodes = (low + high) / 2 + (high - low) / 2 * at
     weights = (high - low) / 2 * weight
     return nodes.flatten(-2), weights.flatten(-2)
 
 
 @functools.cache
-def _legendre(points: int) -> tuple[Tensor, Tensor]:
+def legendre(points: int) -> tuple[Tensor, Tensor]:
+    """Return nodes in [-1, 1] and weights of a Gauss-Legendre rule."""
     at, weight = np.polynomial.legendre.leggauss(points)
     return torch.from_numpy(at), torch.from_numpy(weight)

@@ -18,7 +18,7 @@ class Network:
         activation: φ, between every two layers.
         laws: The law of each layer's weights, W¹ to Wᴸ.
         widths: n_0, ..., n_L.
-        normalization: ``none``, ``layer`` or ``batch``.
+        normalization: ``none``, ``layer``, ``batch`` or ``rms``, for which there is no formula.
         residual: ``none``, ``plain``, ``depth`` or ``zero``, as in ``MLP``.
 
     Raises:

@@ -169,7 +169,7 @@ def predict(
         widths: n_0, ..., n_L instead of width and depth.
         input_square: ‖x‖² / n_0.
         weights: ``gaussian``, ``uniform`` or ``orthogonal``.
-        normalization: ``none``, ``layer`` or ``batch``.
+        normalization: ``none``, ``layer``, ``batch`` or ``rms``, for which there is no formula.
         residual: ``none``, ``plain``, ``depth`` or ``zero``, as in ``MLP``.
         batch: Number of samples, for batch norm.
         negative_slope: The slope of ``leaky_relu`` below 0.
@@ -224,7 +224,7 @@ def predict_layers(
         laws: The law of each layer's weights.
         widths: n_0, ..., n_L.
         x: Inputs, shape ``(sample, n_0)``, float64. Those that are exactly 0 or not finite are left out.
-        normalization: ``none``, ``layer`` or ``batch``.
+        normalization: ``none``, ``layer``, ``batch`` or ``rms``, for which there is no formula.
         residual: ``none``, ``plain``, ``depth`` or ``zero``, as in ``MLP``.
         batch: Number of samples, for batch norm; None: of x.
         input_variance: Mean over features of the variance of inputs over samples, for batch norm; None: of x.
@@ -315,8 +315,9 @@ def _unavailable(reason: str, network: Network, mean_square: Tensor, profile: Pr
     """Return a prediction without numbers for the layers, but with what mean field alone knows."""
     point = _mean_field_point(network, mean_square, profile)
     facts = _facts(network, point)
-    facts["q_star"] = None if point is None else point.q_star
-    facts["chi_1"] = None if point is None else point.chi_1
+    fixed = point if network.is_plain else None
+    facts["q_star"] = None if fixed is None else fixed.q_star
+    facts["chi_1"] = None if fixed is None else fixed.chi_1
     facts["log_chi"] = facts["log_chi_sd"] = None
     facts["log_chi_mean_field"] = None if profile is None else _slope(profile.mean_field)
     return _without_layers(reason, np.full(network.depth, np.nan), facts)

@@ -46,6 +46,8 @@ def why_no_formula(network: Network, mean_square: Tensor, batch: int) -> str:
         return "a scaled identity is no random matrix, and is followed only without biases, normalisers and branches"
     if not network.is_plain and any(law.scaled_to is not None for law in laws):
         return "there is no formula for LSUV with normalisers or residual branches"
+    if network.normalization == "rms":
+        return "there is no formula for rms normalisation"
     if network.normalization == "batch" and batch < _SMALLEST_BATCH:
         return f"batch norm over {batch} samples is far from the large batches that theory knows"
     return ""

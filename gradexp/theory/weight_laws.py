@@ -1,12 +1,14 @@
 """What theory needs to know of an initialisation: the law of each layer's weights, without drawing any."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from gradexp.choices import INIT_OPTIONS, asked_for
-from gradexp.networks.inits import INITS, scheme_name
+from gradexp.choices import asked_for
+from gradexp.networks.inits import find_scheme
+from gradexp.own_parts import OwnPart, raises
 from gradexp.theory.mean_field import check_variance
 
 
@@ -80,17 +82,28 @@ def weight_laws(
         >>> [law.sigma_w2 for law in weight_laws("xavier", [64, 192, 192])]
         [0.5, 1.0]
     """
-    name = scheme_name(init, options)
-    options = {**INIT_OPTIONS[name], **options}
+    scheme, options = find_scheme(init, options)
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
-    law = INITS[name].law
+    law = scheme.law
     if law is None:
         raise UnknownLawError(f"no law is known for init '{init}'")
     options |= asked_for(law, activation=activation, negative_slope=negative_slope)
     laws = []
     for fan_in, fan_out in pairwise(widths):
-        fields = law(fan_in, fan_out, **options)
-        biases = fields.pop("sigma_b2", 0.0) * bias
-        laws.append(WeightLaw(**fields, sigma_b2=biases if sigma_b2 is None else sigma_b2))
+        with _naming(init):
+            fields = dict(law(fan_in, fan_out, **options))
+            biases = fields.pop("sigma_b2", 0.0) * bias
+            laws.append(WeightLaw(**fields, sigma_b2=biases if sigma_b2 is None else sigma_b2))
     return laws
+
+
+@contextmanager
+def _naming(init: str) -> Iterator[None]:
+    """Name an own init whose law is wrong."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not isinstance(init, OwnPart):
+            raise
+        raise init.mistake(f"has a law that {raises(error)}") from error

@@ -50,10 +50,10 @@ class EnsembleLauncher(_Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs and return what became of each, in their order."""
-        from gradexp.launch.ensemble import compose, run_jobs
+        from gradexp.launch.ensemble import composed, run_jobs
 
-        jobs = compose(self, job_overrides, initial_job_idx)
-        return run_jobs(self.hydra_context, self.task_function, jobs, self.max_members)
+        job_of = composed(self, job_overrides, initial_job_idx)
+        return run_jobs(self.hydra_context, self.task_function, job_of, len(job_overrides), self.max_members)
 
 
 class _ClusterLauncher(_Launcher, ABC):

@@ -9,6 +9,9 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.errors import CompactHydraException
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
 
 @dataclass
@@ -27,6 +30,16 @@ class ResumableSweeperConf:
 
 class ResumableSweeper(BasicSweeper):
     """Run the jobs that a sweep's folder does not hold yet, and compare them all (see ``gradexp.launch.sweeper``)."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Refuse to run the jobs of another program, which leave no summary to go on from.
+
+        Raises:
+            CompactHydraException: If it is another.
+        """
+        if task_function.__module__ != "gradexp.cli.command":
+            raise CompactHydraException("hydra/sweeper=resumable is for the runs of gradexp; use hydra/sweeper=basic")
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs that the arguments make."""

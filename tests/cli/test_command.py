@@ -25,7 +25,7 @@ from sweep_processes import LIMIT, run_command, until
 
 from gradexp import choices as names
 from gradexp.cli.about import CONFIG_DIR
-from gradexp.cli.composing import compose
+from gradexp.cli.composing import compose, run_name
 from gradexp.history.history import COLUMNS, write_csv
 from gradexp.run import main
 from gradexp.sinks import pictures
@@ -215,7 +215,25 @@ def test_runs_started_within_a_second_get_folders_of_their_own(monkeypatch: pyte
         assert call(monkeypatch, *SMALL, "steps=0", "data=ones") == 0
     names = [path.name for path in Path().glob("outputs/*/*")]
     assert len(names) == 2
-    assert all(re.fullmatch(r"\d\d-\d\d-\d\d[-.]\d{6}", name) for name in names)
+    assert all(re.fullmatch(r"\d\d-\d\d-\d\d-\d{6}_.*,steps=0,data=ones", name) for name in names)
+
+
+def test_a_folder_says_which_options_were_typed() -> None:
+    typed = ["init=he", "depth=150", "quiet=true", "+device=cpu", "record.every=2"]
+    assert run_name("21-16-01-015112", typed) == "21-16-01-015112_init=he,depth=150"
+    assert run_name("21-16-01-015112", ["threads=1"]) == "21-16-01-015112"
+    odd = run_name("21", ["data.path='/a b/../c.npz'", "x=\x1b[31m\n"])
+    assert odd == "21_data.path=-a b-..-c.npz,x=-[31m-"
+    assert len(run_name("21", ["widths=[é,8]"] * 99).encode()) <= 120
+
+
+def test_the_default_folder_of_a_run_holds_its_options_and_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [*SMALL[:-1], "data=ones", "steps=0", "init=he", "widths=[4,4]", "depth=3"]
+    assert call(monkeypatch, *options) == 0
+    [folder] = Path().glob("outputs/*/*")
+    assert folder.name.endswith(",data=ones,steps=0,init=he,widths=[4,4],depth=3")
+    assert call(monkeypatch, "--config-path", str((folder / ".hydra").resolve()), "hydra.run.dir=again") == 0
+    assert summary(Path("again"))["config_hash"] == summary(folder)["config_hash"]
 
 
 def test_a_folder_holds_exactly_the_promised_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +316,7 @@ def test_output_is_plain_text_in_80_columns_when_piped(encoding: str, monkeypatc
         pipe.seek(0)
         shown = pipe.read()
     assert "\x1b" not in shown
-    assert max(map(len, shown.splitlines())) <= 80
+    assert max(len(line) for line in shown.splitlines() if "outputs/" not in line) <= 80  # a path stays whole
     for part in ("network", "layer 1", "log_chi", "gradient: stable", "python -m gradexp.board outputs/"):
         assert part in shown
 
@@ -401,7 +419,9 @@ def test_full_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> No
         call(monkeypatch, "+dpeth=3")
 
 
-def test_module_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_module_lists_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["gradexp"])
+    monkeypatch.delitem(sys.modules, "gradexp.__main__", raising=False)  # runpy warns of what is imported already
     runpy.run_module("gradexp", run_name="__main__")
     shown = capsys.readouterr().out
     assert "python -m gradexp.run --help" in shown

@@ -200,7 +200,7 @@ def test_before_there_is_work_to_end_a_signal_ends_the_process_in_a_line(number:
     assert (ended.returncode, ended.stderr) == (128 + number, "interrupted\n")
 
 
-@pytest.mark.parametrize("name", ["run", "board", "report", "predict.__main__", "phase.__main__"])
+@pytest.mark.parametrize("name", ["run", "board.__main__", "report", "predict.__main__", "phase.__main__"])
 def test_every_command_takes_signals_before_it_imports_anything_slow(name: str) -> None:
     path = Path(interruptions.__file__).parents[1] / f"{name.replace('.', '/')}.py"
     statements = [line for line in path.read_text().split('"""', 2)[2].splitlines() if line]

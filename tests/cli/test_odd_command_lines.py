@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from command_line import call, mistake
 
-from gradexp import board, report
+from gradexp import report
 from gradexp import run as run_module
+from gradexp.board import __main__ as board
 from gradexp.choices import ConfigError
 from gradexp.cli.targets import check_targets
 from gradexp.phase import __main__ as phase
@@ -46,7 +47,9 @@ WORDS = "x" * 5000
         (["=3"], "'=3' has no name before the ="),
         (["bias=7"], "bias must be true or false, got 7"),
         pytest.param(
-            ["device=cuda:99999999999999999999"], "device must be auto, cpu, cuda or cuda:N", marks=pytest.mark.slow
+            ["device=cuda:99999999999999999999"],
+            "device must be auto, cpu, mps, cuda or cuda:N",
+            marks=pytest.mark.slow,
         ),
         pytest.param(["depth=" + "9" * 100], "depth must be at most 1000000", marks=pytest.mark.slow),
         (["depth=" + DEEP], "depth: Value "),

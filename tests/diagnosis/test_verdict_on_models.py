@@ -298,7 +298,7 @@ def test_a_recurrent_net_that_forgets_is_judged_over_time(kind):
     verdict = history.verdict()
     assert verdict.gradient == "vanishing"
     ratio = history.over_time("rnn").first_over_last("output_grad")
-    assert f"of rnn falls by 10^{ratio:+.1f} from step 150 back to step 1, " in verdict.text
+    assert f"at rnn falls by 10^{ratio:+.1f} from step 150 back to step 1, " in verdict.text
 
 
 @pytest.mark.slow
@@ -306,7 +306,7 @@ def test_a_loop_over_cells_that_forgets_is_judged_over_its_calls():
     torch.manual_seed(0)
     verdict = judged((Loop(nn.RNNCell(4, 16)), *recurrent(nn.RNN, 200)[1:]))
     assert verdict.gradient == "vanishing"
-    assert verdict.text.startswith("vanishing over time: the output gradient of ")
+    assert verdict.text.startswith("vanishing over time: the gradient at ")
 
 
 @pytest.mark.slow

@@ -799,8 +799,9 @@ def by_autograd_with_cures(mlp, x, cotangent):
             if index:
                 a = outputs[-1]
                 if mlp.normalization != "none":
-                    dim = {"batch": 0, "layer": 1}[mlp.normalization]
-                    a = (a - a.mean(dim, keepdim=True)) / a.std(dim, correction=0, keepdim=True)
+                    dim = {"batch": 0, "layer": 1, "rms": 1}[mlp.normalization]
+                    a = a if mlp.normalization == "rms" else a - a.mean(dim, keepdim=True)
+                    a = a / a.square().mean(dim, keepdim=True).sqrt()
                 a = mlp.activation(a)
             z = torch.einsum("boi,bi->bo", weights[index], a)
             if layer.bias is not None:

@@ -86,6 +86,27 @@ def test_what_fails_is_shown_and_exits_with_1(fake: ModuleType, capsys: pytest.C
     assert re.search(r"one is two +1 +2 ± 0.1 +FAIL\n0 of 1 claims hold", capsys.readouterr().out)
 
 
+def test_of_many_claims_groups_are_counted_and_failures_are_shown_in_full(
+    fake: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claims = [near(f"1.5 I, output of layer {layer}", 1.0, 1, 0.1) for layer in range(9)]
+    claims += [near("vanishing: loss", 1.0, 1, 0.1), near("vanishing: a [red]step[/red]", 1.0, 2, 0.1)]
+    claims += [near(text, 1.0, 1, 0.1) for text in ("alone", "alone too")]
+    fake.reproduce = lambda lab: Findings(claims, {})
+    assert main(["fake"]) == 1
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines()]
+    at = rows.index(["claims", "about", "hold"])
+    assert rows[at + 1 : at + 4] == [
+        ["1.5", "I", "9", "of", "9"],
+        ["vanishing", "1", "of", "2"],
+        ["others", "2", "of", "2"],
+    ]
+    assert re.search(r"vanishing: a \[red\]step\[/red\] +1 +2 ± 0.1 +FAIL\n12 of 13 claims hold", shown)
+    assert "vanishing: loss" not in shown  # it is in results.md
+    assert "| vanishing: loss |" in Path("outputs/experiments/fake/results.md").read_text()
+
+
 def test_all_goes_on_after_an_error(
     fake: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -190,7 +190,7 @@ def test_no_numbers_have_no_mean():
 def test_the_verdict_follows_the_decades_between_first_and_last_layer(ratio, gradient):
     verdict = make([ratio + 7, 50.0, 7.0]).verdict()
     assert verdict.gradient == gradient
-    assert f"10^{ratio:+.1f}" in verdict.text
+    assert (f"10^{ratio:.1f}" if ratio else "x1 ") in verdict.text
     assert "\n" not in verdict.text
 
 

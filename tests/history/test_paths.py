@@ -70,7 +70,7 @@ def test_a_head_of_another_width_is_no_slope():
     kinds = ["Linear(256x784)", *["Linear(256x256)"] * 10, "Linear(10x256)"]
     text = chain([-0.4] * 11 + [0.0], kinds=kinds).verdict().text
     assert text == (
-        "stable: towards the input the output gradient changes by 10^-0.4 from layers.11 to layers.0: "
+        "stable: towards the input the gradient changes by 10^-0.4 from layers.11 to layers.0: "
         "10^-0.4 between layers.10 and layers.11, elsewhere it keeps its size"
     )
 
@@ -225,10 +225,9 @@ def test_calls_of_one_module_are_steps_in_time_and_no_layers():
     verdict = loop(300, -0.2)
     assert verdict.gradient == "vanishing"
     assert verdict.text == (
-        "vanishing over time: the output gradient of cell falls by 10^-59.8 from call 300 back to call 1, "
-        "x0.631 per call"
+        "vanishing over time: the gradient at cell falls by 10^-59.8 from call 300 back to call 1, x0.631 per call"
     )
-    assert loop(40, 0.2).text.startswith("exploding over time: the output gradient of cell grows by 10^+7.8")
+    assert loop(40, 0.2).text.startswith("exploding over time: the gradient at cell grows by 10^+7.8")
 
 
 def test_calls_side_by_side_are_no_steps_in_time():
@@ -255,7 +254,7 @@ def test_without_a_gradient_that_anybody_saw_the_word_is_unknown():
     verdict = made.verdict()
     assert (verdict.gradient, verdict.text) == (
         "unknown",
-        "unknown: no layer shows an output gradient (hook_missed in 2 of 2)",
+        "unknown: no layer shows a gradient (hook_missed in 2 of 2)",
     )
 
 

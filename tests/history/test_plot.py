@@ -264,16 +264,18 @@ def test_weight_scales_are_dashed_where_predicted_and_dots_where_measured() -> N
     figure.canvas.draw()
     assert "$10^{0}$" in [label.get_text() for label in axes.get_yticklabels()]
     assert {text.get_text() for text in axes.texts} == {
-        "trainable window",
-        "float32 overflows",
-        "float32 underflows",
+        "stable: within 3 powers of ten",
+        "inf in float32",
+        "0 in float32",
     }
     assert "layer 1 over layer 101" in axes.get_ylabel()
 
 
 def test_float32_is_not_mentioned_where_it_does_not_fail() -> None:
     shallow = [scale._replace(depth=11) for scale in scales()]
-    assert [text.get_text() for text in weight_scale_figure(shallow).axes[0].texts] == ["trainable window"]
+    assert [text.get_text() for text in weight_scale_figure(shallow).axes[0].texts] == [
+        "stable: within 3 powers of ten"
+    ]
 
 
 def test_theory_is_dashed_with_its_band() -> None:

@@ -42,7 +42,7 @@ def test_the_verdict_comes_first_and_then_each_layer_with_its_sizes():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     history = measure(model, lambda y: y.square().mean(), torch.ones(2, 3))
     text = str(history)
-    assert text.startswith("stable: towards the input the output gradient ")
+    assert text.startswith("stable: towards the input the gradient ")
     assert f"loss {history.loss[0, 0]:.4g}, norm of all gradients " in text
     lines = body(text)
     for line, layer, name in zip(lines, "12", "02", strict=True):
@@ -214,8 +214,8 @@ def test_the_verdict_of_an_underflowing_network_names_the_layers():
         weight_statuses=["zero", "ok", "ok", "ok"],
     )
     assert history.verdict().text == (
-        "vanishing: towards the input the output gradient shrinks x10^-19.5 per layer, "
-        "10^-39.0 from layer 4 to layer 2; it is below float32's smallest normal number in layer 2, "
+        "vanishing: from layer to layer 10^-19.5 of the gradient is left: 10^-39.0 of it reaches layer 2; "
+        "it is below float32's smallest normal number in layer 2, "
         "and it is exactly 0 in layer 1, and the weight gradients are exactly 0 in layer 1"
     )
 

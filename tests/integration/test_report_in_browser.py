@@ -41,12 +41,14 @@ def test_300_jobs_are_shown_sorted_and_filtered(browser, tmp_path: Path) -> None
 
     def column(name: str) -> list[str]:
         heads = [head.get_property("textContent") for head in browser.find_elements(By.CSS_SELECTOR, ".jobs th")]
-        cells = f"tbody tr:not([hidden]) td:nth-child({heads.index(name) + 1})"
+        cells = f".jobs tbody tr:not([hidden]) td:nth-child({heads.index(name) + 1})"
         script = "return [...document.querySelectorAll(arguments[0])].map(c => c.dataset.value || c.textContent)"
         return browser.execute_script(script, cells)
 
     def click(name: str) -> None:
-        (head,) = (h for h in browser.find_elements(By.TAG_NAME, "th") if h.get_property("textContent") == name)
+        (head,) = (
+            h for h in browser.find_elements(By.CSS_SELECTOR, ".jobs th") if h.get_property("textContent") == name
+        )
         browser.execute_script("arguments[0].click()", head)
 
     assert len(column("depth")) == 300

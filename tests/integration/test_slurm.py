@@ -173,6 +173,19 @@ def test_a_relative_folder_lies_where_the_command_was_called(
     assert len(table(tmp_path / "here")) == 2
 
 
+def test_own_parts_of_the_folder_reach_the_nodes(
+    cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = "import torch\ndef phi(z): return torch.tanh(z)\ndef init_(weight, std=0.1): weight.normal_(0, std)\n"
+    Path("mine.py").write_text(source, "utf-8")
+    own = ["activation=mine:phi", "init=mine:init_", "init.std=0.1,0.2", "seed=0,1", "depth=3", "width=4", "steps=1"]
+    code, _, err = finish(start(Path("here"), own, *ON_SLURM, "hydra.launcher.jobs_per_task=2", env=cluster))
+    assert code == 0, err
+    assert statuses(Path("here")) == ["complete"] * 4
+    assert {job["config"]["init"]["std"] for job in summaries(Path("here")).values()} == {0.1, 0.2}
+
+
 def test_a_task_runs_a_stack_of_several_jobs(cluster: dict[str, str], eight_jobs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     code, out, err = finish(start(folder, EIGHT_JOBS, *ON_SLURM, "hydra.launcher.jobs_per_task=4", env=cluster))

@@ -393,6 +393,7 @@ def by_formula(mlp, x, network):
         "none": lambda z: z,
         "batch": lambda z: F.batch_norm(z, None, None, training=True, eps=1e-300),
         "layer": lambda z: F.layer_norm(z, z.shape[-1:], eps=0.0),
+        "rms": lambda z: z / z.square().mean(-1, keepdim=True).sqrt(),
     }
     factors = {"plain": 1.0, "depth": 1 / math.sqrt(mlp.depth)}
     outputs = []
@@ -491,7 +492,7 @@ def test_repr_names_the_cures():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"normalization": "group"}, "normalization must be one of none, batch, layer, got 'group'"),
+        ({"normalization": "group"}, "normalization must be one of none, batch, layer, rms, got 'group'"),
         ({"residual": "rezero"}, "residual must be one of none, plain, depth, zero, got 'rezero'"),
         ({"residual": "plain"}, "residual='plain' needs hidden layers of equal width, got [3, 4]"),
     ],

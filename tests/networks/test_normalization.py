@@ -6,6 +6,7 @@ from cases import few
 from gradexp.networks.normalization import DIMENSIONS, normalize, pull_back, standardize
 
 KINDS = tuple(DIMENSIONS)
+CENTRED = ("batch", "layer")
 
 
 def drawn(*shape, seed=1, dtype=torch.float64):
@@ -18,6 +19,7 @@ def test_the_formula_is_that_of_torch_without_epsilon():
     batch = torch.stack([F.batch_norm(part, None, None, training=True, eps=1e-300) for part in z])
     torch.testing.assert_close(normalize(z, "layer"), layer, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(normalize(z, "batch"), batch, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(normalize(z, "rms"), F.rms_norm(z, (7,), eps=1e-300), rtol=1e-13, atol=1e-13)
     assert normalize(z, "none") is z
 
 
@@ -44,8 +46,9 @@ def test_the_size_of_z_does_not_matter(kind, dtype, scale, tolerance):
     torch.testing.assert_close(got.detach().double(), expected, rtol=0, atol=3 * tolerance)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("value", [0.0, 0.1, -1e-30, 1e30])
+@pytest.mark.parametrize(
+    ("kind", "value"), [*((kind, value) for kind in CENTRED for value in (0.0, 0.1, -1e-30, 1e30)), ("rms", 0.0)]
+)
 def test_what_does_not_vary_becomes_exactly_0_and_takes_no_gradient(kind, value):
     for dtype in (torch.float32, torch.float64):
         z = drawn(3, 11, 7, dtype=dtype)
@@ -81,12 +84,12 @@ def test_the_gradient_grows_as_z_shrinks(kind):
 def test_pulling_back_is_what_autograd_does(kind):
     z, cotangent = (3 + drawn(2, 5, 4)).requires_grad_(), drawn(2, 5, 4, seed=2)
     (expected,) = torch.autograd.grad((normalize(z, kind) * cotangent).sum(), z)
-    normal, inverse, exponent = standardize(z.detach(), DIMENSIONS[kind])
-    got = pull_back(cotangent, normal, inverse * torch.exp2(-exponent), DIMENSIONS[kind])
+    normal, inverse, exponent = standardize(z.detach(), kind)
+    got = pull_back(cotangent, normal, inverse * torch.exp2(-exponent), kind)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-14)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CENTRED)
 @pytest.mark.parametrize("size", [1, 2])
 def test_two_values_become_plus_and_minus_1_and_one_becomes_0_without_a_gradient(kind, size):
     shape = (3, size, 5) if kind == "batch" else (3, 5, size)
@@ -95,8 +98,16 @@ def test_two_values_become_plus_and_minus_1_and_one_becomes_0_without_a_gradient
     torch.testing.assert_close(normal.abs(), torch.full(shape, size - 1.0).double(), rtol=1e-14, atol=0)
     (gradient,) = torch.autograd.grad((normal * drawn(*shape, seed=2)).sum(), z)
     assert not gradient.any()
-    normal, inverse, _ = standardize(z.detach(), DIMENSIONS[kind])
-    assert not pull_back(drawn(*shape), normal, inverse, DIMENSIONS[kind]).any()
+    normal, inverse, _ = standardize(z.detach(), kind)
+    assert not pull_back(drawn(*shape), normal, inverse, kind).any()
+
+
+def test_one_value_over_its_root_mean_square_is_its_sign_without_a_gradient():
+    z = drawn(3, 5, 1).requires_grad_()
+    normal = normalize(z, "rms")
+    torch.testing.assert_close(normal, z.sign(), rtol=1e-14, atol=0)
+    (gradient,) = torch.autograd.grad((normal * drawn(3, 5, 1, seed=2)).sum(), z)
+    assert not gradient.any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,7 +115,7 @@ def test_what_is_not_finite_stays_so_and_keeps_to_itself(kind):
     z = drawn(2, 5, 4)
     z[0, 1, 2] = torch.inf
     normal = normalize(z, kind)
-    assert normal[0].isnan().sum() == (5 if kind == "batch" else 4)
+    assert normal[0].isnan().sum() == {"batch": 5, "layer": 4, "rms": 1}[kind]  # inf / inf
     assert normal[1].isfinite().all()
 
 

@@ -83,7 +83,7 @@ def test_a_watcher_sees_outputs_and_their_gradients_where_a_graph_is_made():
     torch.testing.assert_close(seen.gradients, [*gradients][::-1])
 
 
-@pytest.mark.parametrize("option", [{"normalization": "layer"}, {"residual": "plain"}])
+@pytest.mark.parametrize("option", [{"normalization": "layer"}, {"residual": "plain"}, {"dropout": 0.1}])
 def test_other_networks_are_refused(option):
-    with pytest.raises(ValueError, match="only an MLP with normalization='none' and residual='none'"):
+    with pytest.raises(ValueError, match="only an MLP without normalization, residual and dropout"):
         OneNode(MLP([2, 3, 3, 2], **option))

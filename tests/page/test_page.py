@@ -129,3 +129,10 @@ def test_without_scripts_there_is_a_picture() -> None:
     assert "10^-14.9 at layer 1" in picture
     unseen = np.array([np.nan, np.nan])
     assert "<path" not in Page("x", lines=[Line("x", [1, 2], initial={"output_grad": unseen})]).html()
+
+
+@pytest.mark.parametrize("word", ["nonfinite", "unknown", "stable", "vanishing", "exploding", "dead"])
+def test_every_verdict_on_a_gradient_has_a_badge_with_a_colour(word: str) -> None:
+    [shown] = re.findall(r'<span class="badge (\w+)">', badges([word]))
+    assert shown == word
+    assert re.search(rf"\.{word}\b[^{{}}]*{{color:", source("page.css"))

@@ -68,12 +68,13 @@ def test_numbers_of_a_chaotic_tanh_network_are_those_of_gauss_hermite_quadrature
     for _ in range(200):
         q = 2.5 * (weight @ np.tanh(math.sqrt(q) * at) ** 2) + 0.05
     chi = 2.5 * (weight @ np.cosh(math.sqrt(q) * at) ** -4.0)
-    assert number(found["q*"]) == pytest.approx(q, rel=1e-5)
-    assert number(found["chi_1"]) == pytest.approx(chi, rel=1e-5)
-    assert number(found["xi_grad"]) == pytest.approx(-1 / math.log(chi), rel=1e-5)
+    digits = {"rel": 5.1e-4}
+    assert number(found["q*"]) == pytest.approx(q, **digits)
+    assert number(found["chi_1"]) == pytest.approx(chi, **digits)
+    assert number(found["xi_grad"]) == pytest.approx(-1 / math.log(chi), **digits)
     assert "above 1 is chaos" in found["chi_1"]
-    assert number(found["xi_c"]) == pytest.approx(theory.MeanField("tanh", 2.5, 0.05).xi_c, rel=1e-5)
-    assert number(found["L/6xi_c"]) == pytest.approx(150 / 6 / number(found["xi_c"]), rel=1e-5)
+    assert number(found["xi_c"]) == pytest.approx(theory.MeanField("tanh", 2.5, 0.05).xi_c, **digits)
+    assert number(found["L/6xi_c"]) == pytest.approx(150 / 6 / number(found["xi_c"]), rel=1e-3)
     assert number(found["sigma_w2"]) == 2.5
     assert number(found["sigma_b2"]) == 0.05
 
@@ -84,7 +85,8 @@ def test_relu_with_he_is_critical_and_drifts_by_5_over_2n() -> None:
     assert found["xi_c"].startswith("inf")
     # The next order is about 1 / n of it.
     assert number(found["log_chi"]) == pytest.approx(-5 / 200, rel=0.05)
-    assert number(found["infinite"]) == 0
+    wide = describe(forecast(Config(activation="relu", width=100, depth=101))).partition("At this width")[0]
+    assert number(rows(wide)["log_chi"]) == 0
     assert number(found["L/n"]) == 1
     sd = re.match(r"\S+ ± (\S+)", found["log_chi"])
     assert sd is not None
@@ -92,12 +94,12 @@ def test_relu_with_he_is_critical_and_drifts_by_5_over_2n() -> None:
 
 
 def test_sigmoid_with_xavier_loses_a_factor_18_per_layer() -> None:
-    found = shown(Config(activation="sigmoid", init=InitConfig("xavier"), width=100, depth=80))
-    assert number(found["chi_1"]) == pytest.approx(0.0557207, rel=1e-5)
-    assert number(found["q*"]) == pytest.approx(0.264687, rel=1e-5)
+    found = shown(Config(activation="sigmoid", init=InitConfig("xavier"), width=100))
+    assert number(found["chi_1"]) == pytest.approx(0.0557207, rel=1e-3)
+    assert number(found["q*"]) == pytest.approx(0.264687, rel=1e-3)
     assert found["verdict"].startswith("vanishing")
-    assert found["ratio"].startswith("10^-49")
-    assert found["try"].startswith("init=orthogonal activation=tanh ")
+    assert found["ratio"].startswith("10^-9")
+    assert found["try"].startswith("python -m gradexp.run init=orthogonal activation=tanh ")
     assert "underflow to 0" in found["float32"]
 
 
@@ -128,6 +130,7 @@ def test_float_formats_end_where_the_profile_leaves_them() -> None:
 def test_probability_of_a_dead_input_is_shown_where_a_relu_can_die() -> None:
     found = shown(Config(width=3, depth=12))
     assert number(found["dead"]) == pytest.approx(1 - (1 - 0.5**3) ** 11, rel=1e-2)
+    assert shown(Config())["dead"].startswith("<1e-9 ")
     assert "dead" not in shown(Config(width=3, depth=12, normalization="layer"))
     assert "dead" not in shown(Config(width=30, depth=12, activation="tanh"))
 
@@ -239,12 +242,16 @@ def test_no_remedy_leaves_all_inputs_alike() -> None:
 
 
 def test_the_run_with_the_first_remedy_is_a_line_to_paste_with_all_other_options() -> None:
-    given = ["init=xavier", "init.gain=0.9", "depth=60", "optimizer=adam"]
-    config = Config(depth=60, init=InitConfig("xavier", gain=0.9), optimizer=OptimizerConfig("adam"))
-    last = describe(forecast(config), given).splitlines()[-1]
-    assert last == (
-        "run       python -m gradexp.run depth=60 optimizer=adam init=orthogonal activation=tanh init.gain=1"
+    given = ["init=xavier", "init.gain=0.9", "depth=150", "optimizer=adam"]
+    config = Config(init=InitConfig("xavier", gain=0.9), optimizer=OptimizerConfig("adam"))
+    lines = describe(forecast(config), given).splitlines()
+    assert lines[0].startswith("verdict   vanishing: ")  # what people ask for
+    tried = [line for line in lines if line[:10].strip() in ("try", "or")]
+    assert tried[0] == (
+        "try       python -m gradexp.run depth=150 optimizer=adam init=orthogonal activation=tanh init.gain=1"
     )
+    assert all(" depth=150 optimizer=adam " in line for line in tried)
+    assert lines.index("In infinite width") > lines.index(tried[-1])
 
 
 def test_where_nothing_is_known_to_help_that_is_said() -> None:
@@ -295,7 +302,7 @@ def test_every_line_is_words_and_numbers_in_80_columns(config: Config) -> None:
     text = describe(forecast(config))
     assert "nan" not in text.split()
     assert "None" not in text
-    assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("run "))
+    assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith(("try ", "or ")))
     assert {"sigma_w2", "chi_1", "ratio", "formula", "verdict"} <= set(rows(text))
 
 
@@ -375,7 +382,7 @@ def test_the_command_prints_plain_text_and_leaves_nothing(
     shown, errors = capsys.readouterr()
     assert errors == ""
     assert "\x1b" not in shown
-    assert all(len(line) <= 80 for line in shown.splitlines() if not line.startswith("run "))
+    assert all(len(line) <= 80 for line in shown.splitlines() if not line.startswith(("try ", "or ")))
     assert number(rows(shown)["sigma_w2"]) == 2
     assert not list(work.iterdir())
     assert not list(scratch.iterdir())

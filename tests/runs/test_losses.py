@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from gradexp.choices import ConfigError
 from gradexp.config import DataConfig
 from gradexp.runs.data import Dataset, load
-from gradexp.runs.losses import chance_loss, resolve_loss, targets
+from gradexp.runs.losses import chance_accuracy, chance_loss, resolve_loss, targets
 
 
 def labelled(*labels, classes):
@@ -67,3 +67,9 @@ def test_chance_loss_of_mse_is_that_of_the_mean_target_and_no_constant_beats_it(
 
 def test_chance_loss_of_mse_on_balanced_classes_is_p_times_1_minus_p():
     assert chance_loss(labelled(0, 1, 2, 3, classes=4), "mse") == pytest.approx(1 / 4 * 3 / 4, rel=1e-12)
+
+
+def test_guessing_is_right_as_often_as_the_most_frequent_class_and_undefined_without_classes():
+    assert chance_accuracy(labelled(0, 2, 2, 1, 2, 0, classes=4)) == 3 / 6
+    assert chance_accuracy(labelled(1, classes=2)) == 1
+    assert chance_accuracy(load(DataConfig("ones"), width=2)) is None

@@ -15,10 +15,11 @@ from gradexp.choices import INIT_OPTIONS, LYAPUNOV_ACTIVATIONS, RESIDUALS
 from gradexp.cli.composing import compose
 from gradexp.config import Config, InitConfig, OptimizerConfig, RecordConfig
 from gradexp.predict.forecast import forecast
+from gradexp.runs.command_line import command_with
 from gradexp.runs.data import load
 from gradexp.runs.experiment import run, run_stack
 from gradexp.runs.prediction import predict_run
-from gradexp.runs.remedies import ALIGNED, command_with, output_cosine, problem, remedies
+from gradexp.runs.remedies import ALIGNED, output_cosine, problem, remedies
 from gradexp.runs.result import Result
 from gradexp.runs.stacks import stackable_groups
 

@@ -54,7 +54,10 @@ KEYS = {
         "deviates_from_layer": None,
     },
     "training": dict.fromkeys(
-        ("steps", "loss_first", "loss_last", "train_accuracy", "test_loss", "test_accuracy", "diverged_at")
+        (
+            *("steps", "loss_first", "loss_last", "train_accuracy", "test_loss", "test_accuracy", "diverged_at"),
+            *("guessing_loss", "guessing_accuracy"),
+        )
     ),
     "verdict": dict.fromkeys(("gradient", "training", "theory", "text")),
 }
@@ -103,6 +106,8 @@ def complete(networks=1):
         threads=1,
         initial=profile(rows),
         training=training,
+        guessing=2.3,
+        guessing_accuracy=0.1,
         verdict=Verdict("vanishing", "trained", "unavailable", "one line"),
         seconds=2.5,
         seconds_by_part={"weights": 0.5, "training": 1.25},
@@ -149,6 +154,8 @@ def test_a_complete_summary_holds_what_was_found():
         "test_loss": 0.6,
         "test_accuracy": 0.8,
         "diverged_at": None,
+        "guessing_loss": 2.3,
+        "guessing_accuracy": 0.1,
     }
     assert content["verdict"] == {
         "gradient": "vanishing",
@@ -251,7 +258,9 @@ BASE = Config()
 
 
 @pytest.mark.parametrize(
-    "change", [{"device": "cpu"}, {"threads": 7}, {"quiet": True}, {"record": RecordConfig(every=5)}], ids=str
+    "change",
+    [{"device": "cpu"}, {"threads": 7}, {"quiet": True}, {"record": RecordConfig(every=5)}, {"objective": "log_chi"}],
+    ids=str,
 )
 def test_the_hash_ignores_what_does_not_change_the_numbers(change):
     assert config_hash(dataclasses.replace(BASE, **change)) == config_hash(BASE)
@@ -278,11 +287,12 @@ OTHER = {
     "verdict": VerdictConfig(2.0),
     "normalization": "layer",
     "residual": "depth",
+    "dropout": 0.1,
 }
 
 
 def test_the_hash_changes_with_every_other_option():
-    ignored = {"device", "threads", "quiet", "record"}
+    ignored = {"device", "threads", "quiet", "record", "objective"}
     assert set(OTHER) == {entry.name for entry in dataclasses.fields(Config)} - ignored
     hashes = [config_hash(dataclasses.replace(BASE, **{key: value})) for key, value in OTHER.items()]
     assert len({config_hash(BASE), *hashes}) == 1 + len(OTHER)
@@ -332,10 +342,10 @@ def test_a_result_is_shown_in_words_and_as_html() -> None:
         "Result(he: 3 relu layers, complete)",
         "gradient: vanishing, training: trained, theory: agrees",
         "vanishing: by 10^-4.0",
-        "loss 2 to 1 in 2 steps; accuracy 50.0% in training, 25.0% in test",
+        "loss 2.000 to 1.000 in 2 steps; accuracy 50% in training, 25% in test",
     ]
     page = Parsed(run._repr_html_())
-    for text in ("↘ vanishing", "✓ trained", "he: 3 relu layers", "loss 2 to 1", "All 3 layers"):
+    for text in ("↘ vanishing", "✓ trained", "he: 3 relu layers", "loss 2.000 to 1.000", "All 3 layers"):
         assert text in page.words
     assert page.tags.count("svg") == 2  # the profile, the loss
 

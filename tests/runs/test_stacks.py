@@ -235,14 +235,14 @@ def test_chunks_are_of_about_equal_size_and_hold_each_job_once() -> None:
 
 def test_members_fit_into_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(depth=150, width=128, batch_size=32, steps=0)
-    monkeypatch.setattr(stacks, "_free_memory", lambda: 1 << 40)
+    monkeypatch.setattr(stacks, "free_memory", lambda: 1 << 40)
     assert stacks.stack_size(config) == 65536 // (32 * 128)
     assert stacks.stack_size(replace(config, width=16)) == 64
     assert stacks.stack_size(replace(config, width=1024)) == 8
     weights = 64 * 128 + 148 * 128 * 128 + 128 * 10
-    monkeypatch.setattr(stacks, "_free_memory", lambda: 4 * 5 * weights * 4)
+    monkeypatch.setattr(stacks, "free_memory", lambda: 4 * 5 * weights * 4)
     assert 1 <= stacks.stack_size(config) <= 4
-    monkeypatch.setattr(stacks, "_free_memory", lambda: 0)
+    monkeypatch.setattr(stacks, "free_memory", lambda: 0)
     assert stacks.stack_size(config) == 1
 
 

@@ -16,7 +16,7 @@ from gradexp.runs.result import Result
 from gradexp.runs.summary import metrics
 from gradexp.runs.training import Training
 from gradexp.sinks.files import Files
-from gradexp.sinks.hparams import options
+from gradexp.sinks.hparams import VERDICTS, options
 from gradexp.sinks.tensorboard import TensorBoard
 
 METRICS = [
@@ -100,13 +100,13 @@ def test_options_are_shown_as_they_are_typed(runs):
     folder, results = runs
     experiment, groups = show(folder)
     columns = {info.name: info.type for info in experiment.hparam_infos}
-    assert columns.keys() == options(Config()).keys() | {"verdict.gradient", "verdict.training", "verdict.theory"}
+    assert columns.keys() == options(Config()).keys() | set(VERDICTS.values())
     assert not [key for key in columns if key.split(".")[0] in ("device", "threads", "quiet", "record")]
     for name, result in results.items():
         shown = {key: plain(value) for key, value in groups[name].hparams.items()}
         given = {key: value for key, value in options(result.config).items() if value is not None}
         if result.verdict:
-            given |= {f"verdict.{key}": getattr(result.verdict, key) for key in ("gradient", "training", "theory")}
+            given |= {column: getattr(result.verdict, key) for key, column in VERDICTS.items()}
         assert shown == {key: str(value) if key == "widths" else value for key, value in given.items()}
         for key, value in shown.items():
             kind = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING, float: api_pb2.DATA_TYPE_FLOAT64}
@@ -115,7 +115,7 @@ def test_options_are_shown_as_they_are_typed(runs):
     assert plain(groups["normal"].hparams["init.std"]) == 0.5
     assert "init.std" not in groups["he"].hparams  # an empty cell
     assert plain(groups["mean_field"].hparams["optimizer"]) == "adam"
-    assert plain(groups["diverged"].hparams["verdict.training"]) == "diverged"
+    assert plain(groups["diverged"].hparams["Learned"]) == "diverged"
 
 
 def test_metrics_are_the_numbers_of_the_summary(runs):
@@ -152,18 +152,28 @@ def test_an_interrupted_run_is_shown_as_failed(tmp_path):
     assert hparam_metrics(group) == {"loss_first": 2.5, "loss_last": 2.5}
 
 
-def test_options_of_the_command_line_come_first(tmp_path):
-    result = Result(small(), ["+experiment=x", "optimizer=sgd", "init.gain=2", "++seed=3"], device="cpu")
-    sink = TensorBoard(tmp_path)
-    sink.write("end", result)
+def first_columns(folder):
+    """Return the columns that count as differing, in TensorBoard's order, and the first metrics."""
+    typed = ["+experiment=x", "optimizer=sgd", "init.gain=2", "++seed=3", "steps=20"]
+    sink = TensorBoard(folder)
+    sink.write("end", Result(small(), typed, device="cpu"))
     sink.close()
-    experiment, _ = show(tmp_path)
-    names = [info.name for info in experiment.hparam_infos]
-    verdicts = ["verdict.gradient", "verdict.theory", "verdict.training"]
-    assert names[:9] == ["depth", "init", "init.gain", "init.std", "optimizer", "seed", *verdicts]
+    experiment, _ = show(folder)
+    return [info.name for info in experiment.hparam_infos if info.differs], experiment
+
+
+def test_verdicts_come_first_and_then_the_options_of_the_command_line(tmp_path):
+    names, experiment = first_columns(tmp_path)
+    assert names == ["Gradient", "Learned", "Theory", "init.gain", "optimizer", "seed", "steps"]
+    assert [info.name for info in experiment.hparam_infos][: len(names)] == names
     # TensorBoard shows five metrics at first.
     first = ["log_chi", "log10_first_over_last", "verdict_code", "loss_last", "test_accuracy"]
     assert [info.display_name for info in experiment.metric_infos][:5] == first
+
+
+def test_in_a_sweep_only_the_options_in_the_name_of_the_job_differ(tmp_path):
+    names, _ = first_columns(tmp_path / "3_init.gain=2,seed=3")
+    assert names == ["Gradient", "Learned", "Theory", "init.gain", "seed"]
 
 
 def test_a_number_that_tensorboard_cannot_hold_is_left_empty(tmp_path):

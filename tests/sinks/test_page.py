@@ -1,5 +1,6 @@
 """The page of a run: it is there at the end, shows the run's own numbers, and can be made again from its files."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -18,6 +19,8 @@ from gradexp.sinks.event_file import event_files, read_scalars
 from gradexp.sinks.files import Files
 from gradexp.sinks.page import PageFile
 from gradexp.sinks.tensorboard import TensorBoard
+from gradexp.sweeps.compare import compare
+from gradexp.sweeps.lines import sweep_lines
 from gradexp.sweeps.report import report
 
 
@@ -56,11 +59,27 @@ def test_the_page_can_be_made_again_from_the_files(folder: Path, result: Result,
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("report.html"))
     report(copy, Console(quiet=True))
     again = page(copy).data
-    # TensorBoard holds float32; what guessing costs is in no file.
+    # TensorBoard holds float32.
     assert again["lines"][0].pop("losses") == pytest.approx(before["lines"][0].pop("losses"), rel=1e-4)
-    for data in (before, again):
-        data["lines"][0].pop("guessing")
+    assert again["lines"][0]["guessing"] == result.guessing
     assert again == before
+
+
+def test_a_sweeps_page_shows_what_guessing_costs_and_a_run_of_an_older_version_has_none(
+    folder: Path, result: Result, tmp_path: Path
+) -> None:
+    (tmp_path / "sweep").mkdir()
+    job = shutil.copytree(folder, tmp_path / "sweep" / "0_x")
+    (line,) = sweep_lines(compare(tmp_path / "sweep"))
+    assert line.guessing == result.guessing
+    summary = json.loads((job / "summary.json").read_text())
+    for key in ("guessing_loss", "guessing_accuracy"):
+        del summary["training"][key]
+    (job / "summary.json").write_text(json.dumps(summary))
+    (line,) = sweep_lines(compare(tmp_path / "sweep"))
+    assert line.guessing is None
+    report(job, Console(quiet=True))
+    assert page(job).data["lines"][0]["guessing"] is None
 
 
 def test_losses_are_read_from_event_files_up_to_a_damaged_one(result: Result, folder: Path, tmp_path: Path) -> None:

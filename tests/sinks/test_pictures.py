@@ -8,22 +8,31 @@ import numpy as np
 import PIL.Image
 import pytest
 from cases import few
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from gradexp.config import Config, InitConfig, OptimizerConfig
+from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, VerdictConfig
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES
 from gradexp.runs.experiment import run
 from gradexp.runs.result import Result
+from gradexp.runs.training import Training
 from gradexp.sinks.files import Files
-from gradexp.sinks.pictures import PROFILE, SCALE, TRAINING, pictures, profile_picture, training_picture
+from gradexp.sinks.pictures import LEAST_REACH, PROFILE, TRAINING, pictures, profile_picture, training_picture
+
+STABLE = "stable: within 3 powers of ten"
 
 
 def small(**options: Any) -> Result:
     return run(Config(**({"depth": 12, "width": 8, "steps": 3} | options)))
+
+
+def below(figure: Figure) -> Axes:
+    """The axes of the layers over the training steps, below those of the loss if there are any."""
+    return next(axes for axes in figure.axes if axes.get_images())
 
 
 def trained(log10: ArrayLike, status: list[str] | None = None, steps: list[int] | None = None) -> Result:
@@ -39,28 +48,61 @@ def trained(log10: ArrayLike, status: list[str] | None = None, steps: list[int] 
 
 
 def cells(figure: Figure) -> np.ndarray:
-    [image] = figure.axes[0].get_images()
+    [image] = below(figure).get_images()
     return np.asarray(image.get_array())
 
 
 def legend(figure: Figure) -> list[str]:
-    drawn = figure.axes[0].get_legend()
+    drawn = (below(figure) if any(axes.get_images() for axes in figure.axes) else figure.axes[0]).get_legend()
     return [] if drawn is None else [text.get_text() for text in drawn.get_texts()]
 
 
-def test_colours_are_the_same_in_all_runs_and_reach_over_all_that_float32_holds() -> None:
-    one = cells(training_picture(trained([[0.0, -3.0, -20.0, 20.0]])))[:, 0]
-    other = cells(training_picture(trained([[-20.0, -3.0, 0.0, -44.9]])))[:, 0]
-    assert np.array_equal(one[[0, 1, 2]], other[[2, 1, 0]])
-    assert one[0].min() > 0.95  # white is 1
-    red, _, blue = one[3]
-    assert red > blue  # exploding
-    red, _, blue = one[2]
-    assert blue > red  # vanishing
-    assert not np.allclose(one[2], other[3], atol=0.1)  # no size of float32 is off the scale
-    assert math.log10(np.finfo(np.float32).smallest_subnormal) > -SCALE
-    assert math.log10(np.finfo(np.float32).max) < SCALE
-    assert np.abs(one[1] - one[0]).max() > 0.1  # three powers of ten can be seen
+def scale_of(figure: Figure) -> tuple[float, float]:
+    """The powers of ten at the ends of the bar of colours."""
+    low, high = figure.axes[-1].get_ylim()
+    return low, high
+
+
+def test_the_scale_is_that_of_the_data_and_at_least_where_a_gradient_is_stable() -> None:
+    for sizes, reach in (([0.0, -0.4], 3), ([-2.9, 2.0], 3), ([-5.2, 0.0], 6), ([0.0, 44.9], 45), ([-320.0], 320)):
+        figure = training_picture(trained([sizes]))
+        assert scale_of(figure) == (-reach, reach)
+    assert Config().verdict.decades == LEAST_REACH
+    white, pale, blue = cells(training_picture(trained([[0.0, -0.3, -3.0]])))[:, 0]
+    assert white.min() > 0.95  # white is 1
+    assert np.abs(pale - white).max() > 0.05  # a factor of 2 can be seen
+    assert blue[2] > blue[0] + 0.2  # vanishing
+    red = cells(training_picture(trained([[0.0, 3.0]])))[1, 0]
+    assert red[0] > red[2] + 0.2  # exploding
+
+
+def test_the_loss_is_above_on_the_same_steps_with_the_dotted_line_of_guessing() -> None:
+    result = trained(np.zeros((4, 3)), steps=[0, 10, 20, 30])
+    result.training, result.guessing = Training([2.5 - 0.01 * step for step in range(31)]), 2.3
+    figure = training_picture(result)
+    loss, layers = figure.axes[:2]
+    assert loss.get_xlim() == layers.get_xlim() == (-5, 35)
+    course, guessing = loss.get_lines()
+    assert np.asarray(course.get_ydata()) == pytest.approx(result.training.losses)
+    assert np.asarray(course.get_xdata()).tolist() == list(range(31))
+    assert (guessing.get_linestyle(), set(guessing.get_ydata())) == (":", {2.3})
+    assert [text.get_text() for text in loss.texts] == ["guessing"]
+    FigureCanvasAgg(figure).draw()
+    # One below the other, not only alike.
+    assert loss.get_position().x0 == pytest.approx(layers.get_position().x0)
+    assert loss.get_position().x1 == pytest.approx(layers.get_position().x1)
+    assert loss.get_position().y0 > layers.get_position().y1
+
+
+@pytest.mark.parametrize("losses", [[2.5, math.nan, math.inf], [1e30, 2.3], [0.0], [math.nan]])
+def test_odd_losses_can_be_drawn_and_leave_guessing_to_be_seen(losses: list[float]) -> None:
+    result = trained(np.zeros((len(losses), 3)))
+    result.training, result.guessing = Training(losses), 2.3
+    figure = training_picture(result)
+    FigureCanvasAgg(figure).draw()
+    low, high = figure.axes[0].get_ylim()
+    assert low == 0
+    assert 2.3 < high < 8
 
 
 def test_zero_and_what_is_not_finite_have_colours_of_their_own() -> None:
@@ -70,7 +112,7 @@ def test_zero_and_what_is_not_finite_have_colours_of_their_own() -> None:
     assert drawn[0] == to_rgb("black")
     assert len(set(drawn)) == 5
     assert legend(figure) == ["exactly 0", "inf or nan", "not seen"]
-    scale = training_picture(trained([np.linspace(-SCALE, SCALE, 500)]))
+    scale = training_picture(trained([np.linspace(-40, 40, 500)]))
     for special in drawn[:3]:
         assert np.abs(cells(scale)[:, 0] - special).max(axis=1).min() > 0.15
     assert legend(scale) == []
@@ -78,7 +120,7 @@ def test_zero_and_what_is_not_finite_have_colours_of_their_own() -> None:
 
 def test_layer_1_is_at_the_bottom_and_each_step_at_its_number() -> None:
     figure = training_picture(trained([[0.0, -9.0], [0.0, -9.0], [0.0, 9.0]], steps=[0, 10, 20]))
-    [image] = figure.axes[0].get_images()
+    [image] = below(figure).get_images()
     assert image.get_extent() == [-5, 25, 0.5, 2.5]
     assert image.origin == "lower"
     assert cells(figure).shape == (2, 3, 3)
@@ -107,8 +149,8 @@ def test_the_profile_shows_measurement_theory_and_where_the_number_format_fails(
     down = result.initial.failing_layer("output_grad", "float32", overflow=False)
     up = result.initial.failing_layer("output", "float32", overflow=False)
     failures = [f"0 in float32\nfrom layer {down} down", f"outputs 0 in float32\nfrom layer {up} up"]
-    assert legend(figure) == ["measured", "theory ± 2 sd", *failures]
-    spans = [horizontal(patch) for patch in figure.axes[0].patches]
+    assert legend(figure) == ["measured", "theory ± 2 sd", STABLE, *failures]
+    spans = [horizontal(patch) for patch in figure.axes[0].patches if patch.get_label() in failures]
     assert spans == [(0.5, down + 0.5), (up - 0.5, 60.5)]
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
     assert np.diff(lines["measured"])[:-1] == pytest.approx(np.ones(58))  # the last layer has more units
@@ -128,7 +170,29 @@ def test_layers_that_are_exactly_0_are_marked() -> None:
 @pytest.mark.slow
 def test_no_number_format_is_blamed_where_none_fails() -> None:
     result = small(dtype="float64", seeds=3)
-    assert legend(profile_picture(result)) == ["measured, mean of 3", "theory ± 2 sd"]
+    assert legend(profile_picture(result)) == ["measured, mean of 3", "theory ± 2 sd", STABLE]
+
+
+@pytest.mark.parametrize("decades", [1.0, 3.0, 5.0])
+def test_a_stable_gradient_looks_level_and_the_band_of_its_verdict_is_shown(decades: float) -> None:
+    result = small(verdict=VerdictConfig(decades), steps=0)
+    [axes] = profile_picture(result).axes
+    [band] = [patch for patch in axes.patches if str(patch.get_label()).startswith("stable")]
+    assert band.get_label() == f"stable: within {decades:g} powers of ten"
+    assert result.initial is not None
+    middle, (low, high) = result.initial.profile("output_grad")[-1], axes.get_ylim()
+    box = band.get_window_extent().transformed(axes.transData.inverted())
+    assert (box.y0, box.y1) == pytest.approx((middle - decades, middle + decades))
+    assert high - low >= 6
+    assert low < box.y0 < box.y1 < high
+
+
+def test_what_is_lost_in_float32_is_shown_of_a_run_in_float64_too() -> None:
+    result = small(
+        activation="linear", depth=150, width=2, steps=0, dtype="float64",
+        init=InitConfig("identity", gain=0.5), data=DataConfig("ones"),
+    )  # fmt: skip
+    assert "outputs 0 in float32\nfrom layer 150 up" in legend(profile_picture(result))
 
 
 @pytest.mark.slow

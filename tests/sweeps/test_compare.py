@@ -168,8 +168,8 @@ def test_the_table_is_of_complete_jobs_and_names_the_errors_of_others(tmp_path: 
         path.write_text(json.dumps(content))
     assert table(tmp_path) == [
         ["depth", "seeds", "log_chi", "±", "sd", "first/last", "loss"],
-        ["4", "1", "-1.000", "-", "10^-0.7", "1"],
-        ["5", "3", "-1.000", "0.000", "10^-0.9", "2"],
+        ["4", "1", "-1.000", "-", "10^-0.7", "1.000"],
+        ["5", "3", "-1.000", "0.000", "10^-0.9", "2.000"],
         ["all", "gradient", "vanishing,", "training", "stuck,", "theory", "agrees"],
         ["not", "complete:", "1", "interrupted,", "1", "failed"],
         ["2_x:", "RuntimeError:", "too", "little", "memory"],
@@ -209,7 +209,7 @@ def test_long_keys_take_two_lines_and_what_has_no_room_is_told(tmp_path: Path) -
     lines = table(tmp_path)
     assert lines[0] == ["optimizer.", "optimizer.", "verdict."]
     assert lines[1] == ["init", "activation", "lr", "weight_decay", "decades", "log_chi"]
-    assert lines[-1] == ["no", "room", "first/last", "(in", "sweep.csv)"]
+    assert lines[-1] == ["not", "shown", "first/last", "(see", "sweep.csv)"]
 
 
 def test_lists_are_sorted_by_their_numbers(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_long_table_ends_with_where_the_rest_is(tmp_path: Path) -> None:
         leave(tmp_path, f"{number}_x", Config(depth=number + 2), [f"depth={number + 2}"])
     out = io.StringIO()
     print_table(compare(tmp_path), Console(file=out, width=80))
-    assert "... and 10 lines more in sweep.csv" in out.getvalue()
+    assert "... and 10 more lines in sweep.csv" in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_few_profiles_share_a_panel_and_their_legend_says_what_became_of_them(tm
     assert figure is not None
     (axes,) = figure.axes
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["init=he: vanishing", "init=xavier: exploding"]
+    assert labels[:2] == ["init=he: vanishing", "init=xavier: exploding"]
     assert sorted(len(line.get_xdata()) for line in axes.lines if line.get_label()[0] != "_") == [5, 9]
 
 
@@ -159,20 +159,76 @@ def test_many_names_have_a_panel_each_with_all_others_behind(tmp_path: Path) -> 
     figure = profiles_figure(compare(tmp_path))
     assert figure is not None
     assert len(figure.axes) == len(INIT_OPTIONS)
-    assert not figure.legends
+    [text] = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert text.startswith("stable:")  # the band; a panel has the name of its line
 
 
 def test_panels_that_do_not_fit_are_said_to_be_left_out(tmp_path: Path) -> None:
     numbers = {"log_chi": 1.0, "diverged_at": None, "gradient": "exploding"}
     swept = [
-        {"depth": index % 4, "width": index % 4, "init.gain": index % 4, "init.std": index // 4}
-        for index in range(13)
+        {"depth": depth, "width": width, "init.gain": index % 4, "init.std": index // 4}
+        for index, depth, width in itertools.product(range(13), range(5), range(5))
     ]
     rows = [Row(Job(tmp_path, {}), own, numbers) for own in swept]
     figure = outcome_figure(SweepResults(tmp_path, list(swept[0]), rows), LOG_CHI)
     assert figure is not None
     assert len([axes for axes in figure.axes if axes.get_title()]) == 12
     assert "12 of 13 panels" in figure.get_suptitle()
+
+
+def by_hand(folder: Path) -> SweepResults:
+    """Runs that somebody made one after the other: an option of one init only, so that a grid of them has holes."""
+    for number, (init, std) in enumerate([("he", None), ("normal", 0.06), ("normal", 0.25), ("xavier", None)]):
+        given = [f"init={init}", *([] if std is None else [f"init.std={std}"])]
+        leave(folder, f"{number}_x", Config(depth=5, init=InitConfig(init, std=std)), given, 1.0 - number)
+    return compare(folder)
+
+
+def test_where_a_grid_would_have_holes_there_are_bars(tmp_path: Path) -> None:
+    comparison = by_hand(tmp_path)
+    figure = outcome_figure(comparison, LOG_CHI)
+    assert figure is not None
+    [axes] = figure.axes
+    assert not axes.images
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["init=he", "init=normal, init.std=0.06", "init=normal, init.std=0.25", "init=xavier"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([1.0, 0.0, -1.0, -2.0])
+    assert "none" not in " ".join(names)
+
+
+def test_bars_mark_what_is_lost(tmp_path: Path) -> None:
+    comparison = by_hand(tmp_path)
+    comparison.rows[0].numbers.update(log_chi=None, gradient="dead")
+    figure = outcome_figure(comparison, LOG_CHI)
+    assert figure is not None
+    assert [text.get_text().endswith("†") for text in figure.axes[0].get_yticklabels()] == [True, False, False, False]
+    assert "†: a run is dead" in " ".join(figure.get_suptitle().split())
+
+
+def test_the_profiles_have_a_band_in_which_they_are_stable_and_theory_dashed_on_top(tmp_path: Path) -> None:
+    figure = profiles_figure(by_hand(tmp_path))
+    assert figure is not None
+    [axes] = figure.axes
+    low, high = axes.get_ylim()
+    assert high - low >= 6
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "stable:\nwithin 3 powers of ten" in labels
+    assert not any("none" in label for label in labels)
+    dashed = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+    solid = [line for line in axes.get_lines() if line.get_linestyle() == "-"]
+    assert {line.get_color() for line in dashed} == {"black"}
+    assert min(line.get_zorder() for line in dashed) > max(line.get_zorder() for line in solid)
+
+
+def test_a_panel_is_as_wide_as_its_own_networks_are_deep(tmp_path: Path) -> None:
+    figure = profiles_figure(cube(tmp_path, init=4, width=2, depth=4))
+    assert figure is not None
+    for axes in figure.axes:
+        deepest = max((len(line.get_xdata()) for line in axes.get_lines()), default=0)
+        low, high = axes.get_ylim()
+        drawn = [value for line in axes.get_lines() for value in line.get_ydata() if np.isfinite(value)]
+        assert not drawn or low <= min(drawn) <= max(drawn) <= high
+        assert not deepest or axes.get_xlim()[1] == pytest.approx(1.02 * deepest)
 
 
 @pytest.mark.parametrize("share", few([1, 0, 2]))

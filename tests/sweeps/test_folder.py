@@ -18,7 +18,7 @@ from gradexp.runs.result import Result
 from gradexp.runs.summary import summary
 from gradexp.sinks.folder import clear
 from gradexp.sweeps import report
-from gradexp.sweeps.folder import alone_in, folder_name, mark_interrupted, plan, read_jobs
+from gradexp.sweeps.folder import alone_in, job_folder_name, mark_interrupted, plan, read_jobs
 
 SMALL = ["depth=3", "width=4", "steps=2", "batch_size=8"]
 
@@ -129,10 +129,11 @@ def test_jobs_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
         ("x" * 200, "x" * 120),
         ("é" * 100, "é" * 60),
         ("aé" * 50, "aé" * 40),
+        ("1_a=C:\\x\ny*", "1_a=C--x-y-"),
     ],
 )
 def test_names_are_one_folder_of_at_most_120_bytes(text: str, name: str) -> None:
-    assert folder_name(text) == name
+    assert job_folder_name(text) == name
 
 
 def test_clearing_removes_what_a_run_has_written_and_nothing_else(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from sweep_folders import cube, grid, leave
 from gradexp.config import Config, InitConfig
 from gradexp.history.history import History, write_csv
 from gradexp.sweeps.compare import compare
-from gradexp.sweeps.lines import line_name, sweep_lines
+from gradexp.sweeps.lines import sweep_lines
 from gradexp.sweeps.page import headline, sweep_page
 
 
@@ -53,12 +53,6 @@ def test_a_damaged_file_costs_one_line(tmp_path: Path) -> None:
     comparison = compare(tmp_path)
     assert [line.name for line in sweep_lines(comparison)] == ["he"]
     assert Parsed(sweep_page(comparison, {}).html()).data is not None
-
-
-def test_options_are_named_in_words() -> None:
-    assert line_name({"init": "normal", "init.std": 0.06, "depth": 50}) == "normal, std 0.06, depth 50"
-    assert line_name({"init": "he", "init.std": None, "optimizer": "adam"}) == "he, adam"
-    assert line_name({"residual": "none", "bias": True}) == "residual none, bias True"
 
 
 def test_the_headline_says_who_keeps_the_gradient(tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ def test_networks_drawn_as_theory_assumes_agree() -> None:
     # The definition: the law is exact, so nothing but the standard error counts.
     expected = (history.log_chi() - prediction.log_chi) / history.log_chi_se()
     assert found.z == pytest.approx(expected, rel=1e-4)
-    assert found.text == f"agrees, z = {expected:+.1f}"
+    side = "above" if expected > 0 else "below"
+    slope = f"mean {history.log_chi():+.3f}"
+    assert found.text == f"agrees: {slope}, {abs(expected):.1f} standard errors {side} theory"
 
 
 def test_a_wrong_layer_is_found_and_named() -> None:
@@ -63,7 +65,7 @@ def test_a_wrong_layer_is_found_and_named() -> None:
     found = compare(prediction, measured(mlp, x))
     assert (found.verdict, found.deviates_from_layer) == ("deviates", 36)
     assert found.z > 5
-    assert found.text.startswith("deviates from layer 36 on, z = +")
+    assert found.text.startswith("deviates from layer 36 on: mean +")
 
 
 def test_a_slope_that_is_off_everywhere_deviates() -> None:
@@ -80,8 +82,10 @@ def test_with_few_networks_the_first_sample_is_judged_by_its_own_spread() -> Non
     mlp, x, prediction = relu_stack(1, seed=3)
     history = measured(mlp, x)
     found = compare(prediction, history)
-    assert found.text.endswith(" for one sample of one network")
     log_ratio = history.samples[0, 0, 0, 0] - history.samples[0, 0, -1, 0]
+    slope, side = 2 * math.log(10) * log_ratio / (history.depth - 1), "above" if found.z > 0 else "below"
+    told = f": first sample {slope:+.3f}, {abs(found.z):.1f} standard deviations {side} theory"
+    assert found.text.endswith(told)  # the number that is compared, not the mean over samples
     assert found.z == pytest.approx((log_ratio - prediction.first_output_grad[0]) / prediction.first_sd[0], rel=1e-4)
     # Over many networks these z are about standard normal.
     prediction, history = measured_as_drawn()
@@ -89,6 +93,17 @@ def test_with_few_networks_the_first_sample_is_judged_by_its_own_spread() -> Non
     z = (alone - prediction.first_output_grad[0]) / prediction.first_sd[0]
     assert abs(np.nanmean(z)) < 4 / math.sqrt(64)
     assert np.nanstd(z) == pytest.approx(1, abs=4.5 / math.sqrt(2 * 64))
+
+
+@pytest.mark.parametrize(("gain", "equal"), [(0.5, "1e-12"), (1.5, "1e-12")])
+def test_of_an_exact_law_it_is_said_how_equal_both_are(gain: float, equal: str) -> None:
+    mlp = MLP([2] * 41, "linear", bias=False, dtype=torch.float64, draw=False)
+    initialize(mlp, "identity", seed=0, gain=gain)
+    x = torch.ones(2, 2, dtype=torch.float64)
+    laws = theory.weight_laws("identity", [2] * 41, gain=gain)
+    found = compare(theory.predict_layers(as_activation("linear"), laws, [2] * 41, x), measured(mlp, x))
+    assert found.text == f"agrees: exact, and equal to {equal}"
+    assert "standard" not in found.text
 
 
 def test_seven_networks_count_as_few_and_eight_as_many() -> None:

@@ -341,7 +341,7 @@ def test_from_model_predicts_the_user_s_own_chain() -> None:
         ({"activation": "leaky_relu", "negative_slope": math.nan}, "negative_slope must be finite, got nan"),
         ({"input_square": 0.0}, "input_square must be above 0 and finite, got 0.0"),
         ({"weights": "cauchy"}, "weights must be one of gaussian, uniform, orthogonal, got 'cauchy'"),
-        ({"normalization": "group"}, "normalization must be one of none, batch, layer, got 'group'"),
+        ({"normalization": "group"}, "normalization must be one of none, batch, layer, rms, got 'group'"),
         ({"residual": "dense"}, "residual must be one of none, plain, depth, zero, got 'dense'"),
         ({"activation": nn.Softmax(-1)}, "activation must act on each element alone"),
         ({"activation": "tahn"}, "unknown activation 'tahn'"),
@@ -469,3 +469,10 @@ def test_lengths_may_leave_the_range_of_float64(std: float, residual: str, depth
         if allowed is not None:
             assert (off < allowed + 0.3).all()
         assert off.max() < 4 * predicted.sd_output_grad[0] + depth * predicted.tolerance + 0.3
+
+
+def test_rms_normalisation_has_no_formula_and_no_numbers_of_a_plain_network():
+    prediction = theory.predict("relu", sigma_w2=2.0, width=100, depth=20, normalization="rms")
+    assert not prediction.valid
+    assert prediction.reason == "there is no formula for rms normalisation"
+    assert prediction.q_star is prediction.chi_1 is prediction.log_chi is None

@@ -1,7 +1,5 @@
 """TensorBoard as it is started for runs: its address, its settings, and what is said if it cannot start."""
 
-import base64
-import hashlib
 import json
 import re
 import signal
@@ -12,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote
 from urllib.request import urlopen
 
 import numpy as np
@@ -20,7 +18,8 @@ import pytest
 from sweep_processes import LIMIT, until
 from torch.utils.tensorboard import FileWriter
 
-from gradexp import board
+from gradexp.board import __main__ as board
+from gradexp.board.view import View
 from gradexp.history.scalars import layer_points
 from gradexp.sinks.tensorboard import write_points
 
@@ -51,7 +50,10 @@ def started(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", list[str
             process.kill()
 
 
-def test_it_serves_every_layer_on_a_free_port_and_ends_with_ctrl_c(runs: Path) -> None:
+def test_it_serves_every_layer_on_a_free_port_and_ends_with_ctrl_c(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a server that has just ended
         is_held = False
@@ -60,57 +62,30 @@ def test_it_serves_every_layer_on_a_free_port_and_ends_with_ctrl_c(runs: Path) -
             taken.listen()
             is_held = True
         with started(str(runs)) as (process, said):
-            assert said[0] == f"showing   {runs}\n"
-            start, charts = said[1].split()[1], said[2].split()[1]
-            address = re.match(r"http://127\.0\.0\.1:(\d+)/", start)
+            assert said[0] == f"showing   {runs} (1 run)\n"
+            assert said[2] == "stop      Ctrl-C\n"
+            address = re.fullmatch(r"look      (http://127\.0\.0\.1:(\d+)/)\n", said[1])
             assert address is not None
-            assert address[1] != "6006" or not is_held
-            assert charts == address[0] + "#custom_scalars&_smoothingWeight=0"
+            assert address[2] != "6006" or not is_held
             tag = quote("profile/log10_output_grad")
-            curve = f"{address[0]}data/plugin/scalars/scalars?run=deep&tag={tag}"
+            curve = f"{address[1]}data/plugin/scalars/scalars?run=deep&tag={tag}"
             until(lambda: _points(curve) >= DEPTH, process)  # it reads the files in a thread
             assert _points(curve) == DEPTH
-            with urlopen(start, timeout=LIMIT) as reply:
-                page, policy = reply.read().decode(), reply.headers["Content-Security-Policy"]
-            script = re.search(r"<script>(.*)</script>", page)
-            assert script is not None
-            assert base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() in policy
-            assert '"ignoreOutliers": false' in script[1]
+            for path in ("", "?runFilter=x"):
+                assert '<head><script src="gradexp.js">' in _text(address[1] + path)
+            assert '"ignoreOutliers": false' in _text(f"{address[1]}gradexp.js")
+            assert "scalars" not in json.loads(_text(f"{address[1]}data/plugins_listing"))
+            assert json.loads(_text(f"{address[1]}data/environment"))["data_location"] == str(runs)
+            assert len(list(tmp_path.glob("gradexp-board-*/deep/events*"))) == 1
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=LIMIT) == 130
+            assert not list(tmp_path.glob("gradexp-board-*"))
 
 
-SINGLE = ["he", "he/theory", "he/theory/lower", "he/theory/upper", "he/step_000099", "a/xavier", "a/xavier/theory"]
-SWEEP = ["0_depth=10,init=he,seed=0", "1_depth=10,init=he,seed=1", "2_depth=10,init=xavier,seed=0"]
-DEPTHS = ["x/0_depth=10,init=he,seed=0", "x/0_depth=10,init=he,seed=0/theory", "x/1_depth=50,init=he,seed=0"]
-SCALES = ["0_init=normal,init.std=0.06", "1_init=normal,init.std=0.25"]
-
-
-@pytest.mark.parametrize(
-    ("names", "groups"),
-    [
-        (SINGLE, ["he", "he", "he", "he", "he/step_000099", "a/xavier", "a/xavier"]),
-        ([".", "theory", "theory/lower"], [".", "", ""]),
-        (SWEEP, ["he", "he", "xavier"]),
-        (DEPTHS, ["10", "10", "50"]),
-        (SCALES, ["0.06", "0.25"]),
-        (["init=he", "init=he/theory", "init=xavier"], ["he", "he", "xavier"]),
-        (["a/init=he", "b/init=xavier"], ["he", "xavier"]),
-        (["my_batch_size=8", "my_batch_size=16"], ["8", "16"]),
-        ([*SWEEP, "by_hand"], [*SWEEP, "by_hand"]),  # not all have it in their names
-        (["0_seed=0", "1_seed=1"], ["0_seed=0", "1_seed=1"]),
-    ],
-)
-def test_a_run_has_the_colour_of_its_theory_and_in_a_sweep_that_of_its_init(
-    names: list[str], groups: list[str]
-) -> None:
-    pattern = board.colour_groups(names)
-    found = [re.search(pattern, name) for name in names]
-    assert [match and match[1] for match in found] == groups
-    asked = parse_qs(urlsplit(board.profile_link(names)).query)
-    assert asked["runColorGroup"] == [f"regex:{pattern}"]
-    assert asked["smoothing"] == ["0"]
-    assert json.loads(asked["pinnedCards"][0]) == [{"plugin": "scalars", "tag": "profile/log10_output_grad"}]
+def _text(address: str) -> str:
+    with urlopen(address, timeout=LIMIT) as reply:
+        text: str = reply.read().decode()
+    return text
 
 
 def _points(curve: str) -> int:
@@ -164,7 +139,7 @@ def test_a_taken_port_is_told_in_one_line(runs: Path) -> None:
 def test_a_server_that_cannot_start_is_told_in_one_line(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(_folder: Path, port: int | None) -> str:
+    def refuse(_view: View, port: int | None) -> str:
         raise OSError(f"port {port} is taken")
 
     monkeypatch.setattr(board, "launch", refuse)
@@ -188,3 +163,42 @@ def _refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert end.value.code == 1
     [line] = capsys.readouterr().err.splitlines()
     return line
+
+
+@pytest.mark.parametrize(("found", "told"), [(True, ""), (False, "no browser was found; open the address above\n")])
+def test_it_opens_a_browser_if_asked_to(
+    runs: Path,
+    found: bool,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(board, "launch", lambda _view, _port: "http://127.0.0.1:1/")
+    monkeypatch.setattr(board, "_follow", lambda _view: None)
+    monkeypatch.setattr(board.webbrowser, "open", lambda address: opened.append(address) or found)
+    before = signal.getsignal(signal.SIGINT)
+    for arguments in ([str(runs)], [str(runs), "--open"]):
+        monkeypatch.setattr(sys, "argv", ["gradexp.board", *arguments])
+        board.main()
+    assert opened == ["http://127.0.0.1:1/"]
+    assert capsys.readouterr().err == told
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_tensorboard_does_not_draw_by_itself_is_told(tmp_path: Path) -> None:
+    def said(folder: Path, names: list[str]) -> str:
+        for name in names:
+            (folder / name / "theory").mkdir(parents=True)
+            for own in (folder / name, folder / name / "theory"):
+                (own / "events.out.tfevents.1700000000.vm.1.0").touch()
+        (tmp_path / f"links of {folder.name}").mkdir()
+        view = View(folder, tmp_path / f"links of {folder.name}")
+        view.look()
+        return "\n".join(board._said(folder, view, "http://127.0.0.1:6006/"))
+
+    assert "\nmany " not in said(tmp_path / "few", [f"{number}_a={number}" for number in range(20)])
+    many = said(tmp_path / "my runs", [f"{number}_a={number}" for number in range(501)])
+    assert "many      501 lines: if none is drawn, tick the box above the list of runs, or " in many
+    assert many.splitlines()[2].endswith(f"python -m gradexp.report '{tmp_path / 'my runs'}'")
+    assert "left out  theory, of so many runs" in many
