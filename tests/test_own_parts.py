@@ -375,6 +375,7 @@ def test_modules_with_parameters_are_refused_and_others_taken_as_class_or_object
         activation(own_part("activation", nn.PReLU()))
 
 
+@pytest.mark.slow
 def test_a_command_takes_parts_from_the_current_folder(
     mine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,6 +147,7 @@ def test_a_server_that_cannot_start_is_told_in_one_line(
     assert line == "cannot start: port 6006 is taken; without --port a free one is taken"
 
 
+@pytest.mark.slow
 def test_a_missing_tensorboard_is_told_in_one_line(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

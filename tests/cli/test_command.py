@@ -71,6 +71,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choices", few((list(filter(None, choices)) for choices in CHOICES), 2), ids=" ".join)
 def test_every_choice_composes_and_runs_small(choices: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if "data=mnist5k" in choices:
@@ -132,12 +133,14 @@ def test_presets_that_sweep_are_all_tried() -> None:
     assert sweeping == set(SWEEPS) | set(OF_EXPERIMENTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", few(sorted(OF_EXPERIMENTS, key=OF_EXPERIMENTS.__getitem__)))
 def test_presets_of_experiments_compose(preset: str) -> None:
     jobs = compose([f"experiment={preset}", "seed=0", "depth=10", "optimizer.lr=0.01"])
     assert len(jobs) == OF_EXPERIMENTS[preset]
 
 
+@pytest.mark.slow
 def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     np.savez("mine.npz", x=rng.normal(size=(40, 2, 3)), y=rng.integers(0, 3, 40))
@@ -227,6 +230,7 @@ def test_a_folder_says_which_options_were_typed() -> None:
     assert len(run_name("21", ["widths=[é,8]"] * 99).encode()) <= 120
 
 
+@pytest.mark.slow
 def test_the_default_folder_of_a_run_holds_its_options_and_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*SMALL[:-1], "data=ones", "steps=0", "init=he", "widths=[4,4]", "depth=3"]
     assert call(monkeypatch, *options) == 0
@@ -298,6 +302,7 @@ def test_a_run_that_is_made_again_leaves_no_picture_and_no_profile_of_the_first(
     assert not list(Path("again").glob("output_gradient_*"))
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_from_its_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     call(monkeypatch, *SMALL, "data=gaussian", "hydra.run.dir=first")
     assert call(monkeypatch, "--config-path", str(Path("first/.hydra").resolve())) == 0

@@ -93,6 +93,7 @@ def test_ordinary_networks_do_not_collapse(model):
     assert found(model()) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", few([nn.Sigmoid, nn.ReLU, nn.Tanh, nn.GELU]))
 def test_normalisation_cures_a_deep_network(activation):
     assert found(deep(30, activation=activation)).severity == 2

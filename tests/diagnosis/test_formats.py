@@ -87,6 +87,7 @@ def test_digits_that_float16_loses_are_worth_knowing():
     assert "below 6.1e-05, where digits get lost" in finding.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "name"), few([(torch.bfloat16, "bfloat16"), (torch.float32, "float32")]))
 def test_wide_formats_give_out_where_a_gradient_vanishes_far_enough(dtype, name):
     (finding,) = found(chain(60, 0.1).to(dtype), lambda o: o.square().mean() + o.sum(), X.to(dtype))

@@ -45,6 +45,7 @@ def test_large_weights_make_a_loss_far_above_guessing_and_he_cures_it(activation
     assert found(model, loss_fn, (X, Y)) == {}
 
 
+@pytest.mark.slow
 def test_branches_that_add_up_are_cured_at_the_last_layer():
     class Branch(nn.Module):
         def __init__(self):

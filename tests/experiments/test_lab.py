@@ -222,6 +222,7 @@ def test_the_lab_gives_what_run_gives(on_one_thread: None) -> None:
         assert result.initial.log_chi() == alone.initial.log_chi()
 
 
+@pytest.mark.slow
 def test_the_users_options_have_the_last_word_in_the_lab() -> None:
     lab = Lab("he2015", quick=["seed=7", "width=5", "depth=4"], overrides=["depth=9"])
     [he, xavier] = lab.configs("depth=6", "width=6")

@@ -186,6 +186,7 @@ def test_a_writer_without_weak_references_has_each_step_once_too():
     assert set(writer.events.values()) == {1}
 
 
+@pytest.mark.slow
 def test_the_table_of_numbers_has_what_is_drawn():
     pytest.importorskip("pandas")
     names = ["embed", "h.0.attn.q", "h.1.attn.q"]

@@ -79,6 +79,7 @@ def sweep(monkeypatch: pytest.MonkeyPatch, folder: Path, *further: str) -> int:
     return call(main, monkeypatch, "-m", "hydra/launcher=slurm", *SWEEP, f"hydra.sweep.dir={folder}", *further)
 
 
+@pytest.mark.slow
 def test_jobs_are_those_of_the_basic_launcher(
     engine: Here, basic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

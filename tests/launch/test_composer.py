@@ -114,6 +114,7 @@ def test_a_job_is_composed_as_hydra_does(loader: ConfigLoader, sweep: list[str],
                 assert found == expected, overrides
 
 
+@pytest.mark.slow
 def test_hydra_composes_only_one_job_of_a_kind(loader: ConfigLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     master = loader.load_configuration("config", [], RunMode.MULTIRUN)
     composer = Composer(loader)
@@ -128,6 +129,7 @@ def test_hydra_composes_only_one_job_of_a_kind(loader: ConfigLoader, monkeypatch
     assert composed == [["init=he"], ["init=xavier"]]
 
 
+@pytest.mark.slow
 def test_jobs_do_not_share_what_they_change(loader: ConfigLoader) -> None:
     master = loader.load_configuration("config", [], RunMode.MULTIRUN)
     composer = Composer(loader)

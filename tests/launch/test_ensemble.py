@@ -153,6 +153,7 @@ def test_folders_that_go_while_a_sweep_works_are_counted_as_not_complete(
     assert len(summaries(folder)) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_whole_folder_goes_ends_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

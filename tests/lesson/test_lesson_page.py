@@ -96,6 +96,7 @@ def test_a_critical_variance_keeps_the_gradient() -> None:
         assert MeanField(activation, sigma_w2).chi_1 == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_what_became_of_a_training_is_told() -> None:
     training = small_trainings()[0]
     told = {}

@@ -37,6 +37,7 @@ def test_plane_of_relu_is_that_of_the_closed_forms() -> None:
     np.testing.assert_array_equal(plane.edge, [[2, 0], [2, 0.3]])
 
 
+@pytest.mark.slow
 def test_rate_is_negative_in_chaos_and_small_on_both_sides_of_the_edge() -> None:
     critical = theory.critical_sigma_w2("tanh", 0.05)
     rate = phase_plane("tanh", [critical - 0.02, critical, critical + 0.02], [0.05]).rate[0]
@@ -46,6 +47,7 @@ def test_rate_is_negative_in_chaos_and_small_on_both_sides_of_the_edge() -> None
     assert rate[0] == pytest.approx(-rate[2], rel=0.05)
 
 
+@pytest.mark.slow
 def test_edge_is_where_chi_1_is_1() -> None:
     edge = phase_plane("tanh", [1.0], [0.0, 0.5]).edge
     inside = edge[(edge[:, 1] > 1e-3) & (edge[:, 1] < 1)]
@@ -56,6 +58,7 @@ def test_edge_is_where_chi_1_is_1() -> None:
     assert np.interp(0.05, inside[:, 1], inside[:, 0]) == pytest.approx(1.7610, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_edge_is_broken_where_lengths_do_not_converge_to_it() -> None:
     edge = phase_plane("gelu", [1.0], [0.5]).edge
     assert np.isnan(edge).any()
@@ -129,6 +132,7 @@ def test_table_is_empty_where_there_is_no_number() -> None:
     assert growing["q_star"] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_drawn", few([False, True]))  # drawing takes most of the time
 def test_command_writes_pictures_and_numbers(
     is_drawn: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -93,6 +93,7 @@ def test_relu_with_he_is_critical_and_drifts_by_5_over_2n() -> None:
     assert float(sd[1]) == pytest.approx(math.sqrt(5 / 100 / 100), rel=0.05)
 
 
+@pytest.mark.slow
 def test_sigmoid_with_xavier_loses_a_factor_18_per_layer() -> None:
     found = shown(Config(activation="sigmoid", init=InitConfig("xavier"), width=100))
     assert number(found["chi_1"]) == pytest.approx(0.0557207, rel=1e-3)
@@ -202,6 +203,7 @@ WANTING = few(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", WANTING)
 def test_what_to_change_can_be_typed_and_keeps_the_gradient(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -241,6 +243,7 @@ def test_no_remedy_leaves_all_inputs_alike() -> None:
     assert not {"init=he", "init=lyapunov"} & set(texts)
 
 
+@pytest.mark.slow
 def test_the_run_with_the_first_remedy_is_a_line_to_paste_with_all_other_options() -> None:
     given = ["init=xavier", "init.gain=0.9", "depth=150", "optimizer=adam"]
     config = Config(init=InitConfig("xavier", gain=0.9), optimizer=OptimizerConfig("adam"))
@@ -306,6 +309,7 @@ def test_every_line_is_words_and_numbers_in_80_columns(config: Config) -> None:
     assert {"sigma_w2", "chi_1", "ratio", "formula", "verdict"} <= set(rows(text))
 
 
+@pytest.mark.slow
 def test_a_relu_network_that_keeps_gradients_but_no_differences_is_told_so() -> None:
     # c' = (√(1 - c²) + (π - acos c) c) / π, again and again from 0.
     c = 0.0
@@ -370,6 +374,7 @@ def test_several_jobs_print_one_block_each_and_leave_nothing(
     assert not list(Path().iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_prints_plain_text_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

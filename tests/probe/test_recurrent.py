@@ -204,6 +204,7 @@ class Classifier(nn.Module):
         return self.head(output[:, -1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", few([40, 300]))
 def test_a_classifier_of_many_tokens_by_a_4_layer_lstm(steps):
     torch.manual_seed(0)
@@ -313,6 +314,7 @@ def test_frozen_and_unused_layers_say_so():
     assert [STATUSES[c] for c in probe.history.status["weight_grad"][0, 0]] == ["unused", "unused", "ok"]
 
 
+@pytest.mark.slow
 def test_observing_recurrent_modules_changes_nothing():
     def trained(watched):
         torch.manual_seed(0)

@@ -368,6 +368,7 @@ def test_a_compiled_model_is_never_an_empty_record(when, how):
     assert probe.history.names == NAMES
 
 
+@pytest.mark.slow
 def test_compiled_code_stays_valid_and_the_stance_is_put_back():
     torch.compiler.reset()
     model, (x, y) = Net(), batch()
@@ -496,6 +497,7 @@ def train_sharded(rank, processes, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without torch.distributed")
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="FSDP2 does not run on the CPU in torch 2.6")
 def test_fully_sharded_weights_have_the_norm_of_the_whole(tmp_path):

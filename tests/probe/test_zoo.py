@@ -1476,6 +1476,7 @@ def test_an_attribute_called_networks_hides_no_weight(expected, model):
 # --- Tracing and compilation ---
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(*OF_TORCH_JIT)
 def test_a_traced_or_exported_model_has_no_trace_of_the_probe(model, expected):
     model[1].inplace = False
@@ -1599,6 +1600,7 @@ def test_nested_tensors_are_measured(layout):
     assert_right(probe, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", few([copy.copy, copy.deepcopy]))
 def test_a_copy_of_a_probe_is_refused_or_harmless(how, model, expected):
     for _ in range(2):

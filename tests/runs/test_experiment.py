@@ -126,6 +126,7 @@ def test_lesson_weight_gradients_are_the_same_in_every_layer(gain: float) -> Non
     assert profile.max() - profile.min() < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", few([400, 1800, 4_000]))
 def test_thousands_of_layers_are_exact_in_summary_and_profile(depth: int) -> None:
     """1.5^1750 is the first power beyond the range of float64."""
@@ -157,6 +158,7 @@ def test_recording_does_not_change_training() -> None:
     assert often.training == never.training
 
 
+@pytest.mark.slow
 def test_looking_at_a_training_while_it_goes_on_does_not_change_it(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = small(save_weights=True)
     monkeypatch.setattr(recording, "_BETWEEN", 0.0)
@@ -202,6 +204,7 @@ def test_training_with_seeds_is_of_the_first_network() -> None:
     assert small(seeds=3).training == small().training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", few(["lsuv", "he"]))
 def test_large_stacks_are_measured_in_parts_which_changes_nothing(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = small(seeds=5, seed=3, steps=2, init=InitConfig(init))

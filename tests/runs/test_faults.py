@@ -62,6 +62,7 @@ def test_a_mistake_that_shows_late_leaves_a_complete_run_as_it_was(
     assert content_of(Path("one")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_a_complete_run_makes_room_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(run_module.main, monkeypatch, *SMALL, "hydra.run.dir=one") == 0

@@ -41,6 +41,7 @@ def same(one: Distribution, other: Distribution) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_outputs_are_those_of_the_weights_after_so_many_steps() -> None:
     seen = dict(trained().outputs)
     for steps in (0, 6):

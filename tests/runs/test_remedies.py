@@ -187,6 +187,7 @@ def test_the_command_of_a_preset_that_sweeps_is_one_run() -> None:
     assert words == ["experiment=residual", "depth=10", "seed=0", "residual=depth"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     few([{"depth": 40}, {"activation": "sigmoid", "depth": 30, "width": 32}, {"residual": "plain", "depth": 60}]),

@@ -99,6 +99,7 @@ def test_initial_numbers_and_the_first_loss_are_those_of_runs_alone(
             assert stacked.gradients.log10[quantity][0] == pytest.approx(log10[0], abs=10 * tolerance, nan_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", few([5, 50]))
 def test_a_stable_network_stays_the_same_for_fifty_steps(steps: int) -> None:
     configs = jobs(dtype="float64", steps=steps)
@@ -147,6 +148,7 @@ def largest_difference(ours: Sequence[np.ndarray[Any, Any]], theirs: Sequence[np
     return float(max(np.abs(one / other - 1).max() for one, other in zip(ours, theirs, strict=True)))
 
 
+@pytest.mark.slow
 def test_a_diverged_member_is_frozen_at_its_step_and_touches_no_other() -> None:
     healthy = jobs(save_weights=True, steps=8)
     ill = replace(healthy[0], init=InitConfig("normal", std=40.0), optimizer=replace(healthy[0].optimizer))

@@ -133,6 +133,7 @@ def test_metrics_are_the_numbers_of_the_summary(runs):
     assert hparam_metrics(groups["failed"]).keys() == {"seconds"}
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_is_shown_as_failed(runs):
     _, groups = show(runs[0])
     for name, group in groups.items():

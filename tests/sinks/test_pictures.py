@@ -142,6 +142,7 @@ def horizontal(patch):
     return round(box.x0, 6), round(box.x1, 6)
 
 
+@pytest.mark.slow
 def test_the_profile_shows_measurement_theory_and_where_the_number_format_fails() -> None:
     result = small(activation="linear", depth=60, steps=0, init=InitConfig("identity", gain=0.1))
     figure = profile_picture(result)

@@ -163,6 +163,7 @@ def test_many_names_have_a_panel_each_with_all_others_behind(tmp_path: Path) -> 
     assert text.startswith("stable:")  # the band; a panel has the name of its line
 
 
+@pytest.mark.slow
 def test_panels_that_do_not_fit_are_said_to_be_left_out(tmp_path: Path) -> None:
     numbers = {"log_chi": 1.0, "diverged_at": None, "gradient": "exploding"}
     swept = [

@@ -220,6 +220,7 @@ def test_a_sweep_is_gone_on_with(
     assert (folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

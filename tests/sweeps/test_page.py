@@ -15,6 +15,7 @@ from gradexp.sweeps.page import DEFINITIONS, command_of, write_page
 from gradexp.sweeps.report import write_figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", few([{"init": 2}, {}, {"depth": 2}, {"depth": 3, "init": 2, "width": 2}]))
 def test_the_page_holds_all_and_asks_for_nothing(counts: dict[str, int], tmp_path: Path) -> None:
     comparison = cube(tmp_path, **counts)

@@ -43,6 +43,7 @@ def measured_as_drawn() -> tuple[Prediction, History]:
     return prediction, measured(mlp, x)
 
 
+@pytest.mark.slow
 def test_networks_drawn_as_theory_assumes_agree() -> None:
     prediction, history = measured_as_drawn()
     found = compare(prediction, history)

@@ -794,6 +794,7 @@ def test_piecewise_linear_activations_are_recognised() -> None:
     assert not is_piecewise_linear(as_activation(lambda z: z.clamp(-100, 100)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sigma_w2", "sigma_b2"), few([("tanh", 2.5, 0.05), ("relu", 2.0, 0.0)]))
 def test_correlation_after_many_layers_is_the_map_again_and_again(
     name: str, sigma_w2: float, sigma_b2: float

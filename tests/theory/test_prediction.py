@@ -70,6 +70,7 @@ def test_exact_laws_describe_every_layer_of_real_networks(activation: str, init:
     assert np.nanstd(alone, ddof=1) == pytest.approx(predicted.first_sd[0], rel=0.2, abs=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("init", "activation", "options"),
     [
@@ -118,6 +119,7 @@ def test_orthogonal_weights_between_unequal_widths_fix_lengths_in_part_only(norm
     assert np.nanstd(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.first_sd[0], rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("normalization", "residual", "activation", "init"),
     [
