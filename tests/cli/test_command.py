@@ -202,6 +202,7 @@ def test_a_run_that_cannot_start_is_recorded_as_failed(monkeypatch: pytest.Monke
     assert found["verdict"] == {"gradient": None, "training": None, "theory": None, "text": None}
 
 
+@pytest.mark.slow
 def test_divergence_is_a_result_with_exit_code_0(monkeypatch: pytest.MonkeyPatch) -> None:
     ill = ["depth=8", "width=16", "init=normal", "init.std=3", "optimizer.lr=10", "record.figures=false"]
     assert call(monkeypatch, *ill) == 0

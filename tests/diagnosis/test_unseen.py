@@ -91,6 +91,7 @@ def test_an_exported_program_is_unknown():
     assert "0, 2 run as part of a compiled program" in finding.text
 
 
+@pytest.mark.slow
 def test_a_part_that_is_unseen_is_worth_knowing():
     (finding,) = findings(Model(lambda m, x: m.b(m.a.forward(x).tanh())), F.cross_entropy, (X, Y))
     assert (finding.kind, finding.severity, finding.modules) == ("unseen", 1, ("a",))

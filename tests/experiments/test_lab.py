@@ -207,6 +207,7 @@ def test_options_reach_the_lab(fake: ModuleType) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_lab_gives_what_run_gives(on_one_thread: None) -> None:
     results = Lab("he2015").runs(*SMALL)
     assert [(r.config.init.name, r.config.seed) for r in results] == [

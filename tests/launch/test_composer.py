@@ -140,6 +140,7 @@ def test_jobs_do_not_share_what_they_change(loader: ConfigLoader) -> None:
     assert nodes(second) == nodes(loader.load_sweep_config(master, ["seed=2"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [6, pytest.param(1, marks=_SLOW)])
 def test_options_are_the_same_by_the_short_way_and_by_the_schema(loader: ConfigLoader, share: int) -> None:
     master = loader.load_configuration("config", [], RunMode.MULTIRUN)

@@ -79,6 +79,7 @@ def test_numbers_of_a_chaotic_tanh_network_are_those_of_gauss_hermite_quadrature
     assert number(found["sigma_b2"]) == 0.05
 
 
+@pytest.mark.slow
 def test_relu_with_he_is_critical_and_drifts_by_5_over_2n() -> None:
     found = shown(Config(activation="relu", width=100, depth=101))
     assert number(found["chi_1"]) == 1
@@ -146,6 +147,7 @@ def test_odds_are_those_of_a_normal_law() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", few([tanh(2.5, 0.05, depth=30, width=64), Config(depth=30, width=64, init=InitConfig("lyapunov"))])
 )

@@ -190,6 +190,7 @@ def test_a_log_that_fails_is_told_once_and_the_record_goes_on():
     assert probe.history.steps == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_judging_is_bounded_however_wild_the_numbers_are(monkeypatch):
     judged = []
     monkeypatch.setattr(History, "verdict", lambda self: judged.append(len(self.steps)) or Verdict("stable"))

@@ -138,6 +138,7 @@ def test_every_layer_and_time_step_is_that_of_a_loop_of_cells(kind, both, packed
         assert over_time.profile("output_grad") == pytest.approx(at_each_time(gradients), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_each_layer_has_the_numbers_of_a_stack_of_modules():
     for kind, both, proj in itertools.product(("tanh", "lstm", "gru"), (False, True), (0, 2)):
         if proj and kind != "lstm":

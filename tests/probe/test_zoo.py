@@ -1517,6 +1517,7 @@ def test_a_scripted_module_inside_a_model_is_recorded_or_refused():
     assert hooks_on(nn.ModuleList([model[0], model[2]])) == ([(0, 0, 0)] * 3, [0] * 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("when", "backend"), few([("while attached", "eager"), ("by its step", "eager"), ("before", "aot_eager")], 2)
 )

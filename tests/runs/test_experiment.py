@@ -174,6 +174,7 @@ def test_looking_at_a_training_while_it_goes_on_does_not_change_it(monkeypatch: 
         assert np.array_equal(values, watched.gradients.log10[quantity], equal_nan=True)
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_and_another_seed_another() -> None:
     one, two, other = small(), small(), small(seed=1)
     assert one.training == two.training

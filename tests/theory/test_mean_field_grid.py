@@ -27,6 +27,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(["tanh", *(name for name in ACTIVATIONS if name != "tanh")]))
 def test_each_point_has_the_numbers_of_mean_field(name: str) -> None:
     phi = activation(name)
