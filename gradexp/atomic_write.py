@@ -10,7 +10,7 @@ class replacing:  # noqa: N801  reads as a verb: with replacing(path)
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.neighbour = path.with_name(f"{path.name}.{os.getpid()}.part")  # others may write the same
+        self.neighbour: Path = path.with_name(f"{path.name}.{os.getpid()}.part")  # others may write the same
 
     def __enter__(self) -> Path:
         return self.neighbour

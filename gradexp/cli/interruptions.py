@@ -22,7 +22,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, signum: int) -> None:
         super().__init__()
-        self.exit_code = 128 + signum
+        self.exit_code: int = 128 + signum
 
 
 def leave_at_once() -> None:

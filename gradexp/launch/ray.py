@@ -37,8 +37,8 @@ class Ray:
         remote: Mapping[str, Any],
     ) -> None:
         self.address = address
-        self.init = dict(init)
-        self.remote = {
+        self.init: dict[str, Any] = dict(init)
+        self.remote: dict[str, Any] = {
             "num_cpus": 1 if cpus_per_task is None else cpus_per_task,  # none is no CPU to Ray
             "num_gpus": gpus_per_task,
             "max_retries": max_retries,

@@ -43,7 +43,7 @@ class Slurm:
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self.options = dict(options)
+        self.options: dict[str, Any] = dict(options)
         self._waiting: dict[str, int] = {}
         self._arrays: list[str] = []
         self._pause = _SHORTEST

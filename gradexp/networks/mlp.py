@@ -70,8 +70,9 @@ class StackedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.networks = networks
-        self.weight = nn.Parameter(torch.empty(networks, fan_out, fan_in, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(networks, fan_out, device=device, dtype=dtype)) if bias else None
+        self.weight: nn.Parameter = nn.Parameter(torch.empty(networks, fan_out, fan_in, device=device, dtype=dtype))
+        own_bias = nn.Parameter(torch.empty(networks, fan_out, device=device, dtype=dtype)) if bias else None
+        self.bias: nn.Parameter | None = own_bias
         self.branch: float | nn.Parameter = (
             nn.Parameter(torch.zeros(networks, device=device, dtype=dtype)) if branch is None else branch
         )
@@ -178,15 +179,15 @@ class MLP(nn.Module):
         if networks < 1:
             raise ValueError(f"networks must be at least 1, got {networks}")
         check_architecture(normalization, residual, widths)
-        self.widths = tuple(widths)
+        self.widths: tuple[int, ...] = tuple(widths)
         self.networks = networks
-        self.activation = as_activation(activation, negative_slope)
+        self.activation: Activation = as_activation(activation, negative_slope)
         self.normalization = normalization
         self.residual = residual
         self.dropout = dropout
         self.mask_sources: list[torch.Generator] | None = None  # None: torch's global generator
         branches = {"none": 1.0, "plain": 1.0, "depth": 1 / math.sqrt(self.depth), "zero": None}
-        self.layers = nn.ModuleList(
+        self.layers: nn.ModuleList = nn.ModuleList(
             StackedLinear(
                 networks,
                 fan_in,

@@ -47,9 +47,9 @@ class Parts:
 
     def __init__(self, buffer: Tensor, places: Sequence[tuple[int, torch.Size]], per_layer: int) -> None:
         self.buffer = buffer
-        self.all = [buffer[begin : begin + shape.numel()].view(shape) for begin, shape in places]
-        self.weights = self.all[::per_layer]
-        self.biases = self.all[1::2] if per_layer == 2 else []
+        self.all: list[Tensor] = [buffer[begin : begin + shape.numel()].view(shape) for begin, shape in places]
+        self.weights: list[Tensor] = self.all[::per_layer]
+        self.biases: list[Tensor] = self.all[1::2] if per_layer == 2 else []
 
 
 class OneNode:
@@ -78,13 +78,14 @@ class OneNode:
     def __init__(self, model: MLP) -> None:
         if not can_be_one_node(model):
             raise ValueError("only an MLP without normalization, residual and dropout is written out as one node")
-        self.networks = model.networks
-        self.depth = model.depth
-        self.names = [f"layers.{layer}" for layer in range(model.depth)]
+        self.networks: int = model.networks
+        self.depth: int = model.depth
+        self.names: list[str] = [f"layers.{layer}" for layer in range(model.depth)]
         self.watcher: Watcher | None = None
+        self.parameter: nn.Parameter
         self.parameter, self._places = side_by_side(list(model.parameters()))
-        self.values = self.like(self.parameter.detach())
-        self.gradients = self.like(torch.zeros_like(self.parameter))
+        self.values: Parts = self.like(self.parameter.detach())
+        self.gradients: Parts = self.like(torch.zeros_like(self.parameter))
         self._weights = [weight.mT for weight in self.values.weights]
         self._biases = [bias.unsqueeze(1) for bias in self.values.biases]
         self._activation = model.activation

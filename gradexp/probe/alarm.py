@@ -25,7 +25,7 @@ class AlarmError(RuntimeError):
     def __init__(self, step: int, finding: Finding, recent: Sequence[float] = ()) -> None:
         self.step = step
         self.finding = finding
-        self.recent = list(recent)
+        self.recent: list[float] = list(recent)
         norms = [f"{norm:.3g}" for norm in recent if math.isfinite(norm)]
         before = f"; before, the norm of all gradients was {', '.join(norms)}" if norms else ""
         super().__init__(f"step {step}: {finding.kind}: {finding.text}{before}")
@@ -57,7 +57,7 @@ class Bell:
         if not isinstance(alarm, str) and not callable(alarm):
             raise TypeError(f"alarm must be 'warn', 'raise' or a function, got {alarm!r}")
         self._alarm = alarm
-        self.kinds = [kinds] if isinstance(kinds, str) else list(kinds)
+        self.kinds: list[str] = [kinds] if isinstance(kinds, str) else list(kinds)
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds:
             fault = f"unknown kind {unknown[0]!r}" if unknown else "alarm_on is empty"

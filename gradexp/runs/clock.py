@@ -12,7 +12,7 @@ class Clock:
 
     def __init__(self, results: Sequence[Result]) -> None:
         self.results = results
-        self.begin = time.perf_counter()
+        self.begin: float = time.perf_counter()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:

@@ -50,7 +50,7 @@ class Progress:
     ) -> None:
         self.label = label
         self.quiet = quiet
-        self.console = console or RichConsole(highlight=False, emoji=False)
+        self.console: RichConsole = console or RichConsole(highlight=False, emoji=False)
         self.jobs = jobs
         self._above: RenderableType | None = None
         self._bar: Bar | None = None

@@ -27,7 +27,7 @@ class SweepBar:
             TimeRemainingColumn(),
             TextColumn("{task.description}", markup=False),
         )
-        self.bar = Bar(console, columns)
+        self.bar: Bar = Bar(console, columns)
         self.task = self.bar.add_task("", total=total)
 
     def show(self, activity: str, share: float, jobs: int) -> None:

@@ -40,7 +40,7 @@ class Console:
     def __init__(self, folder: Path, quiet: bool = False, console: RichConsole | None = None) -> None:
         self.folder = folder
         self.quiet = quiet
-        self.console = console or RichConsole(highlight=False, emoji=False)
+        self.console: RichConsole = console or RichConsole(highlight=False, emoji=False)
         self._progress = Progress(quiet=quiet, console=self.console)
 
     def write(self, stage: Stage, result: Result) -> None:
@@ -155,7 +155,7 @@ class Line:
         self.folder = folder
         self.quiet = quiet
         sweep = bar_of_sweep()
-        self.console = console or (sweep.console if sweep else RichConsole(highlight=False, emoji=False))
+        self.console: RichConsole = console or (sweep.console if sweep else RichConsole(highlight=False, emoji=False))
         # Bars of several worker processes would overwrite each other.
         alone = multiprocessing.current_process().name == "MainProcess"
         self._progress = Progress("", quiet or not alone, self.console)

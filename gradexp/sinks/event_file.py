@@ -100,7 +100,7 @@ class EventFile:
         name = _NAME.format(
             time=int(time.time()), host=socket.gethostname(), process=os.getpid(), number=next(_numbers)
         )
-        self.path = folder / name
+        self.path: Path = folder / name
         self._make_event = event_pb2.Event
         self._file = self.path.open("wb")
         self._records = RecordWriter(self._file)

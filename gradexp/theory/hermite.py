@@ -36,9 +36,9 @@ class HermiteSeries:
     def __init__(self, phi: Activation, q: Tensor, slope2: Tensor) -> None:
         z, weighted = _functions()
         value, slope = phi.value_and_slope(q.sqrt().unsqueeze(1) * z)
-        self.value2 = (value @ weighted).square()
-        self.slope2 = (slope @ weighted).square()
-        self.is_whole = (q <= _LONGEST) & ((slope2 - self.slope2.sum(1)).abs() <= _MISSING * slope2)
+        self.value2: Tensor = (value @ weighted).square()
+        self.slope2: Tensor = (slope @ weighted).square()
+        self.is_whole: Tensor = (q <= _LONGEST) & ((slope2 - self.slope2.sum(1)).abs() <= _MISSING * slope2)
         """Where the series holds all of φ': what it misses of ``pair_average`` is that share of it at most."""
 
     def apart(self, distance: Tensor) -> Tensor:
