@@ -123,9 +123,9 @@ def job(config: PhaseConfig, folder: Path, _overrides: list[str], _interruptions
     console.print(f"picture   {path}/phase.png", markup=False, soft_wrap=True)
     with _progress(console, "weight scales") as progress:
         ends: tuple[float, float] = (config.weight_scale[0], config.weight_scale[1])
-        lines, markers = (np.geomspace(*ends, count) for count in (61, 17))
+        lines = np.geomspace(*ends, 33)
         names = dict.fromkeys(("linear", config.activation))
-        scales = plane.weight_scales(list(names), lines, markers, *size, progress)
+        scales = plane.weight_scales(list(names), lines, lines[::2], *size, progress)
     plane.write_rows(folder / "critical_region.csv", scales)
     save(weight_scale_figure(scales), folder / "critical_region", _DPI)
     console.print(f"picture   {path}/critical_region.png", markup=False, soft_wrap=True)

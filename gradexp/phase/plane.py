@@ -196,6 +196,7 @@ def weight_scales(
     )
     total, points = len(kinds) * (len(scales) + len(dots)), list[WeightScalePoint]()
     for name, weights in kinds:
+        predictions: dict[float, float | None] = {}  # a dot may lie where theory predicts anyway
         for scale in map(float, [*scales, *dots]):
             is_dot = len(points) % (len(scales) + len(dots)) >= len(scales)
             measured = error = None
@@ -203,7 +204,9 @@ def weight_scales(
                 stack = _scaled(drawn[weights], [width] * (depth + 1), name, scale, negative_slope)
                 _, error, measured = _profile(stack, width, seeds[: stack.networks])
                 error = None if error is None else error * (depth - 1) / (2 * math.log(10))
-            predicted = _predict_scale(name, weights, scale, width, depth, negative_slope)
+            if scale not in predictions:
+                predictions[scale] = _predict_scale(name, weights, scale, width, depth, negative_slope)
+            predicted = predictions[scale]
             points.append(WeightScalePoint(name, weights, scale, width, depth, predicted, measured, error))
             if progress is not None:
                 progress(len(points), total)
