@@ -1,6 +1,8 @@
 """A finding: one thing that is wrong with a model, where, and what helps."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ def one_line(finding: Finding) -> str:
     """Return a finding and its remedy in one line, for loggers and files."""
     text = f"{finding.kind}: {finding.text}" + (f" (try: {finding.remedy})" if finding.remedy else "")
     return " ".join(text.split())
+
+
+def finding_of(fields: Mapping[str, Any]) -> Finding:
+    """Return the finding whose fields were read from a file."""
+    return Finding(**{**fields, "modules": tuple(fields["modules"])})
 
 
 def worst_first(findings: "list[Finding]") -> tuple[Finding, ...]:

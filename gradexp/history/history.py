@@ -17,6 +17,7 @@ from gradexp.history.encoding import printable
 from gradexp.history.finding import Finding, worst_first
 from gradexp.history.npz import read_fields, write_fields
 from gradexp.history.plot import draw_step, values_of
+from gradexp.history.record_file import is_record, read_record
 from gradexp.history.role_figure import draw_figure
 from gradexp.history.roles import places
 from gradexp.history.scalars import Points, or_none, points
@@ -446,18 +447,23 @@ class History:
         write_fields(Path(path), vars(self))
 
     @classmethod
-    def load(cls, path: str | Path) -> "History":
-        """Read what ``save`` wrote.
+    def load(cls, path: str | Path, every: int = 1) -> "History":
+        """Read what ``save`` wrote, or the record of ``GradientProbe(…, save=path)``, which may still be growing.
 
         Args:
             path: The file.
+            every: Of a record: the interval N; its steps number 0, N, 2N, ... are read, and the last one.
 
         Raises:
-            ValueError: If the file is not a saved History, or a damaged one.
+            ValueError: If the file is not a saved History, or a damaged one, or ``every`` is below 1.
             OSError: If it cannot be read.
         """
+        path = Path(path)
+        is_a_record = is_record(path)
+        if every < 1 or (every > 1 and not is_a_record):
+            raise ValueError(f"every must be at least 1, and is for the record of a probe, got {every}")
         try:
-            history = cls(**read_fields(Path(path)))
+            history = cls(**(read_record(path, every) if is_a_record else read_fields(path)))
             history._check_shapes()
         except OSError:
             raise

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradexp.atomic_write import replacing
-from gradexp.history.finding import Finding
+from gradexp.history.finding import finding_of
 
 _PLAIN = ("phase", "names", "steps", "seeds", "calls", "dtypes", "feeds", "remedies", "kinds")
 _ARRAY_DICTS = ("log10", "status", "largest_log10", "stats", "theory", "time_log10", "time_status")
@@ -52,7 +52,7 @@ def read_fields(path: Path) -> dict[str, Any]:
         file = np.load(raw, allow_pickle=False)
         fields: dict[str, Any] = dict(json.loads(str(file["meta"])))
         fields["feeds"] = [tuple(pair) for pair in fields.get("feeds", ())]
-        fields["findings"] = [tuple(map(_finding, of_step)) for of_step in fields.get("findings", ())]
+        fields["findings"] = [tuple(map(finding_of, of_step)) for of_step in fields.get("findings", ())]
         fields.update({kind: {} for kind in _ARRAY_DICTS})
         for key in file:
             kind, _, name = key.partition("/")
@@ -60,7 +60,3 @@ def read_fields(path: Path) -> dict[str, Any]:
                 fields[kind][name] = file[key]
         fields.update({key: file[key] for key in _OPTIONAL if key in file})
     return fields
-
-
-def _finding(fields: Mapping[str, Any]) -> Finding:
-    return Finding(**{**fields, "modules": tuple(fields["modules"])})

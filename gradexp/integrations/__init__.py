@@ -20,8 +20,9 @@ class ProbeOfTraining:
 
     Args:
         every: The interval N: optimizer steps 0, N, 2N, ... are recorded.
-        options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``. Quantities are
-            outputs and gradients unless ``weight`` or ``update`` are asked for, which cost a copy of the weights.
+        options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``, ``save``,
+            ``keep``. Quantities are outputs and gradients unless ``weight`` or ``update`` are asked for, which cost a
+            copy of the weights.
         log: Where each recorded step goes at once. True: the trainer's loggers; False: nowhere; or as in
             ``GradientProbe``.
     """
@@ -61,11 +62,24 @@ class ProbeOfTraining:
             self._probe.remove()
 
     def _start(
-        self, model: nn.Module, optimizer: Optimizers, scaler: torch.amp.GradScaler | None, loggers: Any
+        self,
+        model: nn.Module,
+        optimizer: Optimizers,
+        scaler: torch.amp.GradScaler | None,
+        loggers: Any,
+        steps: int = 0,
     ) -> None:
-        """Make a new probe for a new training, which logs to the trainer's loggers unless others are asked for."""
+        """Make a new probe for a training, which logs to the trainer's loggers unless others are asked for.
+
+        Args:
+            model: The model.
+            optimizer: Its optimizer, or several.
+            scaler: The GradScaler in use.
+            loggers: What the trainer logs to.
+            steps: How many steps were made before the checkpoint from which the training goes on.
+        """
         self.remove()
-        self._steps = 0
+        self._steps = steps
         log = loggers if self._log is True else self._log or None
         self._probe = GradientProbe(model, optimizer=optimizer, scaler=scaler, log=log, **self._options)
 

@@ -1,5 +1,7 @@
 """Record gradients while Lightning's Trainer trains: a callback."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +25,9 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
     validation is not seen. Optimizers that step in turn, each after a backward pass of its own, have a recorded step
     each; those that share a backward pass share it. In spawned processes rank 0 records. Each recorded step goes to
     the trainer's loggers at once, and at the end the profile over layers to TensorBoard. In manual optimization
-    clipping before ``step()`` shows in the weight gradients. Arguments: see ``ProbeOfTraining``.
+    clipping before ``step()`` shows in the weight gradients. What a training that goes on must know is in the
+    Trainer's checkpoints, so that it records the same steps as one that was not stopped. Arguments: see
+    ``ProbeOfTraining``.
 
     Example::
 
@@ -32,10 +36,29 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
         print(callback.history)
     """
 
+    _made = 0  # steps before the checkpoint from which a training is about to go on
+
+    @property
+    def state_key(self) -> str:
+        """The callback's name in a checkpoint, which tells several apart, and is the same in another process."""
+        options = {name: _plain(value) for name, value in sorted(self._options.items()) if name != "keep"}
+        if self._options.get("save") is not None:  # a folder may be another when a training goes on
+            options["save"] = Path(self._options["save"]).name
+        return self._generate_state_key(every=self._every, **options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the Trainer puts into its checkpoints."""
+        return {"steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._made = state_dict["steps"]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make a new probe."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self._start(pl_module, trainer.optimizers, scaler, [*trainer.loggers])
+        self._start(pl_module, trainer.optimizers, scaler, [*trainer.loggers], self._made)
+        self._made = 0
 
     def on_before_backward(self, trainer: pl.Trainer, _module: pl.LightningModule, loss: Tensor) -> None:
         """Keep the loss's value, which a scaler has multiplied by then."""
@@ -72,3 +95,14 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
         self.remove()
         if trainer.is_global_zero:
             self._leave_history()
+
+
+def _plain(value: Any) -> Any:
+    """Return an option without what is another in each process, such as the address of a function."""
+    if isinstance(value, Mapping):
+        return [str(name) for name in value]
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    return value if isinstance(value, (str, int, float, type(None))) else getattr(value, "__qualname__", "")

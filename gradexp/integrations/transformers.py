@@ -29,7 +29,8 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
     recorded step. Each recorded step goes to what the Trainer reports to at once, such as TensorBoard or wandb, but
     not to the console. Steps are labelled with ``state.global_step``, the number of steps made so far. The probe is
     attached during a step, so that evaluation is not seen. The Trainer reports no exceptions to its callbacks: after
-    one, ``remove()`` removes the hooks, and so does the next training. Arguments as in ``ProbeOfTraining``.
+    one, ``remove()`` removes the hooks, and so does the next training. A training that goes on from a checkpoint
+    records the same steps as one that was not stopped. Arguments as in ``ProbeOfTraining``.
 
     Example::
 
@@ -51,7 +52,7 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
         if args.n_gpu > 1:
             raise ValueError(f"GradientProbeCallback takes one GPU per process, got {args.n_gpu}; use torchrun")
         optimizer = objects["optimizer"]  # accelerate's, which wraps torch's and knows the scaler
-        self._start(objects["model"], optimizer, getattr(optimizer, "scaler", None), self._report)
+        self._start(objects["model"], optimizer, getattr(optimizer, "scaler", None), self._report, state.global_step)
         self._at_start = args, state, control
         if self._log is True:
             self._watched = [_Watched(CallbackHandler, "call_event", self._see_handler)]

@@ -5,19 +5,14 @@ once in a step, and only its number is kept: a node would keep the tensors alive
 """
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from gradexp.history.recorded import LOSS, Row
 from gradexp.numerics.torch_internals import base_of, creation_number, current_node
-
-Row = tuple[str, int]
-"""Name of a row, and which call of its module in a pass."""
-
-LOSS: Row = ("", -1)
-"""Stands for the loss, in place of a row."""
 
 # Beyond this a graph counts as unknown: a walk would take longer than a step.
 _LONGEST_WALK = 100_000
@@ -195,9 +190,3 @@ class Feeds:
             return frozenset()
         groups = self._groups[source]
         return frozenset(groups[-1]) if groups else self._last(source.fed_by)
-
-
-def numbered(pairs: Collection[tuple[Row, Row]], rows: Mapping[Row, int]) -> list[tuple[int, int]]:
-    """Return pairs of rows as pairs of numbers; that of the loss is the number of rows."""
-    numbers = {**rows, LOSS: len(rows)}
-    return sorted((numbers[a], numbers[b]) for a, b in pairs if a in numbers and b in numbers)

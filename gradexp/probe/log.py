@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch.distributed
-
 from gradexp.history.finding import Finding
 from gradexp.history.live import LiveCurves
 from gradexp.history.loggers import loggers_of
+from gradexp.probe.processes import is_first_process
 from gradexp.probe.record import Record
 
 _JUMPS = 4  # that are judged at once, and one more in as many steps as follow, so that judging costs little
@@ -39,7 +38,7 @@ class Log:
     """
 
     def __init__(self, log: Any, layers: str | Iterable[str] | None, record: Record) -> None:
-        self._loggers = loggers_of(log) if _is_first_process() else []
+        self._loggers = loggers_of(log) if is_first_process() else []
         self._curves = LiveCurves(layers)
         self._curves.check(record.names)
         self._record = record
@@ -49,21 +48,22 @@ class Log:
 
     def hand_on(self) -> None:
         """Hand on all steps that were not yet."""
-        if not self._loggers or not _is_first_process():
-            self._count = len(self._record.steps)
-        while self._count < len(self._record.steps):
-            index = self._count
+        if not self._loggers or not is_first_process():
+            self._count = self._record.count
+        while self._count < self._record.count:
+            index = len(self._record.steps) - (self._record.count - self._count)
             self._count += 1
             with self._warning(self._record.steps[index], "numbers"):
                 history = self._record.history([index])
                 numbers = self._curves.numbers(history)
                 known = history.findings[0] if history.findings else ()
-                self._write(history.steps[0], numbers, self._judge.found(self._record, index, numbers, known))
+                found = self._judge.found(self._record, index, self._count, numbers, known)
+                self._write(history.steps[0], numbers, found)
 
     def tell(self, finding: Finding) -> None:
         """Hand on a finding of the last step, unless that is still to be handed on."""
-        new = self._judge.new([finding]) if self._count == len(self._record.steps) else []
-        if new and _is_first_process():
+        new = self._judge.new([finding]) if self._count == self._record.count else []
+        if new and is_first_process():
             self._write(self._record.steps[-1], {}, new)
 
     def _write(self, step: int, numbers: Mapping[str, float], found: list[Finding]) -> None:
@@ -94,10 +94,9 @@ class _Judge:
         self._seen: dict[str, float] = {}
 
     def found(
-        self, record: Record, index: int, numbers: Mapping[str, float], known: Iterable[Finding]
+        self, record: Record, index: int, count: int, numbers: Mapping[str, float], known: Iterable[Finding]
     ) -> list[Finding]:
-        """Return the new findings of a step: all of a step that is judged, else those that are known already."""
-        count = index + 1
+        """Return the new findings of a step: all of one that is judged, else those that are known already."""
         watched = {tag: numbers[tag] for tag in _WATCHED if tag in numbers}
         if count >= self._next:
             self._next = 2 * count
@@ -136,8 +135,3 @@ def _has_jumped(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
         if math.isfinite(value) != math.isfinite(old) or abs(value - old) > _WATCHED[tag]:
             return True
     return False
-
-
-def _is_first_process() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

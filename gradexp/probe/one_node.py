@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from gradexp.history.history import History
+from gradexp.history.recorded import LOSS, Row, Subject
 from gradexp.history.step import QUANTITIES
 from gradexp.networks.one_node import OneNode
-from gradexp.probe.graph import LOSS, Row
 from gradexp.probe.readings import PendingStep, TensorSize, loss_value, measure_all, tensor_size
 from gradexp.probe.record import Record
 from gradexp.probe.stepping import rate_findings
@@ -40,7 +40,7 @@ class OneNodeProbe:
         self._network = network
         self._every = every
         self._optimizer = optimizer
-        self._record = Record(network.names, QUANTITIES, network.networks, seeds)
+        self._record = Record(Subject([*network.names], [*QUANTITIES], network.networks, [*seeds]))
         rows: list[Row] = [(name, 0) for name in network.names]
         self._record.keep_order(rows)
         self._record.rows_of(network.names)

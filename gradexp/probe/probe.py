@@ -6,25 +6,28 @@ import warnings
 import weakref
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gradexp.history.finding import Finding
 from gradexp.history.history import History
+from gradexp.history.recorded import ProbeStep, Row, Subject
 from gradexp.history.step import QUANTITIES, VECTOR_QUANTITIES
 from gradexp.networks.mlp import MLP
 from gradexp.numerics.torch_internals import all_parameters_of, backward_number, is_dynamo_loaded
 from gradexp.probe.alarm import Alarm, Bell
 from gradexp.probe.calls import ProbeSpec, Statistic
-from gradexp.probe.graph import Row
 from gradexp.probe.hooks import Hooks
 from gradexp.probe.log import Log
 from gradexp.probe.optimizers import Optimizers, held_by, unwrapped
 from gradexp.probe.processes import await_other_probes
-from gradexp.probe.readings import PendingStep, ProbeStep, TensorSize, loss_value
+from gradexp.probe.readings import PendingStep, TensorSize, loss_value
 from gradexp.probe.record import Record
+from gradexp.probe.saving import Saving
 from gradexp.probe.selection import Select, module_kind, select_rows, unwrap
 from gradexp.probe.trace import Trace
 from gradexp.probe.updates import Updates
@@ -92,14 +95,20 @@ class GradientProbe:
             ``mlflow``, a logger of Lightning; or several. With ``update`` a step goes there when the optimizers have
             made theirs, or else at the next collect. In a training of several processes the first one logs.
         log_layers: Patterns of names, as in ``select``: each row that one matches has curves of its own.
+        save: A file to which each recorded step is appended at once, when it is handed to a log too;
+            ``History.load`` reads it at any time. If it is there, the record goes on: the first recorded step takes
+            the place of all from its label on. In a training of several processes the first one saves.
+        keep: With ``save``, how many of the last steps stay in memory, and in ``history``; of those before it has at
+            most as many more, the fewer the older. None: all.
         alarm_on: What the alarm is about: ``nonfinite``, which is watched in every step, and ``vanishing``,
             ``exploding`` and ``dead``, the verdict on recorded steps. It goes off once for as long as that lasts.
 
     Raises:
         ValueError: If nothing is selected, a quantity or an alarm is unknown, ``update`` is asked for without an
-            optimizer, the optimizer has none of the model's parameters, or ``every`` is below 1.
+            optimizer, the optimizer has none of the model's parameters, ``every`` or ``keep`` is below 1, or the
+            file of ``save`` is the record of another model.
         TypeError: If an argument is of the wrong kind.
-        OSError: If a file of ``log`` cannot be opened.
+        OSError: If a file of ``log`` or ``save`` cannot be opened.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Linear(5, 1))
@@ -128,6 +137,8 @@ class GradientProbe:
         alarm_on: Iterable[str] = ("nonfinite",),
         log: Any = None,
         log_layers: str | Iterable[str] | None = None,
+        save: str | Path | None = None,
+        keep: int | None = None,
     ) -> None:
         _check_kinds(model, stats)
         optimizers = unwrapped(optimizer)
@@ -167,7 +178,9 @@ class GradientProbe:
         self._weights = Weights(selection.rows, self._plan, "weight" in self._quantities)
         self._updates: Updates | None = None
         seeds = list(range(networks)) if seeds is None else seeds
-        self._record = Record(selection.rows, self._quantities, networks, seeds, per_sample)
+        names, parameters = [*selection.rows], _count_parameters(model)
+        subject = Subject(names, [*self._quantities], networks, [*seeds], per_sample, parameters)
+        self._record = Record(subject)
         self._modules_of = selection.modules_of
         self._paths: set[frozenset[Row]] = set()  # sets of rows whose graph is known
         self._is_path_new = True  # what was called last has no known graph
@@ -177,7 +190,12 @@ class GradientProbe:
         self._watch: Watch | None = None
         if self._bell is not None and "nonfinite" in self._bell.kinds:
             self._watch = Watch(model, optimizers, scaler, self._see_before_step)
-        self._log = None if log is None else Log(log, log_layers, self._record)
+        if keep is not None and _whole("keep", keep) < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        if keep is not None and save is None:
+            raise ValueError("keep needs save=, a file for the other steps")
+        self._outlets: list[Log | Saving] = [] if log is None else [Log(log, log_layers, self._record)]
+        self._outlets += [] if save is None else [Saving(save, keep, self._record)]
         self._collects = 0
         self._attached = False
         self._has_met_others = False  # the probes of other processes
@@ -238,8 +256,7 @@ class GradientProbe:
             self._updates.remove()
             self._fetch_updates()
             self._updates = None
-        if self._log is not None:
-            self._log.hand_on()
+        self._hand_on()
 
     def collect(self, step: int | None = None, loss: Tensor | float | None = None) -> None:
         """Record what the hooks saw since the last collect, and the weights' gradients.
@@ -270,8 +287,8 @@ class GradientProbe:
         if self._collects % self._every or not self._needs_hooks():
             self._recorder.detach()
         self._open()
-        if self._log is not None and (self._updates is None or not is_recorded):
-            self._log.hand_on()
+        if self._updates is None or not is_recorded:
+            self._hand_on()
         if found:
             self._ring(label, found)
 
@@ -284,8 +301,8 @@ class GradientProbe:
         if not self._record.steps:
             raise RuntimeError("no step is recorded yet")
         self._record.add_findings([finding])
-        if self._log is not None:
-            self._log.tell(finding)
+        for outlet in self._outlets:
+            outlet.tell(finding)
 
     def has_news(self) -> bool:
         """Return whether a backward pass came by since the last collect, as far as that can be seen."""
@@ -316,9 +333,26 @@ class GradientProbe:
             self._close()
             self._open()
 
+    def state_dict(self) -> dict[str, int]:
+        """Return what a training's checkpoint must keep, so that a probe goes on as if nothing had stopped it."""
+        return {"collects": self._collects}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on counting collects where another probe was when ``state_dict`` was called; call it before ``attach``.
+
+        Raises:
+            RuntimeError: If the probe is attached.
+            ValueError: If that is no state of a probe.
+        """
+        if self._attached:
+            raise RuntimeError("load_state_dict must be called before the probe is attached")
+        if not isinstance(state, Mapping) or "collects" not in state:
+            raise ValueError(f"the state of a probe has 'collects', got {state!r}")
+        self._collects = _whole("collects", state["collects"])
+
     @property
     def history(self) -> History:
-        """The steps recorded so far."""
+        """The steps recorded so far that are in memory: all, or with ``keep`` the last ones and some before."""
         self._fetch_updates()
         return self._record.history()
 
@@ -372,8 +406,7 @@ class GradientProbe:
         del held
         self._undo_scale(pending)
         reading = self._read(pending)
-        if self._log is not None:  # the step before, after which no optimizer has stepped
-            self._log.hand_on()
+        self._hand_on()  # the step before, after which no optimizer has stepped
         self._record.add(label, reading)
         if self._updates is not None:
             self._updates.expect(trace.passes.piled())
@@ -465,9 +498,13 @@ class GradientProbe:
             self._read(PendingStep(self._networks))
 
     def _see_updates(self) -> None:
-        if self._log is not None:
+        if self._outlets:
             self._fetch_updates()
-            self._log.hand_on()
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        for outlet in self._outlets:
+            outlet.hand_on()
 
     def _check_backward(self, trace: Trace) -> None:
         """Raise if no backward pass has been run, since only unused weights would be recorded."""
@@ -524,6 +561,11 @@ def _whole(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+
+
+def _count_parameters(model: nn.Module) -> int | None:
+    parameters = [*model.parameters()]
+    return None if any(map(is_lazy, parameters)) else sum(parameter.numel() for parameter in parameters)
 
 
 def _networks_of(model: nn.Module) -> int:

@@ -1,10 +1,11 @@
-"""Sharded weights: their norms need every process, so that each must have a probe."""
+"""Trainings of several processes: sharded weights, whose norms need all of them, and the one that writes."""
 
 import itertools
 import warnings
 from datetime import timedelta
 from typing import Any
 
+import torch.distributed
 from torch import nn
 
 from gradexp.numerics.torch_internals import default_store
@@ -50,6 +51,12 @@ def await_other_probes(
 
 
 _WHY = "the model's weights are sharded, so that every process must attach a probe and collect at the same steps"
+
+
+def is_first_process() -> bool:
+    """Return whether this is the one process of a training that writes."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 def _has_come(store: Any, key: str, limit: timedelta) -> bool:

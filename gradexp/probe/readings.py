@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradexp.history.recorded import ProbeStep
 from gradexp.history.step import STATUSES, Array
 from gradexp.numerics.norms import LOG10_2, ScaledNorm, norm_on_host, scaled_norm, scaled_norms
 
@@ -36,58 +36,6 @@ def measure_all(tensors: Sequence[Tensor], networks: int) -> list[TensorSize]:
     """Return the size of each tensor, faster than one after the other."""
     sizes = scaled_norms(tensors, networks)
     return [(*size, x.numel() // networks, x.dtype) for x, size in zip(tensors, sizes, strict=True)]
-
-
-@dataclass
-class ProbeStep:
-    """One recorded step. Arrays have shape ``(network, row)``; a row is one call of one module.
-
-    Args:
-        rows: Number of rows.
-        networks: Number of networks.
-        log10: Quantity -> numbers, nan where there is none.
-        status: Quantity -> index into ``STATUSES``.
-        dtypes: Quantity -> number formats of its tensors, such as ``"float32"``.
-        stats: Statistic -> mean over the tensors that make up a cell.
-        samples: Row -> log10 norm of each sample's output gradient, shape ``(network, sample)``.
-        total_grad: log10 norm of all parameters' gradients together, shape ``(network,)``; None if not recorded.
-        loss: Its value, shape ``(network,)``; None if not given.
-        over_time: Recurrent layer -> what it did at each time step, in place of the rows.
-    """
-
-    rows: int
-    networks: int
-    log10: dict[str, Array] = field(default_factory=dict)
-    status: dict[str, NDArray[np.int8]] = field(default_factory=dict)
-    dtypes: dict[str, str] = field(default_factory=dict)
-    stats: dict[str, Array] = field(default_factory=dict)
-    samples: dict[int, Array] = field(default_factory=dict)
-    total_grad: Array | None = None
-    loss: Array | None = None
-    over_time: dict[str, "ProbeStep"] = field(default_factory=dict)
-
-    def open(self, quantity: str) -> None:
-        """Add a quantity whose cells are all ``not_called`` yet."""
-        if quantity not in self.log10:
-            self.log10[quantity] = np.full((self.networks, self.rows), np.nan)
-            self.status[quantity] = np.full((self.networks, self.rows), _CODES["not_called"], np.int8)
-
-    def take_over(self, quantity: str, later: "ProbeStep") -> None:
-        """Take the cells of a quantity that were measured only later."""
-        log10, status = later.log10.pop(quantity), later.status.pop(quantity)
-        if quantity in self.log10:  # from another optimizer's step
-            rows = self.log10[quantity].shape[1]
-            absent = status[:, :rows] == _CODES["not_called"]
-            log10[:, :rows] = np.where(absent, self.log10[quantity], log10[:, :rows])
-            status[:, :rows] = np.where(absent, self.status[quantity], status[:, :rows])
-        self.log10[quantity], self.status[quantity] = log10, status
-
-    def take_out_total(self) -> None:
-        """Make the joint norm of all gradients, which was added as a quantity of the first row, what it is."""
-        if "total_grad" in self.log10:
-            log10, status = self.log10.pop("total_grad")[:, 0], self.status.pop("total_grad")[:, 0]
-            self.total_grad = np.where(status == _CODES["zero"], -np.inf, log10)
-            self.dtypes.pop("total_grad", None)
 
 
 class PendingStep:
@@ -279,23 +227,3 @@ def loss_value(loss: Tensor | float, networks: int) -> Value:
     if isinstance(loss, bool) or not isinstance(loss, (int, float, np.number)):
         raise TypeError(f"loss must be a number or a tensor, got {loss!r}")
     return float(loss)
-
-
-def stacked_over_time(steps: Sequence[ProbeStep]) -> tuple[dict[str, Array], dict[str, NDArray[np.int8]]]:
-    """Return ``"quantity/name"`` -> log10 and status of each time step, shape ``(step, network, time)``."""
-    cells = [
-        (index, f"{quantity}/{name}", inner.log10[quantity], inner.status[quantity])
-        for index, step in enumerate(steps)
-        for name, inner in step.over_time.items()
-        for quantity in inner.log10
-    ]
-    lengths: dict[str, int] = {}
-    for _, key, values, _ in cells:
-        lengths[key] = max(lengths.get(key, 0), values.shape[1])
-    networks = steps[0].networks if steps else 1
-    log10 = {key: np.full((len(steps), networks, length), np.nan) for key, length in lengths.items()}
-    status = {key: np.full(values.shape, _CODES["not_called"], np.int8) for key, values in log10.items()}
-    for index, key, values, codes in cells:
-        log10[key][index, :, : values.shape[1]] = values
-        status[key][index, :, : values.shape[1]] = codes
-    return log10, status

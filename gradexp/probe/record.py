@@ -1,95 +1,65 @@
 """The steps that a probe has recorded, and the order of their rows, as a History."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from itertools import groupby
-from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradexp.history.finding import Finding, worst_first
 from gradexp.history.history import History
-from gradexp.history.step import STATUSES, VECTOR_QUANTITIES, Array
-from gradexp.probe.graph import Row, numbered
+from gradexp.history.recorded import Layout, ProbeStep, Row, Subject, history_fields, layout_of
+from gradexp.history.step import STATUSES
 from gradexp.probe.order import merged
-from gradexp.probe.readings import ProbeStep, stacked_over_time
-
-_OF_WEIGHTS = ("weight_grad", "weight", "update", *VECTOR_QUANTITIES)
-# Steps that are put in place at a time, so that no second copy of all is made.
-_BLOCK = 256
-
-Number = TypeVar("Number", np.float64, np.int8)
-
-
-class Layout(NamedTuple):
-    """The rows of a history in their order.
-
-    Args:
-        seen: What the record had seen.
-        names: Their modules' names.
-        calls: Which call of its module each is.
-        columns: Their numbers in the readings, -1 for none.
-        of_weights: The same of their modules' first rows.
-        feeds: Which feed which.
-        kinds: Class and shapes of weights of each one's module.
-    """
-
-    seen: tuple[int, ...]
-    names: list[str]
-    calls: list[int]
-    columns: list[int]
-    of_weights: list[int]
-    feeds: list[tuple[int, int]]
-    kinds: list[str]
 
 
 class Record:
     """What was recorded, step by step.
 
     Args:
-        names: The modules that may be recorded, in the model's order.
-        quantities: What is recorded of them.
-        networks: Number of networks.
-        seeds: Theirs.
-        per_sample: Whether each sample's sizes are recorded too.
+        subject: What it is of.
 
     Attributes:
-        steps: Label of each step.
+        steps: Label of each step that is kept.
         readings: What was measured in it.
         findings: What was found in it beside the sizes, worst first.
+        places: How many steps of the training came before it.
         feeds: Which rows feed which.
         kinds: Class and shapes of weights of a module, by name.
+        numbers: The rows' numbers in the readings.
+        order: The rows that were called, as in the forward pass.
+        count: How many steps were added here, kept or not, without restored ones.
+        version: How often a step was added or changed.
     """
 
-    def __init__(
-        self,
-        names: Iterable[str],
-        quantities: Sequence[str],
-        networks: int,
-        seeds: Sequence[int],
-        per_sample: bool = False,
-    ) -> None:
-        self.names = list(names)
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
         self.steps: list[int] = []
         self.readings: list[ProbeStep] = []
         self.findings: list[tuple[Finding, ...]] = []
+        self.places: list[int] = []
         self.feeds: set[tuple[Row, Row]] = set()
         self.kinds: dict[str, str] = {}
-        self._quantities = quantities
-        self._networks = networks
-        self._seeds = list(seeds)
-        self._per_sample = per_sample
-        self._rows: dict[Row, int] = {}
-        self._order: dict[Row, None] = {}  # of those that were called, as in the forward pass
+        self.numbers: dict[Row, int] = {}
+        self.order: dict[Row, None] = {}
+        self.count = 0
+        self.version = 0
+        self._next = 0  # place of the next step
+        self._restored: list[int] = []  # labels of all steps that were, kept or not
         self._layout: Layout | None = None
+        self._seen: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self._rows)
+        return len(self.numbers)
+
+    @property
+    def names(self) -> list[str]:
+        """The modules that may be recorded, in the model's order."""
+        return self.subject.names
 
     def row_of(self, name: str, call: int = 0) -> int:
         """Return the number of a row, a new one for a new row."""
-        return self._rows.setdefault((name, call), len(self._rows))
+        return self.numbers.setdefault((name, call), len(self.numbers))
 
     def rows_of(self, names: Iterable[str]) -> dict[str, int]:
         """Return the number of each module's first row."""
@@ -101,25 +71,56 @@ class Record:
         Args:
             calls: The rows of one step in the order of their calls.
         """
-        if not self._order.keys() >= set(calls):
+        if not self.order.keys() >= set(calls):
             places = {name: place for place, name in enumerate(self.names)}
-            rows = merged([*self._order], [*dict.fromkeys(calls)], lambda row: (places[row[0]], row[1]))
-            self._order = dict.fromkeys(rows)
+            rows = merged([*self.order], [*dict.fromkeys(calls)], lambda row: (places[row[0]], row[1]))
+            self.order = dict.fromkeys(rows)
 
     def add(self, label: int, reading: ProbeStep) -> None:
-        """Add a step."""
+        """Add a step. The first one of a training that goes on replaces what was restored from its label on."""
+        if self._restored:
+            place = next((index for index, own in enumerate(self._restored) if own >= label), self._next)
+            self._cut(place)
+            self._restored = []
+        self._append(label, reading, ())
+        self.count += 1
+        self.version += 1
+
+    def restore(self, place: int, label: int, reading: ProbeStep, findings: tuple[Finding, ...]) -> None:
+        """Add a step of an earlier part of the training, in place of those from a place on."""
+        self._cut(place)
+        self._append(label, reading, findings)
+        self._restored.append(label)
+
+    def _cut(self, place: int) -> None:
+        index = bisect_left(self.places, place)
+        del self.steps[index:], self.readings[index:], self.findings[index:], self.places[index:]
+        del self._restored[place:]
+        self._next = place
+
+    def _append(self, label: int, reading: ProbeStep, findings: tuple[Finding, ...]) -> None:
         self.steps.append(label)
         self.readings.append(reading)
-        self.findings.append(())
+        self.findings.append(findings)
+        self.places.append(self._next)
+        self._next += 1
+
+    def thin_out(self, keep: int) -> None:
+        """Forget every second of the steps before the last ``keep``, as long as they are more than ``keep``."""
+        while (older := len(self.steps) - keep) > keep:
+            for of_step in (self.steps, self.readings, self.findings, self.places):
+                del of_step[1:older:2]
 
     def add_findings(self, findings: Iterable[Finding]) -> None:
         """Add to the last step what is known of it beside its sizes."""
         self.findings[-1] = worst_first([*self.findings[-1], *findings])
+        self.version += 1
 
     def take_updates(self, reading: ProbeStep) -> bool:
         """Move updates in a later reading to the last step, to which they belong; return whether there were any."""
         if "update" in reading.log10:
             self.readings[-1].take_over("update", reading)
+            self.version += 1
             return True
         return False
 
@@ -133,81 +134,19 @@ class Record:
         gradient = status["weight_grad"][:, rows]
         return bool(np.isin(gradient, [STATUSES.index(word) for word in ("ok", "subnormal")]).any())
 
-    def layout(self) -> "Layout":
+    def layout(self) -> Layout:
         """Return the rows in their order, which is made anew only when something new was seen."""
-        seen = (bool(self.steps), len(self._order), len(self._rows), len(self.feeds), len(self.kinds))
-        if self._layout is None or self._layout.seen != seen:
-            # A lazy module shows only when it is first called whether it has a weight of two dimensions.
-            all_rows = [(n, 0) for n in self.names if not self.steps or (n, 0) in self._rows]
-            rows = [*self._order, *(row for row in all_rows if row not in self._order)]
-            self._layout = Layout(
-                seen,
-                [name for name, _ in rows],
-                [call for _, call in rows],
-                [self._rows.get(row, -1) for row in rows],
-                # A module's weights are the same in all its calls.
-                [self._rows.get((name, 0), -1) for name, _ in rows],
-                numbered(self.feeds, {row: number for number, row in enumerate(rows)}),
-                [self.kinds.get(name, "") for name, _ in rows],
+        seen = (bool(self.steps), len(self.order), len(self.numbers), len(self.feeds), len(self.kinds))
+        if self._layout is None or self._seen != seen:
+            self._seen = seen
+            self._layout = layout_of(
+                self.names, self.numbers, self.order, self.feeds, self.kinds, is_empty=not self.steps
             )
         return self._layout
 
     def history(self, chosen: slice | Sequence[int] = slice(None)) -> History:
-        """Return some of the steps."""
+        """Return some of the steps that are kept."""
         indices = range(*chosen.indices(len(self.steps))) if isinstance(chosen, slice) else chosen
         readings, steps = [self.readings[i] for i in indices], [self.steps[i] for i in indices]
         found = [self.findings[i] for i in indices]
-        layout = self.layout()
-        columns, of_weights = layout.columns, layout.of_weights
-        log10, status = {}, {}
-        for quantity in self._quantities:
-            own = of_weights if quantity in _OF_WEIGHTS else columns
-            log10[quantity] = self._stacked([r.log10.get(quantity) for r in readings], own, np.float64(np.nan))
-            codes = [r.status.get(quantity) for r in readings]
-            status[quantity] = self._stacked(codes, own, np.int8(STATUSES.index("not_called")))
-        history = History("train", [*layout.names], steps, list(self._seeds), log10, status)
-        history.calls, history.feeds, history.kinds = [*layout.calls], [*layout.feeds], [*layout.kinds]
-        for dtypes in {tuple(reading.dtypes.items()): None for reading in readings}:
-            history.dtypes = dict(dtypes) | history.dtypes
-        for name in {name: None for reading in readings for name in reading.stats}:
-            own = of_weights if name.startswith("weight_grad.") else columns
-            history.stats[name] = self._stacked([r.stats.get(name) for r in readings], own, np.float64(np.nan))
-        for name in ("total_grad", "loss"):
-            values = [getattr(reading, name) for reading in readings]
-            if any(value is not None for value in values):
-                unknown = np.full(self._networks, np.nan)
-                setattr(history, name, np.stack([unknown if value is None else value for value in values]))
-        history.time_log10, history.time_status = stacked_over_time(readings)
-        if any(found):
-            history.findings = found
-        if self._per_sample:
-            history.samples = self._samples(readings, columns)
-        return history
-
-    def _samples(self, readings: Sequence[ProbeStep], columns: Sequence[int]) -> Array:
-        """Return each sample's sizes, shape ``(step, network, column, sample)``, nan beyond the samples of a cell."""
-        counts = [log10.shape[1] for reading in readings for log10 in reading.samples.values()]
-        stacked = np.full((len(readings), self._networks, len(columns), max(counts, default=0)), np.nan)
-        for step, reading in enumerate(readings):
-            for index, column in enumerate(columns):
-                if column in reading.samples:
-                    log10 = reading.samples[column]
-                    stacked[step, :, index, : log10.shape[1]] = log10
-        return stacked
-
-    def _stacked(
-        self, steps: Sequence[NDArray[Any] | None], columns: Sequence[int], otherwise: Number
-    ) -> NDArray[Number]:
-        """Return ``(step, network, column)``."""
-        stacked: NDArray[Number] = np.full((len(steps), self._networks, len(columns)), otherwise)
-        begin = 0
-        for width, group in groupby(steps, lambda step: 0 if step is None else step.shape[1]):
-            same_width = list(group)
-            places = [index for index, column in enumerate(columns) if 0 <= column < width]
-            taken = [columns[place] for place in places]
-            for start in range(0, len(same_width) if places else 0, _BLOCK):
-                block = same_width[start : start + _BLOCK]
-                values = np.stack([step for step in block if step is not None])
-                stacked[begin + start : begin + start + len(block), :, places] = values[:, :, taken]
-            begin += len(same_width)
-        return stacked
+        return History(**history_fields(self.subject, self.layout(), steps, readings, found))
