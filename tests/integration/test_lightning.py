@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from histories import assert_same
 from sweep_processes import LIMIT
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
+from gradexp.history.history import History  # noqa: E402
 from gradexp.history.step import STATUSES  # noqa: E402
 from gradexp.integrations.lightning import GradientProbeCallback  # noqa: E402
 
@@ -386,3 +388,42 @@ def test_gradexp_itself_imports_no_trainer():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LIMIT)
     assert shown.stdout == "set()\n"
+
+
+class WithPowerCut(Module):
+    def training_step(self, batch, _):
+        if self.global_step == 10:
+            raise OSError("the power is gone")
+        return self.loss(batch)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_training_resumed_from_its_checkpoint_has_the_record_of_an_undisturbed_one(tmp_path, batches):
+    """Epochs have 6 batches, so that the checkpoint is not at a recorded step, and step 8 is recorded again."""
+
+    def run(name, module, checkpoint=None):
+        quantities = ("output", "output_grad", "weight_grad", "weight", "update")
+        own = GradientProbeCallback(4, quantities=quantities, save=tmp_path / name)
+        twin = GradientProbeCallback(3, stats={"mean": torch.mean})  # a second one, with a state of its own
+        saver = pl.callbacks.ModelCheckpoint(tmp_path / f"{name}-checkpoints", "{epoch}", save_top_k=-1)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=4,
+            accumulate_grad_batches=batches,
+            callbacks=[own, twin, saver],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, loader(), ckpt_path=checkpoint)
+        return own.history, twin.history
+
+    whole, of_twin = run("whole", Module())
+    with pytest.raises(OSError, match="the power is gone"):
+        run("record", WithPowerCut())
+    assert History.load(tmp_path / "record").steps == [0, 4, 8]
+    resumed, of_resumed_twin = run("record", Module(), tmp_path / "record-checkpoints" / f"epoch={batches - 1}.ckpt")
+    assert_same(resumed, whole)
+    assert_same(History.load(tmp_path / "record"), whole)
+    assert of_resumed_twin.steps == [step for step in of_twin.steps if step >= 6]

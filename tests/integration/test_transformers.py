@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from histories import assert_same
 from torch import nn
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -24,6 +25,7 @@ from transformers import (  # noqa: E402
 )
 
 from gradexp import GradientProbe  # noqa: E402
+from gradexp.history.history import History  # noqa: E402
 from gradexp.history.step import STATUSES  # noqa: E402
 from gradexp.integrations.transformers import GradientProbeCallback  # noqa: E402
 
@@ -306,3 +308,36 @@ def test_adapters_under_accelerate_have_their_updates_and_the_frozen_base_says_s
     row = history.names.index("0.b")
     change = size([model[0].b.weight.detach() - before["0.b.weight"]])
     assert history.profile("update")[row] == pytest.approx(change, abs=1e-5)
+
+
+class PowerCut(Collator):
+    """Fails at a batch."""
+
+    def __call__(self, samples):
+        if len(self.batches) == 10:
+            raise OSError("the power is gone")
+        return super().__call__(samples)
+
+
+def test_a_training_resumed_from_its_checkpoint_has_the_record_of_an_undisturbed_one(tmp_path):
+    def run(name, collator, **options):
+        callback, model = GradientProbeCallback(4, save=tmp_path / name), gpt2()
+        arguments = TrainingArguments(
+            str(tmp_path / f"out_{name}"), use_cpu=True, per_device_train_batch_size=4, max_steps=14, save_steps=5,
+            report_to="none", disable_tqdm=True, logging_strategy="no", seed=3, learning_rate=1e-2,
+        )  # fmt: skip
+        trainer = Trainer(model, arguments, collator, data_for(model), callbacks=[callback])
+        try:
+            trainer.train(**options)
+        finally:
+            callback.remove()
+        return callback.history
+
+    whole = run("whole", Collator())
+    assert whole.steps == [0, 4, 8, 12]
+    with pytest.raises(OSError, match="the power is gone"):
+        run("record", PowerCut())
+    assert History.load(tmp_path / "record").steps == [0, 4, 8]
+    resumed = run("record", Collator(), resume_from_checkpoint=str(tmp_path / "out_record" / "checkpoint-5"))
+    assert_same(resumed, whole)
+    assert_same(History.load(tmp_path / "record"), whole)

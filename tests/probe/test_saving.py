@@ -4,11 +4,11 @@ import resource
 import signal
 import subprocess
 import sys
-from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
+from histories import assert_same
 from torch import nn
 
 from gradexp import GradientProbe
@@ -37,20 +37,6 @@ def train(model, path, steps=range(4), optimizers=None, after=lambda step: None,
                 optimizer.step()
             after(step)
     return probe
-
-
-def assert_same(history, expected):
-    for field in fields(History):
-        own, other = getattr(history, field.name), getattr(expected, field.name)
-        if isinstance(other, dict):
-            assert list(own) == list(other), field.name
-        pairs = [(own[key], other[key]) for key in other] if isinstance(other, dict) else [(own, other)]
-        for one, two in pairs:
-            if isinstance(two, np.ndarray):
-                assert one.dtype == two.dtype
-                np.testing.assert_array_equal(one, two, field.name)
-            else:
-                assert one == two, field.name
 
 
 def test_the_file_has_exactly_what_the_probe_has(tmp_path):
