@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
 from itertools import zip_longest
+from operator import index
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -238,7 +239,7 @@ def _packed(text: Mapping[str, Any], numbers: Mapping[Key, NDArray[Any]], codes:
         field: [(key, value.shape) for key, value in arrays.items()]
         for field, arrays in (("numbers", numbers), ("codes", codes))
     }
-    data = json.dumps({**text, "shapes": shapes}).encode()
+    data = json.dumps({**text, "shapes": shapes}, default=index).encode()
     flat = [np.concatenate([*map(np.ravel, arrays.values()), ()]) for arrays in (numbers, codes)]
     dtype = [("text", f"S{len(data)}"), ("numbers", "<f8", (len(flat[0]),)), ("codes", "i1", (len(flat[1]),))]
     file = BytesIO()

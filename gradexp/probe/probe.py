@@ -220,7 +220,7 @@ class GradientProbe:
 
     def __repr__(self) -> str:
         state = "attached" if self._attached else "not attached"
-        return f"GradientProbe({len(self._record.names)} modules, {len(self._record.steps)} steps recorded, {state})"
+        return f"GradientProbe({len(self._record.names)} modules, {self._record.total} steps recorded, {state})"
 
     def attach(self) -> Self:
         """Start recording; returns the probe.

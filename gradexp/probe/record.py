@@ -27,7 +27,8 @@ class Record:
         kinds: Class and shapes of weights of a module, by name.
         numbers: The rows' numbers in the readings.
         order: The rows that were called, as in the forward pass.
-        count: How many steps were added here, kept or not, without restored ones.
+        total: How many steps there are, kept or not.
+        count: How many of them were added here, and not restored.
         version: How often a step was added or changed.
     """
 
@@ -41,9 +42,9 @@ class Record:
         self.kinds: dict[str, str] = {}
         self.numbers: dict[Row, int] = {}
         self.order: dict[Row, None] = {}
+        self.total = 0
         self.count = 0
         self.version = 0
-        self._next = 0  # place of the next step
         self._restored: list[int] = []  # labels of all steps that were, kept or not
         self._layout: Layout | None = None
         self._seen: tuple[int, ...] = ()
@@ -79,7 +80,7 @@ class Record:
     def add(self, label: int, reading: ProbeStep) -> None:
         """Add a step. The first one of a training that goes on replaces what was restored from its label on."""
         if self._restored:
-            place = next((index for index, own in enumerate(self._restored) if own >= label), self._next)
+            place = next((index for index, own in enumerate(self._restored) if own >= label), self.total)
             self._cut(place)
             self._restored = []
         self._append(label, reading, ())
@@ -96,14 +97,14 @@ class Record:
         index = bisect_left(self.places, place)
         del self.steps[index:], self.readings[index:], self.findings[index:], self.places[index:]
         del self._restored[place:]
-        self._next = place
+        self.total = place
 
     def _append(self, label: int, reading: ProbeStep, findings: tuple[Finding, ...]) -> None:
         self.steps.append(label)
         self.readings.append(reading)
         self.findings.append(findings)
-        self.places.append(self._next)
-        self._next += 1
+        self.places.append(self.total)
+        self.total += 1
 
     def thin_out(self, keep: int) -> None:
         """Forget every second of the steps before the last ``keep``, as long as they are more than ``keep``."""

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 
 from gradexp import GradientProbe
+from gradexp.history.history import History
 
 wandb = pytest.importorskip("wandb", reason="wandb is not installed")
 mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
@@ -408,11 +409,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "loggers.md"
 def blocks():
     """Return the examples of the page, each with the first word of its library."""
     texts = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    names = ("lightning", "transformers", "accelerate", "wandb", "mlflow", "curves.csv")
+    names = ("lightning", "transformers", "accelerate", "wandb", "mlflow", "curves.csv", "training.record")
     return {next(name for name in names if name in text): text for text in texts}
 
 
-@pytest.mark.parametrize("name", ["curves.csv", "wandb", "mlflow", "accelerate", "lightning", "transformers"])
+@pytest.mark.parametrize(
+    "name", ["curves.csv", "training.record", "wandb", "mlflow", "accelerate", "lightning", "transformers"]
+)
 @pytest.mark.usefixtures("store")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_an_example_of_the_page_runs_and_logs(name, tmp_path, monkeypatch):
@@ -429,7 +432,7 @@ def test_an_example_of_the_page_runs_and_logs(name, tmp_path, monkeypatch):
         "dataset": [{"inputs": x, "labels": y} for x, y in data()],
     }
     exec(blocks()[name], names)
-    if "probe" in names and name != "curves.csv":  # which no loop follows
+    if "probe" in names and name not in ("curves.csv", "training.record"):  # which no loop follows
         with mlflow.start_run() if name == "mlflow" else nullcontext(), names["probe"] as probe:
             loss = names["model"](torch.ones(2, 3)).square().mean()
             loss.backward()
@@ -450,6 +453,7 @@ def in_wandb(_):
 
 NEEDLE = {
     "curves.csv": lambda folder: "log10_update_ratio" in (folder / "curves.csv").read_text(),
+    "training.record": lambda folder: History.load(folder / "training.record").steps == [0],
     "wandb": in_wandb,
     "mlflow": lambda _: TAG in mlflow.last_active_run().data.metrics,
     "accelerate": lambda folder: events_in(folder / "runs"),

@@ -1,6 +1,5 @@
 """``save=``: the record on disk is what the probe has seen, at any time, and after whatever stops a training."""
 
-import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from gradexp import GradientProbe
 from gradexp.history.finding import Finding
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES
+from gradexp.probe.alarm import AlarmError
 
 
 def network(seed=0, width=4):
@@ -195,6 +195,7 @@ def test_keep_bounds_what_is_in_memory_and_the_file_has_all(tmp_path):
     )
     train(model, path, range(60), [sgd], lambda step: lengths.append(len(probe.history.steps)), probe)
     assert logged == [*range(60)]
+    assert repr(probe) == "GradientProbe(2 modules, 60 steps recorded, not attached)"
     assert max(lengths) == 10
     kept = probe.history.steps
     assert kept[0] == 0
@@ -257,6 +258,7 @@ def test_wrong_options_are_told_in_one_line(tmp_path):
 
 def test_on_a_full_disk_the_training_goes_on_and_what_is_missing_comes_later(tmp_path):
     """A limit on the size of files stands for the disk: the step at the limit is written in part."""
+    resource = pytest.importorskip("resource", reason="the system has no limits on files")
     model, path, sizes = network(), tmp_path / "record", []
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -279,6 +281,17 @@ def test_on_a_full_disk_the_training_goes_on_and_what_is_missing_comes_later(tmp
     assert probe.history.steps == [0, 6]
 
 
+def test_an_interval_is_for_records_and_at_least_1(tmp_path):
+    history = train(network(), tmp_path / "record").history
+    history.save(tmp_path / "saved.npz")
+    assert History.load(tmp_path / "record", every=2).steps == [0, 2, 3]
+    for name, every in (("record", 0), ("saved.npz", 2)):
+        with pytest.raises(
+            ValueError, match=f"^every must be at least 1, and is for the record of a probe, got {every}"
+        ):
+            History.load(tmp_path / name, every)
+
+
 def test_two_trainings_do_not_write_into_one_record(tmp_path):
     path, models = tmp_path / "record", [network(), network()]
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
@@ -288,6 +301,27 @@ def test_two_trainings_do_not_write_into_one_record(tmp_path):
         train(models[1], None, range(3), [optimizers[1]], probe=probes[1])
     assert_same(History.load(path), probes[0].history)
     assert probes[1].history.steps == [0, 1, 2]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_the_first_one_saves(rank, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    probe = train(network(), tmp_path / "record", range(9), keep=2)
+    assert (tmp_path / "record").exists() == (rank == 0)
+    assert probe.history.steps[-2:] == [7, 8]
+    assert len(probe.history.steps) <= 4
+
+
+def test_what_an_alarm_has_found_is_in_the_file(tmp_path):
+    model = network()
+    with torch.no_grad():
+        model[2].weight[0, 1] = torch.inf
+    with pytest.raises(AlarmError) as caught:
+        train(model, tmp_path / "record", alarm="raise")
+    history = History.load(tmp_path / "record")
+    assert history.steps == [0]
+    assert caught.value.finding in history.findings[0]
 
 
 def test_training_is_the_same_bit_for_bit(tmp_path):
