@@ -92,6 +92,13 @@ def test_a_table_fits_into_the_terminal(width, layers):
         assert body(text)[0].split()[1].endswith("in_projection")
 
 
+def test_names_shorter_than_their_heading_take_its_room():
+    history = probed([-1.0] * 3, names=["0", "2", "4"])
+    history.stats = {f"output.{name}": np.zeros((1, 1, 3)) for name in ("dead", "saturated", "cosine")}
+    widths = [max(map(len, table(history.at(), width=width).split("\n"))) - width for width in range(60, 100)]
+    assert max(widths) <= 0
+
+
 def test_layers_in_no_order_leave_out_the_middle():
     names = [f"layer_{'abc'[index % 3]}{index}x" for index in range(2_000)]
     lines = table(probed([0.0] * 2_000, names=names).at()).split("\n")
