@@ -13,6 +13,7 @@ from gradexp.history.headline import headline, wrapped
 from gradexp.history.heights import Picture, Scale
 from gradexp.history.layout import Layout
 from gradexp.history.roles import places
+from gradexp.history.sentences import loss_text
 from gradexp.history.short_names import short_names, shown_name
 from gradexp.history.step import STATUSES, Step
 from gradexp.history.verdict import gradient_verdict
@@ -72,7 +73,7 @@ class _Rows:
         parts = []
         loss, total = self.step.loss, self.step.total_grad
         if loss is not None and np.isfinite(loss).any():
-            parts.append(f"loss {np.nanmean(loss):.4g}")
+            parts.append(f"loss {loss_text(float(np.nanmean(loss)))}")
         if total is not None and np.isfinite(total).any():
             parts.append(f"norm of all gradients {power_of_ten(float(np.nanmean(total)), '')}")
         return [", ".join(parts), ""] if parts else []

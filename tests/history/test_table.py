@@ -43,7 +43,7 @@ def test_the_verdict_comes_first_and_then_each_layer_with_its_sizes():
     history = measure(model, lambda y: y.square().mean(), torch.ones(2, 3))
     text = str(history)
     assert text.startswith("stable: towards the input the gradient ")
-    assert f"loss {history.loss[0, 0]:.4g}, norm of all gradients " in text
+    assert f"loss {history.loss[0, 0]:.3f}, norm of all gradients " in text
     lines = body(text)
     for line, layer, name in zip(lines, "12", "02", strict=True):
         words = line.split()
