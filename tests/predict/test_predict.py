@@ -339,7 +339,7 @@ def test_weights_of_0_are_called_dead() -> None:
 def test_where_no_formula_holds_the_infinite_width_is_judged() -> None:
     found = forecast(replace(tanh(1.0), width=32))
     assert not found.prediction.valid
-    assert found.verdict.text.endswith("were the layers infinitely wide")
+    assert found.verdict.text.endswith("if the layers were infinitely wide")
     assert "no isolated fixed point" in shown(found.config)["formula"]
 
 
