@@ -100,9 +100,9 @@ class _Rows:
         )
         gap = width - len(left) - len(right)
         largest = ", largest of each block" if len(blocks) < len(rows) else ""
-        height = "a decade" if self.scale.step < 1.05 else f"{self.scale.step:.1f} decades"
+        height = "a power of ten" if self.scale.step < 1.05 else f"{self.scale.step:.1f} powers of ten"
         return [
-            *wrapped(f"back-propagated gradient ∂L/∂z, input to output{largest} (a height: {height})", width),
+            *wrapped(f"back-propagated gradient ∂L/∂z, input to output{largest} (a step of a bar: {height})", width),
             self.scale.heights(log10, seen, width),
             *([left + " " * gap + right] if gap > 0 else [left, f"{right:>{width}}"]),
             "",

@@ -110,7 +110,7 @@ def _outcome(forecast: Forecast, overrides: Sequence[str] = ()) -> Rows:
     name = "try"
     for remedy in forecast.remedies:
         yield name, command_with(overrides, remedy.text), _COMMAND
-        yield "", f"{_power(remedy.prediction)}; {remedy.reason}", ""
+        yield "", f"gradient at layer 1: {_power(remedy.prediction)}; {remedy.reason}", ""
         name = "or"
     if forecast.problem and not forecast.remedies:
         yield name, "nothing known helps at this depth and width: fewer or wider layers", ""
