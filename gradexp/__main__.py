@@ -11,19 +11,19 @@ from gradexp._version import __version__
 from gradexp.cli.interruptions import leave_at_once
 from gradexp.cli.lines import print_error, shortened
 
-COMMANDS = f"""gradexp {__version__}: vanishing and exploding gradients, shown, measured and explained
+COMMANDS = f"""gradexp {__version__}: vanishing and exploding gradients, shown, measured, explained
 
-  python -m gradexp.run                       build, measure and train one 150-layer network
-  python -m gradexp.run init=he depth=150     the same, spelled out
-  python -m gradexp.run --help                every option
-  python -m gradexp.run -m init=he,xavier     a sweep
-  python -m gradexp.report multirun/DATE/TIME compare the runs of a sweep once more, or while it runs
-  python -m gradexp.predict activation=tanh   what theory says, and what to change, without building anything
-  python -m gradexp.phase activation=tanh     phase diagram and critical region, as pictures and numbers
-  python -m gradexp.measure train:example     your own model: what is wrong, where, why, and what to do
-  python -m gradexp.lesson                    a page with sliders, for those who teach or learn about gradients
-  python -m gradexp experiments               papers reproduced and asserted
-  python -m gradexp.board outputs             look at the runs in TensorBoard
+  python -m gradexp.run                     measure and train 150 layers
+  python -m gradexp.run init=he depth=150   the same, spelled out
+  python -m gradexp.run --help              every option
+  python -m gradexp.run -m init=he,xavier   a sweep, compared on one page
+  python -m gradexp.report DIR              the page of a run or of a sweep
+  python -m gradexp.predict depth=150       what theory says, before training
+  python -m gradexp.phase activation=tanh   phase diagram and critical region
+  python -m gradexp.measure train:example   your own model: what is wrong, where
+  python -m gradexp.lesson                  a page with sliders, for students
+  python -m gradexp.board outputs           your runs in TensorBoard
+  python -m gradexp experiments             papers, reproduced and checked
 
 The same, shorter: gradexp run init=he, gradexp report DIR, gradexp predict, ..."""
 

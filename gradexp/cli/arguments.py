@@ -32,6 +32,9 @@ def check_flags(arguments: Sequence[str], about: Command) -> bool:
         left = message.removeprefix("unrecognized arguments: ").split()
         if any("=" in word and not word.startswith("-") for word in left):
             raise ConfigError("flags such as -m stand before all options, or after them, not in between")
+        for name in (word.lstrip("-").partition("=")[0] for word in left):
+            if name in defaults(about.schema):
+                raise ConfigError(f"options have no dashes: write {name}=VALUE")
         raise ConfigError(f"{shortened(message)} (python -m gradexp.{about.name} --help lists what there is)")
 
     parser.error = refuse  # type: ignore[method-assign]

@@ -16,6 +16,9 @@ _LONGEST = 1000
 
 _OTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER, or of a sweep with hydra.sweep.dir=FOLDER"
 
+# Types, as OmegaConf calls them.
+_KINDS = {"Integer": "a whole number", "Float": "a number"}
+
 # Choices that come with a package of their own.
 _PACKAGES = {"hydra/launcher/joblib": "hydra-joblib-launcher", "hydra/sweeper/optuna": "hydra-optuna-sweeper"}
 
@@ -43,15 +46,19 @@ def _text_of(error: BaseException, about: Command) -> str:
             return _unknown_key(key, about)
         if key and (match := re.search(r"Invalid value assigned: (\w+) is not a ListConfig", first_line)):
             return f"{key} must be a list such as {key}=[1,2], got {'a text' if match[1] == 'str' else 'one value'}"
+        if key and (match := re.match(r"(Value '.*') of type '\w+' could not be converted to (\w+)", first_line)):
+            return f"{key} must be {_KINDS.get(match[2], match[2])}, got {match[1].removeprefix('Value ')}"
         return f"{key}: {first_line}" if key else first_line
     if isinstance(error, OSError) and error.strerror and not error.filename:  # of a file that was open already
         return f"cannot write: {error.strerror}"
     if isinstance(error, OSError) and error.filename:
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", [])[:1])
         return f"cannot write to {error.filename}: {error.strerror}{notes}; {_OTHER_FOLDER}"
-    if match := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
+    if match := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", str(error)):
         return f"{match[1]} is several values: add -m to run one after another, or write a list as key=[1,2]"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if match := re.match(r"Error parsing override '(.*)'\s+missing EQUAL at '<EOF>'", str(error)):
+        return f"'{match[1]}' has no =; write key=value, such as init=he"
     if isinstance(error, CompactHydraException | ConfigError):
         return "\n".join(lines[:2])
     if isinstance(error, MemoryError) or re.search(r"not enough memory|can't allocate|out of memory", str(error)):

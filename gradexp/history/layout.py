@@ -9,6 +9,7 @@ from gradexp.history.heights import Picture
 from gradexp.history.short_names import short_names
 
 _LEAST_NAME = 18
+_NAME_HEAD = len("name")
 _LEFT = 7  # characters of the first column, and the gap behind it
 _MAX_LINES = 200  # the middle of a longer table is left out
 # Digits of a range, and characters of its picture, from the most to the least.
@@ -40,7 +41,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         self._status_width = max(6, *map(len, self.status)) if self.status else 0
-        self._longest = max((len(fold.name) + 2 * bool(fold.stack) for fold in self.folds), default=0)
+        self._longest = max(_NAME_HEAD, *(len(fold.name) + 2 * bool(fold.stack) for fold in self.folds))
         columns = [*self.columns]
         while not self._fits(columns) and len(columns) > 1:
             columns.pop()
@@ -70,7 +71,7 @@ class Layout:
     def lines(self) -> list[str]:
         """Return two lines of headings, and a line for each fold and stack."""
         names = self._names()
-        self._names_width = max(4, *map(len, names))
+        self._names_width = max(_NAME_HEAD, *map(len, names))
         picture_head = self.picture.head(self._picture_width) if self.picture else ("", "")
         heads = [
             self._line(left, name, [column.head[i] for column in self.columns], status, picture_head[i])

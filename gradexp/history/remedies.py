@@ -2,8 +2,8 @@
 
 REMEDIES = {
     "vanishing": (
-        "nn.ReLU() in place of sigmoid or tanh and gradexp.initialize(model, 'he'), a norm before each activation, "
-        "or skip connections x + f(x)"
+        "gradexp.initialize(model, 'he') with nn.ReLU() in place of any sigmoid or tanh, a norm before each "
+        "activation, or skip connections x + f(x)"
     ),
     "exploding": (
         "gradexp.initialize(model, 'he'); in residual blocks a norm in the branch, or the branch times "

@@ -13,6 +13,7 @@ from gradexp.history.headline import headline, wrapped
 from gradexp.history.heights import Picture, Scale
 from gradexp.history.layout import Layout
 from gradexp.history.roles import places
+from gradexp.history.sentences import loss_text
 from gradexp.history.short_names import short_names, shown_name
 from gradexp.history.step import STATUSES, Step
 from gradexp.history.verdict import gradient_verdict
@@ -72,7 +73,7 @@ class _Rows:
         parts = []
         loss, total = self.step.loss, self.step.total_grad
         if loss is not None and np.isfinite(loss).any():
-            parts.append(f"loss {np.nanmean(loss):.4g}")
+            parts.append(f"loss {loss_text(float(np.nanmean(loss)))}")
         if total is not None and np.isfinite(total).any():
             parts.append(f"norm of all gradients {power_of_ten(float(np.nanmean(total)), '')}")
         return [", ".join(parts), ""] if parts else []
@@ -99,9 +100,9 @@ class _Rows:
         )
         gap = width - len(left) - len(right)
         largest = ", largest of each block" if len(blocks) < len(rows) else ""
-        height = "a decade" if self.scale.step < 1.05 else f"{self.scale.step:.1f} decades"
+        height = "a power of ten" if self.scale.step < 1.05 else f"{self.scale.step:.1f} powers of ten"
         return [
-            *wrapped(f"back-propagated gradient ∂L/∂z, input to output{largest} (a height: {height})", width),
+            *wrapped(f"back-propagated gradient ∂L/∂z, input to output{largest} (a step of a bar: {height})", width),
             self.scale.heights(log10, seen, width),
             *([left + " " * gap + right] if gap > 0 else [left, f"{right:>{width}}"]),
             "",

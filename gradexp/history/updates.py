@@ -88,7 +88,7 @@ def _unmoved(step: Step) -> tuple[Finding, ...]:
         return ()
     moved = np.isfinite(step.log10["update"]).any()
     dtype = step.dtypes.get("weight", "float32")
-    text = f"a step leaves {_names(step, rows)} exactly as before, though there is a gradient: "
+    text = f"a step does not change the weights of {_names(step, rows)}, though there is a gradient: "
     text += f"steps are below the resolution of {dtype}, or the learning rate is 0"
     remedy = "a larger learning rate"
     if dtype not in ("float32", "float64"):

@@ -143,7 +143,7 @@ _SAME_CAUSE = {
     "initial scale": {"dropout", "exploding", "exploding over time", "input scale", "saturated"},
     "inputs collapse": {"vanishing", "saturated", "dead layer", "cut", "number format", "nonfinite"},
     "vanishing": {"saturated", "weight decay"},
-    "updates": {"weight decay", "diverging", "unbounded loss"},
+    "updates": {"vanishing", "vanishing over time", "exploding", "weight decay", "diverging", "unbounded loss"},
 }
 
 

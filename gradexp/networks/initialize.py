@@ -106,6 +106,7 @@ def initialize(
         ``model``.
 
     Raises:
+        TypeError: If the model is none.
         ValueError: For an unknown scheme, an option it does not have, or a value that cannot work; for a pattern that
             matches nothing; for a layer that has no weight yet (lazy); for a model in which nothing can be filled;
             for ``lsuv`` without inputs, or with a layer whose outputs on them do not vary or are not finite.
@@ -120,6 +121,8 @@ def initialize(
         filled    1  biases, 1 in the forget gate: bias_ih_l0
         filled    1  biases: bias_hh_l0
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got a {type(model).__name__}")
     facts: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope}
     if isinstance(init, OwnPart):
         scheme: Callable[..., Any] = find_scheme(init, options)[0].fill

@@ -1,5 +1,6 @@
 """The pieces of HTML that a page is made of. Every text that comes from outside is escaped here."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -66,7 +67,10 @@ def findings(notes: Sequence[Note]) -> str:
 
 def _finding(note: Note) -> str:
     severity = min(max(note.severity, 0), 3)
-    remedy = f'<p class="remedy">Try <code>{escape(note.remedy)}</code></p>' if note.remedy else ""
+    advice = escape(note.remedy)
+    if re.match(r"[\w.]+\(|python |\w+=", note.remedy):  # is to be typed
+        advice = f"<code>{advice}</code>"
+    remedy = f'<p class="remedy">Try {advice}</p>' if note.remedy else ""
     names = ", ".join(note.modules[:8]) + (f", … ({len(note.modules)} modules)" if len(note.modules) > 8 else "")
     modules = f'<p class="modules">in {escape(names)}</p>' if names else ""
     return (

@@ -34,12 +34,13 @@ def job(config: Config, _folder: Path, overrides: list[str], _interruptions: Int
     from rich.console import Console
     from rich.text import Text
 
+    from gradexp.history.table import terminal_width
     from gradexp.predict.forecast import forecast
     from gradexp.predict.text import describe
     from gradexp.sinks.badges import COLOURS
 
     found = forecast(config)
-    text = Text(describe(found, overrides))
+    text = Text(describe(found, overrides, min(terminal_width(), 80)))
     begin = text.plain.index(word := found.verdict.gradient)
     text.stylize(f"bold reverse {COLOURS.get(word, '')}", begin, begin + len(word))
     console = Console(highlight=False)

@@ -110,7 +110,7 @@ def _outcome(forecast: Forecast, overrides: Sequence[str] = ()) -> Rows:
     name = "try"
     for remedy in forecast.remedies:
         yield name, command_with(overrides, remedy.text), _COMMAND
-        yield "", f"{_power(remedy.prediction)}; {remedy.reason}", ""
+        yield "", f"gradient at layer 1: {_power(remedy.prediction)}; {remedy.reason}", ""
         name = "or"
     if forecast.problem and not forecast.remedies:
         yield name, "nothing known helps at this depth and width: fewer or wider layers", ""
@@ -120,28 +120,29 @@ _SECTIONS = {"": _network, "In infinite width": _infinite_width, "At this width"
 _COMMAND = "command"  # is not wrapped, since it is to be pasted
 
 
-def describe(forecast: Forecast, overrides: Sequence[str] = ()) -> str:
+def describe(forecast: Forecast, overrides: Sequence[str] = (), width: int = 80) -> str:
     """Return a forecast as the command prints it: outcome, what to try, network, infinite width, this width.
 
     Args:
         forecast: The forecast.
         overrides: The options that were typed, for the commands that run the remedies.
+        width: Characters of a line.
     """
-    sections = ["\n".join(_row(*row) for row in _outcome(forecast, overrides))]
+    sections = ["\n".join(_row(*row, width) for row in _outcome(forecast, overrides))]
     sections += [
-        "\n".join([title] * bool(title) + [_row(*row) for row in rows(forecast)])
+        "\n".join([title] * bool(title) + [_row(*row, width) for row in rows(forecast)])
         for title, rows in _SECTIONS.items()
         if forecast.prediction.laws or rows is _network
     ]
     return "\n\n".join(sections)
 
 
-def _row(name: str, value: str, remark: str) -> str:
-    """Put name, value and remark into columns of 80, wrapping the last of them."""
+def _row(name: str, value: str, remark: str, width: int) -> str:
+    """Put name, value and remark into columns, wrapping the last of them."""
     if remark == _COMMAND:
         return f"{name:<10}{value}"
     head, text = (f"{name:<10}{value:<17} ", remark) if remark else (f"{name:<10}", value)
-    return textwrap.fill(text, 80, initial_indent=head, subsequent_indent=" " * (28 if remark else 10))
+    return textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * (28 if remark else 10))
 
 
 def _number(value: float) -> str:

@@ -74,7 +74,7 @@ class Stepping:
         if is_unmoved and self._of_rate:
             return self._of_rate
         if is_unmoved and not any(left is None or bool(left) for left in self._left):
-            text = f"a step leaves {listed(names)} exactly as before: their gradients were set to zero between "
+            text = f"a step does not change the weights of {listed(names)}: their gradients were set to zero between "
             text += "loss.backward() and optimizer.step()"
             remedy = "optimizer.zero_grad() before loss.backward() or after optimizer.step(), not in between"
             return [Finding("updates", text, names, remedy, 3)]
@@ -106,7 +106,9 @@ def rate_findings(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> lis
     """Return why an optimizer's step leaves some rows as they were, if it is the learning rate."""
     if not all(_is_zero(group.get("lr")) for group in optimizer.param_groups):
         return []
-    text = f"a step leaves {listed(names)} exactly as before: the learning rate of {type(optimizer).__name__} is 0"
+    text = (
+        f"a step does not change the weights of {listed(names)}: the learning rate of {type(optimizer).__name__} is 0"
+    )
     return [Finding("updates", text, tuple(names), "a learning rate above 0; in a warm-up, wait for its end", 3)]
 
 

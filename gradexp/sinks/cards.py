@@ -36,7 +36,8 @@ def text_cards(result: Result) -> "list[Summary]":
         lines: list[str] = []
         if (initial := result.initial) is not None:
             lines = slope_lines(initial.at()) + theory_lines(result) + range_lines(initial.at(), result.config.dtype)
-        verdict_text = "\n\n".join([f"**{verdict.words}**", verdict.text, *lines])
+        text_lines = "\n".join(lines).replace("\n" + " " * 10, "; ").split("\n")  # indented it would be code
+        verdict_text = "\n\n".join([f"**{verdict.words}**", verdict.text, *text_lines])
     # TensorBoard orders them by name.
     cards = {"run/1 verdict": verdict_text, "run/2 command": f"    {command}", "run/3 options": "\n".join(table)}
     return [text(tag, content) for tag, content in cards.items()]

@@ -80,8 +80,9 @@ class Console:
             for line in self._facts(result):
                 self._paragraph(line)
         if is_complete:
-            for line in self._files(result):
+            for line in self._files():
                 self.console.print(line, markup=False, soft_wrap=True)
+            self._paragraph(_seconds(result))
 
     def _profiles(self, result: Result) -> Table:
         """Return the profile at initialisation, theory where it differs, and the gradient that training saw last."""
@@ -115,15 +116,13 @@ class Console:
         if result.status == "complete" and result.training is not None and result.training.losses:
             yield from _training_lines(result)
 
-    def _files(self, result: Result) -> Iterator[str]:
+    def _files(self) -> Iterator[str]:
         folder = _short(self.folder)
         yield f"files     {folder}"
         if (self.folder / PAGE).exists():
-            yield f"report    {_short(self.folder / PAGE)}   open it in a browser"
+            line, remark = f"report    {_short(self.folder / PAGE)}", "   open it in a browser"
+            yield line + remark * (len(line + remark) <= self.console.width)
         yield f"look      python -m gradexp.board {shlex.quote(folder)}"
-        largest = sorted(result.seconds_by_part.items(), key=lambda part: -part[1])[:_PARTS]
-        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in largest)
-        yield f"seconds   {result.seconds:.1f}{f', of which {parts}' if parts else ''}"
 
     def _paragraph(self, line: str) -> None:
         """Print a line that begins with a word, and go on below its text where it is too long."""
@@ -189,6 +188,12 @@ def _training_lines(result: Result) -> Iterator[str]:
         yield f"accuracy  {training.train_accuracy:.0%} in training, {tests[-1][2]:.0%} in test" + (
             f" (guessing: {chance:.0%})" if chance is not None else ""
         )
+
+
+def _seconds(result: Result) -> str:
+    largest = sorted(result.seconds_by_part.items(), key=lambda part: -part[1])[:_PARTS]
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in largest)
+    return f"seconds   {result.seconds:.1f}{f', of which {parts}' if parts else ''}"
 
 
 def _short(folder: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from gradexp.choices import GROUPS
+from gradexp.folder_names import folder_name
 from gradexp.history.sentences import loss_text
 from gradexp.runs.summary import metrics
 from gradexp.sinks.badges import coloured
@@ -47,7 +48,8 @@ def _number_and_options(name: str, overrides: Sequence[str]) -> tuple[str, str]:
     if found is None:
         return "", name
     number, rest = found.groups()
-    differing = [text.lstrip("+~") for text in overrides if text in rest]
+    typed = [re.sub(r"\\(.)", r"\1", text) for text in overrides]  # Hydra's sweeper writes mine\:f for mine:f
+    differing = [text.lstrip("+~") for text in typed if folder_name(text) in rest]
     return number, option_words(dict(text.split("=", 1) for text in differing if "=" in text)) or rest
 
 

@@ -65,10 +65,10 @@ def compare(folder: Path) -> SweepResults:
         raise ConfigError(f"{folder} is the folder of a single run; give the one that holds the runs to compare")
     jobs, damaged = _read_jobs(folder)
     if not jobs:
-        deeper = next(iter(sorted(folder.glob("*/*/summary.json"))), None)
-        where = f"; those in {deeper.parent.parent} are deeper" if deeper else ""
-        why = damaged[0] if damaged else f"sub-folders with a summary.json{where}"
-        raise ConfigError(f"{folder} holds no runs ({why})")
+        deeper = max(folder.glob("*/*/summary.json"), default=None)
+        where = f"; {deeper.parent.parent} does" if deeper else ""
+        why = damaged[0] if damaged else "sub-folders with a summary.json"
+        raise ConfigError(f"{folder} holds no runs ({why}){where}")
     keys = swept_keys(jobs)
     rows = [Row(job, {key: value_of(job, key) for key in keys}, metrics(job.summary)) for job in jobs]
     rows.sort(key=lambda row: [_rank(row.swept[key]) for key in keys])

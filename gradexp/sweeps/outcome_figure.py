@@ -138,7 +138,7 @@ def _bars(cells: Sequence[Cell], quantity: Quantity) -> "Figure":
         names.append(f"{option_label(shared)} {mark}".strip())
     axes.set_yticks(places, names)
     axes.invert_yaxis()
-    axes.set_xlabel(quantity.label)
+    axes.set_xlabel(quantity.label, loc="right")  # beside long names the axes are narrower than it
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     marked = f"; {': '.join(quantity.mark)}" if any(quantity.lost(rows) for _, rows in cells) else ""
@@ -169,9 +169,11 @@ def _line_figure(cells: Sequence[Cell], key: str, quantity: Quantity) -> "Figure
     numeric = are_numbers(values) and None not in values
     places = np.array(values if numeric else range(len(values)), dtype=float)
     numbers = np.array([quantity.value(rows) for _, rows in cells], dtype=float)  # None becomes nan
-    axes.plot(places, numbers, "o-" if numeric else "o", color=COLOURS[0], markersize=8, label="mean over seeds")
     runs = [(place, quantity.value([row])) for place, (_, rows) in zip(places, cells, strict=True) for row in rows]
-    if len(runs) > len(cells):
+    has_seeds = len(runs) > len(cells)
+    label = "mean over seeds" if has_seeds else "measured"
+    axes.plot(places, numbers, "o-" if numeric else "o", color=COLOURS[0], markersize=8, label=label)
+    if has_seeds:
         axes.plot(*np.array(runs, dtype=float).T, "_", color=COLOURS[0], markersize=12, alpha=0.6, label="each seed")
     if quantity.diverging:
         predicted = np.array([average(rows, "log_chi_theory") for _, rows in cells], dtype=float)

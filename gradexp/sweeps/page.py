@@ -261,10 +261,10 @@ def _job(row: Row, text: str) -> str:
     return f'<span title="folder {escape(row.job.name)}">{escape(text)}</span>'
 
 
-# As many decimals in all lines of a column, so that its numbers can be compared at a glance.
+# As many decimals in all lines of a column, so that its numbers can be compared at a glance; z: no -0.0.
 _FORMS = {
-    **dict.fromkeys(("log_chi", "log_chi_theory"), "+.3f"),
-    **dict.fromkeys(("z", "log10_first_over_last"), "+.1f"),
+    **dict.fromkeys(("log_chi", "log_chi_theory"), "+z.3f"),
+    **dict.fromkeys(("z", "log10_first_over_last"), "+z.1f"),
     **dict.fromkeys(("loss_first", "loss_last"), ".3f"),
     **dict.fromkeys(("train_accuracy", "test_accuracy"), ".0%"),
     **dict.fromkeys(("depth_scale", "seconds"), ".1f"),

@@ -79,7 +79,9 @@ def write_run_page(folder: Path, content: Mapping[str, Any]) -> Path:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if initial is None:
-        raise ConfigError(f"{folder} holds no profile yet: its run is {content['status']}")
+        status = content["status"]
+        why = f"{LAYERS} is missing" if status == "complete" else f"its run is {status}"
+        raise ConfigError(f"{folder} holds no profile: {why}")
     losses = read_scalars(folder, "train/loss")
     guessing = content["training"].get("guessing_loss")  # unknown of a run of version 0.1
     page = run_page(content, initial, gradients, [losses[step] for step in sorted(losses)], guessing)

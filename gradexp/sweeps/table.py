@@ -53,7 +53,7 @@ def columns_of(groups: Sequence[Group]) -> dict[str, list[str]]:
     """Return the columns of the table: heading -> a text for each group."""
     columns: dict[str, list[str]] = {key: [_text(shared[key]) for shared, _ in groups] for key in groups[0][0]}
     columns |= {name: [column(rows) for _, rows in groups] for name, column in _COLUMNS.items()}
-    if all(len(rows) == 1 for _, rows in groups):
+    if all(_seeds(rows) == 1 for _, rows in groups):
         del columns["seeds"], columns["± sd"]
     return columns
 
@@ -111,9 +111,13 @@ def _average(rows: Sequence[Row], key: str, form: str, prefix: str = "") -> str:
 
 
 def _spread(rows: Sequence[Row], key: str) -> str:
-    """Return the sample standard deviation over the seeds."""
-    numbers = [row.numbers[key] for row in rows if row.numbers[key] is not None]
-    return f"{np.std(numbers, ddof=1):.3f}" if len(numbers) > 1 else "-"
+    """Return the sample standard deviation over the seeds; runs of the same seed are one network."""
+    numbers = {row.swept.get("seed"): row.numbers[key] for row in rows if row.numbers[key] is not None}
+    return f"{np.std(list(numbers.values()), ddof=1):.3f}" if len(numbers) > 1 else "-"
+
+
+def _seeds(rows: Sequence[Row]) -> int:
+    return len({row.swept.get("seed") for row in rows})
 
 
 def _text(value: Any) -> str:
@@ -124,7 +128,7 @@ _LEAST = ("loss", "theory", "first/last", "training", "test", "± sd", "seeds", 
 VERDICTS = ("gradient", "training", "theory")
 # name: text for the jobs of a line
 _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
-    "seeds": lambda rows: str(len(rows)),
+    "seeds": lambda rows: str(_seeds(rows)),
     "gradient": lambda rows: _words(rows, "gradient"),
     "training": lambda rows: _words(rows, "training"),
     "theory": lambda rows: _words(rows, "theory"),

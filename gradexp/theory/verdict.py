@@ -69,4 +69,6 @@ def predicted_verdict(prediction: Predicted, decades: float = 3.0) -> Verdict:
     names = [f"layers.{index}" for index in range(prediction.depth)]
     step = Step("init", names, {"output_grad": profile[None]}, {"output_grad": ok})
     verdict = gradient_verdict(step, decades)
-    return verdict if prediction.valid else replace(verdict, text=f"{verdict.text}, were the layers infinitely wide")
+    if prediction.valid:
+        return verdict
+    return replace(verdict, text=f"{verdict.text}, if the layers were infinitely wide")

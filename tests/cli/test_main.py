@@ -61,6 +61,10 @@ def test_another_word_is_one_line(
 
 
 @pytest.mark.slow
+def test_the_list_of_commands_fits_into_80_columns() -> None:
+    assert max(map(len, entry.COMMANDS.splitlines())) <= 80
+
+
 def test_options_alone_are_those_of_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["depth=3", "width=4", "steps=0", "quiet=true", "record.report=false", "record.figures=false"]
     assert call(entry.run, monkeypatch, *small, "hydra.run.dir=bare") == 0

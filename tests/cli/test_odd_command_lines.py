@@ -52,7 +52,7 @@ WORDS = "x" * 5000
             marks=pytest.mark.slow,
         ),
         pytest.param(["depth=" + "9" * 100], "depth must be at most 1000000", marks=pytest.mark.slow),
-        (["depth=" + DEEP], "depth: Value "),
+        (["depth=" + DEEP], "depth must be a whole number, got "),
         (["data=gaussian", "data.samples=1000000000000"], "data.samples must be at most 100000000"),
         pytest.param(
             ["data=gaussian", "data.features=1000000000000"],
@@ -81,6 +81,8 @@ WORDS = "x" * 5000
         (["--shell-completion", "nope=1"], "--shell-completion takes install=SHELL"),
         (["-x"], "unrecognized arguments: -x"),
         (["--nope"], "unrecognized arguments: --nope"),
+        (["--depth", "5"], "options have no dashes: write depth=VALUE"),
+        (["--optimizer.lr=0.1"], "options have no dashes: write optimizer.lr=VALUE"),
         (["depth=3", "-m", "seed=0,1"], "flags such as -m stand before all options, or after them"),
         pytest.param([f"activation={WORDS}"], "activation must be one of linear", marks=pytest.mark.slow),
         ([f"{WORDS}=1"], "unknown option 'xxx"),

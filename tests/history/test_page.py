@@ -1,5 +1,6 @@
 """A history on a page shows its own numbers, and says what was measured."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,3 +131,11 @@ def test_many_layers_of_one_role_are_one_line() -> None:
 
     history = measure(sigmoids(35), nn.functional.cross_entropy, batch())
     assert [line.name for line in history_page(history).lines] == ["measured"]
+
+
+@pytest.mark.parametrize("name", ["folder", "no/report.html"])
+def test_a_page_that_cannot_be_written_says_which(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    history = measure(nn.Linear(3, 2), lambda y: y.sum(), torch.ones(2, 3))
+    with pytest.raises(OSError, match=f": '{re.escape(str(tmp_path / name))}'$"):
+        history.to_html(tmp_path / name)

@@ -43,7 +43,7 @@ def test_the_verdict_comes_first_and_then_each_layer_with_its_sizes():
     history = measure(model, lambda y: y.square().mean(), torch.ones(2, 3))
     text = str(history)
     assert text.startswith("stable: towards the input the gradient ")
-    assert f"loss {history.loss[0, 0]:.4g}, norm of all gradients " in text
+    assert f"loss {history.loss[0, 0]:.3f}, norm of all gradients " in text
     lines = body(text)
     for line, layer, name in zip(lines, "12", "02", strict=True):
         words = line.split()
@@ -90,6 +90,13 @@ def test_a_table_fits_into_the_terminal(width, layers):
     assert max(len(line) for line in text.split("\n")) <= width
     if width > 60:
         assert body(text)[0].split()[1].endswith("in_projection")
+
+
+def test_names_shorter_than_their_heading_take_its_room():
+    history = probed([-1.0] * 3, names=["0", "2", "4"])
+    history.stats = {f"output.{name}": np.zeros((1, 1, 3)) for name in ("dead", "saturated", "cosine")}
+    widths = [max(map(len, table(history.at(), width=width).split("\n"))) - width for width in range(60, 100)]
+    assert max(widths) <= 0
 
 
 def test_layers_in_no_order_leave_out_the_middle():

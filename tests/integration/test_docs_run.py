@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 from documents import PAGES, ROOT, Block, blocks
 
+pytestmark = [
+    pytest.mark.documentation,
+    pytest.mark.skipif("GRADEXP_TEST_DOCS" not in os.environ, reason="set GRADEXP_TEST_DOCS=1 (takes minutes)"),
+]
+
 ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

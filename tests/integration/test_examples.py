@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [
+    pytest.mark.documentation,
+    pytest.mark.skipif("GRADEXP_TEST_DOCS" not in os.environ, reason="set GRADEXP_TEST_DOCS=1 (takes minutes)"),
+]
+
 ROOT = Path(__file__).parents[2]
 
 

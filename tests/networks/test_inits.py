@@ -539,6 +539,12 @@ def test_wrong_options_are_refused_before_any_weight_changes(init, options, text
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
 
 
+@pytest.mark.parametrize(("model", "kind"), [(None, "NoneType"), ("he", "str"), (nn.Linear, "type")])
+def test_only_a_model_is_initialised(model, kind):
+    with pytest.raises(TypeError, match=f"^model must be an nn.Module, got a {kind}$"):
+        initialize(model, "he")
+
+
 @pytest.mark.parametrize("name", INITS)
 @pytest.mark.parametrize("shape", [(3,), (), (3, 0)])
 def test_weights_that_are_no_matrix_are_refused(name, shape):

@@ -259,6 +259,12 @@ def test_the_run_with_the_first_remedy_is_a_line_to_paste_with_all_other_options
     assert lines.index("In infinite width") > lines.index(tried[-1])
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_forecast_is_as_wide_as_it_is_told(width: int) -> None:
+    lines = describe(forecast(Config(depth=150, init=InitConfig("xavier"))), width=width).splitlines()
+    assert max(len(line) for line in lines if "python -m" not in line) <= width
+
+
 def test_where_nothing_is_known_to_help_that_is_said() -> None:
     text = " ".join(describe(forecast(Config(width=1, depth=20))).split())
     assert "try nothing known helps at this depth and width: fewer or wider layers" in text
@@ -333,7 +339,7 @@ def test_weights_of_0_are_called_dead() -> None:
 def test_where_no_formula_holds_the_infinite_width_is_judged() -> None:
     found = forecast(replace(tanh(1.0), width=32))
     assert not found.prediction.valid
-    assert found.verdict.text.endswith("were the layers infinitely wide")
+    assert found.verdict.text.endswith("if the layers were infinitely wide")
     assert "no isolated fixed point" in shown(found.config)["formula"]
 
 

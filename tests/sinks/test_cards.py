@@ -44,6 +44,8 @@ def tensor(written: EventAccumulator, tag: str) -> bytes:
 def test_the_text_tab_has_verdict_command_and_options(written: EventAccumulator) -> None:
     verdict = tensor(written, "run/1 verdict/text_summary").decode()
     assert verdict.startswith("**gradient: stable, training: ")
+    assert re.search(r"^theory .*; agrees: ", verdict, flags=re.MULTILINE)
+    assert not re.search(r"^ ", verdict, flags=re.MULTILINE)  # Markdown would show it as code
     command = tensor(written, "run/2 command/text_summary").decode()
     assert command == "    python -m gradexp.run init=xavier 'widths=[4,4,4]' 'data.path=my file.npz'"
     options = tensor(written, "run/3 options/text_summary").decode().splitlines()

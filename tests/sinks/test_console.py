@@ -83,6 +83,13 @@ def test_the_verdict_is_at_the_top_of_what_stays_on_a_screen_of_24_lines(network
     assert lines[at + 1].startswith("vanishing: far too small")
 
 
+def test_the_end_of_a_run_fits_but_for_commands_and_paths():
+    finished = result(initial=invented(np.linspace(-15.1, 0, 150)))
+    finished.seconds_by_part = {"importing torch": 2.0, "training": 1.0, "profile": 0.5}
+    lines = printed(finished, width=40).splitlines()
+    assert max(len(line) for line in lines[lines.index("files     outputs") + 2 :]) <= 40
+
+
 @pytest.mark.parametrize("width", [60, 80, 132])
 def test_a_terminal_of_any_width_shows_first_and_last_layer_and_all_in_between(width):
     text = printed(result(initial=invented(np.linspace(-15.1, 0, 150))), width=width)

@@ -57,6 +57,12 @@ def test_a_job_without_slope_or_training_has_no_number_for_them():
     assert job_line("7_", run).plain.split() == ["7", "dead", "none", "loss", "-", "2.5", "s"]
 
 
+def test_parts_of_your_own_are_told_though_no_folder_may_be_called_so():
+    run = content(overrides=["depth=10", r"init=mine\:my_init_", "activation=tanh", "data.path=my/data.npz"])
+    line = job_line("3_activation=tanh,data.path=my-data.npz,init=mine-my_init_", run, 132).plain
+    assert line.startswith("  3  mine:my_init_, tanh, path my/data.npz  ")
+
+
 @pytest.mark.parametrize("name", ["mine", "run [red]a[/red]", "0_init=xavier"])
 def test_a_folder_with_another_name_is_shown_by_it(name):
     run = content(overrides=["init=he", "depth=50"])

@@ -246,7 +246,7 @@ def test_a_long_table_ends_with_where_the_rest_is(tmp_path: Path) -> None:
         (lambda folder: folder.mkdir(), "holds no runs"),
         (
             lambda folder: (leave(folder.parent, folder.name, Config(), []) / "layers.csv").unlink(),
-            "holds no profile",
+            "holds no profile: layers.csv is missing",
         ),
         (lambda folder: leave(folder, "0_x", Config(), [], gradexp="0.0"), "was written by gradexp 0.0"),
     ],
