@@ -81,7 +81,7 @@ class RecordFile:
             arrays = _Arrays(file)
             first = next(arrays, None)
             if first is not None:
-                self._check(_subject(first[0]), subject)
+                self._check(_subject(path, first[0]), subject)
                 for array in arrays:
                     restore(_step(*array))
             if arrays.is_damaged or (first is None and not _MAGIC.startswith(_start(file))):
@@ -164,7 +164,7 @@ def read_record(path: Path, every: int = 1) -> dict[str, Any]:
         first = next(arrays, None)
         if first is None:
             raise ValueError("no record")
-        subject = _subject(first[0])
+        subject = _subject(path, first[0])
         for array in arrays:
             step = _step(*array)
             rows = step.rows or rows
@@ -264,9 +264,9 @@ def _codes(step: ProbeStep) -> dict[Key, NDArray[Any]]:
     return codes
 
 
-def _subject(text: Mapping[str, Any]) -> Subject:
+def _subject(path: Path, text: Mapping[str, Any]) -> Subject:
     if text["version"] > _VERSION:
-        raise ValueError(f"it was written by a later version of gradexp, of record {text['version']}")
+        raise ValueError(f"{path} was written by a later version of gradexp")
     return Subject(*(text[field] for field in Subject._fields))
 
 
