@@ -401,7 +401,7 @@ def test_launchers_agree_on_a_sweep_with_own_parts(
     assert call(main, monkeypatch, *sweep, "hydra.sweep.dir=basic") == 0
     assert call(main, monkeypatch, *sweep, "hydra.sweep.dir=stacks", "hydra/launcher=ensemble") == 0
     assert_a_stack_is_equal_up_to_rounding(Path("stacks"), Path("basic"))
-    assert f"0_activation={mine}:phi,seed=0" in summaries(Path("basic"))
+    assert f"0_activation={mine}-phi,seed=0" in summaries(Path("basic"))
     capsys.readouterr()
     assert call(main, monkeypatch, *sweep, "hydra.sweep.dir=basic") == 0
     assert "4 complete" in capsys.readouterr().out

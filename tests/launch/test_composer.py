@@ -49,9 +49,9 @@ JOBS = [
     ["verdict={decades: 4}"],
     ["hydra/launcher=ensemble", "seed=1"],
     ["seed=1", "seed=2"],
-    ["init@data=he"],
 ]
 WRONG = [
+    ["init@data=he"],
     ["+experiment=cure"],
     ["experiment=null", "depth=5"],
     ["depth=deep"],

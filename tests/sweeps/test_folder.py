@@ -348,20 +348,25 @@ def test_a_launcher_that_breaks_off_does_not_lose_the_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from hydra.core import utils
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.launcher import Launcher
 
-    run_job = utils.run_job
+    run_job, is_full = utils.run_job, True
 
     def broken(**arguments: Any) -> Any:
-        if "xavier" in str(arguments["config"].hydra.sweep.subdir):
+        if is_full and "xavier" in str(arguments["config"].hydra.sweep.subdir):
             raise OSError(28, "No space left on device")
         return run_job(**arguments)
 
-    monkeypatch.setattr(utils, "run_job", broken)
+    monkeypatch.setattr(utils, "run_job", broken)  # of a launcher that Hydra has not loaded yet
+    for launcher in Plugins.instance().discover(Launcher):
+        names = launcher.launch.__globals__
+        monkeypatch.setitem(names, "run_job", broken) if "run_job" in names else None
     error = mistake(main, monkeypatch, capsys, ["-m", *SMALL, "init=he,xavier,lecun", f"hydra.sweep.dir={tmp_path}"])
     lines = ["cannot write: No space left on device", f"the same command with hydra.sweep.dir={tmp_path} goes on"]
     assert error.splitlines() == lines
     assert (tmp_path / "sweep.csv").exists()
-    monkeypatch.setattr(utils, "run_job", run_job)
+    is_full = False
     assert sweep(monkeypatch, tmp_path, "init=he,xavier,lecun") == 0
     assert "1 complete, 2 new" in capsys.readouterr().out
 
