@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "PYTHONPATH": str(ROOT),
     "MPLBACKEND": "Agg",
+    "OMP_NUM_THREADS": "1",  # threads that wait for each other on a busy machine take many times as long
 }
 
 

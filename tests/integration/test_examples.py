@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def printed(name: str, folder: Path) -> str:
     """Return what an example prints."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", str(ROOT / "examples" / name)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
