@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -128,3 +129,8 @@ def assert_same_numbers(ours: Path, theirs: Path) -> None:
             a, b = (torch.load(path) for path in weights)
             assert a.keys() == b.keys()
             assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def job_lines(out: str) -> list[str]:
+    """Return the lines that a sweep has printed of its jobs: number, options, verdicts, seconds."""
+    return [line for line in out.splitlines() if re.match(r" *\d+  .* s$", line)]

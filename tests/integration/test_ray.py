@@ -21,6 +21,7 @@ from sweep_processes import (
     assert_a_stack_is_equal_up_to_rounding,
     assert_same_numbers,
     finish,
+    job_lines,
     start,
     statuses,
     summaries,
@@ -146,7 +147,7 @@ def test_eight_jobs_on_two_nodes_are_equal_to_those_of_the_basic_launcher_bit_fo
     assert err == ""
     assert nodes == {HEAD, WORKER}
     assert "8 tasks on 2 nodes" in out
-    assert len([line for line in out.splitlines() if line.endswith(tuple(summaries(folder)))]) == 8
+    assert len(job_lines(out)) == 8
     assert_same_numbers(folder, eight_jobs)
     assert (folder / "report.html").exists()
 

@@ -19,6 +19,7 @@ from sweep_processes import (
     assert_a_stack_is_equal_up_to_rounding,
     assert_same_numbers,
     finish,
+    job_lines,
     start,
     statuses,
     summaries,
@@ -158,8 +159,7 @@ def test_eight_jobs_are_equal_to_those_of_the_basic_launcher_bit_for_bit(
     assert code == 0, err
     assert err == ""
     assert_same_numbers(folder, eight_jobs)
-    lines = [line for line in out.splitlines() if line.endswith(tuple(summaries(folder)))]
-    assert len(lines) == 8
+    assert len(job_lines(out)) == 8
     assert "8 tasks as job" in out
     assert (folder / "report.html").exists()
 
