@@ -44,7 +44,8 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
         options = {name: _plain(value) for name, value in sorted(self._options.items()) if name != "keep"}
         if self._options.get("save") is not None:  # a folder may be another when a training goes on
             options["save"] = Path(self._options["save"]).name
-        return self._generate_state_key(every=self._every, log=_plain(self._log), **options)
+        key: str = self._generate_state_key(every=self._every, log=_plain(self._log), **options)
+        return key
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the Trainer puts into its checkpoints."""
