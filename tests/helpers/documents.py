@@ -1,8 +1,11 @@
 """The pages of the documentation, and the blocks of code in them."""
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
@@ -13,6 +16,13 @@ _BLOCK = re.compile(
     r"|^<!-- given\n(?P<given>.*?)^-->$",
     re.MULTILINE | re.DOTALL,
 )
+
+
+ASKED_FOR = [
+    pytest.mark.documentation,
+    pytest.mark.skipif("GRADEXP_TEST_DOCS" not in os.environ, reason="set GRADEXP_TEST_DOCS=1 (takes minutes)"),
+]
+"""Marks of tests that run what the documentation shows."""
 
 
 class Block(NamedTuple):

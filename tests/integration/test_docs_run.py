@@ -6,12 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from documents import PAGES, ROOT, Block, blocks
+from documents import ASKED_FOR, PAGES, ROOT, Block, blocks
 
-pytestmark = [
-    pytest.mark.documentation,
-    pytest.mark.skipif("GRADEXP_TEST_DOCS" not in os.environ, reason="set GRADEXP_TEST_DOCS=1 (takes minutes)"),
-]
+pytestmark = ASKED_FOR
 
 ENVIRONMENT = {
     **os.environ,

@@ -7,13 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from documents import ASKED_FOR, ROOT
 
-pytestmark = [
-    pytest.mark.documentation,
-    pytest.mark.skipif("GRADEXP_TEST_DOCS" not in os.environ, reason="set GRADEXP_TEST_DOCS=1 (takes minutes)"),
-]
-
-ROOT = Path(__file__).parents[2]
+pytestmark = ASKED_FOR
 
 
 def printed(name: str, folder: Path) -> str:

@@ -6,9 +6,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import mpmath
 import pytest
@@ -22,10 +22,10 @@ from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
-from test_page_in_browser import Opened  # noqa: E402
+from test_page_in_browser import Opened, open_file  # noqa: E402
 from test_tensorboard import browser, keep, pytestmark  # noqa: E402
 
-__all__ = ["browser", "pytestmark"]
+__all__ = ["browser", "open_file", "pytestmark"]
 
 # Where the sliders of sigma_w2 and sigma_b2 end, and what lies between.
 VARIANCES = [(0.02, 0.0), (5.0, 0.0), (0.02, 1.0), (5.0, 1.0), (1.0, 0.0), (2.0, 0.0), (1.76, 0.05), (1 / 3, 1 / 192)]
@@ -43,18 +43,10 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def open_lesson(browser: webdriver.Chrome, lesson: Path) -> Iterator[Callable[..., Opened]]:
-    def opened(width: int = 1280, height: int = 900, **features: str) -> Opened:
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        media = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
-        browser.get(f"file://{quote(str(lesson))}")
-        return Opened(browser)
-
-    yield opened
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+def open_lesson(
+    open_file: Callable[..., Opened], browser: webdriver.Chrome, lesson: Path
+) -> Iterator[Callable[..., Opened]]:
+    yield partial(open_file, lesson)
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 

@@ -103,9 +103,10 @@ class Opened:
 
 
 @pytest.fixture
-def open_page(browser: webdriver.Chrome, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    def opened(page: Page, width: int = 1280, height: int = 900, **features: str) -> Opened:
-        path = page.write(tmp_path / "report.html")
+def open_file(browser: webdriver.Chrome) -> Iterator[Callable[..., Opened]]:
+    """Opens a page on a screen of some size, with features such as ``prefers_color_scheme``."""
+
+    def opened(path: Path, width: int = 1280, height: int = 900, **features: str) -> Opened:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         media = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
@@ -116,6 +117,14 @@ def open_page(browser: webdriver.Chrome, tmp_path: Path) -> Iterator[Callable[..
     yield opened
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.fixture
+def open_page(open_file: Callable[..., Opened], tmp_path: Path) -> Callable[..., Opened]:
+    def opened(page: Page, *size: int, **features: Any) -> Opened:
+        return open_file(page.write(tmp_path / "report.html"), *size, **features)
+
+    return opened
 
 
 def test_the_step_slider_moves_the_lines_and_the_loss(open_page: Callable[..., Opened], tmp_path: Path) -> None:

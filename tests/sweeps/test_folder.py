@@ -361,7 +361,8 @@ def test_a_launcher_that_breaks_off_does_not_lose_the_comparison(
     monkeypatch.setattr(utils, "run_job", broken)  # of a launcher that Hydra has not loaded yet
     for launcher in Plugins.instance().discover(Launcher):
         names = launcher.launch.__globals__
-        monkeypatch.setitem(names, "run_job", broken) if "run_job" in names else None
+        if "run_job" in names:
+            monkeypatch.setitem(names, "run_job", broken)
     error = mistake(main, monkeypatch, capsys, ["-m", *SMALL, "init=he,xavier,lecun", f"hydra.sweep.dir={tmp_path}"])
     lines = ["cannot write: No space left on device", f"the same command with hydra.sweep.dir={tmp_path} goes on"]
     assert error.splitlines() == lines
