@@ -17,7 +17,7 @@ import numpy as np
 from machine import machine
 
 from gradexp.history.history import History
-from gradexp.history.recorded import ProbeStep, Subject
+from gradexp.history.probe_steps import ProbeStep, Subject
 from gradexp.history.step import QUANTITIES
 from gradexp.probe.record import Record
 from gradexp.probe.saving import Saving

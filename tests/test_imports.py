@@ -52,7 +52,7 @@ WITH_TORCH = [
         (
             "from gradexp.runs import run; from gradexp import Config\n"
             "from gradexp.config import DataConfig\n"
-            "import gradexp.probe.probe, gradexp.runs.recording, gradexp.runs.training\n"
+            "import gradexp.probe.probe, gradexp.runs.live_results, gradexp.runs.training\n"
             "run(Config(depth=3, width=4, steps=0, data=DataConfig('gaussian', samples=100)))",
             ("sklearn", "matplotlib", "tensorboard", "hydra"),
         ),

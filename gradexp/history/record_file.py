@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradexp.history.finding import Finding, finding_of
-from gradexp.history.recorded import ProbeStep, Row, Subject, history_fields, layout_of
+from gradexp.history.probe_steps import ProbeStep, Row, Subject, history_fields, layout_of
 
 _MAGIC = b"\x93NUMPY"
 _VERSION = 1

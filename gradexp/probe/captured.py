@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gradexp.history.history import History
-from gradexp.history.recorded import ProbeStep
+from gradexp.history.probe_steps import ProbeStep
 from gradexp.history.step import STATUSES
 from gradexp.numerics.norms import has_values, scaled_norm, scaled_norms
 from gradexp.probe.readings import PendingStep

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from gradexp.history.recorded import LOSS, Row
+from gradexp.history.probe_steps import LOSS, Row
 from gradexp.numerics.torch_internals import base_of, creation_number, current_node
 
 # Beyond this a graph counts as unknown: a walk would take longer than a step.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gradexp.history.history import History
-from gradexp.history.recorded import LOSS, Row, Subject
+from gradexp.history.probe_steps import LOSS, Row, Subject
 from gradexp.history.step import QUANTITIES
 from gradexp.networks.one_node import OneNode
 from gradexp.probe.readings import PendingStep, TensorSize, loss_value, measure_all, tensor_size

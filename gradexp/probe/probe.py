@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from gradexp.history.finding import Finding
 from gradexp.history.history import History
-from gradexp.history.recorded import ProbeStep, Row, Subject
+from gradexp.history.probe_steps import ProbeStep, Row, Subject
 from gradexp.history.step import QUANTITIES, VECTOR_QUANTITIES
 from gradexp.networks.mlp import MLP
 from gradexp.numerics.torch_internals import all_parameters_of, backward_number, is_dynamo_loaded

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradexp.history.recorded import ProbeStep
+from gradexp.history.probe_steps import ProbeStep
 from gradexp.history.step import STATUSES, Array
 from gradexp.numerics.norms import LOG10_2, ScaledNorm, norm_on_host, scaled_norm, scaled_norms
 

@@ -1,4 +1,4 @@
-"""The steps that a probe has recorded, and the order of their rows, as a History."""
+"""The record of a training in memory: the steps that a probe keeps, the order of their rows, and their History."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 
 from gradexp.history.finding import Finding, worst_first
 from gradexp.history.history import History
-from gradexp.history.recorded import Layout, ProbeStep, Row, Subject, history_fields, layout_of
+from gradexp.history.probe_steps import Layout, ProbeStep, Row, Subject, history_fields, layout_of
 from gradexp.history.step import STATUSES
 from gradexp.probe.order import merged
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from gradexp.history.finding import Finding
+from gradexp.history.probe_steps import Layout
 from gradexp.history.record_file import RecordFile, Rows, SavedStep
-from gradexp.history.recorded import Layout
 from gradexp.probe.processes import is_first_process
 from gradexp.probe.record import Record
 

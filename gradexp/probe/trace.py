@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradexp.history.recorded import Row
+from gradexp.history.probe_steps import Row
 from gradexp.numerics.torch_internals import is_dynamo_loaded, is_recomputing
 from gradexp.probe.calls import ModuleCall, ProbeSpec
 from gradexp.probe.graph import Feeds, Graph

@@ -21,10 +21,10 @@ from gradexp.probe.probe import GradientProbe
 from gradexp.runs.clock import Clock
 from gradexp.runs.data import Dataset, batches, check_batch, load
 from gradexp.runs.device import device_name, find_device
+from gradexp.runs.live_results import LiveResults, sample_outputs
 from gradexp.runs.losses import chance_accuracy, chance_loss, resolve_loss, targets
 from gradexp.runs.optimizers import build_optimizer, is_elementwise
 from gradexp.runs.prediction import predict_run
-from gradexp.runs.recording import Recording, sample_outputs
 from gradexp.runs.remedies import Predict
 from gradexp.runs.result import Result, Sink, tell
 from gradexp.runs.schedules import Schedule
@@ -174,10 +174,10 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
         probe = GradientProbe(
             model, every=config.record.every, optimizer=optimizer, networks=model.networks, seeds=seeds
         )
-    recording = Recording(results, model, probe, data.x_train[: config.batch_size])
+    live = LiveResults(results, model, probe, data.x_train[: config.batch_size])
 
     def after_step(step: int) -> None:
-        recording.after(step)
+        live.after(step)
         on_step(step)
 
     try:
@@ -196,7 +196,7 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
             after_step,
         )
     finally:
-        recording.read()
+        live.read()
 
 
 def _widths(config: Config, data: Dataset) -> list[int]:

@@ -15,7 +15,7 @@ from cases import few
 
 from gradexp.choices import NORMALIZATIONS, RESIDUALS, ConfigError
 from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, RecordConfig
-from gradexp.runs import recording, stages
+from gradexp.runs import live_results, stages
 from gradexp.runs.experiment import run, run_stack
 from gradexp.runs.result import Result
 from gradexp.runs.summary import summary
@@ -161,8 +161,8 @@ def test_recording_does_not_change_training() -> None:
 @pytest.mark.slow
 def test_looking_at_a_training_while_it_goes_on_does_not_change_it(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = small(save_weights=True)
-    monkeypatch.setattr(recording, "_BETWEEN", 0.0)
-    monkeypatch.setattr(recording, "_SHARE", math.inf)
+    monkeypatch.setattr(live_results, "_BETWEEN", 0.0)
+    monkeypatch.setattr(live_results, "_SHARE", math.inf)
     watched = small(save_weights=True, record=RecordConfig(profile_steps=[0, 5], histograms=True))
     assert plain.weights is not None
     assert watched.weights is not None

@@ -160,7 +160,7 @@ def test_a_folder_that_goes_while_its_run_works_is_told_in_a_line(
         if fate == "replaced by a file":
             Path("one").touch()
 
-    monkeypatch.setattr("gradexp.runs.recording.Recording.read", lose)
+    monkeypatch.setattr("gradexp.runs.live_results.LiveResults.read", lose)
     assert call(run_module.main, monkeypatch, *SMALL, "hydra.run.dir=one") == 1
     error = capfd.readouterr().err
     assert "Traceback" not in error

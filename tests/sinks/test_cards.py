@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gradexp.config import Config, InitConfig, OptimizerConfig, RecordConfig
-from gradexp.runs import recording
+from gradexp.runs import live_results
 from gradexp.runs.experiment import deliver, run, run_stack
 from gradexp.runs.result import Result
 from gradexp.sinks import tensorboard as sinks
@@ -106,8 +106,8 @@ def test_no_pictures_unless_asked_for(tmp_path: Path) -> None:
 @pytest.fixture
 def looking_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "_BETWEEN", 0.0)
-    monkeypatch.setattr(recording, "_BETWEEN", 0.0)
-    monkeypatch.setattr(recording, "_SHARE", math.inf)
+    monkeypatch.setattr(live_results, "_BETWEEN", 0.0)
+    monkeypatch.setattr(live_results, "_SHARE", math.inf)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What is recorded of a training while it goes on, so that a dashboard can follow it."""
+"""The results of runs, kept up to date while their networks are trained, so that a dashboard can follow them."""
 
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _BETWEEN = 5.0
 _SHARE = 0.02
 
 
-class Recording:
+class LiveResults:
     """Keeps the results of some runs up to date while their networks are trained together.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a probe has recorded, step by step as it was read, and how that becomes the arrays of a history."""
+"""Recorded steps as a probe read them, and how they become the arrays of a history."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -11,7 +11,7 @@ import torch
 from gradexp.config import Config, InitConfig, OptimizerConfig, RecordConfig
 from gradexp.runs.data import load
 from gradexp.runs.experiment import run, run_stack
-from gradexp.runs.recording import distribution
+from gradexp.runs.live_results import distribution
 from gradexp.runs.result import Distribution, Result
 
 

@@ -1,4 +1,4 @@
-"""What files and TensorBoard add to a run: ``python benchmarks/recording.py [--widths 16,64] [ROUNDS]``.
+"""What files and TensorBoard add to a run: ``python benchmarks/sink_cost.py [--widths 16,64] [ROUNDS]``.
 
 150 tanh layers with orthogonal weights, so that every cell has a number, in batches of 32, recorded at every step.
 A round makes the same run without sinks, with both, and without recording, one after the other in one process, in an
