@@ -39,12 +39,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "theory":
-        return import_module("gradexp.theory")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'gradexp' has no attribute '{name}'")
-    return getattr(import_module(f"gradexp.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # or type checkers would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name == "theory":
+            return import_module("gradexp.theory")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'gradexp' has no attribute '{name}'")
+        return getattr(import_module(f"gradexp.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -96,7 +96,8 @@ class OwnPart(str):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = str.__hash__
+    def __hash__(self) -> int:
+        return super().__hash__()
 
     def __reduce__(self) -> Any:
         """Send the function along, not what was read from it."""

@@ -5,6 +5,7 @@ from gradexp.cli.interruptions import leave_at_once
 if __name__ == "__main__":
     leave_at_once()  # before the imports, which take half a second
 
+from collections.abc import Callable
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -56,7 +57,7 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
 # Seconds. A report that looks whether a job is at work holds its lock for a moment.
 _REPORT_LOOKS = 1.0
 
-main = command(job)
+main: Callable[[], None] = command(job)
 
 if __name__ == "__main__":
     main()

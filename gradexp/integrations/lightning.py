@@ -2,20 +2,23 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from gradexp.integrations import ProbeOfTraining
 from gradexp.probe.weights import scale_of_loss
 
-try:
+if TYPE_CHECKING:
     import lightning.pytorch as pl
-except ImportError:
+else:
     try:
-        import pytorch_lightning as pl
-    except ImportError as error:
-        raise ImportError("the callback needs lightning; get it with pip install lightning") from error
+        import lightning.pytorch as pl
+    except ImportError:
+        try:
+            import pytorch_lightning as pl
+        except ImportError as error:
+            raise ImportError("the callback needs lightning; get it with pip install lightning") from error
 
 
 class GradientProbeCallback(ProbeOfTraining, pl.Callback):

@@ -18,8 +18,8 @@ try:
     from transformers import PrinterCallback, ProgressCallback, TrainerCallback
     from transformers.integrations.integration_utils import MLflowCallback
     from transformers.trainer_callback import CallbackHandler
-except ImportError as error:
-    raise ImportError("the callback needs transformers; get it with pip install transformers accelerate") from error
+except ImportError as _error:
+    raise ImportError("the callback needs transformers; get it with pip install transformers accelerate") from _error
 
 
 class GradientProbeCallback(ProbeOfTraining, TrainerCallback):

@@ -5,7 +5,7 @@ from gradexp.cli.interruptions import leave_at_once
 if __name__ == "__main__":
     leave_at_once()  # before the imports, which take half a second
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,7 +169,7 @@ def _progress(console: "Console", activity: str) -> "Iterator[Progress | None]":
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-main = command(job, ABOUT)
+main: Callable[[], None] = command(job, ABOUT)
 
 if __name__ == "__main__":
     main()

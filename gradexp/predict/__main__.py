@@ -5,6 +5,7 @@ from gradexp.cli.interruptions import leave_at_once
 if __name__ == "__main__":
     leave_at_once()  # before the imports, which take half a second
 
+from collections.abc import Callable
 from pathlib import Path
 
 from gradexp._version import __version__
@@ -48,7 +49,7 @@ def job(config: Config, _folder: Path, overrides: list[str], _interruptions: Int
     console.print(text, soft_wrap=True)
 
 
-main = command(job, ABOUT)
+main: Callable[[], None] = command(job, ABOUT)
 
 if __name__ == "__main__":
     main()

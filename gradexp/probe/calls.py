@@ -112,11 +112,11 @@ class ModuleCall:
         position: The call's place in the order of the forward pass.
     """
 
-    expected = False  # an output tensor takes part in autograd
-    is_rerun = False  # by a checkpoint, so that its outputs are measured already
+    expected: bool = False  # an output tensor takes part in autograd
+    is_rerun: bool = False  # by a checkpoint, so that its outputs are measured already
     uncertain = False  # a gradient could pass by unseen
     is_passed_by = False  # by a backward pass that does not add to .grad
-    is_empty = False  # it returned tensors without a single element, of which there is nothing to measure
+    is_empty: bool = False  # it returned tensors without a single element, of which there is nothing to measure
     missed: tuple[str, ...] = ()  # quantities of which something is unseen
     stats: Sequence[tuple[str, Tensor]] = ()  # of outputs, one value per network
     inside: Inside | None = None
@@ -129,7 +129,7 @@ class ModuleCall:
         self.plan = plan
         self.passes = passes
         self.position = position
-        self.index = run.calls.get(name, 0)
+        self.index: int = run.calls.get(name, 0)
         run.calls[name] = self.index + 1
         self.outputs: list[TensorSize] = []
         self.arrivals: list[list[Arrival]] = []  # of each output tensor
@@ -247,7 +247,7 @@ class OutputGradient:
         shape: The tensor's shape, where the gradient comes in another one.
     """
 
-    with_samples = False
+    with_samples: bool = False
     inner: "InnerGradient | None" = None
     shape: torch.Size | None = None
     _index = 0

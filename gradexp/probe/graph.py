@@ -47,7 +47,7 @@ class Graph:
         is_known: Whether the walks came to their ends.
     """
 
-    is_known = True
+    is_known: bool = True
 
     def __init__(self) -> None:
         # Each thread counts the nodes that it makes.

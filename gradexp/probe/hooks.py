@@ -37,7 +37,7 @@ class Hooks:
         alone: Its ``recorder``, if set, keeps all others from seeing anything in the same thread.
     """
 
-    alone = _Alone()
+    alone: _Alone = _Alone()
 
     def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], plan: ProbeSpec) -> None:
         self.trace: Trace | None = None

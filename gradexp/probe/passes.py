@@ -60,11 +60,11 @@ class BackwardPass:
         thrown: Numbers of those whose ``.grad`` was set to zero or None later.
     """
 
-    is_finished = False
+    is_finished: bool = False
 
     def __init__(self, accumulates: bool | None) -> None:
         self.accumulates = accumulates
-        self.keeps_graph = keeps_graph()
+        self.keeps_graph: bool = keeps_graph()
         self.touched: set[int] = set()
         self.thrown: set[int] = set()
 
@@ -102,7 +102,7 @@ class Parameters:
             self.own[name] = self.numbers[name] if own else []
             if not own and not is_callable(module):
                 self.containers.add(name)
-        self.watched = len(order)
+        self.watched: int = len(order)
         if not all(self.numbers.values()):  # a module without parameters goes with all others
             for place in (place for inner in model.modules() for place in _telling(inner)):
                 order.setdefault(place, len(order))
@@ -164,11 +164,11 @@ class Passes:
     """
 
     def __init__(self, parameters: Parameters) -> None:
-        self.is_open = True
+        self.is_open: bool = True
         self.finished: list[BackwardPass] = []
         self.moved: set[int] = set()
-        self.counting = -1
-        self.piling = Piling()
+        self.counting: int = -1
+        self.piling: Piling = Piling()
         self._parameters = parameters
         self.by_number: dict[int, BackwardPass] = {}
         self._nesting: list[BackwardPass] = []  # passes in which others may run

@@ -42,9 +42,9 @@ class Record:
         self.kinds: dict[str, str] = {}
         self.numbers: dict[Row, int] = {}
         self.order: dict[Row, None] = {}
-        self.total = 0
-        self.count = 0
-        self.version = 0
+        self.total: int = 0
+        self.count: int = 0
+        self.version: int = 0
         self._restored: list[int] = []  # labels of all steps that were, kept or not
         self._layout: Layout | None = None
         self._seen: tuple[int, ...] = ()

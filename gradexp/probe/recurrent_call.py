@@ -49,7 +49,9 @@ class RecurrentCall:
         self._module = weakref.ref(module)
         names = [row_name(call.name, layer) for layer in layer_names(module)]
         directions = 1 + module.bidirectional
-        self.layers = [names[start : start + directions] for start in range(0, len(names), directions)]
+        self.layers: list[list[str]] = [
+            names[start : start + directions] for start in range(0, len(names), directions)
+        ]
         self._gradients: dict[int, list[tuple[BackwardPass, Tensor]]] = {}
         inputs = args[0] if args else kwargs["input"]
         self._order = inputs.sorted_indices if isinstance(inputs, PackedSequence) else None

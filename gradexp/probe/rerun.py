@@ -30,12 +30,12 @@ class Run:
         self.args = args
         self.kwargs = kwargs
         first = next((x for x in tensors_in((args, kwargs))), None)
-        self.device = torch.device("cpu") if first is None else first.device
-        self.state = torch.get_rng_state()
+        self.device: torch.device = torch.device("cpu") if first is None else first.device
+        self.state: Tensor = torch.get_rng_state()
         is_cuda = self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
-        self.device_state = torch.cuda.get_rng_state(self.device) if is_cuda else None
+        self.device_state: Tensor | None = torch.cuda.get_rng_state(self.device) if is_cuda else None
         kind = self.device.type
-        self.autocast = (
+        self.autocast: tuple[bool, torch.dtype] | None = (
             (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             if torch.amp.is_autocast_available(kind)
             else None

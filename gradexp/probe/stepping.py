@@ -32,7 +32,7 @@ class Stepping:
         weights: Sequence[tuple[str, nn.Parameter]],
         piled: Mapping[int, Tensor],
     ) -> None:
-        self.names = list(dict.fromkeys(name for name, _ in weights))
+        self.names: list[str] = list(dict.fromkeys(name for name, _ in weights))
         self._of_rate = rate_findings(optimizer, self.names)
         gradients = [gradient for _, weight in weights if (gradient := weight.grad) is not None]
         self._left: list[Tensor | None] = []  # of each gradient, whether it is not 0

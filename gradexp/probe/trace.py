@@ -27,7 +27,7 @@ class Trace:
     def __init__(self, plan: ProbeSpec, parameters: Parameters, graph: Graph | None = None) -> None:
         self.plan = plan
         self.graph = graph
-        self.passes = Passes(parameters)
+        self.passes: Passes = Passes(parameters)
         self.eager = False  # compiled code runs eagerly, so that hooks are called
         self.calls: list[ModuleCall] = []
         self.transformed: set[str] = set()  # modules that are compiled for good, or ran inside vmap and the like

@@ -24,8 +24,6 @@ if TYPE_CHECKING:  # importing them would load torch, and a run's first files ar
     from gradexp.theory import Agreement, Prediction
 
 
-version = cache(metadata.version)  # which reads a file each time
-
 SCHEMA = 1
 UNHASHED = ("device", "threads", "quiet", "record", "objective")  # they do not change what is computed
 
@@ -210,8 +208,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@cache  # it reads a file
 def _version(package: str) -> str | None:
     try:
-        return version(package)
+        return metadata.version(package)
     except PackageNotFoundError:
         return None

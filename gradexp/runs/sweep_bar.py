@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from gradexp.runs.bar import Bar
 
@@ -19,7 +19,7 @@ class SweepBar:
 
     def __init__(self, total: int, console: Console) -> None:
         self.console = console
-        self.ended = 0
+        self.ended: int = 0
         columns = (
             TextColumn("sweep"),
             BarColumn(bar_width=20),
@@ -28,7 +28,7 @@ class SweepBar:
             TextColumn("{task.description}", markup=False),
         )
         self.bar: Bar = Bar(console, columns)
-        self.task = self.bar.add_task("", total=total)
+        self.task: TaskID = self.bar.add_task("", total=total)
 
     def show(self, activity: str, share: float, jobs: int) -> None:
         """Show what goes on.

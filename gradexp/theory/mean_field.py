@@ -108,7 +108,7 @@ class MeanField:
             check_variance(name, variance)
         if not 0 < start < math.inf:
             raise ValueError(f"start must be above 0 and finite, got {start}")
-        self.activation = usable_activation(activation, negative_slope, kinks)
+        self.activation: Activation = usable_activation(activation, negative_slope, kinks)
         self.sigma_w2: float = float(sigma_w2)
         self.sigma_b2: float = float(sigma_b2)
         self.start: float = float(start)
