@@ -15,7 +15,7 @@ from experiments.lab.claims import Claim, Findings, below, near
 from experiments.lab.drawing import COLOURS, panels
 from experiments.lab.lab import Lab
 from experiments.lab.measures import LEARNED, grouped, initial, mean_profile, median_steps_to, ratio
-from gradexp.history.step import Array
+from gradexp.history.step import Array, Quantity
 from gradexp.plotting import powers_of_ten
 from gradexp.predict.forecast import forecast
 from gradexp.runs.result import Result
@@ -46,7 +46,8 @@ def _predict(lab: Lab, init: str) -> Prediction:
 
 def _claims(runs: Runs, predictions: Mapping[str, Prediction]) -> list[Claim]:
     claims = []
-    for quantity, what in (("output", "signal, upwards"), ("output_grad", "gradient, downwards")):
+    ways: dict[Quantity, str] = {"output": "signal, upwards", "output_grad": "gradient, downwards"}
+    for quantity, what in ways.items():
         for init, prediction in predictions.items():
             measured = _factor(mean_profile(runs[init], quantity), quantity)
             predicted = _factor(prediction.arrays[f"log10_{quantity}"], quantity)
@@ -70,7 +71,7 @@ def _factor(profile: Array, quantity: str) -> float:
 
 
 def _figure(runs: Runs) -> "Figure":
-    quantities = {
+    quantities: dict[Quantity, str] = {
         "output": "signal: rms of z (Fig. 6: tanh z)",
         "output_grad": "gradient: norm of ∂L/∂z (Fig. 7)",
         "weight_grad": "norm of ∂L/∂W (Fig. 8)",

@@ -18,7 +18,7 @@ from experiments.lab.claims import Claim, Findings, above, below, near, number, 
 from experiments.lab.drawing import COLOURS, guessing, panels
 from experiments.lab.lab import Lab
 from experiments.lab.measures import GUESSING, initial, smoothed, training
-from gradexp.history.step import STATUSES, Array
+from gradexp.history.step import STATUSES, Array, Quantity
 from gradexp.numerics.formats import limits
 from gradexp.phase.figures import weight_scale_figure
 from gradexp.phase.plane import weight_scales
@@ -206,7 +206,7 @@ def _spread_of_products(lab: Lab) -> float:
     return (max(products) - min(products)) / max(map(abs, products))
 
 
-def _profile(result: Result, quantity: str) -> Array:
+def _profile(result: Result, quantity: Quantity) -> Array:
     return initial(result).profile(quantity)
 
 

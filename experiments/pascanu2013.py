@@ -17,7 +17,7 @@ from experiments.lab.claims import Claim, Findings, above, below, near, same
 from experiments.lab.drawing import COLOURS, guessing, panels
 from experiments.lab.lab import Lab
 from experiments.lab.measures import LEARNED, grouped, lowest_loss, mean_log_chi, slowest_to, smoothed, training
-from gradexp.history.step import Array
+from gradexp.history.step import Array, Quantity
 from gradexp.runs.result import Result
 
 if TYPE_CHECKING:
@@ -87,13 +87,13 @@ def _claims(runs: Runs, smaller: list[Result]) -> list[Claim]:
     ]
 
 
-def _first(result: Result, quantity: str) -> Array:
+def _first(result: Result, quantity: Quantity) -> Array:
     """Return log10 of a quantity of each layer's weights in the first step."""
     assert result.gradients is not None
     return result.gradients.profile(quantity, 0)
 
 
-def _norm(result: Result, quantity: str) -> float:
+def _norm(result: Result, quantity: Quantity) -> float:
     """Return the joint norm over all layers in the first step."""
     return float(np.sqrt(np.sum(10 ** (2 * _first(result, quantity)))))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradexp.config import Config
 from gradexp.history.history import History
-from gradexp.history.step import Array, mean
+from gradexp.history.step import Array, Quantity, mean
 from gradexp.runs.result import Result
 from gradexp.runs.training import Training
 
@@ -53,7 +53,7 @@ def mean_log_chi(results: Sequence[Result], first: int | None = None, last: int 
     return mean(np.concatenate([initial(result).at().log_chi_per_network(first, last) for result in results]))
 
 
-def mean_profile(results: Sequence[Result], quantity: str) -> Array:
+def mean_profile(results: Sequence[Result], quantity: Quantity) -> Array:
     """Return log10 of a quantity per layer at initialisation, averaged over all networks of all runs."""
     return np.asarray(np.mean([initial(result).profile(quantity) for result in results], axis=0))
 

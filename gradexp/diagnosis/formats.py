@@ -13,7 +13,7 @@ from gradexp.history.finding import Finding
 from gradexp.history.history import History
 from gradexp.history.sentences import number
 from gradexp.history.slope import power
-from gradexp.history.step import STATUSES, Step
+from gradexp.history.step import STATUSES, Quantity, Step
 from gradexp.numerics.extremes import Extremes, extremes, nonfinite, read
 from gradexp.probe.calls import tensors_in
 
@@ -23,7 +23,7 @@ _FORMATS = (torch.float16, torch.bfloat16, torch.float32)
 _POLES = ("Log", "Div", "Reciprocal", "Rsqrt", "Pow", "Tan", "MaskedFill", "Where")
 Again = Callable[[float], History]
 
-_GRADIENTS = ("output_grad", "weight_grad")
+_GRADIENTS: tuple[Quantity, ...] = ("output_grad", "weight_grad")
 
 
 class NumberFormats(Observer):
@@ -181,7 +181,7 @@ def _exponent(step: Step, dtype: torch.dtype, of_loss: torch.dtype) -> int:
     return min(room, 24 if dtype is torch.float16 else 100, math.floor(math.log2(torch.finfo(of_loss).max)))
 
 
-def _is(step: Step, quantity: str, row: int, status: str) -> bool:
+def _is(step: Step, quantity: Quantity, row: int, status: str) -> bool:
     return bool((step.status[quantity][:, row] == STATUSES.index(status)).any())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -24,14 +24,18 @@ from gradexp.numerics.torch_internals import creation_number, without_accumulate
 from gradexp.probe.calls import has_node, tensors_in
 from gradexp.probe.optimizers import unwrapped
 from gradexp.probe.passes import is_known_to_others
-from gradexp.probe.probe import GradientProbe
+from gradexp.probe.probe import GradientProbe, ProbeOptions
 from gradexp.probe.untouched import untouched
 
 NO_BATCH: Any = object()
 
 
 def measure(
-    model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any = NO_BATCH, optimizer: Any = None, **options: Any
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    batch: Any = NO_BATCH,
+    optimizer: Any = None,
+    **options: Unpack[ProbeOptions],
 ) -> History:
     """Run one forward and one backward pass and return what happens in each layer.
 
@@ -146,7 +150,7 @@ def _loss(examination: Examination, batch: Any) -> Any:
 
 
 def _again(
-    examination: Examination, batch: Any, modules: list[nn.Module], factor: float, options: Mapping[str, Any]
+    examination: Examination, batch: Any, modules: list[nn.Module], factor: float, options: ProbeOptions
 ) -> History:
     """Record another pass, of the loss times a factor."""
     probe = GradientProbe(examination.model, **options)
@@ -158,7 +162,7 @@ def _again(
     return probe.history
 
 
-def _record_copy(examination: Examination, batch: Any, options: Mapping[str, Any], other: nn.Module) -> History:
+def _record_copy(examination: Examination, batch: Any, options: ProbeOptions, other: nn.Module) -> History:
     """Record a pass of a copy of the model."""
     modules = [other, *([examination.loss_fn] if isinstance(examination.loss_fn, nn.Module) else [])]
     return _again(replace(examination, model=other), batch, modules, 1.0, options)

@@ -7,13 +7,13 @@ from torch.autograd.graph import Node
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import nodes_of_loss
-from gradexp.history.finding import Finding
+from gradexp.history.finding import Finding, Kind
 from gradexp.numerics.torch_internals import saved_of
 
 # The loss's own squashing -> its name, and what takes logits.
-_OWN = {
-    "LogSoftmaxBackward": ("softmax", "cross entropy"),
-    "BinaryCrossEntropyWithLogitsBackward": ("sigmoid", "binary cross entropy with logits"),
+_OWN: dict[str, tuple[Kind, str, str]] = {
+    "LogSoftmaxBackward": ("softmax twice", "softmax", "cross entropy"),
+    "BinaryCrossEntropyWithLogitsBackward": ("sigmoid twice", "sigmoid", "binary cross entropy with logits"),
 }
 _BEFORE = {"SoftmaxBackward": "softmax", "SigmoidBackward": "sigmoid"}
 _SHAPES = ("View", "UnsafeView", "ReshapeAlias", "Transpose", "Permute", "Squeeze", "Unsqueeze", "Select", "ToCopy")
@@ -38,7 +38,7 @@ class SquashedTwice(Observer):
 
 
 def _finding(before: str, node: Node) -> Finding:
-    own, loss = _OWN[kind_of(node)]
+    kind, own, loss = _OWN[kind_of(node)]
     text = f"{loss} applies a {own}, and its input is already the result of a {before}: gradients shrink"
     result = saved_of(node, "result")
     if before == own == "softmax" and result is not None:
@@ -46,7 +46,7 @@ def _finding(before: str, node: Node) -> Finding:
         dimension = saved_of(node, "dim")  # of a negative one autograd makes a very large one
         classes = result.shape[dimension if dimension < result.dim() else -1]
         text += f", and the loss cannot fall below {math.log(1 + (classes - 1) / math.e):.2f}"
-    return Finding(f"{own} twice", text, (), f"remove the {before} from the model: the loss takes logits", 2)
+    return Finding(kind, text, (), f"remove the {before} from the model: the loss takes logits", 2)
 
 
 def without_shapes(node: Node | None) -> Node | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from gradexp.exact.layers import Normalised, activate, branch_factor, linear, normalise
 from gradexp.exact.scaled import scaled
 from gradexp.history.history import History
-from gradexp.history.step import STATUSES
+from gradexp.history.step import STATUSES, Array, Codes, Quantity
 from gradexp.networks.mlp import MLP, StackedLinear
 from gradexp.numerics.seeds import generator
 
@@ -203,7 +203,7 @@ def _mean_cosine(z: Tensor) -> Tensor:
 def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
     """Average the logs over the samples that are alive at every layer."""
     widths = torch.tensor(mlp.widths[1:], dtype=torch.float64)
-    logs = {
+    logs: dict[Quantity, Tensor] = {
         "output": sizes["output_norm"] - 0.5 * widths.log10()[:, None, None],
         "output_grad": sizes["output_grad_norm"],
         "weight_grad": sizes["output_grad_norm"] + sizes["input_norm"],
@@ -214,7 +214,8 @@ def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
     # A network with no sample left still shows each layer up to where it died.
     chosen = alive | ~alive.any(dim=1, keepdim=True)
 
-    log10, status = {}, {}
+    log10: dict[Quantity, Array] = {}
+    status: dict[Quantity, Codes] = {}
     for quantity, log in logs.items():
         counted = chosen & log.isfinite()
         count = counted.sum(dim=2)

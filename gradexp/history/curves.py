@@ -8,7 +8,7 @@ import numpy as np
 from gradexp.history.derived import extras
 from gradexp.history.roles import Place, merged_roles, places
 from gradexp.history.short_names import shown_name
-from gradexp.history.step import Array, mean_over_networks
+from gradexp.history.step import Array, Quantity, mean_over_networks
 from gradexp.patterns import is_match
 
 _FEW = 30  # layers that have curves of their own, as in the table
@@ -79,7 +79,7 @@ def _matching(names: list[str], patterns: list[str]) -> list[int]:
     return [row for row, name in enumerate(names) if any(is_match(name, pattern) for pattern in patterns)]
 
 
-def quantities_of(log10: dict[str, Array], stats: dict[str, Array], samples: Array | None) -> dict[str, Array]:
+def quantities_of(log10: dict[Quantity, Array], stats: dict[str, Array], samples: Array | None) -> dict[str, Array]:
     """Return what has curves, each of shape ``(step, network, layer)``: gradients, and all that was asked for beside.
 
     Args:

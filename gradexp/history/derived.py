@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gradexp.history.step import Array
+from gradexp.history.step import Array, Quantity
 
 
-def update_ratio(log10: Mapping[str, Array]) -> Array | None:
+def update_ratio(log10: Mapping[Quantity, Array]) -> Array | None:
     """Return log10 of ‖update‖ / ‖weight‖, by which part of itself a step changes a weight, or None if unknown.
 
     About 10^-3 is usual; far below a layer stands still, near 1 it is thrown away at each step.
@@ -38,7 +38,7 @@ def sample_spread(samples: Array | None) -> Array | None:
     return np.where(count > 1, np.sqrt(square.sum(axis=-1) / np.maximum(count - 1, 1)), np.nan)
 
 
-def extras(log10: Mapping[str, Array], stats: Mapping[str, Array], samples: Array | None) -> dict[str, Array]:
+def extras(log10: Mapping[Quantity, Array], stats: Mapping[str, Array], samples: Array | None) -> dict[str, Array]:
     """Return by name all numbers beside the sizes, of one step or of a history, all of one shape.
 
     ``log10_update_ratio`` is ``update_ratio``, ``samples_sd`` is ``sample_spread``, and each further statistic has

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gradexp.history.finding import GradientWord
 from gradexp.history.slope import factor, is_kept, times
-from gradexp.history.step import STATUSES, Step
+from gradexp.history.step import STATUSES, Quantity, Step
+
+_VERBS: dict[Quantity, str] = {"output": "outputs", "output_grad": "receives a gradient of"}
 
 
-def judge_ends(step: Step, decades: float) -> tuple[str, str]:
+def judge_ends(step: Step, decades: float) -> tuple[GradientWord, str]:
     """Judge a profile by log10 of ‖output_grad‖ at the first layer over the last.
 
     Args:
@@ -30,7 +33,7 @@ def judge_ends(step: Step, decades: float) -> tuple[str, str]:
     if ends[0] == ends[1]:
         only = "there is one layer only" if step.depth == 1 else f"only layer {ends[0]} has a gradient"
         return "stable", f"{only}{_unusual(step, decades)}"
-    outcome = "vanishing" if ratio < -decades else "exploding" if ratio > decades else "stable"
+    outcome: GradientWord = "vanishing" if ratio < -decades else "exploding" if ratio > decades else "stable"
     return outcome, f"{_slope(ratio, *ends)}{_unusual(step, decades)}"
 
 
@@ -107,13 +110,13 @@ def _spans(layers: Sequence[int]) -> str:
     return f"layer{'s' if len(layers) > 1 else ''} {', '.join(spans)}"
 
 
-def _no_number(step: Step) -> tuple[str, str]:
+def _no_number(step: Step) -> tuple[GradientWord, str]:
     """Judge a profile whose ends have no number: dead, or not finite."""
-    for quantity, verb in (("output", "outputs"), ("output_grad", "receives a gradient of")):
+    for quantity, verb in _VERBS.items():
         if quantity not in step.status:
             continue
         status = step.status[quantity]
-        for name, size, gradient in (("nonfinite", "inf or nan", "exploding"), ("zero", "exactly 0", "dead")):
+        for name, size in (("nonfinite", "inf or nan"), ("zero", "exactly 0")):
             layers = 1 + np.flatnonzero((status == STATUSES.index(name)).all(axis=0))
             if layers.size:
                 # Gradients travel down from the output, so the uppermost layer is where it happened.
@@ -122,7 +125,7 @@ def _no_number(step: Step) -> tuple[str, str]:
                 # One sample is enough for inf or nan.
                 every = "" if name == "nonfinite" else " for every sample"
                 look = "; look at the inputs" if layer == 1 and quantity == "output" and not every else ""
-                return gradient, f"layer {layer} {verb} {size_text}{every}{look}"
+                return "dead" if name == "zero" else "exploding", f"layer {layer} {verb} {size_text}{every}{look}"
     for layer in (1, step.depth):
         missing = STATUSES[step.status["output_grad"][0, layer - 1]]
         if missing in ("unused", "frozen", "not_called", "hook_missed"):

@@ -23,9 +23,12 @@ from gradexp.history.roles import places
 from gradexp.history.scalars import Points, or_none, points
 from gradexp.history.sentences import counted, shortened
 from gradexp.history.step import (
+    QUANTITIES,
     SEEN,
     STATUSES,
     Array,
+    Phase,
+    Quantity,
     Step,
     mean_over_networks,
 )
@@ -105,13 +108,13 @@ class History:
         findings: What was found in each step beside the sizes, worst first; empty if nobody looked.
     """
 
-    phase: str
+    phase: Phase
     names: list[str]
     steps: list[int]
     seeds: list[int]
-    log10: dict[str, Array]
-    status: dict[str, NDArray[np.int8]]
-    largest_log10: dict[str, Array] = field(default_factory=dict)
+    log10: dict[Quantity, Array]
+    status: dict[Quantity, NDArray[np.int8]]
+    largest_log10: dict[Quantity, Array] = field(default_factory=dict)
     dead_fraction: Array | None = None
     output_cosine: Array | None = None
     calls: list[int] = field(default_factory=list)
@@ -218,14 +221,11 @@ class History:
         """
         recorded = self.at(step)
         calls = [row for row, own in enumerate(self.names) if own == name]
-        log10 = {
-            key.partition("/")[0]: x[step] for key, x in self.time_log10.items() if key.partition("/")[2] == name
-        }
-        status = {
-            key.partition("/")[0]: x[step] for key, x in self.time_status.items() if key.partition("/")[2] == name
-        }
+        of_time = [quantity for quantity in QUANTITIES[:2] if f"{quantity}/{name}" in self.time_log10]
+        log10 = {quantity: self.time_log10[f"{quantity}/{name}"][step] for quantity in of_time}
+        status = {quantity: self.time_status[f"{quantity}/{name}"][step] for quantity in of_time}
         if not log10 and len(calls) > 1:
-            of_calls = [quantity for quantity in ("output", "output_grad") if quantity in recorded.log10]
+            of_calls = [quantity for quantity in QUANTITIES[:2] if quantity in recorded.log10]
             log10 = {quantity: recorded.log10[quantity][:, calls] for quantity in of_calls}
             status = {quantity: recorded.status[quantity][:, calls] for quantity in of_calls}
         if not log10:
@@ -235,7 +235,7 @@ class History:
         times = next(iter(log10.values())).shape[-1]
         return Step(self.phase, [f"{name}[{time}]" for time in range(times)], log10, status, dtypes=dict(self.dtypes))
 
-    def profile(self, quantity: str, step: int = -1) -> Array:
+    def profile(self, quantity: Quantity, step: int = -1) -> Array:
         """Return ``Step.profile``: log10 of a quantity per layer, averaged over networks."""
         return self.at(step).profile(quantity)
 
@@ -251,15 +251,15 @@ class History:
         """Return ``Step.depth_scale``: 1 / |log_chi|, in layers."""
         return self.at(step).depth_scale(first, last)
 
-    def first_over_last(self, quantity: str, step: int = -1) -> float | None:
+    def first_over_last(self, quantity: Quantity, step: int = -1) -> float | None:
         """Return ``Step.first_over_last``: log10 of the first layer's size over the last one's."""
         return self.at(step).first_over_last(quantity)
 
-    def failing_layer(self, quantity: str, dtype: str, overflow: bool) -> int | None:
+    def failing_layer(self, quantity: Quantity, dtype: str, overflow: bool) -> int | None:
         """Return ``Step.failing_layer``: the layer from which on a quantity would leave a number format."""
         return self.at().failing_layer(quantity, dtype, overflow)
 
-    def ratio_over_steps(self, quantity: str, begin: int = 0) -> Array:
+    def ratio_over_steps(self, quantity: Quantity, begin: int = 0) -> Array:
         """Return ``first_over_last`` of every recorded step, shape ``(step,)``, with nan for None.
 
         Args:
@@ -318,12 +318,12 @@ class History:
 
     @overload
     def plot(
-        self, quantity: str = "output_grad", step: int = -1, *, ax: None = None, label: str = ""
+        self, quantity: Quantity = "output_grad", step: int = -1, *, ax: None = None, label: str = ""
     ) -> "Figure": ...
     @overload
-    def plot(self, quantity: str = "output_grad", step: int = -1, *, ax: "Axes", label: str = "") -> "Axes": ...
+    def plot(self, quantity: Quantity = "output_grad", step: int = -1, *, ax: "Axes", label: str = "") -> "Axes": ...
     def plot(
-        self, quantity: str = "output_grad", step: int = -1, *, ax: "Axes | None" = None, label: str = ""
+        self, quantity: Quantity = "output_grad", step: int = -1, *, ax: "Axes | None" = None, label: str = ""
     ) -> "Figure | Axes":
         """Draw one profile, log10 size over layers: as a new figure, or into axes of one's own.
 

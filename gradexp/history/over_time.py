@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from gradexp.history.finding import Finding
+from gradexp.history.finding import Finding, Kind
 from gradexp.history.flow import Flow
 from gradexp.history.slope import power, times
 from gradexp.history.step import STATUSES, Array, Step, mean_over_networks
@@ -38,9 +38,9 @@ def over_time(step: Step, flow: Flow | None, decades: float) -> list[Finding]:
         lost, grown = float(values[first] - values[peak]), float(values[first] - values[last])
         if lost < -decades - _ROUNDING:
             below = f", and is exactly 0 before {unit} {first + 1}" if first and values[first - 1] == -np.inf else ""
-            finding = _finding("vanishing", name, lost, first, peak, unit, below)
+            finding = _finding("vanishing over time", name, lost, first, peak, unit, below)
         elif grown > decades and values[first] - _given(flow, name) > decades:
-            finding = _finding("exploding", name, grown, first, last, unit)
+            finding = _finding("exploding over time", name, grown, first, last, unit)
         else:
             continue
         worst = max(abs(lost), abs(grown))
@@ -62,12 +62,12 @@ def _given(flow: Flow | None, name: str) -> float:
     return max((float(flow.value[reader]) for reader in readers), default=-np.inf)
 
 
-def _finding(kind: str, name: str, change: float, first: int, last: int, unit: str, below: str = "") -> Finding:
+def _finding(kind: Kind, name: str, change: float, first: int, last: int, unit: str, below: str = "") -> Finding:
     text = (
         f"the gradient at {name or 'the model'} {'falls' if change < 0 else 'grows'} by {power(change)} from "
         f"{unit} {last + 1} back to {unit} {first + 1}, {times(change / (last - first))} per {unit}{below}"
     )
-    return Finding(f"{kind} over time", text, (name,))
+    return Finding(kind, text, (name,))
 
 
 def _times(step: Step) -> Iterator[tuple[str, Array, str]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gradexp.history.columns import power_of_ten
 from gradexp.history.curves import curves_of
 from gradexp.history.short_names import shown_name
-from gradexp.history.step import STATUSES, Array, Step, mean_over_networks
+from gradexp.history.step import STATUSES, Array, Phase, Quantity, Step, mean_over_networks
 from gradexp.history.verdict import gradient_verdict
 from gradexp.page.lines import Line
 from gradexp.page.page import NAMES, Page
@@ -24,10 +24,10 @@ _ZERO, _NONFINITE = STATUSES.index("zero"), STATUSES.index("nonfinite")
 class Recorded(Protocol):
     """Recorded steps; ``gradexp.history.history.History`` holds them."""
 
-    phase: str
+    phase: Phase
     steps: list[int]
-    log10: dict[str, Array]
-    status: dict[str, NDArray[np.int8]]
+    log10: dict[Quantity, Array]
+    status: dict[Quantity, NDArray[np.int8]]
     loss: Array | None
 
     @property
@@ -79,8 +79,9 @@ def initial_line(name: str, history: Recorded, **others: Any) -> Line:
     """
     step = history.at()
     shown = [quantity for quantity in NAMES if quantity in step.log10]
-    theory = {q: step.theory[f"log10_{q}"] for q in shown if f"log10_{q}" in step.theory}
-    low, high = {}, {}
+    theory: dict[str, Array] = {q: step.theory[f"log10_{q}"] for q in shown if f"log10_{q}" in step.theory}
+    low: dict[str, Array] = {}
+    high: dict[str, Array] = {}
     if step.networks > 1:
         for quantity in shown:
             values = step.log10[quantity]
@@ -141,7 +142,7 @@ def _of_rows(line: Line, name: str, rows: Sequence[int]) -> Line:
     )
 
 
-def course(history: Recorded, quantities: Sequence[str]) -> dict[str, Array]:
+def course(history: Recorded, quantities: Sequence[Quantity]) -> dict[str, Array]:
     """Return quantity -> log10 of its size at each step and layer, as ``Line`` holds it."""
     return {quantity: marked(history.log10[quantity], history.status[quantity]) for quantity in quantities}
 

@@ -264,23 +264,24 @@ def _between_ends(flow: Flow, decades: float, lines: Sequence[Path]) -> list[Fin
     lowest = [row for row in flow.sources if row in change_]
     best = max(lowest, key=lambda row: change_[row], default=None)
     if best is not None and change_[best] < -decades:
-        found.append(_from_end(flow, "vanishing", best, change_[best]))
+        found.append(Finding("vanishing", *_from_end(flow, best, change_[best])))
     grown = [row for row in change_ if change_[row] > decades and not flow.is_small_source(row)]
     worst = max(grown, key=lambda row: change_[row], default=None)
     if worst is not None:
-        found.append(_from_end(flow, "exploding", worst, change_[worst]))
+        found.append(Finding("exploding", *_from_end(flow, worst, change_[worst])))
     return found
 
 
-def _from_end(flow: Flow, kind: str, row: int, change_: float) -> Finding:
+def _from_end(flow: Flow, row: int, change_: float) -> tuple[str, tuple[str, str]]:
+    """Return what is told of a row's gradient against that at the end of its way, and the two modules."""
     top = flow.top(row)
     text = f"towards the input the gradient changes by {power(change_)} from {flow.name(top)} to {flow.name(row)}"
     lower, upper = _largest_step(flow, row, change_)
     step = float(flow.value[lower] - flow.value[upper]) if lower != upper else 0.0
     if (lower, upper) != (row, top) and abs(step) > 0.5 * abs(change_) and abs(step) > STEEP:
         text += f": {power(step)} between {flow.name(lower)} and {flow.name(upper)}"
-        return Finding(kind, text, (flow.name(lower), flow.name(upper)))
-    return Finding(kind, text, (flow.name(row), flow.name(top)))
+        return text, (flow.name(lower), flow.name(upper))
+    return text, (flow.name(row), flow.name(top))
 
 
 def _largest_step(flow: Flow, row: int, change_: float) -> tuple[int, int]:
@@ -320,4 +321,4 @@ def calm(flow: Flow) -> str:
     if not lowest:
         return f"the loss gives a gradient to {', '.join(map(flow.name, flow.ends[:3]))}, which feed no other layer"
     row = max(lowest, key=lambda row: value[row])
-    return _from_end(flow, "", row, float(value[row] - value[flow.top(row)])).text
+    return _from_end(flow, row, float(value[row] - value[flow.top(row)]))[0]

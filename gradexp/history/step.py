@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,23 +11,22 @@ from gradexp.history.finding import Finding
 from gradexp.numerics.formats import limits
 
 Array = NDArray[np.float64]
+Codes = NDArray[np.int8]
 
-QUANTITIES = ("output", "output_grad", "weight_grad", "weight", "update")
+Phase = Literal["init", "train"]
 
-VECTOR_QUANTITIES = ("vector_grad", "vector")
+Quantity = Literal["output", "output_grad", "weight_grad", "weight", "update", "vector_grad", "vector"]
+
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)[:5]
+
+VECTOR_QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)[5:]
 """What a probe records of parameters with too few dimensions for a weight, if asked: biases, gains, scales."""
 
-STATUSES = (
-    "ok",
-    "zero",
-    "subnormal",
-    "nonfinite",
-    "unused",
-    "frozen",
-    "not_called",
-    "hook_missed",
-    "not_optimized",
-)
+Status = Literal[
+    "ok", "zero", "subnormal", "nonfinite", "unused", "frozen", "not_called", "hook_missed", "not_optimized"
+]
+
+STATUSES: tuple[Status, ...] = get_args(Status)
 """The statuses of a cell; a History holds the index. Only ``ok`` and ``subnormal`` cells have a number.
 
 ok: as expected. zero: every element is exactly 0. subnormal: elements are below the smallest normal number of
@@ -78,11 +78,11 @@ class Step:
         -2.0
     """
 
-    phase: str
+    phase: Phase
     names: list[str]
-    log10: dict[str, Array]
-    status: dict[str, NDArray[np.int8]]
-    largest_log10: dict[str, Array] = field(default_factory=dict)
+    log10: dict[Quantity, Array]
+    status: dict[Quantity, NDArray[np.int8]]
+    largest_log10: dict[Quantity, Array] = field(default_factory=dict)
     dead_fraction: Array | None = None
     calls: list[int] = field(default_factory=list)
     dtypes: dict[str, str] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class Step:
         """Number of networks."""
         return len(next(iter(self.log10.values())))
 
-    def profile(self, quantity: str) -> Array:
+    def profile(self, quantity: Quantity) -> Array:
         """Return log10 of a quantity per layer: the mean over networks of the log, nan where there is none.
 
         A size that is exactly 0 has no logarithm: ``status`` tells it from an unknown one.
@@ -121,7 +121,7 @@ class Step:
         """
         return mean_over_networks(self._numbers(quantity))
 
-    def ends(self, quantity: str) -> tuple[int, int] | None:
+    def ends(self, quantity: Quantity) -> tuple[int, int] | None:
         """Return the first and the last layer, counted from 1, at which a quantity was seen, or None.
 
         A layer counts as seen if it has a number or is exactly 0 or not finite, unlike one that was not called,
@@ -176,13 +176,13 @@ class Step:
         log_chi = self.log_chi(first, last)
         return 1 / abs(log_chi) if log_chi else None
 
-    def first_over_last(self, quantity: str) -> float | None:
+    def first_over_last(self, quantity: Quantity) -> float | None:
         """Return log10 of the first seen layer's size over the last one's, averaged over networks, or None."""
         first, last = self.ends(quantity) or (1, self.depth)
         log10 = self.without_dead(quantity)
         return mean(log10[:, first - 1] - log10[:, last - 1])
 
-    def failing_layer(self, quantity: str, dtype: str, overflow: bool) -> int | None:
+    def failing_layer(self, quantity: Quantity, dtype: str, overflow: bool) -> int | None:
         """Return the layer from which on a quantity would leave a number format, or None.
 
         Outputs are followed from layer 1 up, output gradients from the last layer down. Underflow: the
@@ -202,12 +202,12 @@ class Step:
             return None
         return int(layers.max() if quantity == "output_grad" else layers.min())
 
-    def without_dead(self, quantity: str) -> Array:
+    def without_dead(self, quantity: Quantity) -> Array:
         """Return log10 of shape ``(network, layer)``, with nan for networks in which every sample is dead."""
         log10 = self._numbers(quantity)
         return log10 if self.dead_fraction is None else np.where(self.dead_fraction[:, None] < 1, log10, np.nan)
 
-    def _numbers(self, quantity: str) -> Array:
+    def _numbers(self, quantity: Quantity) -> Array:
         if quantity not in self.log10:
             raise ValueError(f"'{quantity}' was not recorded; choose one of {', '.join(self.log10)}")
         return self.log10[quantity]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gradexp.history.curves import curve, curves_of, quantities_of
 from gradexp.history.scalars import Points, Values, points, profile_points
-from gradexp.history.step import STATUSES, Array, Step
+from gradexp.history.step import STATUSES, Array, Phase, Quantity, Step
 
 _BETWEEN_PROFILES = 10  # times as many steps as at the last one
 
@@ -22,12 +22,12 @@ _BETWEEN_PROFILES = 10  # times as many steps as at the last one
 class Recorded(Protocol):
     """What is read of a ``History``."""
 
-    phase: str
+    phase: Phase
     names: list[str]
     calls: list[int]
     steps: list[int]
-    log10: dict[str, Array]
-    status: dict[str, NDArray[np.int8]]
+    log10: dict[Quantity, Array]
+    status: dict[Quantity, NDArray[np.int8]]
     stats: dict[str, Array]
     samples: Array | None
     total_grad: Array | None
@@ -36,7 +36,7 @@ class Recorded(Protocol):
         """Return one recorded step."""
         ...
 
-    def ratio_over_steps(self, quantity: str, begin: int = 0) -> Array:
+    def ratio_over_steps(self, quantity: Quantity, begin: int = 0) -> Array:
         """Return the first layer's size over the last one's at each step."""
         ...
 

@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from gradexp.history.finding import Finding
 from gradexp.history.sentences import listed
-from gradexp.history.step import STATUSES
+from gradexp.history.step import STATUSES, Quantity
 
 _NAMED = 4
 
 
-def unoptimized(names: Sequence[str], status: Mapping[str, NDArray[np.int8]]) -> tuple[Finding, ...]:
+def unoptimized(names: Sequence[str], status: Mapping[Quantity, NDArray[np.int8]]) -> tuple[Finding, ...]:
     """Return a finding if a probe saw weights that none of its optimizers holds.
 
     Args:

@@ -1,11 +1,12 @@
 """The verdict on a gradient: stable, vanishing, exploding or dead, and why."""
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
 from gradexp.history.ends import judge_ends
-from gradexp.history.finding import Finding, worst_first
+from gradexp.history.finding import Finding, GradientWord, Kind, worst_first
 from gradexp.history.flow import flow_of
 from gradexp.history.over_time import over_time
 from gradexp.history.paths import calm, closed_branches, large_outputs, slopes
@@ -14,7 +15,10 @@ from gradexp.history.sentences import shortened
 from gradexp.history.silence import no_gradient, not_finite, without_values
 from gradexp.history.step import Step
 
-CODES = {"dead": -2, "vanishing": -1, "stable": 0, "exploding": 1}
+TrainingWord = Literal["none", "trained", "stuck", "diverged"]
+TheoryWord = Literal["agrees", "deviates", "unavailable"]
+
+CODES: dict[GradientWord, int] = {"dead": -2, "vanishing": -1, "stable": 0, "exploding": 1}
 """The verdict on a gradient as a number, for tables and plots that take nothing else."""
 
 
@@ -32,9 +36,9 @@ class Verdict:
         remedy: The options of ``python -m gradexp.run`` that cure it, as typed; empty if there are none.
     """
 
-    gradient: str
-    training: str = "none"
-    theory: str = "unavailable"
+    gradient: GradientWord
+    training: TrainingWord = "none"
+    theory: TheoryWord = "unavailable"
     text: str = ""
     findings: tuple[Finding, ...] = ()
     remedy: str = field(default="", compare=False)  # the text has it too
@@ -103,15 +107,13 @@ def gradient_verdict(step: Step, decades: float = 3.0) -> Verdict:
             reason = zero[0] if zero and all(np.isneginf(flow.value[flow.sources])) else calm(flow)
     told = [finding for finding in seen if not _is_explained(finding, seen)]
     findings = worst_first([_with_remedy(finding, step, told) for finding in told])
-    word = next(
-        (_WORDS[finding.kind] for finding in findings if finding.severity > 1 and finding.kind in _WORDS), "stable"
-    )
     alarms = [finding for finding in findings if finding.severity > 1]
+    words = [_WORDS[finding.kind] for finding in alarms if finding.kind in _WORDS]
     text = f"{alarms[0].kind}: {alarms[0].text}" if alarms else f"stable: {reason}"
-    return Verdict(word, text=text, findings=findings)
+    return Verdict(words[0] if words else "stable", text=text, findings=findings)
 
 
-_WORDS = {
+_WORDS: dict[Kind, GradientWord] = {
     "nonfinite": "nonfinite",
     "unknown": "unknown",
     "dead": "dead",

@@ -3,16 +3,28 @@
 import os
 import tempfile
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from gradexp.history.history import History
 from gradexp.history.step import QUANTITIES
+from gradexp.probe.alarm import Alarm, AlarmWord
 from gradexp.probe.optimizers import Optimizers
-from gradexp.probe.probe import GradientProbe
+from gradexp.probe.probe import GradientProbe, ProbeOptions
+
+
+class CallbackOptions(ProbeOptions, total=False):
+    """Options of ``GradientProbe`` that the callbacks hand on to it."""
+
+    alarm: Alarm | None
+    alarm_on: Iterable[AlarmWord]
+    log_layers: str | Iterable[str] | None
+    save: str | Path | None
+    keep: int | None
 
 
 class ProbeOfTraining:
@@ -20,19 +32,19 @@ class ProbeOfTraining:
 
     Args:
         every: The interval N: optimizer steps 0, N, 2N, ... are recorded.
-        options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``, ``save``,
-            ``keep``. Quantities are outputs and gradients unless ``weight`` or ``update`` are asked for, which cost a
-            copy of the weights.
+        options: Options of ``GradientProbe``: ``select``, ``quantities``, ``stats``, ``per_sample``, ``time``,
+            ``alarm``, ``alarm_on``, ``log_layers``, ``save``, ``keep``. Quantities are outputs and gradients unless
+            ``weight`` or ``update`` are asked for, which cost a copy of the weights.
         log: Where each recorded step goes at once. True: the trainer's loggers; False: nowhere; or as in
             ``GradientProbe``.
     """
 
-    def __init__(self, every: int = 50, log: Any = True, **options: Any) -> None:
+    def __init__(self, every: int = 50, log: Any = True, **options: Unpack[CallbackOptions]) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         self._every = every
         self._log = log
-        self._options = {"quantities": QUANTITIES[:3], **options}
+        self._options: CallbackOptions = {"quantities": QUANTITIES[:3], **options}
         self._probe: GradientProbe | None = None
         self._steps = 0  # rounds of batches that ended in a step of an optimizer
         self._is_attached = self._is_collected = self._is_stepped = False

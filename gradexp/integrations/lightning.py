@@ -45,8 +45,8 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
     def state_key(self) -> str:
         """The callback's name in a checkpoint, which tells several apart, and is the same in another process."""
         options = {name: _plain(value) for name, value in sorted(self._options.items()) if name != "keep"}
-        if self._options.get("save") is not None:  # a folder may be another when a training goes on
-            options["save"] = Path(self._options["save"]).name
+        if (save := self._options.get("save")) is not None:  # a folder may be another when a training goes on
+            options["save"] = Path(save).name
         key: str = self._generate_state_key(every=self._every, log=_plain(self._log), **options)
         return key
 

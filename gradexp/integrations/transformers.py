@@ -5,13 +5,13 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from gradexp.history.clipped import clipped
 from gradexp.history.loggers import TAG
-from gradexp.integrations import ProbeOfTraining
+from gradexp.integrations import CallbackOptions, ProbeOfTraining
 
 try:
     from accelerate import Accelerator
@@ -39,7 +39,7 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
         print(callback.history)
     """
 
-    def __init__(self, every: int = 50, log: Any = True, **options: Any) -> None:
+    def __init__(self, every: int = 50, log: Any = True, **options: Unpack[CallbackOptions]) -> None:
         super().__init__(every, log, **options)
         self._handler: Any = None
         self._at_start: tuple[Any, Any, Any] | None = None

@@ -2,15 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from gradexp.history.finding import Finding
 from gradexp.history.verdict import Verdict
 from gradexp.page.page import Page
 from gradexp.runs.remedies import Remedy
 from gradexp.runs.wording import init_name, run_title
 from gradexp.theory import Prediction
 from gradexp.theory.page import FIRST, prediction_lines, prediction_tables, slope
+
+
+class _Cure(NamedTuple):
+    """A cure, as a page shows it."""
+
+    kind: str
+    text: str
+    remedy: str
+    modules: tuple[str, ...] = ()
+    severity: int = 1
 
 
 def forecast_page(
@@ -45,9 +54,6 @@ def forecast_page(
         lines=[replace(line, colour=index) for index, line in enumerate(lines)],
         first=FIRST,
         decades=config["verdict"]["decades"],
-        findings=[
-            Finding(name, remedy.reason, remedy=remedy.text, severity=1)
-            for name, remedy in zip(cures, remedies, strict=True)
-        ],
+        findings=[_Cure(name, remedy.reason, remedy.text) for name, remedy in zip(cures, remedies, strict=True)],
         sections=prediction_tables(prediction),
     )

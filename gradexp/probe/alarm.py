@@ -3,13 +3,15 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from gradexp.history.finding import Finding
 from gradexp.history.step import Step
-from gradexp.history.verdict import CODES, gradient_verdict
+from gradexp.history.verdict import gradient_verdict
 
-KINDS = tuple(dict.fromkeys(("nonfinite", *(word for word in CODES if word != "stable"))))
+AlarmWord = Literal["nonfinite", "dead", "vanishing", "exploding"]
+
+KINDS: tuple[AlarmWord, ...] = get_args(AlarmWord)
 """What an alarm may be about."""
 
 
@@ -35,7 +37,7 @@ class AlarmError(RuntimeError):
         return type(self), (self.step, self.finding, self.recent)
 
 
-Alarm = str | Callable[[AlarmError], object]
+Alarm = Literal["warn", "raise"] | Callable[[AlarmError], object]
 """``"warn"``, ``"raise"``, or a function of the ``AlarmError``."""
 
 

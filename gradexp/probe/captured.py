@@ -17,11 +17,11 @@ from torch.utils.hooks import RemovableHandle
 
 from gradexp.history.history import History
 from gradexp.history.probe_steps import ProbeStep
-from gradexp.history.step import STATUSES
+from gradexp.history.step import QUANTITIES, STATUSES
 from gradexp.numerics.norms import has_values, scaled_norm, scaled_norms
 from gradexp.probe.readings import PendingStep
 
-_QUANTITIES = ("output", "output_grad", "weight_grad")
+_QUANTITIES = QUANTITIES[:3]
 
 
 class CapturedProbe:

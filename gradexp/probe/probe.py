@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,10 @@ from torch.nn.parameter import is_lazy
 from gradexp.history.finding import Finding
 from gradexp.history.history import History
 from gradexp.history.probe_steps import ProbeStep, Row, Subject
-from gradexp.history.step import QUANTITIES, VECTOR_QUANTITIES
+from gradexp.history.step import QUANTITIES, VECTOR_QUANTITIES, Quantity
 from gradexp.networks.mlp import MLP
 from gradexp.numerics.torch_internals import all_parameters_of, backward_number, is_dynamo_loaded
-from gradexp.probe.alarm import Alarm, Bell
+from gradexp.probe.alarm import Alarm, AlarmWord, Bell
 from gradexp.probe.calls import ProbeSpec, Statistic
 from gradexp.probe.hooks import Hooks
 from gradexp.probe.log import Log
@@ -33,6 +33,16 @@ from gradexp.probe.trace import Trace
 from gradexp.probe.updates import Updates
 from gradexp.probe.watch import Watch
 from gradexp.probe.weights import Weights, is_unscaled, scale_of_loss
+
+
+class ProbeOptions(TypedDict, total=False):
+    """Options of ``GradientProbe`` that ``measure`` and the callbacks take too."""
+
+    select: Select | None
+    quantities: Iterable[Quantity] | None
+    stats: Mapping[str, Statistic] | None
+    per_sample: bool
+    time: bool
 
 
 class GradientProbe:
@@ -128,13 +138,13 @@ class GradientProbe:
         networks: int | None = None,
         seeds: list[int] | None = None,
         *,
-        quantities: Iterable[str] | None = None,
+        quantities: Iterable[Quantity] | None = None,
         stats: Mapping[str, Statistic] | None = None,
         scaler: torch.amp.GradScaler | None = None,
         per_sample: bool = False,
         time: bool = False,
         alarm: Alarm | None = None,
-        alarm_on: Iterable[str] = ("nonfinite",),
+        alarm_on: Iterable[AlarmWord] = ("nonfinite",),
         log: Any = None,
         log_layers: str | Iterable[str] | None = None,
         save: str | Path | None = None,
@@ -538,7 +548,7 @@ class GradientProbe:
             pending.divide(scaled, scale_of_loss(scaler, next(model.parameters())))
 
 
-def _quantities(wanted: Iterable[str] | None, has_optimizer: bool, per_sample: bool) -> tuple[str, ...]:
+def _quantities(wanted: Iterable[Quantity] | None, has_optimizer: bool, per_sample: bool) -> tuple[Quantity, ...]:
     known = QUANTITIES + VECTOR_QUANTITIES
     if wanted is None:
         return QUANTITIES if has_optimizer else QUANTITIES[:3]

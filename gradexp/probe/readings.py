@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradexp.history.probe_steps import ProbeStep
-from gradexp.history.step import STATUSES, Array
+from gradexp.history.step import STATUSES, Array, Status
 from gradexp.numerics.norms import LOG10_2, ScaledNorm, norm_on_host, scaled_norm, scaled_norms
 
 TensorSize = tuple[float | Tensor, float | Tensor, int, torch.dtype]
@@ -47,7 +47,7 @@ class PendingStep:
         self._quantities: list[str] = []
         self._rows: list[int] = []
         self._sizes: list[TensorSize] = []
-        self._absent: list[tuple[str, int, str]] = []
+        self._absent: list[tuple[str, int, Status]] = []
         self._stats: dict[str, list[tuple[int, Value]]] = {}
         self._samples: list[tuple[int, ScaledNorm]] = []
         self._scale: tuple[Sequence[str], Value] | None = None
@@ -75,7 +75,7 @@ class PendingStep:
         """Add a tensor to each of the first rows."""
         self.add_all(quantity, range(len(sizes)), sizes)
 
-    def mark(self, quantity: str, row: int, status: str) -> None:
+    def mark(self, quantity: str, row: int, status: Status) -> None:
         """Set the status of a cell without a number."""
         self._absent.append((quantity, row, status))
 

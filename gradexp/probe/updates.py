@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradexp.history.finding import Finding
+from gradexp.history.step import Status
 from gradexp.numerics.norms import has_values
 from gradexp.numerics.torch_internals import foreach_subtract_
 from gradexp.probe.hooks import Hooks
@@ -41,7 +42,7 @@ class Updates:
         when_known: Callable[[], None],
     ) -> None:
         self.measured: list[tuple[str, TensorSize]] = []
-        self.missing: list[tuple[str, str]] = []  # rows without a number, and the status of each
+        self.missing: list[tuple[str, Status]] = []  # rows without a number, and the status of each
         self.steppings: list[Stepping] = []
         self._optimizers = optimizers
         self._weights = weights

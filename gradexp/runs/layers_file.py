@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from gradexp.history.history import COLUMNS, History
-from gradexp.history.step import STATUSES, Array
+from gradexp.history.step import QUANTITIES, STATUSES, Array, Codes, Phase, Quantity
 
 NAME = "layers.csv"
 
-_MEASURED = ("output", "output_grad", "weight_grad")
+_MEASURED = QUANTITIES[:3]
 _THEORY = ("log10_output", "log10_output_grad", "log10_weight_grad", "sd_output_grad")
 
 _Rows = Sequence[Sequence[str]]
@@ -58,7 +58,7 @@ def _spread(lines: list[str], depth: int, most: int) -> list[str]:
     return [line for step in chosen for line in lines[step * depth : (step + 1) * depth]]
 
 
-def _history(phase: str, rows: _Rows) -> History | None:
+def _history(phase: Phase, rows: _Rows) -> History | None:
     if not rows:
         return None
     places = {name: place for place, name in enumerate(COLUMNS)}
@@ -78,8 +78,9 @@ def _history(phase: str, rows: _Rows) -> History | None:
     def numbers(name: str) -> Array:
         return np.array([float(text) if text else math.nan for text in column(name)]).reshape(shape)
 
-    codes = {status: code for code, status in enumerate(STATUSES)}
-    log10, status = {}, {}
+    codes: dict[str, int] = {status: code for code, status in enumerate(STATUSES)}
+    log10: dict[Quantity, Array] = {}
+    status: dict[Quantity, Codes] = {}
     for quantity in _MEASURED:
         texts = column(f"status_{quantity}")
         if any(texts):

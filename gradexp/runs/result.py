@@ -33,6 +33,9 @@ class Distribution(NamedTuple):
     squares: float
 
 
+RunStatus = Literal["running", "complete", "interrupted", "failed"]
+
+
 @dataclass(repr=False)
 class Result:
     """One run. Fields that are not known yet, or do not apply, are None.
@@ -63,7 +66,7 @@ class Result:
 
     config: Config
     overrides: list[str] = field(default_factory=list)
-    status: str = "running"
+    status: RunStatus = "running"
     error: str | None = None
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     device: str | None = None

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from gradexp._version import __version__
 from gradexp.config import Config, as_dict
 from gradexp.history.history import History
-from gradexp.history.step import QUANTILES, mean, standard_error
+from gradexp.history.step import QUANTILES, QUANTITIES, Quantity, mean, standard_error
 from gradexp.history.verdict import Verdict
-from gradexp.runs.result import Result
+from gradexp.runs.result import Result, RunStatus
 
 if TYPE_CHECKING:  # importing them would load torch, and a run's first files are written before that
     from gradexp.runs.training import Training
@@ -69,7 +69,7 @@ def hash_of(options: Mapping[str, Any]) -> str:
 
 
 def unstarted_summary(
-    options: dict[str, Any], overrides: list[str], error: str, status: str = "failed"
+    options: dict[str, Any], overrides: list[str], error: str, status: RunStatus = "failed"
 ) -> dict[str, Any]:
     """Return the content of summary.json of a job of which only its options are known, and why it did not run."""
     content = summary(Result(Config(), overrides, status, error))
@@ -139,7 +139,7 @@ _FORMATS = ("float32", "float16", "bfloat16")
 
 
 def _initial(history: History | None) -> dict[str, Any]:
-    ratios: dict[str, float | None] = dict.fromkeys(("output", "output_grad", "weight_grad"))
+    ratios: dict[Quantity, float | None] = dict.fromkeys(QUANTITIES[:3])
     fails: dict[bool, dict[str, int | None]] = {over: dict.fromkeys(_FORMATS) for over in (False, True)}
     quantiles: dict[float, float] = {}
     log_chi = error = scale = dead = None

@@ -6,13 +6,14 @@ import stat
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gradexp._version import __version__
 from gradexp.choices import ConfigError
+from gradexp.runs.result import RunStatus
 from gradexp.runs.summary import SCHEMA
 
-STATUSES = ("running", "complete", "interrupted", "failed")
+STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
 NAME = "summary.json"
 
 # Bytes; ours have some thousands.

@@ -11,7 +11,7 @@ from gradexp.config import Config
 from gradexp.history.history import History
 from gradexp.history.sentences import loss_text
 from gradexp.history.step import STATUSES, mean
-from gradexp.history.verdict import Verdict, gradient_verdict
+from gradexp.history.verdict import TrainingWord, Verdict, gradient_verdict
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.remedies import ALIGNED, Predict, problem, remedies, slower
 
@@ -28,7 +28,7 @@ _STUCK = 0.9
 _LAST = 10
 
 
-def training_verdict(losses: Sequence[float], diverged_at: int | None, chance: float | None) -> str:
+def training_verdict(losses: Sequence[float], diverged_at: int | None, chance: float | None) -> TrainingWord:
     """Return ``none``, ``trained``, ``stuck`` or ``diverged``.
 
     Stuck means that the mean of the last 10 losses is not below 0.9 of the loss of a network that ignores its

@@ -13,7 +13,7 @@ from rich.table import Table
 from gradexp._version import __version__
 from gradexp.history.encoding import printable
 from gradexp.history.sentences import loss_text
-from gradexp.history.step import Array
+from gradexp.history.step import Array, Quantity
 from gradexp.runs.command_line import command_with
 from gradexp.runs.progress import Progress
 from gradexp.runs.result import Result, Stage
@@ -130,7 +130,11 @@ class Console:
         self.console.print(textwrap.fill(line, width, subsequent_indent=" " * 10), markup=False)
 
 
-_LABELS = {"output": "output rms", "output_grad": "gradient ∂L/∂z", "weight_grad": "weight gradient"}
+_LABELS: dict[Quantity, str] = {
+    "output": "output rms",
+    "output_grad": "gradient ∂L/∂z",
+    "weight_grad": "weight gradient",
+}
 _PARTS = 3  # of the time that are named
 _FACTOR_2 = 0.3
 

@@ -1,6 +1,6 @@
 """The findings at initialisation as lines of text, for terminal and TensorBoard."""
 
-from gradexp.history.step import Step
+from gradexp.history.step import Quantity, Step
 from gradexp.runs.result import Result
 
 
@@ -47,7 +47,11 @@ def range_lines(initial: Step, dtype: str) -> list[str]:
         dtype: The run's own format.
     """
     lines = []
-    for quantity, label, direction in (("output", "outputs  ", "up"), ("output_grad", "gradients", "down")):
+    ways: tuple[tuple[Quantity, str, str], ...] = (
+        ("output", "outputs  ", "up"),
+        ("output_grad", "gradients", "down"),
+    )
+    for quantity, label, direction in ways:
         for overflow, word in ((False, "0"), (True, "inf")):
             layers = {name: initial.failing_layer(quantity, name, overflow) for name in (*_FORMATS, dtype)}
             fails = [f"layer {layer} {direction} in {name}" for name, layer in layers.items() if layer is not None]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradexp.history.history import History, join
+from gradexp.history.step import Quantity
 from gradexp.page.lines import COLOURS, Line
 from gradexp.runs.layers_file import NAME, read_layers
 from gradexp.sinks.event_file import read_scalars
@@ -59,7 +60,7 @@ def _line(shared: Mapping[str, Any], rows: Sequence[Row], colour: int, count: in
     )
 
 
-def _living(initials: Sequence[History], only: str | None) -> History:
+def _living(initials: Sequence[History], only: Quantity | None) -> History:
     """Join the networks that are not dead at some layer, which would hide the others or bend their mean.
 
     Args:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradexp.history.history import History
+from gradexp.history.verdict import TheoryWord
 from gradexp.theory.prediction import Prediction
 
 # From this many networks on, their scatter gives the standard error; with fewer, theory's does.
@@ -29,7 +30,7 @@ class Agreement:
         text: One line.
     """
 
-    verdict: str
+    verdict: TheoryWord
     z: float | None
     deviates_from_layer: int | None
     text: str

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from gradexp.history.finding import GradientWord
 from gradexp.history.step import STATUSES, Array, Step
 from gradexp.history.verdict import Verdict, gradient_verdict
 
@@ -60,7 +61,7 @@ def predicted_verdict(prediction: Predicted, decades: float = 3.0) -> Verdict:
     """
     profile = predicted_profile(prediction)
     if profile is None:
-        outcome = "dead" if prediction.sigma_w2 == 0 else "unknown"
+        outcome: GradientWord = "dead" if prediction.sigma_w2 == 0 else "unknown"
         return Verdict(outcome, text=f"{outcome}: {prediction.reason}")
     if prediction.dead_probability > DEAD:
         share = f"{prediction.dead_probability:.0%}"
