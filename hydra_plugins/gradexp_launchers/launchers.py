@@ -15,6 +15,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from hydra_plugins.gradexp_launchers._name import require_own_package
+
 
 class _Launcher(Launcher, ABC):
     """Keeps what Hydra hands to a launcher."""
@@ -25,6 +27,7 @@ class _Launcher(Launcher, ABC):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep the arguments."""
+        require_own_package()
         self.hydra_context = hydra_context
         self.task_function = task_function
         self.config = config

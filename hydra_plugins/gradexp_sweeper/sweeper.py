@@ -13,6 +13,8 @@ from hydra.errors import CompactHydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from hydra_plugins.gradexp_launchers._name import require_own_package
+
 
 @dataclass
 class ResumableSweeperConf:
@@ -35,8 +37,9 @@ class ResumableSweeper(BasicSweeper):
         """Refuse to run the jobs of another program, which leave no summary to go on from.
 
         Raises:
-            CompactHydraException: If it is another.
+            CompactHydraException: If it is another, or the package gradexp is somebody else's.
         """
+        require_own_package()
         if task_function.__module__ != "gradexp.cli.command":
             raise CompactHydraException("hydra/sweeper=resumable is for the runs of gradexp; use hydra/sweeper=basic")
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
