@@ -318,12 +318,12 @@ class History:
 
     @overload
     def plot(
-        self, quantity: Quantity = "output_grad", step: int = -1, *, ax: None = None, label: str = ""
+        self, quantity: str = "output_grad", step: int = -1, *, ax: None = None, label: str = ""
     ) -> "Figure": ...
     @overload
-    def plot(self, quantity: Quantity = "output_grad", step: int = -1, *, ax: "Axes", label: str = "") -> "Axes": ...
+    def plot(self, quantity: str = "output_grad", step: int = -1, *, ax: "Axes", label: str = "") -> "Axes": ...
     def plot(
-        self, quantity: Quantity = "output_grad", step: int = -1, *, ax: "Axes | None" = None, label: str = ""
+        self, quantity: str = "output_grad", step: int = -1, *, ax: "Axes | None" = None, label: str = ""
     ) -> "Figure | Axes":
         """Draw one profile, log10 size over layers: as a new figure, or into axes of one's own.
 
