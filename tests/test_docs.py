@@ -1,12 +1,15 @@
 """What README and docs point to is there; what they say of themselves is so."""
 
 import ast
+import importlib
 import re
+from pathlib import Path
 
 import pytest
 from documents import PAGES, ROOT, blocks
 
 import gradexp
+from gradexp import theory
 
 
 def slug(head: str) -> str:
@@ -50,6 +53,24 @@ def test_the_readme_can_be_read_in_one_sitting() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     assert [page for page in PAGES if page.startswith("docs/") and page.removeprefix("docs/") not in navigation] == []
+
+
+def test_the_reference_has_every_public_name_and_all_that_the_documentation_imports() -> None:
+    listed = re.findall(r"^::: (.+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    listed += [f"{getattr(theory, name).__module__}.{name}" for name in theory.__all__ if is_shown_as_member(name)]
+    used = {getattr(gradexp, name) for name in gradexp.__all__ if name not in ("theory", "__version__")}
+    used |= {getattr(theory, name) for name in theory.__all__}
+    for page in PAGES:
+        for block in (block for block in blocks(page) if block.language == "python"):
+            for node in (node for node in ast.walk(ast.parse(block.body)) if isinstance(node, ast.ImportFrom)):
+                if node.module and node.module.startswith("gradexp.") and "integrations" not in node.module:
+                    used |= {getattr(importlib.import_module(node.module), name.name) for name in node.names}
+    assert {f"{each.__module__}.{each.__qualname__}" for each in used} <= set(listed)
+
+
+def is_shown_as_member(name: str) -> bool:
+    """Return whether the reference shows a name of theory with its package; a file of that name would hide it."""
+    return not Path(theory.__file__).with_name(f"{name}.py").exists()
 
 
 def test_nobody_is_told_to_install_the_package_of_that_name_from_the_index() -> None:
