@@ -23,7 +23,7 @@ from gradexp.history.headline import wrapped
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "findings.md"
-WIDTH = 100
+WIDTH = 80
 
 
 def findings(kind: str, is_cured: bool = False) -> Sequence[Finding]:
