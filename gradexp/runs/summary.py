@@ -5,7 +5,7 @@ import json
 import math
 import platform
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from importlib import metadata
 from importlib.metadata import PackageNotFoundError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # importing them would load torch, and a run's first files ar
     from gradexp.runs.training import Training
     from gradexp.theory import Agreement, Prediction
 
+
+version: Callable[[str], str] = cache(metadata.version)  # which reads a file each time
 
 SCHEMA = 1
 UNHASHED = ("device", "threads", "quiet", "record", "objective")  # they do not change what is computed
@@ -208,9 +210,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@cache  # it reads a file
 def _version(package: str) -> str | None:
     try:
-        return metadata.version(package)
+        return version(package)
     except PackageNotFoundError:
         return None
