@@ -19,7 +19,7 @@ from gradexp.own_parts import OwnPart
 from gradexp.predict.page import forecast_page
 from gradexp.runs import data
 from gradexp.runs.prediction import predict_run
-from gradexp.runs.remedies import Remedy, depth_over_reach, problem, remedies
+from gradexp.runs.remedies import Remedy, depth_over_reach, output_cosine, problem, remedies
 from gradexp.runs.wording import run_title
 from gradexp.theory import Prediction
 from gradexp.theory.verdict import predicted_verdict
@@ -55,9 +55,7 @@ class Forecast:
     @functools.cached_property
     def cosine(self) -> float | None:
         """Cosine of two unrelated inputs at the output: the mean-field correlation at the last layer, from 0."""
-        if self.point is None or self.config.depth == 1:
-            return None
-        return self.point.correlation_after(self.config.depth - 1)
+        return None if self.point is None else output_cosine(self.config, self.prediction)
 
     @property
     def depth_over_reach(self) -> float | None:

@@ -60,7 +60,7 @@ def _infinite_width(forecast: Forecast) -> Rows:
         yield "L/6xi_c", _number(share), f"depth over 6 xi_c: {bound if share else 'no bound, as xi_c is infinite'}"
     cosine = forecast.cosine
     if cosine is not None:
-        yield "cosine", f"{cosine:.4f}", "between the outputs of two unrelated inputs"
+        yield "cosine", f"{round(cosine, 4) + 0.0:.4f}", "between the outputs of two unrelated inputs"
 
 
 def _finite_width(forecast: Forecast) -> Rows:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gradexp.networks.activations import Activation, as_activation
 from gradexp.numerics.roots import bracketed_root
+from gradexp.theory.distances import DistanceMap
 from gradexp.theory.gaussian import average, nodes, pair_average
 
 # Stands for q = 0, where u has no size: φ follows its lines at 0 there, and φ² is still a number.
@@ -198,8 +198,47 @@ class MeanField:
     @functools.cached_property
     def c_star(self) -> float:
         """The correlation to which any two inputs converge: 1 in the ordered phase, less in the chaotic one."""
+        return 1 - self._fixed_distance
+
+    def correlation_after(self, layers: int, c: float = 0.0) -> float:
+        """Return the correlation after ``layers`` layers, from c at the first, at the fixed length.
+
+        Raises:
+            ValueError: If c is outside [-1, 1], or ``layers`` below 0.
+        """
+        return 1 - self.distance_after(layers, c)
+
+    def distance_after(self, layers: int, c: float = 0.0, q: float | None = None) -> float:
+        """Return 1 - ``correlation_after``, with its digits where two inputs look nearly alike.
+
+        relu's 1 - c goes like 9π² / 2l² (Hayou et al., 2019, arXiv:1902.06853). The map is interpolated: good to 1e-6
+        of a small 1 - c, and to 1e-4 of a large one.
+
+        Args:
+            layers: Number of layers.
+            c: Correlation at the first.
+            q: Length of both inputs at all layers; None: q*. Layer normalisation makes it 1.
+
+        Raises:
+            ValueError: If c is outside [-1, 1], ``layers`` below 0, or q not above 0.
+
+        Examples:
+            >>> f"{MeanField('relu', 2.0).distance_after(1000):.2e}"
+            '4.31e-05'
+        """
+        if not -1 <= c <= 1:
+            raise ValueError(f"c must be from -1 to 1, got {c}")
+        if layers < 0:
+            raise ValueError(f"layers must be at least 0, got {layers}")
+        if q is not None and not 0 < q < math.inf:
+            raise ValueError(f"q must be above 0 and finite, got {q}")
+        return self._distance_map(self._settled_length if q is None else q).after(layers, 1 - c)
+
+    @functools.cached_property
+    def _fixed_distance(self) -> float:
+        """1 - c*, with its digits just inside chaos; 0 where it is too small to be found."""
         if self.chi_1 <= 1 + _ROUNDING or not 0 < self.q_star < math.inf:
-            return 1.0
+            return 0.0
 
         def excess(log_distance: float) -> float:
             distance = math.exp(log_distance)
@@ -207,37 +246,31 @@ class MeanField:
 
         # excess is log chi_1 > 0 near distance 0, and at most 0 at correlation 0, where it is 0 for an odd φ.
         if excess(0.0) > -_ROUNDING:
-            return 0.0
+            return 1.0
         low = -1.0
         while excess(low) <= 0:
             low -= 2
             if low < -30:
-                return 1.0
-        return 1 - math.exp(bracketed_root(excess, low, 0.0))
+                return 0.0
+        return math.exp(bracketed_root(excess, low, 0.0))
 
-    def correlation_after(self, layers: int, c: float = 0.0) -> float:
-        """Return the correlation after ``layers`` layers, from c at the first, at the fixed length.
+    @property
+    def _settled_length(self) -> float:
+        """q*; where there is none above 0, one at which φ follows the line that it has there, as lengths no matter."""
+        if 0 < self.q_star < math.inf:
+            return self.q_star
+        return self.start if self.is_homogeneous else 1e-12 if self.q_star == 0 else 1e12
 
-        The map is followed by interpolation between 25 angles, good to about 3e-4.
+    def _distance_map(self, q: float) -> DistanceMap:
+        if q not in self._distance_maps:
+            length = self.length_map(q)
+            slope = self.chi(q) * q / length if length else 0.0
+            self._distance_maps[q] = DistanceMap(lambda distance: self._next_distance(distance, q, q), slope)
+        return self._distance_maps[q]
 
-        Raises:
-            ValueError: If c is outside [-1, 1], or ``layers`` below 0.
-        """
-        if not -1 <= c <= 1:
-            raise ValueError(f"c must be from -1 to 1, got {c}")
-        if layers < 0:
-            raise ValueError(f"layers must be at least 0, got {layers}")
-        # Where lengths have no fixed value above 0, the line that φ follows there has one for all.
-        q = self.q_star if 0 < self.q_star < math.inf else self.start if self.is_homogeneous else None
-        if q is None:
-            q = 1e-12 if self.q_star == 0 else 1e12
-        widest = max(math.acos(c), math.pi / 2)  # what is not opposed never becomes so
-        angles = [widest * k / 24 for k in range(25)]
-        following = [_angle(self._next_distance(2 * math.sin(angle / 2) ** 2, q, q)) for angle in angles]
-        angle = math.acos(c)
-        for _ in range(layers):
-            angle = float(np.interp(angle, angles, following))
-        return math.cos(angle)
+    @functools.cached_property
+    def _distance_maps(self) -> dict[float, DistanceMap]:
+        return {}
 
     # Depth scales, in layers.
 
@@ -252,15 +285,16 @@ class MeanField:
 
         In the ordered phase that is xi_grad, also where lengths go to 0 and angles do so more slowly.
         """
-        if self.c_star == 1:
-            # Where lengths grow for ever, angles are what is left, and those shrink by no exponential (14).
-            return math.inf if self.q_star == math.inf else _scale(self.chi_1)
+        if self._fixed_distance == 0:
+            # Where lengths grow for ever, angles are what is left, and those shrink by no exponential (14). Of a c*
+            # that is too near 1 to be told from it inputs come as slowly nearer as they part from 1.
+            return math.inf if self.q_star == math.inf else abs(_scale(self.chi_1))
         q = self.q_star
 
         def product(u_a: Tensor, u_b: Tensor) -> Tensor:
             return self.activation.value_and_slope(u_a)[1] * self.activation.value_and_slope(u_b)[1]
 
-        return _scale(self.sigma_w2 * pair_average(product, q, q, 1 - self.c_star, self.activation.kinks))
+        return _scale(self.sigma_w2 * pair_average(product, q, q, self._fixed_distance, self.activation.kinks))
 
     @functools.cached_property
     def xi_grad(self) -> float:
@@ -387,11 +421,6 @@ def is_piecewise_linear(phi: Activation) -> bool:
     return torch.allclose(phi(z), above * z, rtol=1e-12, atol=0) and torch.allclose(
         phi(-z), -below * z, rtol=1e-12, atol=0
     )
-
-
-def _angle(distance: float) -> float:
-    """Return the angle whose cosine is 1 - distance."""
-    return 2 * math.asin(math.sqrt(min(max(distance / 2, 0.0), 1.0)))
 
 
 @functools.lru_cache(maxsize=4096)

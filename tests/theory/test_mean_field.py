@@ -794,25 +794,60 @@ def test_piecewise_linear_activations_are_recognised() -> None:
     assert not is_piecewise_linear(as_activation(lambda z: z.clamp(-100, 100)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "sigma_w2", "sigma_b2"), few([("tanh", 2.5, 0.05), ("relu", 2.0, 0.0)]))
-def test_correlation_after_many_layers_is_the_map_again_and_again(
-    name: str, sigma_w2: float, sigma_b2: float
-) -> None:
-    point = MeanField(name, sigma_w2, sigma_b2)
-    for start in (0.0, 0.6):
-        c = start
-        for _ in range(15):
-            c = point.correlation_map(c)
-        assert point.correlation_after(15, start) == pytest.approx(c, abs=1e-3)
+@pytest.mark.parametrize("layers", few([1000, 10, 10_000]))
+def test_relu_inputs_align_by_the_power_law_of_cho_and_sauls_map(layers: int) -> None:
+    distance, pi = 1.0, math.pi
+    for _ in range(layers):
+        angle = 2 * math.asin(math.sqrt(distance / 2))
+        bent = angle**3 / 3 - angle**5 / 30 if angle < 0.01 else math.sin(angle) - angle * math.cos(angle)
+        distance -= bent / pi
+    assert MeanField("relu", 2.0).distance_after(layers) == pytest.approx(distance, rel=1e-6)
+    # With biases lengths grow for ever, and angles are those without.
+    assert MeanField("relu", 2.0, 0.1).distance_after(layers) == pytest.approx(distance, rel=1e-4)
+
+
+def erf_distances(sigma_w2: float, sigma_b2: float, q: float, c: float, layers: int) -> mpf:
+    """1 - c after some layers by the arcsine of Williams (1997), with 30 digits."""
+    with mp.workdps(30):
+        at = mpf(c)
+        for _ in range(layers):
+            at = (sigma_w2 * 2 / mp.pi * mp.asin(2 * q * at / (1 + 2 * q)) + sigma_b2) / q
+        return 1 - at
+
+
+@pytest.mark.parametrize(("sigma_w2", "c"), few([(None, 0.0), (3.0, -0.9), (0.9, 0.5), (3.0, 0.9999)]))
+def test_erf_inputs_part_and_align_by_their_closed_map(sigma_w2: float | None, c: float) -> None:
+    sigma_b2 = 0.05
+    sigma_w2 = critical_sigma_w2("erf", sigma_b2) if sigma_w2 is None else sigma_w2
+    with mp.workdps(30):
+        q = mp.findroot(lambda q: sigma_w2 * 2 / mp.pi * mp.asin(2 * q / (1 + 2 * q)) + sigma_b2 - q, (0.3, 2.0))
+    point = MeanField("erf", sigma_w2, sigma_b2)
+    expected = float(erf_distances(sigma_w2, sigma_b2, q, c, 40))
+    assert point.distance_after(40, c) == pytest.approx(expected, rel=1e-4 if expected > 0.1 else 1e-5)
+    assert point.correlation_after(40, c) == pytest.approx(1 - expected, abs=1e-4)
+
+
+def test_odd_activations_without_biases_treat_opposed_inputs_as_they_treat_equal_ones() -> None:
+    point = MeanField("erf", 3.0)
+    for c in (-1.0, -0.999, -0.3, 0.0):
+        assert 2 - point.distance_after(8, c) == pytest.approx(point.distance_after(8, -c), rel=1e-3, abs=1e-12)
+
+
+def test_what_moves_no_further_is_not_followed_and_impossible_correlations_are_refused() -> None:
+    # Near 0 tanh is the identity, which keeps angles.
+    assert MeanField("tanh", 0.5).correlation_after(30, 0.4) == pytest.approx(0.4, abs=1e-6)
+    point = MeanField("erf", 3.0)
     assert point.correlation_after(0, 0.3) == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="c must be from -1 to 1, got 2"):
-        point.correlation_after(3, 2)
+    assert point.correlation_after(10**9, 1.0) == 1
+    for given, text in (((3, 2), "c must be from -1 to 1, got 2"), ((-1, 0), "layers must be at least 0, got -1")):
+        with pytest.raises(ValueError, match=text):
+            point.correlation_after(*given)
+    with pytest.raises(ValueError, match=r"^q must be above 0 and finite, got 0$"):
+        point.distance_after(1, 0.0, 0)
 
 
-@pytest.mark.slow
-def test_correlation_after_many_layers_where_lengths_have_no_fixed_value() -> None:
-    # Near 0 tanh is the identity, which keeps angles; far out relu with biases is relu without.
-    assert MeanField("tanh", 0.5).correlation_after(30, 0.4) == pytest.approx(0.4, abs=1e-3)
-    grown = MeanField("relu", 3.0, 0.1).correlation_after(30)
-    assert grown == pytest.approx(MeanField("relu", 2.0).correlation_after(30), abs=1e-3)
+def test_so_near_to_the_line_that_c_star_is_not_told_from_1_inputs_part_slowly() -> None:
+    point = MeanField("hard_tanh", critical_sigma_w2("hard_tanh", 0.05) * (1 + 1e-9), 0.05)
+    assert point.chi_1 > 1
+    assert point.c_star == 1
+    assert 1e8 < point.xi_c < 1e10
