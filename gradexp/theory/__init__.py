@@ -2,7 +2,7 @@
 
 from gradexp.numerics.square_sum import LogMoments, log_square_sum
 from gradexp.theory.agreement import Agreement, compare
-from gradexp.theory.critical import critical_sigma_b2, critical_sigma_w2
+from gradexp.theory.critical import critical_range, critical_sigma_b2, critical_sigma_w2
 from gradexp.theory.finite_width import dead_probability, gaussian_lyapunov_exponents, layer_law
 from gradexp.theory.from_model import from_model
 from gradexp.theory.jacobian_moments import JacobianMoments, jacobian_moments
@@ -18,6 +18,7 @@ __all__ = [
     "Prediction",
     "WeightLaw",
     "compare",
+    "critical_range",
     "critical_sigma_b2",
     "critical_sigma_w2",
     "dead_probability",

@@ -256,7 +256,7 @@ class MeanField:
 
     @property
     def _settled_length(self) -> float:
-        """q*; where there is none above 0, one at which φ follows the line that it has there, as lengths no matter."""
+        """q*; where there is none above 0, one at which φ follows the line that it has there."""
         if 0 < self.q_star < math.inf:
             return self.q_star
         return self.start if self.is_homogeneous else 1e-12 if self.q_star == 0 else 1e12
