@@ -25,7 +25,8 @@ class DistanceMap:
 
     def __init__(self, exact: Callable[[float], float], slope: float) -> None:
         self.exact = exact
-        self.log_slope: float = math.log(slope) if slope > 0 else -math.inf
+        self.slope = slope
+        self.at_zero: float = exact(0.0)
         self.known: dict[tuple[bool, int], float] = {}
 
     def after(self, layers: int, distance: float) -> float:
@@ -41,10 +42,10 @@ class DistanceMap:
         return distance
 
     def _next(self, distance: float) -> float:
-        if distance in (0.0, 2.0):
+        if distance == 2:
             return self.exact(distance)
         if distance < _NEAREST:
-            return math.exp(math.log(distance) + self.log_slope)
+            return self.at_zero + self.slope * distance
         opposed = distance > 1
         near = self._interpolated(math.log(2 - distance if opposed else distance), opposed)
         return min(max(2 - near if opposed else near, 0.0), 2.0)

@@ -14,12 +14,12 @@ from gradexp.theory.prediction import Prediction, predict_layers
 from gradexp.theory.weight_laws import WeightLaw
 
 
-def from_model(model: nn.Module, x: Tensor | None = None, *, kinks: Sequence[float] = ()) -> Prediction:
+def from_model(model: nn.Module, x: Tensor | float | None = None, *, kinks: Sequence[float] = ()) -> Prediction:
     """Predict the profile of a chain of linear layers from the variances of its actual weights.
 
     Args:
         model: ``nn.Sequential`` of ``nn.Linear`` with one elementwise activation between them, or an ``MLP``.
-        x: Inputs, shape ``(sample, n_0)``; None: one of mean square 1.
+        x: Inputs, shape ``(sample, n_0)``, or the mean square ‖x‖² / n_0 of one input; None: 1.
         kinks: Every z at which an activation that is not built in, or a derivative of it, jumps.
 
     Raises:
@@ -34,16 +34,13 @@ def from_model(model: nn.Module, x: Tensor | None = None, *, kinks: Sequence[flo
     laws, widths, function = read_weights(model)
     if not isinstance(function, Activation):
         function = usable_activation("linear" if function is None else function, 0.01, kinks)
-    x = torch.ones(1, widths[0], dtype=torch.float64) if x is None else torch.as_tensor(x)
-    if x.dim() != 2 or x.shape[1] != widths[0] or not len(x):
-        raise ValueError(f"x must have shape (sample, {widths[0]}), got {tuple(x.shape)}")
-    if not bool(x.isfinite().all()):
+    if x is not None and not bool(torch.as_tensor(x).isfinite().all()):
         raise ValueError("x must be finite, got inf or nan in it")
     return predict_layers(
         function,
         laws,
         widths,
-        x.detach().double().cpu(),
+        1.0 if x is None else x,
         normalization=getattr(model, "normalization", "none"),
         residual=getattr(model, "residual", "none"),
     )
