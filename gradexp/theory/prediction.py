@@ -129,7 +129,7 @@ class Prediction:
         Examples:
             >>> tanh = predict("tanh", sigma_w2=1.5, sigma_b2=0.1, width=300, depth=100)
             >>> round(tanh.slope(1, 10), 3), round(tanh.slope(10, 100), 3)  # lengths settle in the first layers
-            (-0.172, -0.143)
+            (-0.215, -0.136)
         """
         first = 1 if first is None else first
         last = self.depth if last is None else last
