@@ -234,7 +234,7 @@ def _log10_sizes(
             z = branch
         inputs.append((norm, largest))
         outputs.append(z.log10_sizes())
-        cosines.append(_mean_cosine(z.mantissas()[0]))
+        cosines.append(_mean_cosine(z.value))
         advance()
 
     gradients = []
@@ -266,10 +266,12 @@ def _log10_sizes(
 
 def _mean_cosine(z: Tensor) -> Tensor:
     """Return the mean cosine between two samples of each network that are not 0; nan where there are no two."""
-    unit = torch.nn.functional.normalize(z, dim=2, eps=0.0)
-    has_direction = unit.isfinite().all(dim=2)
+    norm = torch.linalg.vector_norm(z, dim=2)
+    has_direction = (norm > 0) & (norm < torch.inf)  # false for nan
     samples = has_direction.sum(dim=1, dtype=torch.float64)
-    total = unit.where(has_direction.unsqueeze(2), 0).sum(dim=1)
+    if not has_direction.all():
+        z, norm = z.where(has_direction.unsqueeze(2), 0), norm.where(has_direction, 1)
+    total = torch.bmm(norm.reciprocal().unsqueeze(1), z).squeeze(1)  # of vectors of length 1
     cosine = (total.square().sum(dim=1) - samples) / (samples * (samples - 1))
     return cosine.where(samples > 1, torch.nan)
 
