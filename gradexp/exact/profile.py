@@ -273,7 +273,8 @@ def _mean_cosine(z: Tensor) -> Tensor:
         z, norm = z.where(has_direction.unsqueeze(2), 0), norm.where(has_direction, 1)
     total = torch.bmm(norm.reciprocal().unsqueeze(1), z).squeeze(1)  # of vectors of length 1
     cosine = (total.square().sum(dim=1) - samples) / (samples * (samples - 1))
-    return cosine.where(samples > 1, torch.nan)
+    known: Tensor = cosine.where(samples > 1, torch.nan)
+    return known
 
 
 def _summarise(mlp: MLP, names: list[str], seeds: list[int], sizes: dict[str, Tensor]) -> History:

@@ -7,6 +7,7 @@ from gradexp.theory.finite_width import dead_probability, gaussian_lyapunov_expo
 from gradexp.theory.from_model import from_model
 from gradexp.theory.jacobian_moments import JacobianMoments, jacobian_moments
 from gradexp.theory.mean_field import MeanField
+from gradexp.theory.norm_moments import log_norm_moment
 from gradexp.theory.prediction import Prediction, predict, predict_layers
 from gradexp.theory.weight_laws import WeightLaw, weight_laws
 
@@ -26,6 +27,7 @@ __all__ = [
     "gaussian_lyapunov_exponents",
     "jacobian_moments",
     "layer_law",
+    "log_norm_moment",
     "log_square_sum",
     "predict",
     "predict_layers",
