@@ -47,7 +47,7 @@ def critical_sigma_w2(
     several points with this sigma_b2 the one with the smallest q is returned. Points whose length repels others do
     not count: gelu and silu reach chi_1 = 1 there for small sigma_b2, but no network stays there. Their lines begin
     at a half-stable point, whose length draws shorter ones only (Roberts, Yaida & Hanin, 2022, arXiv:2106.10165):
-    ``critical_range`` tells where.
+    ``critical_range`` tells where. With dropout, in training mode, the critical sigma_w2 is this times keep.
 
     Args:
         activation: Name of a built-in activation, an ``Activation``, or an elementwise function.
