@@ -98,6 +98,8 @@ def _of(file: str, registry: str) -> dict[str, dict[str, Any]]:
 
 INIT_OPTIONS = _of("networks/inits.py", "INITS")
 ACTIVATIONS = tuple(_of("networks/activations.py", "ACTIVATIONS"))
+ACTIVATION_ALIASES = {"swish": "silu"}
+"""Further names of activations; a run records the first one."""
 DATA_OPTIONS = _of("runs/data.py", "LOADERS")
 OF_EVERY_OPTIMIZER: dict[str, Any] = {"clip_norm": None, "warmup": 0, "schedule": "constant"}
 """Options of the training loop, which all optimizers have, also somebody's own."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradexp.choices import (
+    ACTIVATION_ALIASES,
     ACTIVATIONS,
     DISTRIBUTIONS,
     DTYPES,
@@ -257,6 +258,8 @@ class Config:
         """Put functions and import paths into the form of parts, also where a group is given as its choice alone."""
         for key in _OWN:
             setattr(self, key, own_part(key, getattr(self, key)))
+        if isinstance(self.activation, str):
+            self.activation = ACTIVATION_ALIASES.get(self.activation, self.activation)
         for group, schema in _SCHEMAS.items():
             value = getattr(self, group)
             if callable(value) or isinstance(value, str):

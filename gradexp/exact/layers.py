@@ -12,11 +12,11 @@ from gradexp.networks.normalization import pull_back, standardize
 from gradexp.numerics.norms import times_power_of_two
 
 
-def linear(layer: StackedLinear, networks: slice, a: Scaled) -> Scaled:
-    """Return W a + b of some networks of a stack."""
+def linear(layer: StackedLinear, networks: slice, a: Scaled, with_bias: bool = True) -> Scaled:
+    """Return W a + b of some networks of a stack, or W a."""
     value, exponent = a.mantissas()
     z = scaled(torch.bmm(value, layer.weight[networks].double().mT), exponent)
-    if layer.bias is None or not layer.bias[networks].any():
+    if layer.bias is None or not with_bias or not layer.bias[networks].any():
         return z
     return z.plus(scaled(layer.bias[networks].double().unsqueeze(1).expand_as(z.value)))
 

@@ -12,25 +12,34 @@ from threading import Lock
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradexp.exact.layers import Normalised, activate, branch_factor, linear, normalise
-from gradexp.exact.scaled import scaled
+from gradexp.exact.scaled import Scaled, scaled
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES, Array, Codes, Quantity
 from gradexp.networks.mlp import MLP, StackedLinear
+from gradexp.networks.sequential import as_mlp
 from gradexp.numerics.seeds import generator
 
 # A stack that must store more bytes than this for the way back is worked through slice by slice.
 _MEMORY = 1 << 26
 
 
+# Bytes of weights that are drawn at a time where networks are made for the measurement.
+_DRAWN = 1 << 28
+
+Make = Callable[[Sequence[int]], MLP]
+"""A function that returns the networks of some neighbouring seeds as one stack."""
+
+
 def exact_profile(
-    mlp: MLP,
+    mlp: nn.Module | Make,
     x: Tensor,
     cotangent: Tensor | None = None,
     *,
-    seeds: Sequence[int] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    products: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> History:
     """Measure outputs, output gradients and weight gradients of every layer, exact at any depth.
@@ -48,20 +57,28 @@ def exact_profile(
     that is exactly 0 at some layer is left out at every layer and counted in ``dead_fraction``; a layer at which one
     is not finite, as inputs or weights are not, has no number. Of the first sample
     ‖δˡ‖ is recorded by itself (``samples``): the spread of one sample of one network is what theory predicts.
+    The mean cosine between two samples' zˡ is ``stats["output.cosine"]``: whether inputs still differ at layer l.
 
     Args:
-        mlp: One network or a stack; not changed.
+        mlp: One network or a stack; or an ``nn.Sequential`` of ``nn.Linear`` with one activation between them; not
+            changed. Or a function of some seeds that returns their networks as one stack: it is called for as many at
+            a time as fit into memory.
         x: Inputs, shape ``(batch, n_0)``.
         cotangent: Vectors c, shape ``(batch, n_L)`` or ``(networks, batch, n_L)``, used as it is; None: drawn from
             N(0, I) by each network's own generator and scaled to length 1.
-        seeds: The seed of each network; None: 0, 1, ...
+        seeds: The seed of each network, of neighbouring ones their number; None: 0, 1, ...
+        products: Whether to record log10 of |⟨Wˡ, dl_b/dWˡ⟩| too, averaged like the others, as
+            ``stats["weight_grad.product"]``. In a network of linear, relu or leaky_relu without biases it is the same
+            for all layers, by Euler's theorem, and training by gradient flow conserves ‖Wˡ‖² - ‖Wˡ⁺¹‖² (Du et al.,
+            2018, arXiv:1806.00900).
         progress: A function of (layers done, layers in all), called for a large stack from threads of its own.
 
     Returns:
         A History with the single step 0.
 
     Raises:
-        ValueError: If a shape does not fit the network.
+        ValueError: If a shape does not fit the network, or it is no chain of linear layers: ``gradexp.measure``
+            takes any model.
 
     Examples:
         >>> mlp = MLP([2, 2, 2], activation="linear", bias=False)
@@ -70,11 +87,22 @@ def exact_profile(
         >>> profile = exact_profile(mlp, torch.ones(1, 2), cotangent=torch.ones(1, 2))
         >>> [round(10**v, 6) for v in profile.profile("output").tolist()]
         [1.5, 2.25]
+        >>> from gradexp import initialize
+        >>> def drawn(seeds):
+        ...     return initialize(MLP([20] * 9, "relu", networks=len(seeds)), "he", seed=seeds[0])
+        >>> len(exact_profile(drawn, torch.ones(1, 20), seeds=100).seeds)
+        100
     """
+    if not isinstance(mlp, nn.Module):
+        return _in_parts(mlp, x, cotangent, seeds, products, progress)
+    try:
+        mlp, names = as_mlp(mlp, "exact_profile")
+    except ValueError as error:
+        raise ValueError(f"{error}; gradexp.measure takes any model") from None
     if x.dim() != 2 or x.shape[1] != mlp.widths[0] or len(x) == 0:
         raise ValueError(f"x must have shape (batch, {mlp.widths[0]}), got {tuple(x.shape)}")
     networks, batch = mlp.networks, len(x)
-    seeds = list(range(networks)) if seeds is None else list(seeds)
+    seeds = list(range(networks if seeds is None else seeds)) if isinstance(seeds, int | None) else list(seeds)
     if len(seeds) != networks:
         raise ValueError(f"seeds must name {networks} networks, got {len(seeds)}")
     if cotangent is None:
@@ -88,7 +116,7 @@ def exact_profile(
     device = next(mlp.parameters()).device
     x = x.to(device, torch.float64)
     cotangent = cotangent.to(device, torch.float64).expand(networks, -1, -1)
-    stored = 1 if mlp.normalization == "none" else 2
+    stored = (1 if mlp.normalization == "none" else 2) + products
     at_once = max(1, _memory(device) // (8 * stored * batch * sum(mlp.widths)))
     slices = [slice(start, start + at_once) for start in range(0, networks, at_once)]
     done, total, lock = 0, 2 * mlp.depth * len(slices), Lock()
@@ -102,11 +130,45 @@ def exact_profile(
 
     def measure(chunk: slice) -> dict[str, Tensor]:
         with torch.no_grad():
-            return _log10_sizes(mlp, chunk, x, cotangent[chunk], advance)
+            return _log10_sizes(mlp, chunk, x, cotangent[chunk], products, advance)
 
     measured = _map(measure, slices, 1 if device.type != "cpu" else torch.get_num_threads())
     sizes = {key: torch.cat([m[key] for m in measured], dim=1).cpu() for key in measured[0]}
-    return _summarise(mlp, seeds, sizes)
+    return _summarise(mlp, names, seeds, sizes)
+
+
+def _in_parts(
+    make: Make,
+    x: Tensor,
+    cotangent: Tensor | None,
+    seeds: int | Sequence[int] | None,
+    products: bool,
+    progress: Callable[[int, int], None] | None,
+) -> History:
+    """Measure the networks that a function makes, the first alone to see how many fit into memory."""
+    if seeds is None:
+        raise ValueError("seeds must say how many networks the function is to make")
+    seeds = range(seeds) if isinstance(seeds, int) else seeds
+    if not len(seeds):
+        raise ValueError("seeds must name at least one network")
+    histories: list[History] = []
+    at_once = 1
+    while (done := sum(len(history.seeds) for history in histories)) < len(seeds):
+        part = seeds[done : done + at_once]
+        stack = make(part)
+        if not isinstance(stack, MLP) or stack.networks != len(part):
+            found = f"{stack.networks} networks" if isinstance(stack, MLP) else f"a {type(stack).__name__}"
+            raise ValueError(
+                f"the function must return an MLP of {len(part)} networks for as many seeds, got {found}"
+            )
+        own = cotangent[done : done + len(part)] if cotangent is not None and cotangent.dim() == 3 else cotangent
+        histories.append(exact_profile(stack, x, own, seeds=list(part), products=products))
+        size = sum(parameter.nbytes for parameter in stack.parameters())
+        at_once = max(1, _DRAWN * len(part) // size)
+        del stack  # before the next one is made
+        if progress is not None:
+            progress(done + len(part), len(seeds))
+    return History.join(histories)
 
 
 def _memory(device: torch.device) -> int:
@@ -136,12 +198,16 @@ def _unit_cotangents(seed: int, batch: int, width: int) -> Tensor:
 
 
 def _log10_sizes(
-    mlp: MLP, networks: slice, x: Tensor, cotangent: Tensor, advance: Callable[[], None]
+    mlp: MLP, networks: slice, x: Tensor, cotangent: Tensor, products: bool, advance: Callable[[], None]
 ) -> dict[str, Tensor]:
-    """Return log10 sizes of every sample of some networks, each of shape ``(layer, network, sample)``."""
+    """Return log10 sizes of every sample of some networks, each of shape ``(layer, network, sample)``.
+
+    Cosines have shape ``(layer, network)``.
+    """
     layers = cast("list[StackedLinear]", list(mlp.layers))
     outputs: list[tuple[Tensor, Tensor]] = []
-    inputs, slopes = [], []
+    inputs, slopes, cosines = [], [], []
+    weighted: list[Scaled] = []  # what each layer's weights add to its output
     normals: list[Normalised] = []
     z = a = scaled(x.expand(cotangent.shape[0], *x.shape))
     for index, layer in enumerate(layers):
@@ -157,21 +223,27 @@ def _log10_sizes(
             slopes.append(slope)
         norm, largest = a.log10_sizes()
         branch = linear(layer, networks, a)
+        if products:
+            weighted.append(linear(layer, networks, a, with_bias=False))
         if mlp.has_skip(index):
             factor = branch_factor(layer, networks, x)
+            weighted[-1:] = [one.times(factor) for one in weighted[-1:]]
             norm = norm + factor.abs().log10().squeeze(2)
             z = z.plus(branch.times(factor))
         else:
             z = branch
         inputs.append((norm, largest))
         outputs.append(z.log10_sizes())
+        cosines.append(_mean_cosine(z.value))
         advance()
-    cosine = _mean_cosine(z.mantissas()[0])
 
     gradients = []
+    inner: list[Tensor] = []
     delta = scaled(cotangent)
     for index in reversed(range(mlp.depth)):
         gradients.append(delta.log10_sizes())
+        if products:
+            inner.append(delta.log10_product(weighted.pop()))
         advance()
         if index:
             value, exponent = delta.mantissas()
@@ -186,21 +258,26 @@ def _log10_sizes(
         for kind, pairs in (("output", outputs), ("input", inputs), ("output_grad", gradients))
         for place, size in enumerate(("norm", "largest"))
     }
-    sizes["cosine"] = cosine.unsqueeze(0)
+    sizes["cosine"] = torch.stack(cosines)
+    if products:
+        sizes["product"] = torch.stack(inner[::-1])
     return sizes
 
 
 def _mean_cosine(z: Tensor) -> Tensor:
     """Return the mean cosine between two samples of each network that are not 0; nan where there are no two."""
-    unit = torch.nn.functional.normalize(z, dim=2, eps=0.0)
-    has_direction = unit.isfinite().all(dim=2)
+    norm = torch.linalg.vector_norm(z, dim=2)
+    has_direction = (norm > 0) & (norm < torch.inf)  # false for nan
     samples = has_direction.sum(dim=1, dtype=torch.float64)
-    total = unit.where(has_direction.unsqueeze(2), 0).sum(dim=1)
+    if not has_direction.all():
+        z, norm = z.where(has_direction.unsqueeze(2), 0), norm.where(has_direction, 1)
+    total = torch.bmm(norm.reciprocal().unsqueeze(1), z).squeeze(1)  # of vectors of length 1
     cosine = (total.square().sum(dim=1) - samples) / (samples * (samples - 1))
-    return cosine.where(samples > 1, torch.nan)
+    known: Tensor = cosine.where(samples > 1, torch.nan)
+    return known
 
 
-def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
+def _summarise(mlp: MLP, names: list[str], seeds: list[int], sizes: dict[str, Tensor]) -> History:
     """Average the logs over the samples that are alive at every layer."""
     widths = torch.tensor(mlp.widths[1:], dtype=torch.float64)
     logs: dict[Quantity, Tensor] = {
@@ -227,9 +304,15 @@ def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
         mean[lost], code[lost] = torch.nan, STATUSES.index("nonfinite")
         log10[quantity] = mean.T.unsqueeze(0).numpy()
         status[quantity] = code.T.unsqueeze(0).numpy()
+    stats = {"output.cosine": sizes["cosine"].T.unsqueeze(0).numpy()} if sizes["output_norm"].shape[2] > 1 else {}
+    if "product" in sizes:
+        product = sizes["product"].where(chosen, -torch.inf)
+        counted = product.isfinite()
+        mean = product.where(counted, 0).sum(dim=2) / counted.sum(dim=2)
+        stats["weight_grad.product"] = mean.T.unsqueeze(0).numpy()
     return History(
         phase="init",
-        names=[f"layers.{index}" for index in range(mlp.depth)],
+        names=names,
         steps=[0],
         seeds=seeds,
         log10=log10,
@@ -239,6 +322,7 @@ def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
             for quantity in ("output", "output_grad")
         },
         dead_fraction=zero.double().mean(dim=1).numpy(),
-        output_cosine=sizes["cosine"].squeeze(0).numpy(),
+        output_cosine=sizes["cosine"][-1].numpy(),
+        stats=stats,
         samples=logs["output_grad"].where(alive, torch.nan)[:, :, :1].transpose(0, 1).unsqueeze(0).numpy(),
     )

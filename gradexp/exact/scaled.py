@@ -40,6 +40,11 @@ class Scaled(NamedTuple):
         mantissa, exponent = rescale(factor, dim=2)
         return scaled(self.value * mantissa, self.exponent + exponent)
 
+    def log10_product(self, other: "Scaled") -> Tensor:
+        """Return log10 of the magnitude of each sample's inner product with another's, ``(network, sample)``."""
+        (a, m), (b, n) = self.mantissas(), other.mantissas()
+        return ((a * b).sum(dim=2, keepdim=True).abs().log10() + (m + n) * LOG10_2).squeeze(2)
+
     def mantissas(self) -> tuple[Tensor, Tensor]:
         """Return values of at most 1, so that products with weights do not overflow, and exponents."""
         shift = _exponent_of(self.largest)

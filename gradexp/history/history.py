@@ -89,7 +89,7 @@ class History:
             network cannot tell its inputs apart (initial profile only).
         calls: Which call of its module in a forward pass each layer is, from 0.
         dtypes: Quantity -> number format of its tensors, such as ``"float32"`` (probe only).
-        stats: ``"quantity.name"`` -> further statistics, shape ``(step, network, layer)`` (probe only).
+        stats: ``"quantity.name"`` -> further statistics, shape ``(step, network, layer)``.
         samples: log10 of the norm of each sample's output gradient, shape ``(step, network, layer, sample)``,
             nan where there is none. The probe records all samples, with ``per_sample=True`` only; the initial
             profile only the first, which is nan at every layer if it is exactly 0 at one.
@@ -502,6 +502,36 @@ class History:
         changes = {key: selected(key, axis) for key, axis in _NETWORK_AXES.items() if getattr(self, key) is not None}
         return replace(self, steps=steps, seeds=self.seeds[which], findings=self.findings[:end], **changes)
 
+    @staticmethod
+    def join(histories: Sequence["History"]) -> "History":
+        """Return the networks of some histories as one, with the theory of the first.
+
+        Args:
+            histories: Histories of the same layers and steps, such as profiles of different seeds.
+
+        Raises:
+            ValueError: If there is none, or they differ in phase, layers or steps.
+        """
+        if not histories:
+            raise ValueError("histories must hold at least one")
+        first = histories[0]
+        for other in histories[1:]:
+            if (other.phase, other.names, other.steps) != (first.phase, first.names, first.steps):
+                raise ValueError("histories must have the same phase, layers and steps")
+
+        def joined(key: str, axis: int) -> Any:
+            """Return an array, or a dict of arrays, over the networks of all, or None where one has none."""
+            values = [getattr(history, key) for history in histories]
+            if any(value is None for value in values):
+                return None
+            if isinstance(values[0], dict):
+                shared = [name for name in values[0] if all(name in value for value in values)]
+                return {name: np.concatenate([value[name] for value in values], axis) for name in shared}
+            return np.concatenate(values, axis)
+
+        changes = {key: joined(key, axis) for key, axis in _NETWORK_AXES.items()}
+        return replace(first, seeds=[seed for history in histories for seed in history.seeds], **changes)
+
     def _rows(self) -> Iterator[tuple[Any, ...]]:
         """Yield one tuple per step, network and layer, with the values of ``COLUMNS``.
 
@@ -536,32 +566,6 @@ _NETWORK_AXES = {
     "total_grad": 1,
     "loss": 1,
 }
-
-
-def join(histories: Sequence[History]) -> History:
-    """Return the networks of some histories as one, with the theory of the first.
-
-    Raises:
-        ValueError: If there is none, or they differ in phase, layers or steps.
-    """
-    if not histories:
-        raise ValueError("histories must hold at least one")
-    first = histories[0]
-    for other in histories[1:]:
-        if (other.phase, other.names, other.steps) != (first.phase, first.names, first.steps):
-            raise ValueError("histories must have the same phase, layers and steps")
-
-    def joined(key: str, axis: int) -> Any:
-        """Return an array, or a dict of arrays, over the networks of all, or None where one has none."""
-        values = [getattr(history, key) for history in histories]
-        if any(value is None for value in values):
-            return None
-        if isinstance(values[0], dict):
-            return {name: np.concatenate([value[name] for value in values], axis) for name in values[0]}
-        return np.concatenate(values, axis)
-
-    changes = {key: joined(key, axis) for key, axis in _NETWORK_AXES.items()}
-    return replace(first, seeds=[seed for history in histories for seed in history.seeds], **changes)
 
 
 def training_points(history: History, begin: int = 0) -> Points:

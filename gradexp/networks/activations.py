@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradexp.choices import ACTIVATION_ALIASES
 from gradexp.own_parts import OwnPart
 
 
@@ -55,7 +56,7 @@ def activation(name: str, negative_slope: float = 0.01) -> Activation:
     """Return an activation by name.
 
     Args:
-        name: A key of ``ACTIVATIONS``, or an own part.
+        name: A key of ``ACTIVATIONS``, ``swish`` (silu), or an own part.
         negative_slope: The slope below 0 of ``leaky_relu``; the others have none.
 
     Raises:
@@ -68,8 +69,10 @@ def activation(name: str, negative_slope: float = 0.01) -> Activation:
     """
     if isinstance(name, OwnPart):
         return _own(name)
+    name = ACTIVATION_ALIASES.get(name, name)
     if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation '{name}'; choose one of {', '.join(ACTIVATIONS)}")
+        names = [*ACTIVATIONS, *ACTIVATION_ALIASES]
+        raise ValueError(f"unknown activation '{name}'; choose one of {', '.join(names)}")
     if name == "leaky_relu":
         slopes = (negative_slope, 1.0)
         return Activation(lambda z: F.leaky_relu(z, negative_slope), slopes, slopes, kinks=(0,))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gradexp.choices import ACTIVATIONS, asked_for, check_choice, check_init_options
+from gradexp.choices import ACTIVATION_ALIASES, ACTIVATIONS, asked_for, check_choice, check_init_options
 from gradexp.networks.account import Account
 from gradexp.networks.inits import (
     INITS,
@@ -83,7 +83,7 @@ def initialize(
             an argument ``generator`` draws from torch's global generator, whatever ``seed`` is.
         seed: The seed of the (first) network; None takes torch's global generator.
         sigma_b2: The variance of normal biases. None leaves them to the scheme: U(±1 / sqrt(fan_in)) with
-            ``torch_default``, as torch has them, 0 with any other.
+            ``torch_default``, as torch has them, 0 with any other. Above 0 it is an error where there are none.
         activation: The activation between the layers, for schemes with a keyword-only parameter of this name:
             ``lyapunov``.
         negative_slope: The slope of ``leaky_relu`` below 0, for the same schemes.
@@ -135,7 +135,7 @@ def initialize(
     if sigma_b2 is not None and not 0 <= sigma_b2 < math.inf:
         raise ValueError(f"sigma_b2 must be at least 0, got {sigma_b2}")
     if activation is not None and not isinstance(activation, OwnPart):
-        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("activation", activation, (*ACTIVATIONS, *ACTIVATION_ALIASES))
     patterns: dict[str, Any] = {
         "skip": skip,
         "branch_ends": branch_ends,
@@ -148,6 +148,8 @@ def initialize(
         return _by_data(model, inputs, options, report, seed=seed, sigma_b2=sigma_b2, progress=progress, **patterns)
     label = f"by {init}" if isinstance(init, str) else f"by {getattr(init, '__name__', 'a function')}"
     found = plan(model, all_biases=sigma_b2 is not None, **patterns)
+    if sigma_b2 and not _has_biases(found):
+        raise ValueError(f"sigma_b2={sigma_b2} needs biases, and no layer of the model has one to fill")
     _Filling(scheme, options, label, seed, sigma_b2).fill(found, progress)
     _tell(found.account, report)
     return model
@@ -243,6 +245,11 @@ class _Filling:
                     if forget is not None:
                         bias[forget] += 1
             found.account.filled[place.name] = "biases" + (", 1 in the forget gate" if forget else "")
+
+
+def _has_biases(found: Plan) -> bool:
+    """Return whether there is a bias to draw."""
+    return any((name, bias) in found.places for name, layer in found.layers.items() for bias in sum(layer.biases, ()))
 
 
 def _by_data(

@@ -6,7 +6,7 @@
 import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from gradexp.own_parts import OwnPart
 from gradexp.predict.page import forecast_page
 from gradexp.runs import data
 from gradexp.runs.prediction import predict_run
-from gradexp.runs.remedies import Remedy, depth_over_reach, problem, remedies
+from gradexp.runs.remedies import Remedy, depth_over_reach, output_cosine, problem, remedies
 from gradexp.runs.wording import run_title
 from gradexp.theory import Prediction
 from gradexp.theory.verdict import predicted_verdict
@@ -38,6 +38,7 @@ class Forecast:
         verdict: Verdict whose ``gradient`` is stable, vanishing, exploding, dead or unknown.
         problem: What theory finds wanting, in a few words; empty if nothing is.
         remedies: What cures it, the least change first.
+        in_training: With dropout: the prediction for training mode, in which it takes part. None without.
     """
 
     config: Config
@@ -46,6 +47,7 @@ class Forecast:
     verdict: Verdict
     problem: str
     remedies: tuple[Remedy, ...]
+    in_training: Prediction | None = None
 
     @property
     def point(self) -> theory.MeanField | None:
@@ -55,9 +57,7 @@ class Forecast:
     @functools.cached_property
     def cosine(self) -> float | None:
         """Cosine of two unrelated inputs at the output: the mean-field correlation at the last layer, from 0."""
-        if self.point is None or self.config.depth == 1:
-            return None
-        return self.point.correlation_after(self.config.depth - 1)
+        return None if self.point is None else output_cosine(self.config, self.prediction)
 
     @property
     def depth_over_reach(self) -> float | None:
@@ -102,7 +102,8 @@ def forecast(config: Config) -> Forecast:
     found = problem(config, prediction)
     wanting = found or verdict.gradient != "stable"
     cures = tuple(remedies(config, functools.partial(_predict, inputs=inputs))) if wanting else ()
-    return Forecast(config, inputs.words, prediction, verdict, found, cures)
+    in_training = _predict(config, inputs, config.dropout) if config.dropout else None
+    return Forecast(config, inputs.words, prediction, verdict, found, cures, in_training)
 
 
 class _Inputs(NamedTuple):
@@ -130,7 +131,6 @@ def _inputs(config: Config) -> _Inputs:
     return _Inputs(x, None, loaded.output_width, words)
 
 
-def _predict(config: Config, inputs: _Inputs) -> Prediction:
-    return predict_run(
-        config, inputs.x, inputs.outputs, batch=config.batch_size, input_variance=inputs.input_variance
-    )
+def _predict(config: Config, inputs: _Inputs, dropout: float = 0.0) -> Prediction:
+    sizes: dict[str, Any] = {"batch": config.batch_size, "input_variance": inputs.input_variance}
+    return predict_run(config, inputs.x, inputs.outputs, dropout=dropout, **sizes)

@@ -9,6 +9,7 @@ from gradexp.predict.forecast import Forecast
 from gradexp.runs.command_line import command_with
 from gradexp.runs.remedies import ALIGNED
 from gradexp.theory import Prediction
+from gradexp.theory.verdict import predicted_verdict
 
 Rows = Iterator[tuple[str, str, str]]
 
@@ -60,7 +61,7 @@ def _infinite_width(forecast: Forecast) -> Rows:
         yield "L/6xi_c", _number(share), f"depth over 6 xi_c: {bound if share else 'no bound, as xi_c is infinite'}"
     cosine = forecast.cosine
     if cosine is not None:
-        yield "cosine", f"{cosine:.4f}", "between the outputs of two unrelated inputs"
+        yield "cosine", f"{round(cosine, 4) + 0.0:.4f}", "between the outputs of two unrelated inputs"
 
 
 def _finite_width(forecast: Forecast) -> Rows:
@@ -76,6 +77,8 @@ def _finite_width(forecast: Forecast) -> Rows:
     else:
         wide_only = "" if prediction.valid else ", infinitely wide"
         yield "ratio", _power(prediction), f"gradient, layer 1 over layer {config.depth}{wide_only}"
+    if (training := forecast.in_training) is not None:
+        yield "training", *_in_training(training, config.dropout)
     spread = float(prediction.sd_output_grad[0])
     if ratio is not None and spread > 0:
         decades = config.verdict.decades
@@ -107,6 +110,8 @@ def _outcome(forecast: Forecast, overrides: Sequence[str] = ()) -> Rows:
         yield "", f"{share:.3g} times deeper than 6 xi_c: hard to train, as {fate} at the output", ""
     elif forecast.cosine is not None and forecast.cosine > ALIGNED:
         yield "", f"all inputs look alike at the output (cosine {forecast.cosine:.4f}): hard to train", ""
+    if forecast.in_training is not None:
+        yield from _training_outcome(forecast, forecast.in_training)
     name = "try"
     for remedy in forecast.remedies:
         yield name, command_with(overrides, remedy.text), _COMMAND
@@ -156,6 +161,25 @@ def _power(prediction: Prediction) -> str:
         return "no number is known"
     rounded = round(ratio, 1) + 0.0  # no -0.0
     return f"10^{rounded:+.1f} ± {sd:.1f}" if prediction.valid else f"10^{rounded:+.1f}"
+
+
+def _training_outcome(forecast: Forecast, prediction: Prediction) -> Rows:
+    """Say where dropout leads the gradient, if that is not where it is led without."""
+    config, verdict = forecast.config, predicted_verdict(prediction, forecast.config.verdict.decades)
+    if verdict.gradient in (forecast.verdict.gradient, "unknown"):
+        return
+    cure = ""
+    if config.init.gain is not None:
+        cure = f"; init.gain={config.init.gain * math.sqrt(1 - config.dropout):.4g} takes back what dropout adds"
+    yield "", f"in training mode, with dropout={config.dropout:g}, {verdict.text}{cure}", ""
+
+
+def _in_training(prediction: Prediction, dropout: float) -> tuple[str, str]:
+    """Return the ratio of gradients in training mode, and what it is."""
+    if prediction.first_over_last is None:
+        return "none", f"no formula holds with dropout={dropout:g}"
+    wide_only = "" if prediction.valid else ", infinitely wide"
+    return _power(prediction), f"the same in training mode, with dropout={dropout:g}{wide_only}"
 
 
 def _length(point: theory.MeanField) -> str:

@@ -15,7 +15,13 @@ from gradexp.theory.weight_laws import UnknownLawError
 
 
 def predict_run(
-    config: Config, x: Tensor, outputs: int, *, batch: int | None = None, input_variance: float | None = None
+    config: Config,
+    x: Tensor,
+    outputs: int,
+    *,
+    batch: int | None = None,
+    input_variance: float | None = None,
+    dropout: float = 0.0,
 ) -> Prediction:
     """Return theory's prediction for the network that a run builds; one without numbers where no law is known.
 
@@ -25,6 +31,7 @@ def predict_run(
         outputs: Width of the last layer.
         batch: The argument of that name of ``theory.predict_layers``.
         input_variance: The argument of that name of ``theory.predict_layers``.
+        dropout: The same. The config's own has no part in the profile at initialisation.
 
     Raises:
         ConfigError: If an option cannot work.
@@ -33,12 +40,13 @@ def predict_run(
     content = hashlib.sha256(x.contiguous().numpy().tobytes()).digest()
     law = (config.init.name, config.init.options, config.sigma_b2, config.bias)
     phi = (config.activation, config.negative_slope, config.normalization, config.residual)
-    facts = repr((law, phi, widths, batch, input_variance, x.dtype, content))
+    facts = repr((law, phi, widths, batch, input_variance, dropout, x.dtype, content))
     key = (config.init.name, config.activation, facts)  # names of own parts also tell functions apart
     if key not in _known:
         if len(_known) >= _MOST:
             _known.clear()
-        _known[key] = _predicted(config, x, widths, batch=batch, input_variance=input_variance)
+        options: dict[str, Any] = {"batch": batch, "input_variance": input_variance, "dropout": dropout}
+        _known[key] = _predicted(config, x, widths, **options)
     return _known[key]
 
 

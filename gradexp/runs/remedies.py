@@ -35,6 +35,8 @@ _FAINT, _VIOLENT = 15.0, 2e4
 _STEP = 20.0
 # With branches of 1 / sqrt(L) inputs have this many layers' worth of change, however many there are.
 _LIKE_INFINITE = 100
+# Lengths that change by less from a layer to the next stay as they are.
+_SETTLED = 1e-6
 
 Predict = Callable[[Config], Prediction]
 
@@ -156,21 +158,26 @@ def output_cosine(config: Config, prediction: Prediction) -> float | None:
     layers = min(config.depth, _LIKE_INFINITE) if config.residual == "depth" else config.depth
     branch2 = 1 / layers if config.residual == "depth" else 1.0
     sigma_w2, sigma_b2 = prediction.sigma_w2, prediction.sigma_b2
-    q, cosine = sigma_w2 + sigma_b2, 0.0
+    point = theory.MeanField(phi, sigma_w2, sigma_b2)
+    q, distance = sigma_w2 + sigma_b2, 1.0
     for layer in range(1, layers):
         seen = q if config.normalization == "none" else 1.0  # layer and rms alike, in infinite width
         if not 1e-100 < seen < 1e100:
             return None
-        a, b = (math.sqrt(seen) * u for u in (_U, cosine * _U + math.sqrt(1 - cosine * cosine) * _V))
-        one, other = phi(a), phi(b)
-        square = sigma_w2 * float(_SHARE @ one.square()) + sigma_b2
-        product = sigma_w2 * float(_SHARE @ (one * other)) + sigma_b2
-        if config.residual != "none" and layer < layers - 1:
-            square, product = q + branch2 * square, q * cosine + branch2 * product
+        # u + v and u - v are the two inputs' units. What is small in their difference keeps its digits.
+        u, v = math.sqrt(seen * (1 - distance / 2)) * _U, math.sqrt(seen * distance / 2) * _V
+        one, other = phi(u + v), phi(u - v)
+        square = sigma_w2 * float(_SHARE @ (one.square() + other.square())) / 2 + sigma_b2
         if square == 0:
             return None
-        q, cosine = square, min(max(product / square, -1.0), 1.0)
-    return cosine
+        is_settled = point.is_homogeneous or config.normalization != "none" or abs(square / q - 1) < _SETTLED
+        if phi.kinks and config.residual == "none" and is_settled:  # the rule of this loop misses what a kink does
+            return 1 - point.distance_after(layers - layer, 1 - distance, seen)
+        apart = sigma_w2 * float(_SHARE @ (one - other).square()) / 2
+        if config.residual != "none" and layer < layers - 1:
+            square, apart = q + branch2 * square, q * distance + branch2 * apart
+        q, distance = square, min(max(apart / square, 0.0), 2.0)
+    return 1 - distance
 
 
 def _gauss_hermite(points: int = 48) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from gradexp.choices import ConfigError
 from gradexp.config import Config
 from gradexp.exact.profile import exact_profile
-from gradexp.history.history import join
+from gradexp.history.history import History
 from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP, evaluating
 from gradexp.networks.one_node import OneNode, can_be_one_node
@@ -130,7 +130,7 @@ def _measure(
             report = partial(share, "profile at initialisation")
             histories.append(exact_profile(stack, x, seeds=[seed for _, seed in group], progress=report))
         del stack  # before the next one is built
-    measured = join(histories)
+    measured = History.join(histories)
     start = 0
     for result in results:
         end = start + len(result.seeds)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradexp.history.history import History, join
+from gradexp.history.history import History
 from gradexp.history.step import Quantity
 from gradexp.page.lines import COLOURS, Line
 from gradexp.runs.layers_file import NAME, read_layers
@@ -70,7 +70,7 @@ def _living(initials: Sequence[History], only: Quantity | None) -> History:
     networks = [each.of_networks(slice(at, at + 1)) for each in initials for at in range(len(each.seeds))]
     networks = [each for each in networks if each.names == networks[0].names]
     living = [each for each in networks if np.isfinite(each.log10["output_grad"]).all()]
-    joined = join(living or networks)
+    joined = History.join(living or networks)
     if only is None:
         return joined
     return replace(joined, log10={only: joined.log10[only]}, status={only: joined.status[only]})

@@ -118,7 +118,7 @@ def _forward(network: Network, mean_square: Tensor) -> tuple[list[_PlainLayer], 
         if index + 1 == network.depth:
             break
         if not layers or not torch.allclose(q, layers[-1].q, rtol=1e-14, atol=0):  # else lengths have settled
-            m = Moments.at(network.activation, q)
+            m = network.moments(q)
         law_above, is_scaled = _scaled_by_data(laws[index + 1], m.square)
         w2 = law_above.sigma_w2
         next_q = w2 * m.square + law_above.sigma_b2  # (8)

@@ -46,6 +46,7 @@ def layer_law(
     *,
     backward: bool = False,
     orthogonal: bool = False,
+    keep: float = 1.0,
 ) -> LogMoments:
     """Return mean and variance of log ‖D W x‖² / ‖x‖², D the diagonal matrix of the slopes of what follows W.
 
@@ -61,6 +62,7 @@ def layer_law(
         slopes: Slopes of the activation below and above 0; (1, 1) for none.
         backward: Whether to return the law of ‖D Wᵀ δ‖² / ‖δ‖² instead.
         orthogonal: Whether W is orthogonal (Haar), else Gaussian.
+        keep: The probability with which dropout leaves a unit on, whose slope it divides by this.
 
     Returns:
         Mean and variance, given that not all units are off.
@@ -73,11 +75,11 @@ def layer_law(
     if not 0 < sigma_w2 < math.inf:
         raise ValueError(f"sigma_w2 must be above 0 and finite, got {sigma_w2}")
     units = fan_in if backward else fan_out
-    if abs(slopes[0]) == abs(slopes[1]) > 0:
+    if abs(slopes[0]) == abs(slopes[1]) > 0 and keep == 1:
         mean, variance = log_chi_square(units)
         mean += 2 * math.log(abs(slopes[0]))
     else:
-        mean, variance = log_square_sum(units, slopes)
+        mean, variance = log_square_sum(units, slopes, keep)
     mean += math.log(sigma_w2 / fan_in)  # (18)
     if orthogonal:  # (22)
         larger = max(fan_in, fan_out)
@@ -86,14 +88,18 @@ def layer_law(
     return LogMoments(mean, max(variance, 0.0))
 
 
-def dead_probability(hidden_widths: Sequence[int], slopes: tuple[float, float] = (0.0, 1.0)) -> float:
+def dead_probability(
+    hidden_widths: Sequence[int], slopes: tuple[float, float] = (0.0, 1.0), keep: float = 1.0
+) -> float:
     """Return the probability that an input dies in a network: that in some hidden layer every unit is off.
 
     A relu unit without bias is off with probability 1/2, so this is 1 - Π (1 - 2⁻ⁿ).
 
     Args:
         hidden_widths: n of each hidden layer.
-        slopes: Slopes of the activation below and above 0; the probability is 0 unless one of them is.
+        slopes: Slopes of the activation below and above 0; the probability is 0 unless one of them is, or there is
+            dropout.
+        keep: The probability with which dropout leaves a unit on.
 
     Raises:
         ValueError: If a width is below 1.
@@ -104,12 +110,11 @@ def dead_probability(hidden_widths: Sequence[int], slopes: tuple[float, float] =
     """
     if any(width < 1 for width in hidden_widths):
         raise ValueError(f"widths must be at least 1, got {list(hidden_widths)}")
-    if all(slopes) or not hidden_widths:
-        return 0.0
-    if not any(slopes):
-        return 1.0
+    off = 1 - keep * sum(slope != 0 for slope in slopes) / 2
+    if off in (0, 1) or not hidden_widths:
+        return off if hidden_widths else 0.0
     # (23); expm1 and log1p keep the digits of a small probability.
-    return -math.expm1(sum(math.log1p(-(0.5**width)) for width in hidden_widths)) + 0.0  # never -0.0
+    return -math.expm1(sum(math.log1p(-(off**width)) for width in hidden_widths)) + 0.0  # never -0.0
 
 
 def gaussian_lyapunov_exponents(width: int, sigma_w2: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,7 +1,6 @@
 """Widths, activation and variances of an existing model."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import cast
 
 import torch
@@ -9,17 +8,18 @@ from torch import Tensor, nn
 
 from gradexp.networks.activations import Activation
 from gradexp.networks.mlp import MLP, StackedLinear
+from gradexp.networks.sequential import named_activation, read_sequential
 from gradexp.theory.mean_field import usable_activation
 from gradexp.theory.prediction import Prediction, predict_layers
 from gradexp.theory.weight_laws import WeightLaw
 
 
-def from_model(model: nn.Module, x: Tensor | None = None, *, kinks: Sequence[float] = ()) -> Prediction:
+def from_model(model: nn.Module, x: Tensor | float | None = None, *, kinks: Sequence[float] = ()) -> Prediction:
     """Predict the profile of a chain of linear layers from the variances of its actual weights.
 
     Args:
         model: ``nn.Sequential`` of ``nn.Linear`` with one elementwise activation between them, or an ``MLP``.
-        x: Inputs, shape ``(sample, n_0)``; None: one of mean square 1.
+        x: Inputs, shape ``(sample, n_0)``, or the mean square ‖x‖² / n_0 of one input; None: 1.
         kinks: Every z at which an activation that is not built in, or a derivative of it, jumps.
 
     Raises:
@@ -33,17 +33,15 @@ def from_model(model: nn.Module, x: Tensor | None = None, *, kinks: Sequence[flo
     """
     laws, widths, function = read_weights(model)
     if not isinstance(function, Activation):
-        function = usable_activation("linear" if function is None else function, 0.01, kinks)
-    x = torch.ones(1, widths[0], dtype=torch.float64) if x is None else torch.as_tensor(x)
-    if x.dim() != 2 or x.shape[1] != widths[0] or not len(x):
-        raise ValueError(f"x must have shape (sample, {widths[0]}), got {tuple(x.shape)}")
-    if not bool(x.isfinite().all()):
+        known = function if function is None or kinks else named_activation(function)
+        function = usable_activation("linear" if known is None else known, 0.01, kinks)
+    if x is not None and not bool(torch.as_tensor(x).isfinite().all()):
         raise ValueError("x must be finite, got inf or nan in it")
     return predict_layers(
         function,
         laws,
         widths,
-        x.detach().double().cpu(),
+        1.0 if x is None else x,
         normalization=getattr(model, "normalization", "none"),
         residual=getattr(model, "residual", "none"),
     )
@@ -58,8 +56,8 @@ def read_weights(model: nn.Module) -> tuple[list[WeightLaw], list[int], Activati
 
     Args:
         model: ``nn.Sequential`` (also nested) of ``nn.Linear`` with one elementwise activation between them, or a
-            ``gradexp.MLP`` that is one network. ``Flatten``, ``Identity`` and an activation after the last layer
-            are passed over.
+            ``gradexp.MLP`` that is one network. ``Flatten``, ``Identity``, ``Dropout`` and an activation after the
+            last layer are passed over.
 
     Returns:
         Laws, n_0 to n_L, and the activation (None if there is but one layer).
@@ -73,45 +71,11 @@ def read_weights(model: nn.Module) -> tuple[list[WeightLaw], list[int], Activati
         stack = cast("list[StackedLinear]", list(model.layers))
         pairs = [(layer.weight[0], None if layer.bias is None else layer.bias[0]) for layer in stack]
         return *_read(pairs), model.activation
-    pairs = []
-    activations: list[nn.Module | None] = []
-    for name, module in _leaves(model):
-        if isinstance(module, nn.Linear):
-            pairs.append((module.weight, module.bias))
-            activations.append(None)
-        elif isinstance(module, nn.Flatten | nn.Identity):
-            continue
-        elif any(True for _ in module.parameters()) or not pairs or activations[-1] is not None:
-            raise ValueError(
-                "theory reads chains of nn.Linear with one activation between two of them; "
-                f"'{name}' ({type(module).__name__}) does not fit"
-            )
-        else:
-            activations[-1] = module
-    if not pairs:
-        raise ValueError(f"{type(model).__name__} has no nn.Linear")
-    between = activations[:-1]
-    if any(repr(module) != repr(between[0]) for module in between):
-        raise ValueError(f"all activations must be alike, got {', '.join(dict.fromkeys(map(repr, between)))}")
-    return *_read(pairs), (between[0] or torch.nn.Identity()) if between else None
-
-
-def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    if isinstance(model, nn.Linear):
-        return [("", model)]
-    if not isinstance(model, nn.Sequential):
-        raise ValueError(f"theory reads nn.Sequential chains and gradexp.MLP, got {type(model).__name__}")
-    leaves = []
-    for name, module in model.named_children():
-        inner = _leaves(module) if isinstance(module, nn.Sequential) else [("", module)]
-        leaves += [(f"{name}.{below}".rstrip("."), leaf) for below, leaf in inner]
-    return leaves
+    layers, function = read_sequential(model, "theory")
+    return *_read([(layer.weight, layer.bias) for layer in layers.values()]), function
 
 
 def _read(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[list[WeightLaw], list[int]]:
-    for (below, _), (above, _) in pairwise(pairs):
-        if above.shape[1] != below.shape[0]:
-            raise ValueError(f"a layer with {below.shape[0]} outputs is followed by one with {above.shape[1]} inputs")
     laws = []
     for weight, bias in pairs:
         w = weight.detach().double().cpu()

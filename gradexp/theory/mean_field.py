@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gradexp.networks.activations import Activation, as_activation
 from gradexp.numerics.roots import bracketed_root
+from gradexp.theory.distances import DistanceMap
 from gradexp.theory.gaussian import average, nodes, pair_average
 
 # Stands for q = 0, where u has no size: φ follows its lines at 0 there, and φ² is still a number.
@@ -71,6 +71,13 @@ class Moments:
         # In the order of the fields. As one product, since at one length each call takes longer than its numbers.
         return cls(q, *(torch.stack(averaged) * w).sum(dim=-1))
 
+    def thinned(self, keep: float) -> "Moments":
+        """Return the averages behind dropout, where φ becomes φ / keep for a share ``keep`` of units and else 0."""
+        if keep == 1:
+            return self
+        factors = {"q": 1.0, "value": 1.0} | dict.fromkeys(("slope4", "fourth", "square_slope2"), keep**-3)
+        return Moments(**{name: value * factors.get(name, 1 / keep) for name, value in vars(self).items()})
+
 
 class MeanField:
     """One point (sigma_w2, sigma_b2) of an activation's phase diagram.
@@ -83,6 +90,9 @@ class MeanField:
         kinks: Every z at which a function or a derivative of it jumps. Without them ``quadrature_error`` tells how
             far the averages can be trusted.
         start: The length q from which the fixed point is sought.
+        dropout: The probability with which φ(z) is 0 in training, and else divided by what is left of 1; each input
+            has masks of its own. E[φ²] and E[φ'²] grow by 1 / keep, so that relu is critical at 2 keep, and c* is
+            below 1 everywhere: two equal inputs part (Schoenholz et al., 2017, section 5).
 
     Raises:
         ValueError: If a variance is negative or not finite, ``start`` is not above 0, or the activation is no
@@ -103,15 +113,19 @@ class MeanField:
         negative_slope: float = 0.01,
         kinks: Sequence[float] = (),
         start: float = 1.0,
+        dropout: float = 0.0,
     ) -> None:
         for name, variance in (("sigma_w2", sigma_w2), ("sigma_b2", sigma_b2)):
             check_variance(name, variance)
         if not 0 < start < math.inf:
             raise ValueError(f"start must be above 0 and finite, got {start}")
+        check_dropout(dropout)
         self.activation: Activation = usable_activation(activation, negative_slope, kinks)
         self.sigma_w2: float = float(sigma_w2)
         self.sigma_b2: float = float(sigma_b2)
         self.start: float = float(start)
+        self.dropout: float = float(dropout)
+        self._keep = 1 - self.dropout
 
     # Lengths.
 
@@ -154,7 +168,7 @@ class MeanField:
     @functools.cached_property
     def chi_1(self) -> float:
         """Chi at q*: above 1 gradients explode and inputs part (chaos), below 1 they vanish and align (order)."""
-        return self.sigma_w2 * self._slope2_at_infinity if self.q_star == math.inf else self.chi(self.q_star)
+        return self._growth_at_infinity if self.q_star == math.inf else self.chi(self.q_star)
 
     @functools.cached_property
     def chi_q(self) -> float:
@@ -198,46 +212,80 @@ class MeanField:
     @functools.cached_property
     def c_star(self) -> float:
         """The correlation to which any two inputs converge: 1 in the ordered phase, less in the chaotic one."""
-        if self.chi_1 <= 1 + _ROUNDING or not 0 < self.q_star < math.inf:
-            return 1.0
-
-        def excess(log_distance: float) -> float:
-            distance = math.exp(log_distance)
-            return self._next_distance(distance, self.q_star, self.q_star) / distance - 1
-
-        # excess is log chi_1 > 0 near distance 0, and at most 0 at correlation 0, where it is 0 for an odd φ.
-        if excess(0.0) > -_ROUNDING:
-            return 0.0
-        low = -1.0
-        while excess(low) <= 0:
-            low -= 2
-            if low < -30:
-                return 1.0
-        return 1 - math.exp(bracketed_root(excess, low, 0.0))
+        return 1 - self._fixed_distance
 
     def correlation_after(self, layers: int, c: float = 0.0) -> float:
         """Return the correlation after ``layers`` layers, from c at the first, at the fixed length.
 
-        The map is followed by interpolation between 25 angles, good to about 3e-4.
-
         Raises:
             ValueError: If c is outside [-1, 1], or ``layers`` below 0.
+        """
+        return 1 - self.distance_after(layers, c)
+
+    def distance_after(self, layers: int, c: float = 0.0, q: float | None = None) -> float:
+        """Return 1 - ``correlation_after``, with its digits where two inputs look nearly alike.
+
+        relu's 1 - c goes like 9π² / 2l² (Hayou et al., 2019, arXiv:1902.06853). The map is interpolated: good to 1e-6
+        of a small 1 - c, and to 1e-4 of a large one.
+
+        Args:
+            layers: Number of layers.
+            c: Correlation at the first.
+            q: Length of both inputs at all layers; None: q*. Layer normalisation makes it 1.
+
+        Raises:
+            ValueError: If c is outside [-1, 1], ``layers`` below 0, or q not above 0.
+
+        Examples:
+            >>> f"{MeanField('relu', 2.0).distance_after(1000):.2e}"
+            '4.31e-05'
         """
         if not -1 <= c <= 1:
             raise ValueError(f"c must be from -1 to 1, got {c}")
         if layers < 0:
             raise ValueError(f"layers must be at least 0, got {layers}")
-        # Where lengths have no fixed value above 0, the line that φ follows there has one for all.
-        q = self.q_star if 0 < self.q_star < math.inf else self.start if self.is_homogeneous else None
-        if q is None:
-            q = 1e-12 if self.q_star == 0 else 1e12
-        widest = max(math.acos(c), math.pi / 2)  # what is not opposed never becomes so
-        angles = [widest * k / 24 for k in range(25)]
-        following = [_angle(self._next_distance(2 * math.sin(angle / 2) ** 2, q, q)) for angle in angles]
-        angle = math.acos(c)
-        for _ in range(layers):
-            angle = float(np.interp(angle, angles, following))
-        return math.cos(angle)
+        if q is not None and not 0 < q < math.inf:
+            raise ValueError(f"q must be above 0 and finite, got {q}")
+        return self._distance_map(self._settled_length if q is None else q).after(layers, 1 - c)
+
+    @functools.cached_property
+    def _fixed_distance(self) -> float:
+        """1 - c*, with its digits just inside chaos; 0 where it is too small to be found."""
+        if not self.dropout and (self.chi_1 <= 1 + _ROUNDING or not 0 < self.q_star < math.inf):
+            return 0.0
+        q = self._settled_length
+
+        def excess(log_distance: float) -> float:
+            distance = math.exp(log_distance)
+            return self._next_distance(distance, q, q) / distance - 1
+
+        # excess is log chi_1 > 0 near distance 0, and at most 0 at correlation 0, where it is 0 for an odd φ.
+        if excess(0.0) > -_ROUNDING:
+            return 1.0
+        low = -1.0
+        while excess(low) <= 0:
+            low -= 2
+            if low < -30:
+                return 0.0
+        return math.exp(bracketed_root(excess, low, 0.0))
+
+    @property
+    def _settled_length(self) -> float:
+        """q*; where there is none above 0, one at which φ follows the line that it has there."""
+        if 0 < self.q_star < math.inf:
+            return self.q_star
+        return self.start if self.is_homogeneous else 1e-12 if self.q_star == 0 else 1e12
+
+    def _distance_map(self, q: float) -> DistanceMap:
+        if q not in self._distance_maps:
+            length = self.length_map(q)
+            slope = self.chi(q) * self._keep * q / length if length else 0.0
+            self._distance_maps[q] = DistanceMap(lambda distance: self._next_distance(distance, q, q), slope)
+        return self._distance_maps[q]
+
+    @functools.cached_property
+    def _distance_maps(self) -> dict[float, DistanceMap]:
+        return {}
 
     # Depth scales, in layers.
 
@@ -252,15 +300,17 @@ class MeanField:
 
         In the ordered phase that is xi_grad, also where lengths go to 0 and angles do so more slowly.
         """
-        if self.c_star == 1:
-            # Where lengths grow for ever, angles are what is left, and those shrink by no exponential (14).
-            return math.inf if self.q_star == math.inf else _scale(self.chi_1)
-        q = self.q_star
+        if self._fixed_distance == 0:
+            # Where lengths grow for ever, angles are what is left, and those shrink by no exponential (14). Of a c*
+            # that is too near 1 to be told from it inputs come as slowly nearer as they part from 1.
+            return math.inf if self.q_star == math.inf else abs(_scale(self.chi_1))
+        q = self._settled_length
 
         def product(u_a: Tensor, u_b: Tensor) -> Tensor:
             return self.activation.value_and_slope(u_a)[1] * self.activation.value_and_slope(u_b)[1]
 
-        return _scale(self.sigma_w2 * pair_average(product, q, q, 1 - self.c_star, self.activation.kinks))
+        together = pair_average(product, q, q, self._fixed_distance, self.activation.kinks)
+        return _scale(self.sigma_w2 * together * q / self.length_map(q))
 
     @functools.cached_property
     def xi_grad(self) -> float:
@@ -286,7 +336,7 @@ class MeanField:
         """
         if not 0 <= q < math.inf:
             raise ValueError(f"q must be at least 0 and finite, got {q}")
-        return _moments(self.activation, q)
+        return _moments(self.activation, q).thinned(self._keep)
 
     def _next_distance(self, distance: float, q_a: float, q_b: float) -> float:
         """Map 1 - c, keeping the digits that 1 - C(c) would lose near c = 1."""
@@ -294,6 +344,8 @@ class MeanField:
         next_a, next_b = self.length_map(q_a), self.length_map(q_b)
         if q_a == q_b:
             apart = pair_average(lambda a, b: (phi(a) - phi(b)).square(), q_a, q_b, distance, phi.kinks)
+            if self.dropout:  # two masks
+                apart += 2 * (1 - self._keep) * float(self.moments(q_a).square)
             return w2 * apart / (2 * next_a) if next_a else 0.0  # (12)
         product = pair_average(lambda a, b: phi(a) * phi(b), q_a, q_b, distance, phi.kinks)
         return 1 - (w2 * product + b2) / math.sqrt(next_a * next_b)  # (11)
@@ -341,15 +393,11 @@ class MeanField:
     @functools.cached_property
     def _growth_at_zero(self) -> float:
         """V(q) / q for q to 0, where φ(0) = 0 and there are no biases."""
-        return self.sigma_w2 * mean_squared_slope(self.activation.slopes_at_zero)
+        return self.sigma_w2 * mean_squared_slope(self.activation.slopes_at_zero) / self._keep
 
     @functools.cached_property
     def _growth_at_infinity(self) -> float:
-        return self.sigma_w2 * self._slope2_at_infinity
-
-    @functools.cached_property
-    def _slope2_at_infinity(self) -> float:
-        return mean_squared_slope(self.activation.slopes_at_infinity)
+        return self.sigma_w2 * mean_squared_slope(self.activation.slopes_at_infinity) / self._keep
 
     def __repr__(self) -> str:
         return f"sigma_w2={self.sigma_w2:g}, sigma_b2={self.sigma_b2:g}"
@@ -380,6 +428,16 @@ def check_variance(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a variance, at least 0 and finite, got {value!r}")
 
 
+def check_dropout(value: float) -> None:
+    """Check that a probability of dropout is at least 0 and below 1.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, Real) or not 0 <= value < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {value!r}")
+
+
 def is_piecewise_linear(phi: Activation) -> bool:
     """Return whether φ is a line through 0 on either side of 0, as linear, relu and leaky_relu are."""
     z = torch.tensor([1e-3, 0.1, 0.7, 1, 3, 50, 1e4], dtype=torch.float64)
@@ -387,11 +445,6 @@ def is_piecewise_linear(phi: Activation) -> bool:
     return torch.allclose(phi(z), above * z, rtol=1e-12, atol=0) and torch.allclose(
         phi(-z), -below * z, rtol=1e-12, atol=0
     )
-
-
-def _angle(distance: float) -> float:
-    """Return the angle whose cosine is 1 - distance."""
-    return 2 * math.asin(math.sqrt(min(max(distance / 2, 0.0), 1.0)))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -4,9 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from gradexp.networks.activations import Activation
 from gradexp.networks.mlp import check_architecture
-from gradexp.theory.mean_field import is_piecewise_linear
+from gradexp.theory.mean_field import Moments, check_dropout, is_piecewise_linear
 from gradexp.theory.weight_laws import WeightLaw
 
 
@@ -20,9 +22,11 @@ class Network:
         widths: n_0, ..., n_L.
         normalization: ``none``, ``layer``, ``batch`` or ``rms``, for which there is no formula.
         residual: ``none``, ``plain``, ``depth`` or ``zero``, as in ``MLP``.
+        dropout: The probability with which φ(z) is 0, as in ``MLP`` in training mode.
 
     Raises:
-        ValueError: If a normaliser or kind of residual is unknown, or a residual network's hidden widths differ.
+        ValueError: If a normaliser or kind of residual is unknown, a residual network's hidden widths differ, or
+            ``dropout`` is not at least 0 and below 1.
     """
 
     activation: Activation
@@ -30,14 +34,25 @@ class Network:
     widths: Sequence[int]
     normalization: str = "none"
     residual: str = "none"
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check_architecture(self.normalization, self.residual, self.widths)
+        check_dropout(self.dropout)
 
     @property
     def depth(self) -> int:
         """Number of weight matrices L."""
         return len(self.laws)
+
+    @property
+    def keep(self) -> float:
+        """The probability with which dropout leaves a unit on."""
+        return 1 - self.dropout
+
+    def moments(self, q: Tensor) -> Moments:
+        """Return Gaussian averages of the activation at lengths q, with dropout behind it."""
+        return Moments.at(self.activation, q).thinned(self.keep)
 
     @property
     def middle(self) -> WeightLaw:

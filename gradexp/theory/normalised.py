@@ -102,7 +102,7 @@ class _Forward:
                 break
             law, is_skip = laws[index + 1], network.branch is not None and index + 2 < network.depth
             a2 = network.branch**2 if is_skip and network.branch is not None else 1.0
-            m = Moments.at(network.activation, q if normalization == "none" else torch.ones_like(q))
+            m = network.moments(q if normalization == "none" else torch.ones_like(q))
             w2 = law.sigma_w2
             self.inputs.append(log_scale + (n * m.square).log())
             if normalization == "layer":

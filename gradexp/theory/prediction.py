@@ -29,7 +29,7 @@ from gradexp.theory.trust import (
     why_not_trusted,
 )
 from gradexp.theory.verdict import predicted_verdict
-from gradexp.theory.weight_laws import WeightLaw
+from gradexp.theory.weight_laws import WeightLaw, weight_laws
 
 Array = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ class Prediction:
         point: Mean field at these variances; None for a scaled identity.
         q_star: Fixed length, None where there is none: normalised and residual networks.
         chi_1: Factor of ‖δ‖² per layer towards the input, in infinite width and deep inside.
-        log_chi: Predicted ``History.log_chi``.
+        log_chi: Predicted ``History.log_chi()``, over all layers; ``slope(first, last)`` is that of some.
         log_chi_sd: Standard deviation of the log_chi of one sample of one network.
         log_chi_mean_field: The same in infinite width.
         tolerance: Error of ``log_chi`` that theory itself admits: the size of the first term left out, 0 if exact.
@@ -64,6 +64,7 @@ class Prediction:
         sd_output_grad: Standard deviation of log10 ‖δˡ‖ of one sample of one network.
         first_output_grad: ``log10_output_grad`` of the first sample alone.
         first_sd: ``sd_output_grad`` of the first sample alone.
+        mean_field_output_grad: log10 of ‖δˡ‖ in infinite width, also where ``valid`` is false; nan if not known.
         dead_probability: Probability that an input is exactly 0 in some layer of one network.
         laws: The law of each layer's weights; empty if none is known.
     """
@@ -86,6 +87,7 @@ class Prediction:
     sd_output_grad: Array
     first_output_grad: Array
     first_sd: Array
+    mean_field_output_grad: Array
     dead_probability: float
     laws: tuple[WeightLaw, ...]
 
@@ -97,12 +99,46 @@ class Prediction:
     @property
     def first_over_last(self) -> float | None:
         """log10 of ‖δ¹‖ / ‖δᴸ‖: where no formula holds that of infinitely wide layers, or None."""
-        if self.valid:
-            return float(self.log10_output_grad[0] - self.log10_output_grad[-1])
-        slope = self.log_chi_mean_field
-        if slope is None or not math.isfinite(slope):
+        profile = self.log10_output_grad if self.valid else self.mean_field_output_grad
+        ratio = float(profile[0] - profile[-1])
+        return ratio if math.isfinite(ratio) and (self.valid or self.depth > 1) else None
+
+    @property
+    def ratio_variance(self) -> float | None:
+        """Variance of log(‖δ¹‖² / ‖δᴸ‖²), natural log, of one sample of one network; None where no formula holds.
+
+        About 5 Σ 1 / n_l over the hidden layers of relu, 2 Σ 1 / n_l of linear ones (Hanin, 2018, arXiv:1801.03744).
+        """
+        return float((2 * _LN10 * self.sd_output_grad[0]) ** 2) if self.valid else None
+
+    def slope(self, first: int | None = None, last: int | None = None) -> float | None:
+        """Return log_chi between two layers: what ``History.log_chi(first, last)`` will measure.
+
+        A method beside the number ``log_chi``, which is ``slope()``.
+
+        Args:
+            first: First layer, counted from 1; None: 1.
+            last: Last layer; None: L.
+
+        Returns:
+            Slope of log ‖δˡ‖² per layer towards the input; None where no formula holds, or for one layer.
+
+        Raises:
+            ValueError: If the layers are not within 1..depth.
+
+        Examples:
+            >>> tanh = predict("tanh", sigma_w2=1.5, sigma_b2=0.1, width=300, depth=100)
+            >>> round(tanh.slope(1, 10), 3), round(tanh.slope(10, 100), 3)  # lengths settle in the first layers
+            (-0.215, -0.136)
+        """
+        first = 1 if first is None else first
+        last = self.depth if last is None else last
+        if not 1 <= first <= last <= self.depth:
+            raise ValueError(f"first and last must satisfy 1 <= first <= last <= {self.depth}, got {first}, {last}")
+        if first == last or not self.valid:
             return None
-        return slope * (self.depth - 1) / (2 * _LN10)
+        rise = self.log10_output_grad[first - 1] - self.log10_output_grad[last - 1]
+        return 2 * _LN10 * float(rise) / (last - first)
 
     def failing_layer(self, dtype: str, overflow: bool = False) -> int | None:
         """Return the layer from which on, downwards, output gradients leave a number format, or None.
@@ -144,41 +180,51 @@ class Prediction:
 
 def predict(
     activation: str | Activation | Callable[[Tensor], Tensor] = "tanh",
-    sigma_w2: float = 1.0,
-    sigma_b2: float = 0.0,
+    sigma_w2: float | None = None,
+    sigma_b2: float | None = None,
     width: int = 128,
     depth: int = 150,
     *,
     widths: Sequence[int] | None = None,
     input_square: float = 1.0,
     weights: str = "gaussian",
+    init: str | None = None,
     normalization: str = "none",
     residual: str = "none",
     batch: int = 64,
+    dropout: float = 0.0,
     negative_slope: float = 0.01,
     kinks: Sequence[float] = (),
+    **options: Any,
 ) -> Prediction:
-    """Predict the profile at initialisation of a network of given variances.
+    """Predict the profile at initialisation of a network of given variances, or of a scheme.
 
     Args:
         activation: Name of a built-in activation, an ``Activation``, or an elementwise function.
-        sigma_w2: fan_in · Var(W) of every layer.
-        sigma_b2: Var(b).
+        sigma_w2: fan_in · Var(W) of every layer; None: 1, or what ``init`` says.
+        sigma_b2: Var(b); None: 0, or the scheme's own.
         width: Units of every layer.
         depth: Number of weight matrices L.
         widths: n_0, ..., n_L instead of width and depth.
         input_square: ‖x‖² / n_0.
         weights: ``gaussian``, ``uniform`` or ``orthogonal``.
+        init: A scheme of ``gradexp.initialize``, such as ``he``, in place of variances and weights.
         normalization: ``none``, ``layer``, ``batch`` or ``rms``, for which there is no formula.
         residual: ``none``, ``plain``, ``depth`` or ``zero``, as in ``MLP``.
         batch: Number of samples, for batch norm.
+        dropout: The probability with which φ(z) is 0, as in ``MLP``: the prediction is then of the gradient in
+            training mode. ``exact_profile`` measures without it.
         negative_slope: The slope of ``leaky_relu`` below 0.
         kinks: Every z at which a function or a derivative of it jumps.
+        **options: Options of the scheme, such as ``gain``.
 
     Raises:
-        ValueError: If a variance is negative, a width or depth below 1, or the activation not elementwise.
+        ValueError: If a variance is negative, a width or depth below 1, the activation not elementwise, or a scheme
+            or option of it is unknown or has no law.
 
     Examples:
+        >>> round(predict("relu", init="he", width=100, depth=101, dropout=0.2).chi_1, 4)  # 1 / keep
+        1.25
         >>> prediction = predict("relu", sigma_w2=2.0, width=100, depth=101)
         >>> round(prediction.log_chi, 4), round(prediction.log_chi_sd, 4)  # about -5 / 2n and √(5 / n L)
         (-0.0254, 0.0228)
@@ -192,44 +238,73 @@ def predict(
     check_choice("weights", weights, tuple(law_fields))
     if not 0 < input_square < math.inf:
         raise ValueError(f"input_square must be above 0 and finite, got {input_square}")
-    laws = [WeightLaw(sigma_w2, sigma_b2, **law_fields[weights])] * (len(widths) - 1)
-    x = torch.full((1, widths[0]), math.sqrt(input_square), dtype=torch.float64)
-    return predict_layers(
-        usable_activation(activation, negative_slope, kinks),
-        laws,
-        widths,
-        x,
-        normalization=normalization,
-        residual=residual,
-        batch=batch,
-        input_variance=input_square,
-    )
+    phi = usable_activation(activation, negative_slope, kinks)
+    laws: Sequence[WeightLaw]
+    if init is None:
+        if options:
+            raise ValueError(f"{', '.join(options)}: options are for a scheme, such as init='he'")
+        law = WeightLaw(1.0 if sigma_w2 is None else sigma_w2, sigma_b2 or 0.0, **law_fields[weights])
+        laws = [law] * (len(widths) - 1)
+    else:
+        if weights != "gaussian":
+            raise ValueError(f"weights={weights!r} contradicts init={init!r}, which says how they are drawn")
+        options |= {} if sigma_w2 is None else {"sigma_w2": sigma_w2}  # an option of mean_field
+        name = activation if isinstance(activation, str) else None
+        facts: dict[str, Any] = {"sigma_b2": sigma_b2, "activation": name, "negative_slope": negative_slope}
+        laws = weight_laws(init, widths, **facts, **options)
+    architecture: dict[str, Any] = {"normalization": normalization, "residual": residual, "dropout": dropout}
+    return predict_layers(phi, laws, widths, input_square, batch=batch, **architecture)
 
 
 def predict_layers(
-    phi: Activation,
-    laws: Sequence[WeightLaw],
+    phi: str | Activation | Callable[[Tensor], Tensor],
+    laws: str | Sequence[WeightLaw],
     widths: Sequence[int],
-    x: Tensor,
+    x: Tensor | float = 1.0,
     *,
     normalization: str = "none",
     residual: str = "none",
     batch: int | None = None,
     input_variance: float | None = None,
+    dropout: float = 0.0,
 ) -> Prediction:
     """Predict a profile from the law of each layer's weights and from the actual inputs.
 
     Args:
-        phi: The activation.
-        laws: The law of each layer's weights.
+        phi: Name of a built-in activation, an ``Activation``, or an elementwise function.
+        laws: The law of each layer's weights, as ``weight_laws`` gives them; or the name of a scheme, with its
+            default options.
         widths: n_0, ..., n_L.
-        x: Inputs, shape ``(sample, n_0)``, float64. Those that are exactly 0 or not finite are left out.
+        x: Inputs, shape ``(sample, n_0)``. Those that are exactly 0 or not finite are left out. Or the mean square
+            ‖x‖² / n_0 of one input.
         normalization: ``none``, ``layer``, ``batch`` or ``rms``, for which there is no formula.
         residual: ``none``, ``plain``, ``depth`` or ``zero``, as in ``MLP``.
         batch: Number of samples, for batch norm; None: of x.
         input_variance: Mean over features of the variance of inputs over samples, for batch norm; None: of x.
+        dropout: The probability with which φ(z) is 0, for a prediction of the gradient in training mode.
+
+    Raises:
+        ValueError: If a name is unknown, numbers do not fit each other, or as in ``MeanField``.
+
+    Examples:
+        >>> round(predict_layers("relu", "he", [64, 200, 200, 10], torch.ones(1, 64)).sigma_w2, 6)
+        2.0
     """
-    network = Network(phi, laws, widths, normalization, residual)
+    if isinstance(laws, str):
+        laws = weight_laws(laws, widths, activation=phi if isinstance(phi, str) else None)
+    phi = usable_activation(phi, 0.01, ())
+    if len(laws) != len(widths) - 1:
+        raise ValueError(f"laws must be {len(widths) - 1}, one for each layer of these widths, got {len(laws)}")
+    x = torch.as_tensor(x, dtype=torch.float64).detach().cpu()
+    if x.dim() == 0:
+        square = float(x)
+        if not 0 < square < math.inf:
+            raise ValueError(f"x must be inputs, or their mean square, above 0 and finite, got {square}")
+        input_variance = square if input_variance is None else input_variance
+        x = torch.full((1, widths[0]), math.sqrt(square), dtype=torch.float64)
+    if x.dim() != 2 or x.shape[1] != widths[0] or not len(x):
+        raise ValueError(f"x must have shape (sample, {widths[0]}), got {tuple(x.shape)}")
+    network = Network(phi, laws, widths, normalization, residual, dropout)
     batch = len(x) if batch is None else batch
     if input_variance is None:
         input_variance = float(x.var(dim=0, correction=0).mean())
@@ -295,7 +370,7 @@ def _mean_field_point(network: Network, mean_square: Tensor, profile: Profile | 
     effective = None if profile is None else profile.sigma_w2
     sigma_w2 = middle.sigma_w2 if effective is None else effective[network.depth // 2]
     start = float(mean_square.median()) if len(mean_square) else 1.0
-    return MeanField(network.activation, sigma_w2, middle.sigma_b2, start=start)
+    return MeanField(network.activation, sigma_w2, middle.sigma_b2, start=start, dropout=network.dropout)
 
 
 def _facts(network: Network, point: MeanField | None) -> dict[str, Any]:
@@ -307,7 +382,9 @@ def _facts(network: Network, point: MeanField | None) -> dict[str, Any]:
         "point": point,
         "sigma_w2": network.middle.sigma_w2 if point is None else point.sigma_w2,
         "sigma_b2": network.middle.sigma_b2,
-        "dead_probability": dead_probability(network.widths[1:-1], slopes) if network.has_exact_laws else 0.0,
+        "dead_probability": dead_probability(network.widths[1:-1], slopes, network.keep)
+        if network.has_exact_laws
+        else 0.0,
     }
 
 
@@ -320,12 +397,14 @@ def _unavailable(reason: str, network: Network, mean_square: Tensor, profile: Pr
     facts["chi_1"] = None if fixed is None else fixed.chi_1
     facts["log_chi"] = facts["log_chi_sd"] = None
     facts["log_chi_mean_field"] = None if profile is None else _slope(profile.mean_field)
-    return _without_layers(reason, np.full(network.depth, np.nan), facts)
+    nan = np.full(network.depth, np.nan)
+    return _without_layers(reason, nan, facts, None if profile is None else _log10(profile.mean_field))
 
 
-def _without_layers(reason: str, nan: Array, facts: dict[str, Any]) -> Prediction:
+def _without_layers(reason: str, nan: Array, facts: dict[str, Any], mean_field: Array | None = None) -> Prediction:
     return Prediction(
         **facts,
+        mean_field_output_grad=nan if mean_field is None else mean_field,
         valid=False,
         reason=reason,
         tolerance=0.0,
@@ -348,10 +427,6 @@ def _available(profile: Profile, formula: str, tolerance: float, network: Networ
         setattr(profile, key, getattr(profile, key)[:, reaching])
     steps = profile.mean_field.diff(dim=0)
     middle_step = float(-steps[len(steps) // 2].mean()) if len(steps) else None
-
-    def log10(log_square: Tensor) -> Array:
-        return np.asarray((log_square / (2 * _LN10)).mean(dim=1).numpy())
-
     point = _mean_field_point(network, mean_square, profile)
     if point is None or not network.is_plain:  # no fixed point describes it
         q_star, chi_1 = None, None if middle_step is None else math.exp(middle_step)
@@ -369,13 +444,19 @@ def _available(profile: Profile, formula: str, tolerance: float, network: Networ
         else None,
         log_chi_mean_field=_slope(profile.mean_field),
         tolerance=tolerance,
-        log10_output=log10(profile.output),
-        log10_output_grad=log10(profile.output_grad),
-        log10_weight_grad=log10(profile.output_grad + profile.inputs + profile.branch.unsqueeze(1)),  # (3)
+        log10_output=_log10(profile.output),
+        log10_output_grad=_log10(profile.output_grad),
+        log10_weight_grad=_log10(profile.output_grad + profile.inputs + profile.branch.unsqueeze(1)),  # (3)
         sd_output_grad=(profile.variance.mean(dim=1).sqrt() / (2 * _LN10)).numpy(),
         first_output_grad=(first_output_grad / (2 * _LN10)).numpy(),
         first_sd=(first_variance.sqrt() / (2 * _LN10)).numpy(),
+        mean_field_output_grad=_log10(profile.mean_field),
     )
+
+
+def _log10(log_square: Tensor) -> Array:
+    """Return the mean over samples of log10 of norms, given natural logs of squared ones."""
+    return np.asarray((log_square / (2 * _LN10)).mean(dim=1).numpy())
 
 
 def _slope(log_square: Tensor) -> float | None:

@@ -9,6 +9,7 @@ All sizes are natural logarithms of squared norms, float64, of shape ``(layer, s
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,17 +65,18 @@ def exact(network: Network, mean_square: Tensor) -> Profile:
         fan_in, fan_out = widths[layer], widths[layer + 1]
         linear = layer_law(fan_in, fan_out, law.sigma_w2, orthogonal=law.orthogonal)
         output.append(inputs[-1] + linear.mean - math.log(fan_out))
-        activated = layer_law(fan_in, fan_out, law.sigma_w2, slopes, orthogonal=law.orthogonal)
+        activated = layer_law(fan_in, fan_out, law.sigma_w2, slopes, orthogonal=law.orthogonal, keep=network.keep)
         inputs.append(inputs[-1] + activated.mean)
     zero = torch.zeros_like(mean_square)
     gradient, variance, mean_field = [zero], [zero], [zero]
     for layer in reversed(range(1, network.depth)):
         fan_in, fan_out = widths[layer], widths[layer + 1]
         law = laws[layer]
-        step = layer_law(fan_in, fan_out, law.sigma_w2, slopes, backward=True, orthogonal=law.orthogonal)
+        options: dict[str, Any] = {"orthogonal": law.orthogonal, "keep": network.keep}
+        step = layer_law(fan_in, fan_out, law.sigma_w2, slopes, backward=True, **options)
         gradient.append(gradient[-1] + step.mean)
         variance.append(variance[-1] + step.variance)
-        mean_field.append(mean_field[-1] + math.log(law.sigma_w2 * slope2))  # (17)
+        mean_field.append(mean_field[-1] + math.log(law.sigma_w2 * slope2 / network.keep))  # (17)
     return Profile(
         torch.stack(output),
         torch.stack(inputs[:-1]),

@@ -46,6 +46,8 @@ def why_no_formula(network: Network, mean_square: Tensor, batch: int) -> str:
         return "a scaled identity is no random matrix, and is followed only without biases, normalisers and branches"
     if not network.is_plain and any(law.scaled_to is not None for law in laws):
         return "there is no formula for LSUV with normalisers or residual branches"
+    if network.dropout and (diagonal_layers or any(law.scaled_to is not None for law in laws)):
+        return "there is no formula for dropout with a scaled identity or LSUV, whose data pass without it"
     if network.normalization == "rms":
         return "there is no formula for rms normalisation"
     if network.normalization == "batch" and batch < _SMALLEST_BATCH:

@@ -35,6 +35,8 @@ class Predicted(Protocol):
     @property
     def log10_output_grad(self) -> Array: ...  # noqa: D102
     @property
+    def mean_field_output_grad(self) -> Array: ...  # noqa: D102
+    @property
     def log10_weight_grad(self) -> Array: ...  # noqa: D102
     @property
     def sd_output_grad(self) -> Array: ...  # noqa: D102
@@ -49,7 +51,7 @@ def predicted_profile(prediction: Predicted) -> Array | None:
     ratio = prediction.first_over_last
     if ratio is None:
         return None
-    return prediction.log10_output_grad if prediction.valid else np.linspace(ratio, 0, prediction.depth)
+    return prediction.log10_output_grad if prediction.valid else prediction.mean_field_output_grad
 
 
 def predicted_verdict(prediction: Predicted, decades: float = 3.0) -> Verdict:

@@ -66,7 +66,7 @@ def weight_laws(
         init: Name of the scheme.
         widths: n_0, ..., n_L.
         sigma_b2: Variance of the biases; None: the scheme's own, 1 / (3 fan_in) for ``torch_default``, else 0.
-        bias: Whether layers have biases at all.
+        bias: Whether layers have biases at all; without, ``sigma_b2`` must be left out or 0.
         activation: Name of the activation, for laws that ask for it, as ``lyapunov``'s.
         negative_slope: The slope of ``leaky_relu`` below 0, for the same laws.
         **options: Options of the scheme; those left out have their defaults.
@@ -85,6 +85,8 @@ def weight_laws(
     scheme, options = find_scheme(init, options)
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
+    if sigma_b2 and not bias:
+        raise ValueError(f"sigma_b2={sigma_b2} needs biases, got bias=False")
     law = scheme.law
     if law is None:
         raise UnknownLawError(f"no law is known for init '{init}'")

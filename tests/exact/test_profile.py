@@ -11,6 +11,7 @@ from gradexp.exact import profile as propagate
 from gradexp.exact.profile import exact_profile
 from gradexp.history.step import STATUSES
 from gradexp.networks.activations import ACTIVATIONS, activation
+from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP
 from gradexp.numerics import seeds
 
@@ -1004,3 +1005,120 @@ def test_the_first_samples_gradient_is_recorded_unless_it_is_dead():
     expected = exact_profile(mlp, x[:1], ones(1, 2)).profile("output_grad")
     assert history.samples[0, 0, :, 0].tolist() == pytest.approx(expected.tolist(), abs=1e-14)
     assert all(math.isnan(v) for v in exact_profile(mlp, x.flip(0), ones(2, 2)).samples.flatten())
+
+
+# ---- cosines and products at every layer; other models; networks that are made in parts
+
+
+def test_cosines_between_samples_are_those_of_every_layer():
+    mlp, x = random_mlp([4, 9, 7, 3], "tanh", networks=2), drawn(5, 4)
+    found = exact_profile(mlp, x).stats["output.cosine"]
+    z, expected = x.expand(2, 5, 4), []
+    with torch.no_grad():
+        for index, layer in enumerate(mlp.layers):
+            z = layer(mlp.activation(z) if index else z)
+            pairs = torch.nn.functional.cosine_similarity(z.unsqueeze(1), z.unsqueeze(2), dim=3)
+            expected.append((pairs.sum((1, 2)) - 5) / 20)
+    assert found[0] == pytest.approx(torch.stack(expected, dim=1).numpy(), abs=1e-12)
+    assert "output.cosine" not in exact_profile(mlp, x[:1]).stats
+
+
+@pytest.mark.parametrize("options", [{}, {"residual": "depth"}, {"normalization": "layer"}])
+def test_products_of_weights_and_their_gradients_are_those_of_autograd(options):
+    mlp, x, cotangent = random_mlp([4, 6, 6, 6, 3], "gelu", networks=2, **options), drawn(3, 4), drawn(2, 3, 3)
+    history = exact_profile(mlp, x, cotangent, products=True)
+    expected = torch.zeros(2, 4, dtype=torch.float64)
+    for b in range(3):
+        loss = (mlp(x[b : b + 1]) * cotangent[:, b : b + 1]).sum()
+        weights = [layer.weight for layer in mlp.layers]
+        for index, (w, g) in enumerate(zip(weights, torch.autograd.grad(loss, weights), strict=True)):
+            expected[:, index] += (w * g).sum((1, 2)).abs().log10().detach() / 3
+    assert history.stats["weight_grad.product"][0] == pytest.approx(expected.numpy(), abs=1e-10)
+    plain = exact_profile(mlp, x, cotangent)
+    assert "weight_grad.product" not in plain.stats
+    assert plain.log10["output_grad"].tolist() == history.log10["output_grad"].tolist()
+
+
+def test_the_product_is_conserved_from_layer_to_layer_at_any_size():
+    mlp = random_mlp([8] * 120, "leaky_relu", bias=False, scale=1e-9)
+    products = exact_profile(mlp, drawn(1, 8), products=True).stats["weight_grad.product"][0, 0]
+    assert products[0] < -1000
+    assert products == pytest.approx([products[0]] * 119, abs=1e-8)
+    linear = exact_profile(identity_mlp(1e-9, 120), ones(1, 2), products=True).stats["weight_grad.product"][0, 0]
+    assert linear == pytest.approx([linear[0]] * 120, abs=1e-9)
+    assert linear[0] < -1070
+
+
+def test_a_chain_of_linear_layers_is_measured_as_the_mlp_that_it_is():
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 6, bias=False), torch.nn.Tanh()]
+    model = torch.nn.Sequential(torch.nn.Flatten(), *layers, torch.nn.Dropout(0.5), torch.nn.Linear(6, 3))
+    x, cotangent = drawn(5, 4), drawn(5, 3)
+    history = exact_profile(model, x, cotangent)
+    assert history.names == ["1", "3", "6"]
+    a, outputs = x, []
+    for layer in (layers[0], layers[2], model[6]):
+        bias = 0 if layer.bias is None else layer.bias.double()
+        outputs.append((torch.tanh(a) if outputs else a) @ layer.weight.double().T + bias)
+        a = outputs[-1]
+    grads = torch.autograd.grad((a * cotangent).sum(), outputs)
+    expected = [grad.norm(dim=1).log10().mean().item() for grad in grads]
+    assert history.profile("output_grad").tolist() == pytest.approx(expected, abs=1e-12)
+    saturated = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Tanh(), torch.nn.Linear(1, 1))
+    for parameter in saturated.parameters():
+        parameter.data.fill_(30.0)
+    # As the built-in tanh: autograd's slope is exactly 0 at z = 60, right is 4 exp(-120).
+    found = exact_profile(saturated, ones(1, 1), ones(1, 1)).profile("output_grad")[0]
+    assert found == pytest.approx(math.log10(30 * 4) - 120 / math.log(10), abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3)), r"'0' \(Conv2d\) does not fit"),
+        (torch.nn.LSTM(3, 3), "exact_profile reads nn.Sequential chains and gradexp.MLP, got LSTM"),
+        (torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)), "3 outputs is followed by one with 2"),
+    ],
+)
+def test_other_models_are_refused_in_one_line_that_names_measure(model, text):
+    with pytest.raises(ValueError, match=text + ".*; gradexp.measure takes any model$"):
+        exact_profile(model, ones(1, 3))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_networks_that_are_made_in_parts_are_those_of_one_stack(monkeypatch, at_once):
+    parts, calls = [], []
+
+    def make(seeds):
+        parts.append(list(seeds))
+        return initialize(MLP([4, 9, 3], "tanh", networks=len(seeds)), "he", seed=seeds[0])
+
+    monkeypatch.setattr(propagate, "_DRAWN", at_once * 4 * (4 * 9 + 9 + 9 * 3 + 3))
+    x = drawn(6, 4)
+    found = exact_profile(make, x, seeds=range(5, 13), products=True, progress=lambda *done: calls.append(done))
+    whole = exact_profile(make(range(5, 13)), x, seeds=range(5, 13), products=True)
+    assert found.seeds == whole.seeds == list(range(5, 13))
+    assert [seed for part in parts[:-1] for seed in part] == found.seeds
+    assert max(map(len, parts[:-1])) == min(at_once, 7)
+    assert calls[-1] == (8, 8)
+    for quantity in QUANTITIES:
+        assert found.log10[quantity] == pytest.approx(whole.log10[quantity], abs=1e-12)
+    for name in whole.stats:
+        assert found.stats[name] == pytest.approx(whole.stats[name], abs=1e-10)
+    assert exact_profile(make, x, seeds=3).seeds == [0, 1, 2]
+
+
+def test_a_function_must_be_told_how_many_networks_and_make_as_many():
+    x = drawn(2, 4)
+    for make, count, text in (
+        (lambda _seeds: MLP([4, 3]), None, "^seeds must say how many networks the function is to make$"),
+        (lambda _seeds: MLP([4, 3]), 0, "^seeds must name at least one network$"),
+        (
+            lambda _seeds: MLP([4, 3], networks=2),
+            3,
+            "must return an MLP of 1 networks .*got 2 networks$",
+        ),
+        (lambda _seeds: None, 3, "got a NoneType$"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            exact_profile(make, x, seeds=count)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pages import EVIL, Parsed
 
-from gradexp.history.history import COLUMNS, History, join, write_csv
+from gradexp.history.history import COLUMNS, History, write_csv
 from gradexp.history.step import QUANTITIES, STATUSES, mean, standard_error
 
 OK, ZERO, NONFINITE = (STATUSES.index(name) for name in ("ok", "zero", "nonfinite"))
@@ -457,9 +457,9 @@ def test_joined_histories_hold_the_networks_of_all_in_order():
     whole.theory = {"log10_output": np.arange(4.0)}
     whole.stats = {"output.kurtosis": np.random.default_rng(2).normal(size=(3, 2, 4))}
     parts = [one_network(whole, index) for index in range(2)]
-    assert_same(join(parts), whole)
-    assert_same(join([whole]), whole)
-    swapped = join(parts[::-1])
+    assert_same(History.join(parts), whole)
+    assert_same(History.join([whole]), whole)
+    swapped = History.join(parts[::-1])
     assert swapped.seeds == [4, 3]
     assert swapped.log10["output_grad"][:, 1].tolist() == whole.log10["output_grad"][:, 0].tolist()
 
@@ -483,18 +483,19 @@ def one_network(history, index):
 def test_what_one_history_does_not_have_the_joined_one_does_not_have():
     one, other = random_history(networks=1), random_history(networks=1)
     other.dead_fraction = None
-    joined = join([one, other])
+    joined = History.join([one, other])
     assert joined.dead_fraction is None
     assert joined.samples is None
     assert joined.output_cosine.shape == (2,)
+    assert History.join([dataclasses.replace(one, stats={"output.cosine": np.zeros((2, 1, 3))}), other]).stats == {}
 
 
 def test_histories_of_different_networks_cannot_be_joined():
     with pytest.raises(ValueError, match=r"^histories must hold at least one$"):
-        join([])
+        History.join([])
     for other in (random_history(layers=3), random_history(steps=2), make([1.0, 2.0, 3.0, 4.0])):
         with pytest.raises(ValueError, match=r"^histories must have the same phase, layers and steps$"):
-            join([random_history(), other])
+            History.join([random_history(), other])
 
 
 def test_a_history_is_shown_in_words_and_as_html() -> None:

@@ -189,7 +189,7 @@ def test_negative_slope_is_that_of_leaky_relu(slope):
 
 
 def test_unknown_activation_is_named_with_the_choices():
-    message = r"^unknown activation 'rulu'; choose one of linear, tanh, relu, .*, softsign$"
+    message = r"^unknown activation 'rulu'; choose one of linear, tanh, relu, .*, softsign, swish$"
     with pytest.raises(ValueError, match=message):
         activation("rulu")
     with pytest.raises(ValueError, match=message):

@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from gradexp.networks.activations import ACTIVATIONS, Activation, activation, as_activation
-from gradexp.theory.critical import critical_line, critical_sigma_b2, critical_sigma_w2
+from gradexp.theory.critical import critical_line, critical_range, critical_sigma_b2, critical_sigma_w2
 from gradexp.theory.mean_field import MeanField, Moments, is_piecewise_linear
 
 # φ and φ' with all digits that mpmath is told to keep.
@@ -588,23 +588,90 @@ def test_critical_erf_solves_both_closed_equations() -> None:
     assert sigma_w2 * 2 / math.pi * math.asin(2 * q / (1 + 2 * q)) + 0.05 == pytest.approx(q, rel=1e-12)
 
 
-@pytest.mark.slow
+def half_stable(phi: Callable[[mpf], tuple[mpf, mpf]], q: float) -> tuple[float, float]:
+    """sigma_w2 and sigma_b2 where both slopes of the maps are 1, near a length, with 20 digits."""
+    with mp.workdps(20):
+
+        def averages(q: mpf) -> tuple[mpf, mpf, mpf]:
+            points = rule(q, ())
+            sums = [mpf(0)] * 3
+            for u, w in points:
+                value, slope = phi(u)
+                share = w * mp.npdf(u, 0, mp.sqrt(q))
+                terms = (value**2, slope**2, u * value * slope / q)
+                sums = [total + share * term for total, term in zip(sums, terms, strict=True)]
+            return tuple(sums)
+
+        def difference(q: mpf) -> mpf:
+            _, slope2, mixed = averages(q)
+            return mixed / slope2 - 1
+
+        at = mp.findroot(difference, (0.98 * q, 1.02 * q), tol=1e-24)
+        square, slope2, _ = averages(at)
+        return float(1 / slope2), float(at - square / slope2)
+
+
+def _mish(z: mpf) -> tuple[mpf, mpf]:
+    softplus = mp.log1p(mp.exp(z))
+    return z * mp.tanh(softplus), mp.tanh(softplus) + z * mp.sech(softplus) ** 2 * _sigmoid(z)
+
+
 @pytest.mark.parametrize(
-    ("name", "sigma_w2", "sigma_b2", "q"),
-    few([("silu", 1.98800468, 0.55514317, 14.32017362), ("gelu", 1.98305826, 0.17292239, None)]),
+    ("name", "sigma_w2", "sigma_b2"),
+    [("silu", 1.98800468, 0.55514317), ("gelu", 1.98305826, 0.17292239)],
 )
-def test_half_stable_points_end_the_critical_lines_of_gelu_and_silu(
-    name: str, sigma_w2: float, sigma_b2: float, q: float | None
+def test_half_stable_points_of_the_literature_end_the_critical_lines(
+    name: str, sigma_w2: float, sigma_b2: float
 ) -> None:
     """Both slopes are 1 there (Roberts, Yaida & Hanin, 2022, arXiv:2106.10165): no smaller sigma_b2 is critical."""
-    at = critical_sigma_w2(name, sigma_b2 + 1e-6)
-    assert at == pytest.approx(sigma_w2, rel=1e-5)
-    with pytest.raises(ValueError, match=f"{name} has no critical sigma_w2 for sigma_b2="):
+    assert critical_sigma_w2(name, sigma_b2) == pytest.approx(sigma_w2, abs=6e-9)
+    assert critical_sigma_w2(name, sigma_b2 + 1e-6) == pytest.approx(sigma_w2, rel=1e-5)
+    assert critical_range(name) == (pytest.approx(sigma_b2, abs=6e-9), math.inf)
+    text = rf"^{name} has no critical sigma_w2 for sigma_b2=[0-9.]+; it has one from sigma_b2={sigma_b2} on$"
+    with pytest.raises(ValueError, match=text):
         critical_sigma_w2(name, sigma_b2 - 1e-6)
-    if q is not None:
-        w2, b2 = critical_line(activation(name), torch.tensor(q, dtype=torch.float64))
-        assert (w2.item(), b2.item()) == pytest.approx((sigma_w2, sigma_b2), abs=1e-8)
-        assert MeanField(name, sigma_w2, sigma_b2).length_slope(q) == pytest.approx(1, abs=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("phi", "exact", "q"),
+    [
+        ("gelu", EXACT["gelu"], 3.56),
+        (nn.functional.mish, _mish, 1.5),
+        (lambda z: 2 * z * torch.sigmoid(2 * z), lambda z: (2 * z * _sigmoid(2 * z), mpf(0)), None),
+    ],
+)
+def test_half_stable_points_are_where_20_digits_have_them(
+    phi: Any, exact: Callable[[mpf], tuple[mpf, mpf]], q: float | None
+) -> None:
+    found = critical_range(phi)
+    assert found is not None
+    if q is None:  # silu of a doubled unit: half of its length is silu's own, and a quarter of the weights' variance
+        silu = critical_range("silu")
+        assert silu is not None
+        assert found == (pytest.approx(silu[0] / 4, rel=1e-7), math.inf)
+        assert critical_sigma_w2(phi, found[0]) == pytest.approx(critical_sigma_w2("silu", silu[0]) / 4, rel=1e-7)
+        return
+    sigma_w2, sigma_b2 = half_stable(exact, q)
+    assert found == (pytest.approx(sigma_b2, rel=1e-8), math.inf)
+    assert critical_sigma_w2(phi, found[0]) == pytest.approx(sigma_w2, rel=1e-8)
+
+
+def test_the_range_of_critical_points_of_every_kind() -> None:
+    assert critical_range("tanh") == (0, math.inf)
+    assert critical_range("tanh", "sigma_w2") == (1, math.inf)
+    assert critical_range("leaky_relu", negative_slope=1.0) == (0, 0)
+    assert critical_range("relu", "sigma_w2") == (2, 2)
+    assert critical_range("softplus") is critical_range(torch.zeros_like) is None
+    low, high = critical_range("gelu", "sigma_w2") or (0.0, 0.0)
+    assert high == 2
+    assert critical_sigma_b2("gelu", low + 1e-6) > 0
+    with pytest.raises(
+        ValueError, match=f"for sigma_w2={low - 1e-4:.10g}; it has one from sigma_w2={low:.8g} to just"
+    ):
+        critical_sigma_b2("gelu", low - 1e-4)
+    with pytest.raises(ValueError, match=r"^of must be one of sigma_b2, sigma_w2, got 'bias'$"):
+        critical_range("tanh", "bias")
 
 
 @pytest.mark.parametrize(
@@ -612,14 +679,22 @@ def test_half_stable_points_end_the_critical_lines_of_gelu_and_silu(
     [
         (critical_sigma_w2, ("relu", 0.1), r"^relu is critical at sigma_b2=0 only, got sigma_b2=0\.1$"),
         (critical_sigma_w2, ("linear", 1.0), r"^linear is critical at sigma_b2=0 only, got sigma_b2=1$"),
-        (critical_sigma_w2, ("gelu", 0), r"^gelu has no critical sigma_w2 for sigma_b2=0$"),
+        (
+            critical_sigma_w2,
+            ("gelu", 0),
+            r"^gelu has no critical sigma_w2 for sigma_b2=0; it has one from sigma_b2=0\.172",
+        ),
         pytest.param(
             critical_sigma_w2,
             ("softplus", 0.3),
-            r"^softplus has no critical sigma_w2 for sigma_b2=0\.3$",
+            r"^softplus has no critical sigma_w2 for sigma_b2=0\.3; it has none at all$",
             marks=pytest.mark.slow,
         ),
-        (critical_sigma_w2, (nn.GELU(), 0.05), r"^this activation has no critical sigma_w2 for sigma_b2=0\.05$"),
+        (
+            critical_sigma_w2,
+            (nn.GELU(), 0.05),
+            "^this activation has no critical sigma_w2 for sigma_b2=0.05; it has",
+        ),
         (critical_sigma_w2, ("tanh", -1), "^sigma_b2 must be a variance, at least 0 and finite, got -1$"),
         (critical_sigma_w2, ("tanh", math.nan), "^sigma_b2 must be a variance, at least 0 and finite, got nan$"),
         (critical_sigma_w2, ("tank", 0), "^unknown activation 'tank'; choose one of linear, "),
@@ -631,27 +706,34 @@ def test_half_stable_points_end_the_critical_lines_of_gelu_and_silu(
         pytest.param(
             critical_sigma_b2,
             ("tanh", 0.9),
-            r"^tanh has no critical sigma_b2 for sigma_w2=0\.9$",
+            r"^tanh has no critical sigma_b2 for sigma_w2=0\.9; it has one from sigma_w2=1 on$",
             marks=pytest.mark.slow,
         ),
         pytest.param(
             critical_sigma_b2,
             ("sigmoid", 16),
-            "^sigmoid has no critical sigma_b2 for sigma_w2=16$",
+            "^sigmoid has no critical sigma_b2 for sigma_w2=16; it has one from sigma_w2=103.0",
             marks=pytest.mark.slow,
         ),
         # Here chi is 1 at some length, but only a negative variance would make it a fixed one.
-        (critical_sigma_b2, ("sigmoid", 40), "^sigmoid has no critical sigma_b2 for sigma_w2=40$"),
+        (critical_sigma_b2, ("sigmoid", 40), "^sigmoid has no critical sigma_b2 for sigma_w2=40; "),
         pytest.param(
             critical_sigma_b2,
             ("softplus", 2.5),
-            r"^softplus has no critical sigma_b2 for sigma_w2=2\.5$",
+            r"^softplus has no critical sigma_b2 for sigma_w2=2\.5; it has none at all$",
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            critical_sigma_b2, ("gelu", 2.0), "^gelu has no critical sigma_b2 for sigma_w2=2$", marks=pytest.mark.slow
+            critical_sigma_b2,
+            ("gelu", 2.0),
+            r"^gelu has no critical sigma_b2 for sigma_w2=2; it has one from sigma_w2=1\.95\d+ to just below 2$",
+            marks=pytest.mark.slow,
         ),
-        (critical_sigma_b2, ("tanh", 0), "^tanh has no critical sigma_b2 for sigma_w2=0$"),
+        (
+            critical_sigma_b2,
+            ("tanh", 0),
+            "^tanh has no critical sigma_b2 for sigma_w2=0; it has one from",
+        ),
         (critical_sigma_b2, ("tanh", math.inf), "^sigma_w2 must be a variance, at least 0 and finite, got inf$"),
     ],
 )
@@ -794,25 +876,60 @@ def test_piecewise_linear_activations_are_recognised() -> None:
     assert not is_piecewise_linear(as_activation(lambda z: z.clamp(-100, 100)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "sigma_w2", "sigma_b2"), few([("tanh", 2.5, 0.05), ("relu", 2.0, 0.0)]))
-def test_correlation_after_many_layers_is_the_map_again_and_again(
-    name: str, sigma_w2: float, sigma_b2: float
-) -> None:
-    point = MeanField(name, sigma_w2, sigma_b2)
-    for start in (0.0, 0.6):
-        c = start
-        for _ in range(15):
-            c = point.correlation_map(c)
-        assert point.correlation_after(15, start) == pytest.approx(c, abs=1e-3)
+@pytest.mark.parametrize("layers", few([1000, 10, 10_000]))
+def test_relu_inputs_align_by_the_power_law_of_cho_and_sauls_map(layers: int) -> None:
+    distance, pi = 1.0, math.pi
+    for _ in range(layers):
+        angle = 2 * math.asin(math.sqrt(distance / 2))
+        bent = angle**3 / 3 - angle**5 / 30 if angle < 0.01 else math.sin(angle) - angle * math.cos(angle)
+        distance -= bent / pi
+    assert MeanField("relu", 2.0).distance_after(layers) == pytest.approx(distance, rel=1e-6)
+    # With biases lengths grow for ever, and angles are those without.
+    assert MeanField("relu", 2.0, 0.1).distance_after(layers) == pytest.approx(distance, rel=1e-4)
+
+
+def erf_distances(sigma_w2: float, sigma_b2: float, q: float, c: float, layers: int) -> mpf:
+    """1 - c after some layers by the arcsine of Williams (1997), with 30 digits."""
+    with mp.workdps(30):
+        at = mpf(c)
+        for _ in range(layers):
+            at = (sigma_w2 * 2 / mp.pi * mp.asin(2 * q * at / (1 + 2 * q)) + sigma_b2) / q
+        return 1 - at
+
+
+@pytest.mark.parametrize(("sigma_w2", "c"), few([(None, 0.0), (3.0, -0.9), (0.9, 0.5), (3.0, 0.9999)]))
+def test_erf_inputs_part_and_align_by_their_closed_map(sigma_w2: float | None, c: float) -> None:
+    sigma_b2 = 0.05
+    sigma_w2 = critical_sigma_w2("erf", sigma_b2) if sigma_w2 is None else sigma_w2
+    with mp.workdps(30):
+        q = mp.findroot(lambda q: sigma_w2 * 2 / mp.pi * mp.asin(2 * q / (1 + 2 * q)) + sigma_b2 - q, (0.3, 2.0))
+    point = MeanField("erf", sigma_w2, sigma_b2)
+    expected = float(erf_distances(sigma_w2, sigma_b2, q, c, 40))
+    assert point.distance_after(40, c) == pytest.approx(expected, rel=1e-4 if expected > 0.1 else 1e-5)
+    assert point.correlation_after(40, c) == pytest.approx(1 - expected, abs=1e-4)
+
+
+def test_odd_activations_without_biases_treat_opposed_inputs_as_they_treat_equal_ones() -> None:
+    point = MeanField("erf", 3.0)
+    for c in (-1.0, -0.999, -0.3, 0.0):
+        assert 2 - point.distance_after(8, c) == pytest.approx(point.distance_after(8, -c), rel=1e-3, abs=1e-12)
+
+
+def test_what_moves_no_further_is_not_followed_and_impossible_correlations_are_refused() -> None:
+    # Near 0 tanh is the identity, which keeps angles.
+    assert MeanField("tanh", 0.5).correlation_after(30, 0.4) == pytest.approx(0.4, abs=1e-6)
+    point = MeanField("erf", 3.0)
     assert point.correlation_after(0, 0.3) == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="c must be from -1 to 1, got 2"):
-        point.correlation_after(3, 2)
+    assert point.correlation_after(10**9, 1.0) == 1
+    for given, text in (((3, 2), "c must be from -1 to 1, got 2"), ((-1, 0), "layers must be at least 0, got -1")):
+        with pytest.raises(ValueError, match=text):
+            point.correlation_after(*given)
+    with pytest.raises(ValueError, match=r"^q must be above 0 and finite, got 0$"):
+        point.distance_after(1, 0.0, 0)
 
 
-@pytest.mark.slow
-def test_correlation_after_many_layers_where_lengths_have_no_fixed_value() -> None:
-    # Near 0 tanh is the identity, which keeps angles; far out relu with biases is relu without.
-    assert MeanField("tanh", 0.5).correlation_after(30, 0.4) == pytest.approx(0.4, abs=1e-3)
-    grown = MeanField("relu", 3.0, 0.1).correlation_after(30)
-    assert grown == pytest.approx(MeanField("relu", 2.0).correlation_after(30), abs=1e-3)
+def test_so_near_to_the_line_that_c_star_is_not_told_from_1_inputs_part_slowly() -> None:
+    point = MeanField("hard_tanh", critical_sigma_w2("hard_tanh", 0.05) * (1 + 1e-9), 0.05)
+    assert point.chi_1 > 1
+    assert point.c_star == 1
+    assert 1e8 < point.xi_c < 1e10

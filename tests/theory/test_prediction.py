@@ -478,3 +478,91 @@ def test_rms_normalisation_has_no_formula_and_no_numbers_of_a_plain_network():
     assert not prediction.valid
     assert prediction.reason == "there is no formula for rms normalisation"
     assert prediction.q_star is prediction.chi_1 is prediction.log_chi is None
+
+
+def test_the_slope_between_two_layers_is_what_the_same_window_of_a_measurement_has() -> None:
+    widths, networks = [60] * 13, 64
+    prediction = theory.predict("tanh", 2.0, 0.1, widths=widths)
+    mlp = initialize(MLP(widths, "tanh", networks=networks), "mean_field", sigma_w2=2.0, sigma_b2=0.1, seed=0)
+    measured = exact_profile(mlp, torch.ones(1, 60))
+    for window in ((1, 4), (4, 12), (None, 3), (2, None)):
+        slope, error = measured.log_chi(*window), measured.log_chi_se(*window)
+        assert slope is not None
+        assert error is not None
+        assert prediction.slope(*window) == pytest.approx(slope, abs=4 * error), window
+    assert prediction.slope() == pytest.approx(prediction.log_chi, rel=1e-12)
+    assert prediction.slope(3, 3) is None
+    with pytest.raises(ValueError, match=r"^first and last must satisfy 1 <= first <= last <= 12, got 0, 4$"):
+        prediction.slope(0, 4)
+    assert theory.predict("tanh", 2.0, 0.1, width=2).slope(1, 5) is None  # no formula
+
+
+def test_the_variance_of_the_whole_ratio_is_that_of_hanin_and_nica() -> None:
+    # Trigamma(n / 2) for each layer of linear units; 5 / n of relu, to first order.
+    linear, relu = (theory.predict(name, width=50, depth=31) for name in ("linear", "relu"))
+    assert linear.ratio_variance == pytest.approx(
+        30 * float(torch.special.polygamma(1, torch.tensor(25.0))), rel=1e-5
+    )
+    assert relu.ratio_variance == pytest.approx(30 * 5 / 50, rel=0.1)
+    assert relu.ratio_variance == pytest.approx((30 * relu.log_chi_sd) ** 2)
+    assert theory.predict("tanh", 2.0, 0.1, width=2).ratio_variance is None
+
+
+@pytest.mark.parametrize("init", ["xavier", "torch_default", "orthogonal", "lyapunov", "lsuv", "normal", "identity"])
+def test_a_scheme_by_its_name_is_its_law(init: str) -> None:
+    widths, options = [30, 40, 50, 40, 10], {"std": 0.2} if init == "normal" else {}
+    laws = theory.weight_laws(init, widths, activation="relu", **options)
+    phi = theory.mean_field.as_activation("relu")
+    x = torch.full((1, 30), math.sqrt(0.7), dtype=torch.float64)
+    by_hand = theory.predict_layers(phi, laws, widths, x)
+    by_name = [theory.predict("relu", init=init, widths=widths, input_square=0.7, **options)]
+    by_name += [theory.predict_layers("relu", init, widths, 0.7)] if not options else []
+    for prediction in by_name:
+        assert prediction.laws == tuple(laws)
+        np.testing.assert_array_equal(prediction.log10_output_grad, by_hand.log10_output_grad)
+        np.testing.assert_array_equal(prediction.log10_output, by_hand.log10_output)
+
+
+def test_schemes_and_variances_are_not_mixed() -> None:
+    assert theory.predict("tanh", 1.7, 0.1, init="mean_field", width=60, depth=4).laws[0] == theory.WeightLaw(
+        1.7, 0.1
+    )
+    for given, text in (
+        ({"init": "he", "sigma_w2": 2.0}, "^init 'he' has no option 'sigma_w2'; it takes gain, mode, distribution$"),
+        ({"init": "he", "weights": "uniform"}, "^weights='uniform' contradicts init='he', which says how"),
+        ({"gain": 2.0}, "^gain: options are for a scheme, such as init='he'$"),
+        ({"init": "hee"}, "^unknown init 'hee'; choose one of he, "),
+        (
+            {"init": "lyapunov", "activation": torch.sin},
+            "^lyapunov needs activation linear, relu, leaky_relu, got",
+        ),
+    ):
+        with pytest.raises(ValueError, match=text):
+            theory.predict(**given)
+    widths = [3, 4, 2]
+    for x, text in (
+        (torch.ones(3), r"^x must have shape \(sample, 3\), got \(3,\)$"),
+        (torch.ones(2, 4), r"^x must have shape \(sample, 3\), got \(2, 4\)$"),
+        (0.0, r"^x must be inputs, or their mean square, above 0 and finite, got 0\.0$"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            theory.predict_layers("relu", "he", widths, x)
+    with pytest.raises(ValueError, match=r"^laws must be 2, one for each layer of these widths, got 3$"):
+        theory.predict_layers("relu", [theory.WeightLaw(2.0)] * 3, widths)
+
+
+def test_where_no_formula_holds_infinite_width_still_has_a_profile_and_no_straight_line() -> None:
+    """tanh at (1, 0): lengths shrink like a power of the layer, and so does the gradient."""
+    prediction = theory.predict("tanh", width=2, depth=60)
+    assert not prediction.valid
+    q, logs = 1.0, [0.0]
+    for _ in range(59):
+        u, share = np.polynomial.hermite_e.hermegauss(80)
+        share = share / share.sum()
+        logs.append(logs[-1] + math.log(share @ np.cosh(math.sqrt(q) * u) ** -4.0))
+        q = float(share @ np.tanh(math.sqrt(q) * u) ** 2)
+    expected = (logs[-1] - np.array(logs)) / (2 * math.log(10))  # of layer l over the last
+    np.testing.assert_allclose(prediction.mean_field_output_grad, expected, atol=1e-6)
+    assert prediction.first_over_last == pytest.approx(expected[0], abs=1e-6)
+    profile = theory.verdict.predicted_profile(prediction)
+    assert profile is prediction.mean_field_output_grad
