@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from gradexp.exact.layers import Normalised, activate, branch_factor, linear, normalise
+from gradexp.exact.samples import averaged, mean_cosine, unit_cotangents
 from gradexp.exact.scaled import scaled
 from gradexp.history.history import History
-from gradexp.history.step import STATUSES
 from gradexp.networks.mlp import MLP, StackedLinear
-from gradexp.numerics.seeds import generator
 
 # A stack that must store more bytes than this for the way back is worked through slice by slice.
 _MEMORY = 1 << 26
@@ -78,7 +77,7 @@ def exact_profile(
     if len(seeds) != networks:
         raise ValueError(f"seeds must name {networks} networks, got {len(seeds)}")
     if cotangent is None:
-        cotangent = torch.stack([_unit_cotangents(seed, batch, mlp.widths[-1]) for seed in seeds])
+        cotangent = torch.stack([unit_cotangents(seed, batch, mlp.widths[-1]) for seed in seeds])
     if cotangent.shape not in ((batch, mlp.widths[-1]), (networks, batch, mlp.widths[-1])):
         raise ValueError(
             f"cotangent must have shape {(batch, mlp.widths[-1])} or {(networks, batch, mlp.widths[-1])}, "
@@ -106,7 +105,8 @@ def exact_profile(
 
     measured = _map(measure, slices, 1 if device.type != "cpu" else torch.get_num_threads())
     sizes = {key: torch.cat([m[key] for m in measured], dim=1).cpu() for key in measured[0]}
-    return _summarise(mlp, seeds, sizes)
+    names = [f"layers.{index}" for index in range(mlp.depth)]
+    return averaged(names, mlp.widths[1:], seeds, sizes)
 
 
 def _memory(device: torch.device) -> int:
@@ -130,11 +130,6 @@ def _map(measure: Callable[[slice], dict[str, Tensor]], slices: list[slice], thr
         torch.set_num_threads(threads)  # for threads to come
 
 
-def _unit_cotangents(seed: int, batch: int, width: int) -> Tensor:
-    drawn = torch.randn(batch, width, generator=generator(seed, "cotangent"), dtype=torch.float64)
-    return torch.nn.functional.normalize(drawn, dim=1)
-
-
 def _log10_sizes(
     mlp: MLP, networks: slice, x: Tensor, cotangent: Tensor, advance: Callable[[], None]
 ) -> dict[str, Tensor]:
@@ -155,7 +150,7 @@ def _log10_sizes(
             if lost.any():  # relu's slope at nan is 0, and that of tanh at inf: no gradient that is exactly 0
                 slope = slope.where(~lost.unsqueeze(2), torch.nan)
             slopes.append(slope)
-        norm, largest = a.log10_sizes()
+        norm, _ = a.log10_sizes()
         branch = linear(layer, networks, a)
         if mlp.has_skip(index):
             factor = branch_factor(layer, networks, x)
@@ -163,10 +158,10 @@ def _log10_sizes(
             z = z.plus(branch.times(factor))
         else:
             z = branch
-        inputs.append((norm, largest))
+        inputs.append(norm)
         outputs.append(z.log10_sizes())
         advance()
-    cosine = _mean_cosine(z.mantissas()[0])
+    cosine = mean_cosine(z.mantissas()[0])
 
     gradients = []
     delta = scaled(cotangent)
@@ -183,61 +178,9 @@ def _log10_sizes(
 
     sizes = {
         f"{kind}_{size}": torch.stack([pair[place] for pair in pairs])
-        for kind, pairs in (("output", outputs), ("input", inputs), ("output_grad", gradients))
+        for kind, pairs in (("output", outputs), ("output_grad", gradients))
         for place, size in enumerate(("norm", "largest"))
     }
+    sizes["weight_grad_norm"] = sizes["output_grad_norm"] + torch.stack(inputs)
     sizes["cosine"] = cosine.unsqueeze(0)
     return sizes
-
-
-def _mean_cosine(z: Tensor) -> Tensor:
-    """Return the mean cosine between two samples of each network that are not 0; nan where there are no two."""
-    unit = torch.nn.functional.normalize(z, dim=2, eps=0.0)
-    has_direction = unit.isfinite().all(dim=2)
-    samples = has_direction.sum(dim=1, dtype=torch.float64)
-    total = unit.where(has_direction.unsqueeze(2), 0).sum(dim=1)
-    cosine = (total.square().sum(dim=1) - samples) / (samples * (samples - 1))
-    return cosine.where(samples > 1, torch.nan)
-
-
-def _summarise(mlp: MLP, seeds: list[int], sizes: dict[str, Tensor]) -> History:
-    """Average the logs over the samples that are alive at every layer."""
-    widths = torch.tensor(mlp.widths[1:], dtype=torch.float64)
-    logs = {
-        "output": sizes["output_norm"] - 0.5 * widths.log10()[:, None, None],
-        "output_grad": sizes["output_grad_norm"],
-        "weight_grad": sizes["output_grad_norm"] + sizes["input_norm"],
-    }
-    signals = torch.cat([logs["output"], logs["output_grad"]])
-    zero = (signals == -torch.inf).any(dim=0) & (signals < torch.inf).all(dim=0)  # the latter is false for nan
-    alive = signals.isfinite().all(dim=0)
-    # A network with no sample left still shows each layer up to where it died.
-    chosen = alive | ~alive.any(dim=1, keepdim=True)
-
-    log10, status = {}, {}
-    for quantity, log in logs.items():
-        counted = chosen & log.isfinite()
-        count = counted.sum(dim=2)
-        mean = log.where(counted, 0).sum(dim=2) / count
-        code = torch.full(count.shape, STATUSES.index("ok"), dtype=torch.int8)
-        code[count == 0] = STATUSES.index("nonfinite")
-        code[((log == -torch.inf) | ~chosen).all(dim=2)] = STATUSES.index("zero")
-        lost = (log.isnan() | (log == torch.inf)).any(dim=2)
-        mean[lost], code[lost] = torch.nan, STATUSES.index("nonfinite")
-        log10[quantity] = mean.T.unsqueeze(0).numpy()
-        status[quantity] = code.T.unsqueeze(0).numpy()
-    return History(
-        phase="init",
-        names=[f"layers.{index}" for index in range(mlp.depth)],
-        steps=[0],
-        seeds=seeds,
-        log10=log10,
-        status=status,
-        largest_log10={
-            quantity: sizes[f"{quantity}_largest"].amax(dim=2).T.unsqueeze(0).numpy()
-            for quantity in ("output", "output_grad")
-        },
-        dead_fraction=zero.double().mean(dim=1).numpy(),
-        output_cosine=sizes["cosine"].squeeze(0).numpy(),
-        samples=logs["output_grad"].where(alive, torch.nan)[:, :, :1].transpose(0, 1).unsqueeze(0).numpy(),
-    )
