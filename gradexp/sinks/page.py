@@ -92,7 +92,7 @@ def run_line(
 ) -> Line:
     """Return a run as a line of the chart: at initialisation, and in training."""
     fields: dict[str, Any] = {"losses": losses, "factor": _factor(config), **others}
-    if gradients is not None and gradients.steps:
+    if gradients is not None and gradients.steps and gradients.has_rows_of(initial):
         shown = [quantity for quantity in NAMES if quantity in gradients.log10 and quantity in initial.log10]
         fields |= {"steps": gradients.steps, "course": course(gradients, shown)}
     return initial_line(name, initial, **fields)
