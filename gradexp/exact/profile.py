@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from gradexp.exact.layers import Normalised, activate, branch_factor, linear, normalise
+from gradexp.exact.samples import averaged, mean_cosine, unit_cotangents
 from gradexp.exact.scaled import Scaled, scaled
 from gradexp.history.history import History
-from gradexp.history.step import STATUSES, Array, Codes, Quantity
 from gradexp.networks.mlp import MLP, StackedLinear
 from gradexp.networks.sequential import as_mlp
-from gradexp.numerics.seeds import generator
 
 # A stack that must store more bytes than this for the way back is worked through slice by slice.
 _MEMORY = 1 << 26
@@ -106,7 +105,7 @@ def exact_profile(
     if len(seeds) != networks:
         raise ValueError(f"seeds must name {networks} networks, got {len(seeds)}")
     if cotangent is None:
-        cotangent = torch.stack([_unit_cotangents(seed, batch, mlp.widths[-1]) for seed in seeds])
+        cotangent = torch.stack([unit_cotangents(seed, batch, mlp.widths[-1]) for seed in seeds])
     if cotangent.shape not in ((batch, mlp.widths[-1]), (networks, batch, mlp.widths[-1])):
         raise ValueError(
             f"cotangent must have shape {(batch, mlp.widths[-1])} or {(networks, batch, mlp.widths[-1])}, "
@@ -134,7 +133,7 @@ def exact_profile(
 
     measured = _map(measure, slices, 1 if device.type != "cpu" else torch.get_num_threads())
     sizes = {key: torch.cat([m[key] for m in measured], dim=1).cpu() for key in measured[0]}
-    return _summarise(mlp, names, seeds, sizes)
+    return averaged(names, mlp.widths[1:], seeds, sizes)
 
 
 def _in_parts(
@@ -192,11 +191,6 @@ def _map(measure: Callable[[slice], dict[str, Tensor]], slices: list[slice], thr
         torch.set_num_threads(threads)  # for threads to come
 
 
-def _unit_cotangents(seed: int, batch: int, width: int) -> Tensor:
-    drawn = torch.randn(batch, width, generator=generator(seed, "cotangent"), dtype=torch.float64)
-    return torch.nn.functional.normalize(drawn, dim=1)
-
-
 def _log10_sizes(
     mlp: MLP, networks: slice, x: Tensor, cotangent: Tensor, products: bool, advance: Callable[[], None]
 ) -> dict[str, Tensor]:
@@ -221,7 +215,7 @@ def _log10_sizes(
             if lost.any():  # relu's slope at nan is 0, and that of tanh at inf: no gradient that is exactly 0
                 slope = slope.where(~lost.unsqueeze(2), torch.nan)
             slopes.append(slope)
-        norm, largest = a.log10_sizes()
+        norm, _ = a.log10_sizes()
         branch = linear(layer, networks, a)
         if products:
             weighted.append(linear(layer, networks, a, with_bias=False))
@@ -232,9 +226,9 @@ def _log10_sizes(
             z = z.plus(branch.times(factor))
         else:
             z = branch
-        inputs.append((norm, largest))
+        inputs.append(norm)
         outputs.append(z.log10_sizes())
-        cosines.append(_mean_cosine(z.value))
+        cosines.append(mean_cosine(z.value))
         advance()
 
     gradients = []
@@ -255,74 +249,11 @@ def _log10_sizes(
 
     sizes = {
         f"{kind}_{size}": torch.stack([pair[place] for pair in pairs])
-        for kind, pairs in (("output", outputs), ("input", inputs), ("output_grad", gradients))
+        for kind, pairs in (("output", outputs), ("output_grad", gradients))
         for place, size in enumerate(("norm", "largest"))
     }
+    sizes["weight_grad_norm"] = sizes["output_grad_norm"] + torch.stack(inputs)
     sizes["cosine"] = torch.stack(cosines)
     if products:
         sizes["product"] = torch.stack(inner[::-1])
     return sizes
-
-
-def _mean_cosine(z: Tensor) -> Tensor:
-    """Return the mean cosine between two samples of each network that are not 0; nan where there are no two."""
-    norm = torch.linalg.vector_norm(z, dim=2)
-    has_direction = (norm > 0) & (norm < torch.inf)  # false for nan
-    samples = has_direction.sum(dim=1, dtype=torch.float64)
-    if not has_direction.all():
-        z, norm = z.where(has_direction.unsqueeze(2), 0), norm.where(has_direction, 1)
-    total = torch.bmm(norm.reciprocal().unsqueeze(1), z).squeeze(1)  # of vectors of length 1
-    cosine = (total.square().sum(dim=1) - samples) / (samples * (samples - 1))
-    known: Tensor = cosine.where(samples > 1, torch.nan)
-    return known
-
-
-def _summarise(mlp: MLP, names: list[str], seeds: list[int], sizes: dict[str, Tensor]) -> History:
-    """Average the logs over the samples that are alive at every layer."""
-    widths = torch.tensor(mlp.widths[1:], dtype=torch.float64)
-    logs: dict[Quantity, Tensor] = {
-        "output": sizes["output_norm"] - 0.5 * widths.log10()[:, None, None],
-        "output_grad": sizes["output_grad_norm"],
-        "weight_grad": sizes["output_grad_norm"] + sizes["input_norm"],
-    }
-    signals = torch.cat([logs["output"], logs["output_grad"]])
-    zero = (signals == -torch.inf).any(dim=0) & (signals < torch.inf).all(dim=0)  # the latter is false for nan
-    alive = signals.isfinite().all(dim=0)
-    # A network with no sample left still shows each layer up to where it died.
-    chosen = alive | ~alive.any(dim=1, keepdim=True)
-
-    log10: dict[Quantity, Array] = {}
-    status: dict[Quantity, Codes] = {}
-    for quantity, log in logs.items():
-        counted = chosen & log.isfinite()
-        count = counted.sum(dim=2)
-        mean = log.where(counted, 0).sum(dim=2) / count
-        code = torch.full(count.shape, STATUSES.index("ok"), dtype=torch.int8)
-        code[count == 0] = STATUSES.index("nonfinite")
-        code[((log == -torch.inf) | ~chosen).all(dim=2)] = STATUSES.index("zero")
-        lost = (log.isnan() | (log == torch.inf)).any(dim=2)
-        mean[lost], code[lost] = torch.nan, STATUSES.index("nonfinite")
-        log10[quantity] = mean.T.unsqueeze(0).numpy()
-        status[quantity] = code.T.unsqueeze(0).numpy()
-    stats = {"output.cosine": sizes["cosine"].T.unsqueeze(0).numpy()} if sizes["output_norm"].shape[2] > 1 else {}
-    if "product" in sizes:
-        product = sizes["product"].where(chosen, -torch.inf)
-        counted = product.isfinite()
-        mean = product.where(counted, 0).sum(dim=2) / counted.sum(dim=2)
-        stats["weight_grad.product"] = mean.T.unsqueeze(0).numpy()
-    return History(
-        phase="init",
-        names=names,
-        steps=[0],
-        seeds=seeds,
-        log10=log10,
-        status=status,
-        largest_log10={
-            quantity: sizes[f"{quantity}_largest"].amax(dim=2).T.unsqueeze(0).numpy()
-            for quantity in ("output", "output_grad")
-        },
-        dead_fraction=zero.double().mean(dim=1).numpy(),
-        output_cosine=sizes["cosine"][-1].numpy(),
-        stats=stats,
-        samples=logs["output_grad"].where(alive, torch.nan)[:, :, :1].transpose(0, 1).unsqueeze(0).numpy(),
-    )
