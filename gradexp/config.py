@@ -157,7 +157,9 @@ class Config:
     sigma_b2: float | None = None
     """variance of the biases at initialisation; null: the scheme's own"""
     normalization: str = "none"
-    """before each activation: none, batch (over samples), layer or rms (over units), without parameters"""
+    """before each activation: none, batch (over samples), layer or rms (over units)"""
+    affine: bool = False
+    """the normaliser has a learnable scale and shift of each unit (rms: a scale), which start at 1 and 0"""
     residual: str = "none"
     """skip connections: none, or branches with factor 1 (plain), 1/sqrt(depth) (depth) or a learned one (zero)"""
     dropout: float = 0.0
@@ -251,7 +253,8 @@ class Config:
     def additions(self) -> list[str]:
         """The normaliser and the skip connections, if there are any, as typed on a command line."""
         settings = {"normalization": self.normalization, "residual": self.residual}
-        return [f"{key}={value}" for key, value in settings.items() if value != "none"]
+        typed = [f"{key}={value}" for key, value in settings.items() if value != "none"]
+        return [*typed, *(["affine=true"] if self.affine else [])]
 
     def _find_own_parts(self) -> None:
         """Put functions and import paths into the form of parts, also where a group is given as its choice alone."""
@@ -274,6 +277,8 @@ class Config:
 
     def _check_architecture(self) -> None:
         hidden = self.hidden_widths
+        if self.affine and self.normalization == "none":
+            raise ConfigError("affine=true needs normalization=batch, layer or rms, whose scale and shift they are")
         if self.residual != "none" and len(set(hidden)) > 1:
             raise ConfigError(f"residual={self.residual!r} needs hidden layers of equal width, got {hidden}")
         if self.normalization == "batch" and self.batch_size == 1:

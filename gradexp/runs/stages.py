@@ -245,6 +245,7 @@ def _draw(
         normalization=config.normalization,
         residual=config.residual,
         dropout=config.dropout,
+        affine=config.affine,
     )
     try:
         with evaluating(stack):  # lsuv passes data through it
@@ -282,6 +283,7 @@ def _describe(result: Result, data: Dataset, loss: str) -> str:
     hidden, widths = config.hidden_widths, _widths(result.config, data)
     parameters = sum((fan_in + config.bias) * fan_out for fan_in, fan_out in pairwise(widths))
     parameters += max(0, config.depth - 2) if config.residual == "zero" else 0
+    parameters += sum(hidden) * (1 + (config.normalization != "rms")) if config.affine else 0
     options = "".join(f", {key}={value}" for key, value in config.init.options.items())
     additions = "".join(f"{addition}, " for addition in config.additions)
     additions += f"dropout={config.dropout:g}, " * bool(config.dropout)
