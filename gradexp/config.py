@@ -24,6 +24,7 @@ from gradexp.choices import (
     MODES,
     NORMALIZATIONS,
     OF_EVERY_OPTIMIZER,
+    PRECISIONS,
     RESIDUALS,
     SCHEDULES,
     ConfigError,
@@ -178,6 +179,8 @@ class Config:
     """auto, cpu, mps, cuda or cuda:N; auto takes CUDA where there is one"""
     dtype: str = "float32"
     """number format of weights and training; the profile at initialisation is always float64"""
+    precision: str = "full"
+    """full: all in dtype; amp_float16, amp_bfloat16: matrix products in that format, float16 with a scaled loss"""
     threads: int | None = None
     """CPU threads; null: 1, the fastest below some hundred units and the same on every machine"""
     quiet: bool = False
@@ -237,11 +240,18 @@ class Config:
         _require(bool(device_match), "device", self.device, "auto, cpu, mps, cuda or cuda:N")
         if self.device == "mps" and self.dtype == "float64":
             raise ConfigError("device=mps has no float64; use dtype=float32")
+        if self.precision != "full" and self.dtype != "float32":
+            raise ConfigError(f"precision={self.precision} is for weights in float32, got dtype={self.dtype}")
 
     @property
     def hidden_widths(self) -> list[int]:
         """Units of each hidden layer, ``depth - 1`` of them."""
         return list(self.widths) if self.widths is not None else [self.width] * (self.depth - 1)
+
+    @property
+    def number_format(self) -> str:
+        """The format in which layers compute."""
+        return self.dtype if self.precision == "full" else self.precision.removeprefix("amp_")
 
     @property
     def units(self) -> str:
@@ -341,6 +351,7 @@ _CHOICES = {
     "residual": RESIDUALS,
     "loss": LOSSES,
     "dtype": DTYPES,
+    "precision": PRECISIONS,
     "optimizer.schedule": SCHEDULES,
     "init.mode": MODES,
     "init.distribution": DISTRIBUTIONS,

@@ -6,8 +6,10 @@
 import functools
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,9 @@ from gradexp.history.verdict import Verdict
 from gradexp.own_parts import OwnPart
 from gradexp.predict.page import forecast_page
 from gradexp.runs import data
+from gradexp.runs.device import find_device
+from gradexp.runs.losses import output_gradient, resolve_loss, targets
+from gradexp.runs.number_format import NARROW, Failure, Range, flushes_subnormals
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.remedies import Remedy, depth_over_reach, problem, remedies
 from gradexp.runs.wording import run_title
@@ -38,6 +43,7 @@ class Forecast:
         verdict: Verdict whose ``gradient`` is stable, vanishing, exploding, dead or unknown.
         problem: What theory finds wanting, in a few words; empty if nothing is.
         remedies: What cures it, the least change first.
+        in_training: What the run's number format will do to the first batch, if it is one of 16 bits.
     """
 
     config: Config
@@ -46,6 +52,7 @@ class Forecast:
     verdict: Verdict
     problem: str
     remedies: tuple[Remedy, ...]
+    in_training: "InTraining | None" = None
 
     @property
     def point(self) -> theory.MeanField | None:
@@ -84,7 +91,7 @@ def forecast(config: Config) -> Forecast:
     Data are loaded only where their definition does not say enough.
 
     Args:
-        config: The options of the run; those of its training are not used.
+        config: The options of the run; of those of its training the loss and the number format are used.
 
     Raises:
         ConfigError: If an option cannot work.
@@ -102,7 +109,55 @@ def forecast(config: Config) -> Forecast:
     found = problem(config, prediction)
     wanting = found or verdict.gradient != "stable"
     cures = tuple(remedies(config, functools.partial(_predict, inputs=inputs))) if wanting else ()
-    return Forecast(config, inputs.words, prediction, verdict, found, cures)
+    in_training = _in_training(config, prediction) if config.number_format in NARROW and prediction.valid else None
+    return Forecast(config, inputs.words, prediction, verdict, found, cures, in_training)
+
+
+class InTraining(NamedTuple):
+    """Where a number format of 16 bits gives out.
+
+    Args:
+        failure: The layer, in the typical network; None: nowhere.
+        layers: Standard deviation of the layer over networks.
+    """
+
+    failure: Failure | None
+    layers: float
+
+
+def _in_training(config: Config, prediction: Prediction) -> InTraining:
+    """Return where the gradient of the real loss leaves the number format that layers compute in.
+
+    Elements count as Gaussian, also those of the output, which decide how large the gradient of the loss is there.
+    """
+    loaded = data.load(config.data, config.width)
+    if config.normalization == "none":  # the largest sample is the first to overflow, and the last to be 0
+        x = loaded.x_train[: config.batch_size]
+        largest_sample = x[x.square().sum(dim=1).argmax()].unsqueeze(0)
+        prediction = predict_run(config, largest_sample, loaded.output_width)
+    loss = resolve_loss(config.loss, loaded, config.data.name)
+    y = targets(loaded.y_train[: config.batch_size], loss, loaded.classes)
+    source = torch.Generator().manual_seed(0)
+    drawn = torch.randn(1, len(y), prediction.widths[-1], generator=source, dtype=torch.float64)
+    outputs = 10.0 ** min(float(prediction.log10_output[-1]), _ENORMOUS) * drawn
+    of_loss = output_gradient(outputs, y.unsqueeze(0), loss).norm(dim=2).max().log10().item()
+    units = np.array(prediction.widths[1:], dtype=np.float64)
+    largest = 0.5 * np.log10(np.maximum(2 * np.log(units), 1))  # of so many Gaussian numbers
+    gradient = prediction.log10_output_grad + of_loss - 0.5 * np.log10(units) + largest
+    if prediction.point is not None and prediction.point.c_star < _ALIKE:  # each sample fluctuates by itself
+        gradient = gradient + NormalDist().inv_cdf(1 - 0.5 / len(y)) * prediction.sd_output_grad
+    narrowest = min(config.hidden_widths, default=1)
+    is_flushed = flushes_subnormals(config.number_format, find_device("auto"), config.batch_size, narrowest)
+    held = Range(config.number_format, config.precision == "amp_float16", is_flushed)
+    failure = held.first_failure(prediction.log10_output + largest, gradient)
+    slope = abs(prediction.log_chi or 0.0) / (2 * math.log(10))
+    is_gradient = failure is not None and failure.quantity == "output_grad" and slope > 0
+    spread = float(prediction.sd_output_grad[failure.layer - 1]) / slope if failure and is_gradient else 0.0
+    return InTraining(failure, spread)
+
+
+_ALIKE = 0.99  # correlation of two samples from which on their gradients are as large
+_ENORMOUS = 150.0  # powers of ten; the gradient of a loss has its largest size long before
 
 
 class _Inputs(NamedTuple):

@@ -13,6 +13,7 @@ from gradexp.history.step import Array
 from gradexp.networks.mlp import MLP, evaluating
 from gradexp.probe.one_node import OneNodeProbe
 from gradexp.probe.probe import GradientProbe
+from gradexp.runs.precision import precision_of
 from gradexp.runs.result import Distribution, Result
 
 # Layers whose outputs are kept for histograms, and how many bins these have.
@@ -76,20 +77,20 @@ def sample_outputs(results: Sequence[Result], model: MLP, x: Tensor, step: int) 
     captured: dict[int, Tensor] = {}
 
     def keep(layer: int, _module: Any, _inputs: Any, output: Tensor) -> None:
-        captured[layer] = output
+        captured[layer] = output.cpu().double()  # numpy has no bfloat16
 
     layers = np.unique(np.linspace(1, model.depth, _LAYERS).round().astype(int)).tolist()
     hooks = [model.layers[layer - 1].register_forward_hook(partial(keep, layer)) for layer in layers]
     try:
         weight = next(model.parameters())
-        with evaluating(model):
+        with evaluating(model), precision_of(results[0].config, weight.device).casting():
             model(x.to(weight.dtype).to(weight.device).expand(model.networks, *x.shape))
     finally:
         for hook in hooks:
             hook.remove()
     for index, result in enumerate(results):
         if result.training is None or result.training.diverged_at is None:
-            outputs = {layer: distribution(output[index].cpu().numpy()) for layer, output in captured.items()}
+            outputs = {layer: distribution(output[index].numpy()) for layer, output in captured.items()}
             histograms = {layer: histogram for layer, histogram in outputs.items() if histogram is not None}
             result.outputs.append((step, histograms))
 

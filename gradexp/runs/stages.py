@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from gradexp.choices import ConfigError
@@ -21,8 +22,10 @@ from gradexp.probe.probe import GradientProbe
 from gradexp.runs.clock import Clock
 from gradexp.runs.data import Dataset, batches, check_batch, load
 from gradexp.runs.device import device_name, find_device
-from gradexp.runs.losses import chance_accuracy, chance_loss, resolve_loss, targets
+from gradexp.runs.losses import chance_accuracy, chance_loss, output_gradient, resolve_loss, targets
+from gradexp.runs.number_format import NARROW, FormatCheck, Range, cures, flushes_subnormals
 from gradexp.runs.optimizers import build_optimizer, is_elementwise
+from gradexp.runs.precision import precision_of
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.recording import Recording, sample_outputs
 from gradexp.runs.remedies import Predict
@@ -66,7 +69,12 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
 
     # The profile is float64, which Apple's devices do not have.
     at_first = torch.device("cpu") if device.type == "mps" else device
-    model = _measure(results, data, at_first, clock, progress).to(device)
+    model = _measure(results, data, at_first, clock, progress)
+    if config.number_format in NARROW:
+        with clock.part("profile"):
+            for index, result in enumerate(results):
+                result.format_check = _check_format(result.config, model.network(index), data, loss, device)
+    model = model.to(device)
     predict = _predictions(data)
     _judge(results, predict, clock)
     if config.record.histograms:
@@ -98,6 +106,8 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
             result.gradients,
             result.comparison,
             predict,
+            result.format_check,
+            len(training.skipped),
         )
     progress("writing files", 0, 0)  # and drawing pictures
 
@@ -147,7 +157,13 @@ def _judge(results: Sequence[Result], predict: Predict, clock: Clock) -> None:
             result.prediction = predict(result.config)
             result.initial.theory = result.prediction.arrays
             result.comparison = compare(result.prediction, result.initial)
-            result.verdict = run_verdict(result.config, result.initial, theory=result.comparison, predict=predict)
+            result.verdict = run_verdict(
+                result.config,
+                result.initial,
+                theory=result.comparison,
+                predict=predict,
+                format_check=result.format_check,
+            )
 
 
 def _predictions(data: Dataset) -> Predict:
@@ -163,8 +179,10 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
     model.mask_sources = [generator(seed, "dropout") for seed in seeds]
     network: MLP | OneNode
     probe: GradientProbe | OneNodeProbe
+    precision = precision_of(config, next(model.parameters()).device)
     is_built_in = not isinstance(config.activation, OwnPart)
-    if can_be_one_node(model) and is_built_in and is_elementwise(config.optimizer):
+    is_written_out = is_built_in and config.precision == "full" and is_elementwise(config.optimizer)
+    if can_be_one_node(model) and is_written_out:
         network = OneNode(model)
         optimizer = build_optimizer(config.optimizer, [network.parameter])
         probe = OneNodeProbe(network, config.record.every, optimizer, seeds)
@@ -172,7 +190,12 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
         network = model
         optimizer = build_optimizer(config.optimizer, list(model.parameters()))
         probe = GradientProbe(
-            model, every=config.record.every, optimizer=optimizer, networks=model.networks, seeds=seeds
+            model,
+            every=config.record.every,
+            optimizer=optimizer,
+            scaler=precision.scaler,
+            networks=model.networks,
+            seeds=seeds,
         )
     recording = Recording(results, model, probe, data.x_train[: config.batch_size])
 
@@ -194,9 +217,43 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
             config.optimizer.clip_norm,
             Schedule(optimizer, config.steps, config.optimizer.warmup or 0, config.optimizer.schedule or "constant"),
             after_step,
+            precision,
         )
     finally:
         recording.read()
+        for result, log in zip(results, logs, strict=True):
+            if result.format_check is not None and result.gradients is not None:
+                result.format_check = result.format_check.seen(result.gradients, log.skipped)
+
+
+@torch.no_grad()
+def _check_format(config: Config, alone: MLP, data: Dataset, loss: str, device: torch.device) -> FormatCheck:
+    """Return what a narrow format is expected to do to the first batch of a training, by passes in float64.
+
+    Args:
+        config: The options of the run.
+        alone: Its network, which is changed.
+        data: Its data.
+        loss: Its loss.
+        device: Where it will be trained.
+    """
+    name, dtype = config.number_format, getattr(torch, config.number_format)
+    rows = next(batches(len(data.x_train), config.batch_size, generator(config.seed, "batches")))
+    exact = alone.to(dtype).double()
+    where = next(exact.parameters()).device
+    x = data.x_train[rows].to(dtype).to(where, torch.float64)
+    with evaluating(exact), torch.enable_grad():
+        y = targets(data.y_train[rows], loss, data.classes).to(where)
+        cotangent = output_gradient(exact(x).unsqueeze(0), y.unsqueeze(0), loss)[0]
+    # Where outputs leave float64, they have left the format before, and gradients do not count.
+    profile = exact_profile(exact, x, cotangent if cotangent.isfinite().all() else None)
+    output, gradient = (profile.largest_log10[quantity][0, 0] for quantity in ("output", "output_grad"))
+    narrowest = min(config.hidden_widths, default=1)
+    is_flushed = flushes_subnormals(name, device, config.batch_size, narrowest)
+    held = Range(name, config.precision == "amp_float16", is_flushed)
+    weight = np.array([layer.weight.abs().max().log10().item() for layer in exact.layers])  # type: ignore[operator]
+    options = cures(config.dtype, config.precision, output, gradient)
+    return FormatCheck(name, output, gradient, held.first_failure(output, gradient, weight), cures=options)
 
 
 def _widths(config: Config, data: Dataset) -> list[int]:
@@ -206,7 +263,7 @@ def _widths(config: Config, data: Dataset) -> list[int]:
 def _groups(networks: Sequence[_Network], data: Dataset) -> list[Sequence[_Network]]:
     """Split the networks into stacks of about equal size that fit into memory."""
     config = networks[0][0].config
-    size = count_weights(_widths(config, data)) * (8 if config.dtype == "float64" else 4)
+    size = count_weights(_widths(config, data)) * getattr(torch, config.dtype).itemsize
     count = min(len(networks), math.ceil(len(networks) * size / _STACK))
     return split(networks, count)
 
@@ -269,7 +326,8 @@ def _on_device(x: torch.Tensor, y: torch.Tensor, data: Dataset, loss: str, model
     """Move one split of the data to the model's device and number format."""
     weight = next(model.parameters())
     target = targets(y, loss, data.classes)
-    target = target.to(weight.dtype) if target.is_floating_point() else target
+    if target.is_floating_point():  # the loss of outputs of 16 bits is computed in float32
+        target = target.to(torch.promote_types(weight.dtype, torch.float32))
     return Split(
         x.to(weight.dtype).to(weight.device),
         target.to(weight.device),
@@ -294,10 +352,11 @@ def _describe(result: Result, data: Dataset, loss: str) -> str:
     update = f"{config.steps} steps of {config.optimizer.name}{lr}{rates}, {loss}, "
     threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
     units = f" of {config.units} units" if hidden else ""
+    formats = config.dtype if config.precision == "full" else f"{config.dtype} and {config.precision}"
     return (
         f"network   {config.depth} {config.activation} layers{units}, {additions}"
         f"{widths[0]} inputs, {widths[-1]} outputs, {parameters:,} weights\n"
         f"init      {config.init.name}{f' ({options[2:]})' if options else ''}, {seeds}\n"
         f"data      {config.data.name}, {len(data.x_train)} training samples, batches of {config.batch_size}\n"
-        f"training  {update if config.steps else 'none; '}{config.dtype} on {result.device}{threads}"
+        f"training  {update if config.steps else 'none; '}{formats} on {result.device}{threads}"
     )

@@ -21,7 +21,7 @@ from gradexp.runs.summary import summary
 from gradexp.runs.sweep_bar import bar_of_sweep
 from gradexp.sinks.badges import badges
 from gradexp.sinks.job_line import job_line
-from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
+from gradexp.sinks.lines import format_lines, range_lines, slope_lines, theory_lines
 from gradexp.sinks.page import NAME as PAGE
 from gradexp.sinks.profile_table import ProfileTable
 
@@ -113,6 +113,7 @@ class Console:
         if dead:
             yield f"dead      {dead:.1%} of the samples are exactly 0 at some layer and left out"
         yield from range_lines(initial.at(), result.config.dtype)
+        yield from format_lines(result)
         if result.status == "complete" and result.training is not None and result.training.losses:
             yield from _training_lines(result)
 

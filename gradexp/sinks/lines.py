@@ -54,3 +54,19 @@ def range_lines(initial: Step, dtype: str) -> list[str]:
             if fails:
                 lines.append(f"{label} {word} from {', '.join(fails)}")
     return lines
+
+
+def format_lines(result: Result) -> list[str]:
+    """Return where the real gradients of the first batch leave a format of 16 bits, and which steps it has cost."""
+    check, training = result.format_check, result.training
+    if check is None:
+        return []
+    seen = f"; measured: {check.measured or 'none is lost'}" if check.is_measured else ""
+    lines = [f"{check.name:9} expected in training: {check.expected or 'none is lost'}{seen}"]
+    if check.expected is check.measured is None:
+        sure = ", as expected" if check.is_measured else ", it is expected"
+        lines = [f"{check.name:9} holds all outputs and gradients of the first batch{sure}"]
+    if training is not None and training.skipped:
+        count, steps = len(training.skipped), len(training.losses)
+        lines.append(f"skipped   {count} of {steps} steps, as gradients of the scaled loss are not finite")
+    return lines
