@@ -71,17 +71,28 @@ class Forecast:
         """Depth over 6 xi_c, below which networks are roughly trainable (Schoenholz et al., 2017)."""
         return depth_over_reach(self.config, self.prediction)
 
+    @property
+    def training_text(self) -> str:
+        """Which layer the run's number format gives out at, in words; empty for a format of more than 16 bits."""
+        if self.in_training is None:
+            return ""
+        failure, layers = self.in_training
+        spread = f", ± {layers:.2g} layers for one network" if layers else ""
+        found = "outputs and gradients stay in range" if failure is None else f"{failure}{spread}"
+        return f"in {self.config.number_format}, batches of {self.config.batch_size}: {found}"
+
     def _repr_html_(self) -> str:
         """Return what a notebook shows: verdict, picture with that of each cure, and folded table."""
         from gradexp.page.cell import cell
 
-        config = as_dict(self.config)
-        return cell(forecast_page(config, self.inputs, self.prediction, self.verdict, self.problem, self.remedies))
+        known = (self.inputs, self.prediction, self.verdict, self.problem, self.remedies, self.training_text)
+        return cell(forecast_page(as_dict(self.config), *known))
 
     def __repr__(self) -> str:
         cures = [f"try {remedy.text}: {remedy.reason}" for remedy in self.remedies[:3]]
         problem = self.problem if self.verdict.gradient == "stable" else ""  # else the verdict says it
-        lines = [f"Forecast({run_title(as_dict(self.config))})", self.verdict.text, problem, *cures]
+        title = f"Forecast({run_title(as_dict(self.config))})"
+        lines = [title, self.verdict.text, self.training_text, problem, *cures]
         return "\n".join(shortened(line) for line in lines if line)
 
 

@@ -97,7 +97,7 @@ def _finite_width(forecast: Forecast) -> Rows:
     for dtype in ("float32", "float16", "bfloat16") if prediction.valid else ():
         yield dtype, _range(prediction, dtype), ""
     if forecast.in_training is not None:
-        yield "training", f"in {config.number_format}, batches of {config.batch_size}: {_failure(forecast)}", ""
+        yield "training", forecast.training_text, ""
     yield "formula", prediction.reason if prediction.valid else f"none: {prediction.reason}", ""
 
 
@@ -186,12 +186,3 @@ def _range(prediction: Prediction, dtype: str) -> str:
         if layer is not None:
             return f"gradients {word} from layer {layer} down"
     return "gradients stay in range"
-
-
-def _failure(forecast: Forecast) -> str:
-    assert forecast.in_training is not None
-    failure, layers = forecast.in_training
-    if failure is None:
-        return "outputs and gradients stay in range"
-    spread = f", ± {layers:.2g} layers for one network" if layers else ""
-    return f"{failure}{spread}"

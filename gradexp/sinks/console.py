@@ -112,7 +112,7 @@ class Console:
         dead = float(np.mean(initial.dead_fraction)) if initial.dead_fraction is not None else 0.0
         if dead:
             yield f"dead      {dead:.1%} of the samples are exactly 0 at some layer and left out"
-        yield from range_lines(initial.at(), result.config.dtype)
+        yield from range_lines(initial.at(), result.config.number_format)
         yield from format_lines(result)
         if result.status == "complete" and result.training is not None and result.training.losses:
             yield from _training_lines(result)

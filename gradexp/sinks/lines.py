@@ -1,6 +1,7 @@
 """The findings at initialisation as lines of text, for terminal and TensorBoard."""
 
 from gradexp.history.step import Step
+from gradexp.runs.number_format import NARROW
 from gradexp.runs.result import Result
 
 
@@ -44,12 +45,13 @@ def range_lines(initial: Step, dtype: str) -> list[str]:
 
     Args:
         initial: The profile at initialisation, which no format cuts off.
-        dtype: The run's own format.
+        dtype: The run's own format; of one of 16 bits ``format_lines`` knows more.
     """
     lines = []
     for quantity, label, direction in (("output", "outputs  ", "up"), ("output_grad", "gradients", "down")):
         for overflow, word in ((False, "0"), (True, "inf")):
-            layers = {name: initial.failing_layer(quantity, name, overflow) for name in (*_FORMATS, dtype)}
+            names = [name for name in dict.fromkeys((*_FORMATS, dtype)) if name != dtype or name not in NARROW]
+            layers = {name: initial.failing_layer(quantity, name, overflow) for name in names}
             fails = [f"layer {layer} {direction} in {name}" for name, layer in layers.items() if layer is not None]
             if fails:
                 lines.append(f"{label} {word} from {', '.join(fails)}")

@@ -57,6 +57,12 @@ def untrained(**options: Any) -> Result:
     return run(Config(**{**base, **options}))
 
 
+def lesson(gain: float, depth: int = 40, **options: Any) -> Result:
+    """Layer l puts out gain**l in every unit of every sample."""
+    init = InitConfig("identity", gain=gain)
+    return untrained(depth=depth, width=8, activation="linear", init=init, data="ones", **options)
+
+
 def by_torch(result: Result) -> tuple[dict[str, list[torch.Tensor]], torch.Tensor]:
     """Outputs of each layer and their gradients in the first step, without any code of runs and of probes."""
     config, weights = result.config, result.weights
@@ -129,12 +135,30 @@ def test_whether_products_are_flushed_is_seen_at_a_product() -> None:
 
 @pytest.mark.parametrize("gain", [0.5, 2.0])
 def test_the_lessons_networks_fail_at_the_power_that_the_format_cannot_hold(gain: float) -> None:
-    """Layer l puts out gain**l in every unit of every sample."""
-    result = untrained(depth=40, width=8, activation="linear", init=InitConfig("identity", gain=gain), data="ones")
-    assert result.format_check is None
-    half = untrained(**{**vars(result.config), "dtype": "float16", "save_weights": True, "steps": 1})
+    assert lesson(gain).format_check is None
+    check = check_of(lesson(gain, dtype="float16"))
     layer = 25 if gain < 1 else 16  # 2**-25 rounds to 0, 2**16 to inf
-    assert check_of(half).expected == check_of(half).measured == Failure("output", gain > 1, layer)
+    assert check.expected == check.measured == Failure("output", gain > 1, layer)
+
+
+def test_four_fifths_of_the_smallest_number_round_to_it_so_that_nothing_becomes_0() -> None:
+    init = InitConfig("identity", gain=0.8)
+    result = untrained(depth=120, width=16, activation="linear", init=init, dtype="float16")
+    data = load(result.config.data, 16)
+    rows = next(batches(len(data.x_train), 64, generator(0, "batches")))
+    bits = math.log2(data.x_train[rows, :16].abs().max().item()) + 25
+    check = check_of(result)
+    assert check.expected == Failure("output", False, math.ceil(bits * math.log(2) / math.log(1.25)))
+    assert "zero" not in words(result, "output")
+    assert check.measured is None
+    assert not check.is_failing
+    assert "was expected, which rounding prevents" in check.text
+
+
+def test_without_training_the_verdict_says_what_will_be_lost() -> None:
+    result = lesson(0.5, dtype="float16", steps=0)
+    assert result.verdict is not None
+    assert "float16 will not hold it: outputs underflow to 0 from layer 25 up" in result.verdict.text
 
 
 @pytest.mark.parametrize(
