@@ -35,12 +35,8 @@ def text_cards(result: Result) -> "list[Summary]":
     if verdict is not None:
         lines: list[str] = []
         if (initial := result.initial) is not None:
-            lines = (
-                slope_lines(initial.at())
-                + theory_lines(result)
-                + range_lines(initial.at(), result.config.number_format)
-            )
-            lines += format_lines(result)
+            lines = slope_lines(initial.at()) + theory_lines(result)
+            lines += range_lines(initial.at(), result.config.number_format) + format_lines(result)
         text_lines = "\n".join(lines).replace("\n" + " " * 10, "; ").split("\n")  # indented it would be code
         verdict_text = "\n\n".join([f"**{verdict.words}**", verdict.text, *text_lines])
     # TensorBoard orders them by name.
