@@ -26,6 +26,7 @@ from gradexp.choices import (
     MODES,
     NORMALIZATIONS,
     OF_EVERY_OPTIMIZER,
+    PRECISIONS,
     RESIDUALS,
     SCHEDULES,
     ConfigError,
@@ -189,7 +190,9 @@ class Config:
     sigma_b2: float | None = None
     """variance of the biases at initialisation; null: the scheme's own"""
     normalization: _Word = _OF_FAMILY
-    """before each activation: none, batch (over samples), layer or rms (over units), without parameters"""
+    """before each activation: none, batch (over samples), layer or rms (over units)"""
+    affine: bool = False
+    """the normaliser has a learnable scale and shift of each unit (rms: a scale), which start at 1 and 0"""
     residual: _Word = _OF_FAMILY
     """skip connections: none, or branches with factor 1 (plain), 1/sqrt(depth) (depth) or a learned one (zero)"""
     dropout: float = 0.0
@@ -208,6 +211,8 @@ class Config:
     """auto, cpu, mps, cuda or cuda:N; auto takes CUDA where there is one"""
     dtype: str = "float32"
     """number format of weights and training; the profile at initialisation is always float64"""
+    precision: str = "full"
+    """full: all in dtype; amp_float16, amp_bfloat16: matrix products in that format, float16 with a scaled loss"""
     threads: int | None = None
     """CPU threads; null: 1, the fastest below some hundred units and the same on every machine"""
     quiet: bool = False
@@ -269,11 +274,18 @@ class Config:
         _require(bool(device_match), "device", self.device, "auto, cpu, mps, cuda or cuda:N")
         if self.device == "mps" and self.dtype == "float64":
             raise ConfigError("device=mps has no float64; use dtype=float32")
+        if self.precision != "full" and self.dtype != "float32":
+            raise ConfigError(f"precision={self.precision} is for weights in float32, got dtype={self.dtype}")
 
     @property
     def hidden_widths(self) -> list[int]:
         """Units of each hidden layer, ``depth - 1`` of them."""
         return list(self.widths) if self.widths is not None else [self.width] * (self.depth - 1)
+
+    @property
+    def number_format(self) -> str:
+        """The format in which layers compute."""
+        return self.dtype if self.precision == "full" else self.precision.removeprefix("amp_")
 
     @property
     def units(self) -> str:
@@ -285,7 +297,8 @@ class Config:
     def additions(self) -> list[str]:
         """The normaliser and the skip connections, if there are any, as typed on a command line."""
         settings = {"normalization": self.normalization, "residual": self.residual}
-        return [f"{key}={value}" for key, value in settings.items() if value != "none"]
+        typed = [f"{key}={value}" for key, value in settings.items() if value != "none"]
+        return [*typed, *(["affine=true"] if self.affine else [])]
 
     def _find_own_parts(self) -> None:
         """Put functions and import paths into the form of parts, also where a group is given as its choice alone."""
@@ -337,6 +350,8 @@ class Config:
 
     def _check_architecture(self) -> None:
         hidden = self.hidden_widths
+        if self.affine and self.normalization == "none":
+            raise ConfigError("affine=true needs normalization=batch, layer or rms, whose scale and shift they are")
         if self.residual != "none" and len(set(hidden)) > 1:
             raise ConfigError(f"residual={self.residual!r} needs hidden layers of equal width, got {hidden}")
         if self.normalization == "batch" and self.batch_size == 1:
@@ -406,6 +421,7 @@ _CHOICES = {
     "residual": RESIDUALS,
     "loss": LOSSES,
     "dtype": DTYPES,
+    "precision": PRECISIONS,
     "optimizer.schedule": SCHEDULES,
     "init.mode": MODES,
     "init.distribution": DISTRIBUTIONS,

@@ -63,6 +63,7 @@ def test_widths_set_the_depth() -> None:
         ({"depth": 9, "widths": [4]}, "depth=9 contradicts widths, whose 1 hidden layers make depth 2"),
         ({"activation": "rleu"}, "activation must be one of linear, tanh, relu"),
         ({"normalization": "group"}, "normalization must be one of none, batch, layer, rms, got 'group'"),
+        ({"affine": True}, "affine=true needs normalization=batch, layer or rms, whose scale and shift they are"),
         ({"residual": "rezero"}, "residual must be one of none, plain, depth, zero, got 'rezero'"),
         ({"residual": "plain", "widths": [4, 5]}, "residual='plain' needs hidden layers of equal width, got [4, 5]"),
         (
@@ -72,7 +73,12 @@ def test_widths_set_the_depth() -> None:
         ({"init": InitConfig("lsuv", iterations=0)}, "init.iterations must be at least 1, got 0"),
         ({"init": InitConfig("lsuv", tolerance=-1.0)}, "init.tolerance must be at least 0, got -1.0"),
         ({"loss": "hinge"}, "loss must be one of auto, cross_entropy, mse, got 'hinge'"),
-        ({"dtype": "float8"}, "dtype must be one of float32, float64, got 'float8'"),
+        ({"dtype": "float8"}, "dtype must be one of float32, float64, float16, bfloat16, got 'float8'"),
+        ({"precision": "amp"}, "precision must be one of full, amp_float16, amp_bfloat16, got 'amp'"),
+        (
+            {"precision": "amp_float16", "dtype": "bfloat16"},
+            "precision=amp_float16 is for weights in float32, got dtype=bfloat16",
+        ),
         ({"optimizer": OptimizerConfig(warmup=-1)}, "optimizer.warmup must be at least 0, got -1"),
         (
             {"optimizer": OptimizerConfig(schedule="step")},

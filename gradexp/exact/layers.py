@@ -3,12 +3,12 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradexp.exact.scaled import ORDINARY, Scaled, scaled
 from gradexp.networks.activations import Activation
 from gradexp.networks.mlp import StackedLinear
-from gradexp.networks.normalization import pull_back, standardize
+from gradexp.networks.normalization import StackedNorm, pull_back, standardize
 from gradexp.numerics.norms import times_power_of_two
 
 
@@ -50,6 +50,17 @@ def normalise(z: Scaled, kind: str) -> tuple[Scaled, Normalised]:
     value, exponent = _side_by_side(z, kind)
     normal, inverse, shift = standardize(value, kind)
     return scaled(normal), Normalised(kind, normal, inverse, exponent + shift)
+
+
+def scale_and_shift(norm: nn.Module, networks: slice, normal: Scaled) -> tuple[Scaled, Tensor]:
+    """Return γ N(z) + β of some networks of a stack, and γ, shape ``(network, 1, unit)``."""
+    assert isinstance(norm, StackedNorm)
+    scale = norm.scale[networks].double().unsqueeze(1)
+    value, exponent = normal.mantissas()
+    stretched = scaled(value * scale, exponent)
+    if norm.shift is None:
+        return stretched, scale
+    return stretched.plus(scaled(norm.shift[networks].double().unsqueeze(1).expand_as(value))), scale
 
 
 def _side_by_side(v: Scaled, kind: str) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gradexp.exact.layers import Normalised, activate, branch_factor, linear, normalise
+from gradexp.exact.layers import Normalised, activate, branch_factor, linear, normalise, scale_and_shift
 from gradexp.exact.samples import averaged, mean_cosine, unit_cotangents
 from gradexp.exact.scaled import Scaled, scaled
 from gradexp.history.history import History
@@ -47,7 +47,7 @@ def exact_profile(
 
         δᴸ = c,   δˡ = φ'(zˡ) ⊙ Wˡ⁺¹ᵀ δˡ⁺¹,   dl_b/dWˡ = δˡ aˡ⁻¹ᵀ,  so  ‖dl_b/dWˡ‖ = ‖δˡ‖ ‖aˡ⁻¹‖
 
-    With normalisation, δˡ is pulled back through N too; beside a skip connection δˡ⁺¹ is added, and
+    With normalisation, δˡ is pulled back through its scale and N too; beside a skip connection δˡ⁺¹ is added, and
     dl_b/dWˡ has the branch's factor. Batch normalisation lets each sample's output depend on all samples: there
     Σ l_b is differentiated, δˡ of a sample is its row of the gradient, and what counts as dl_b/dWˡ is the part of
     the weight gradient that comes through this row.
@@ -210,7 +210,9 @@ def _log10_sizes(
             if mlp.normalization != "none":
                 a, normal = normalise(z, mlp.normalization)
                 normals.append(normal)
+            a, scale = (a, None) if mlp.norms is None else scale_and_shift(mlp.norms[index - 1], networks, a)
             a, slope = activate(mlp.activation, a)
+            slope = slope if scale is None else slope * scale
             lost = ~(outputs[-1][0] < torch.inf)
             if lost.any():  # relu's slope at nan is 0, and that of tanh at inf: no gradient that is exactly 0
                 slope = slope.where(~lost.unsqueeze(2), torch.nan)
@@ -220,10 +222,10 @@ def _log10_sizes(
         if products:
             weighted.append(linear(layer, networks, a, with_bias=False))
         if mlp.has_skip(index):
-            factor = branch_factor(layer, networks, x)
-            weighted[-1:] = [one.times(factor) for one in weighted[-1:]]
-            norm = norm + factor.abs().log10().squeeze(2)
-            z = z.plus(branch.times(factor))
+            share = branch_factor(layer, networks, x)
+            weighted[-1:] = [one.times(share) for one in weighted[-1:]]
+            norm = norm + share.abs().log10().squeeze(2)
+            z = z.plus(branch.times(share))
         else:
             z = branch
         inputs.append(norm)

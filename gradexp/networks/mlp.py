@@ -10,17 +10,19 @@ from torch import Tensor, nn
 
 from gradexp.choices import NORMALIZATIONS, RESIDUALS, check_choice
 from gradexp.networks.activations import Activation, as_activation
-from gradexp.networks.normalization import normalize
+from gradexp.networks.normalization import StackedNorm, normalize
 
 
-def check_architecture(normalization: str, residual: str, widths: Sequence[int]) -> None:
+def check_architecture(normalization: str, residual: str, widths: Sequence[int], affine: bool = False) -> None:
     """Check that normalisation and skip connections are known ones and fit the widths.
 
     Raises:
-        ValueError: If one is unknown, or widths n_1 to n_(L-1) differ in a residual network.
+        ValueError: If one is unknown, widths n_1 to n_(L-1) differ in a residual network, or nothing has a scale.
     """
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("residual", residual, RESIDUALS)
+    if affine and normalization == "none":
+        raise ValueError("affine=True needs a normalization: the scale and the shift are the normaliser's")
     hidden = list(widths[1:-1])
     if residual != "none" and len(set(hidden)) > 1:
         raise ValueError(f"residual={residual!r} needs hidden layers of equal width, got {hidden}")
@@ -120,7 +122,8 @@ class MLP(nn.Module):
         zˡ = Wˡ aˡ⁻¹ + bˡ,   aˡ = φ(zˡ) for l < L,   output y = zᴸ (no activation)
 
     Two options change what lies between hidden layers. With ``normalization``, aˡ = φ(N(zˡ)), where N has no
-    parameters (see ``gradexp.networks.normalization.normalize``). With ``residual``, the layers 2 ≤ l < L are
+    parameters (see ``gradexp.networks.normalization.normalize``); with ``affine`` too, aˡ = φ(γˡ N(zˡ) + βˡ), with a
+    learnable scale and shift of each unit that start at 1 and 0. With ``residual``, the layers 2 ≤ l < L are
     branches that are added to a stream of signals which nothing else touches:
 
         zˡ = zˡ⁻¹ + a_l (Wˡ aˡ⁻¹ + bˡ)
@@ -147,6 +150,7 @@ class MLP(nn.Module):
             units of each sample).
         residual: ``"none"``, ``"plain"``, ``"depth"`` or ``"zero"``.
         dropout: The probability with which a unit is 0 in training mode, at least 0 and below 1.
+        affine: Whether normalisers have a learnable scale, and but for ``"rms"`` a shift.
 
     Raises:
         ValueError: If fewer than two widths are given, a width or ``networks`` is below 1, the activation or an
@@ -170,6 +174,7 @@ class MLP(nn.Module):
         normalization: str = "none",
         residual: str = "none",
         dropout: float = 0.0,
+        affine: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
@@ -178,7 +183,7 @@ class MLP(nn.Module):
             raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
         if networks < 1:
             raise ValueError(f"networks must be at least 1, got {networks}")
-        check_architecture(normalization, residual, widths)
+        check_architecture(normalization, residual, widths, affine)
         self.widths: tuple[int, ...] = tuple(widths)
         self.networks = networks
         self.activation: Activation = as_activation(activation, negative_slope)
@@ -200,6 +205,10 @@ class MLP(nn.Module):
             )
             for index, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False))
         )
+        self.norms: nn.ModuleList | None = None
+        if affine:
+            hidden = self.widths[1:-1]
+            self.norms = nn.ModuleList(StackedNorm(networks, n, normalization, device, dtype) for n in hidden)
 
     @property
     def depth(self) -> int:
@@ -240,6 +249,7 @@ class MLP(nn.Module):
             normalization=self.normalization,
             residual=self.residual,
             dropout=self.dropout,
+            affine=self.norms is not None,
         )
         with torch.no_grad():
             for new, old in zip(other.parameters(), parameters, strict=True):
@@ -257,11 +267,15 @@ class MLP(nn.Module):
         """
         z = x.expand(self.networks, *x.shape) if x.dim() == 2 else x
         for index, layer in enumerate(self.layers):
-            a = self.activation(normalize(z, self.normalization)) if index else z
+            a = self.activation(self._normal(z, index)) if index else z
             if index and self.dropout and self.training:
                 a = self._masked(a)
             z = layer(a, z) if self.has_skip(index) else layer(a)
         return z.squeeze(0) if x.dim() == 2 and self.networks == 1 else z
+
+    def _normal(self, z: Tensor, index: int) -> Tensor:
+        """Return what goes into the activation ahead of a layer."""
+        return normalize(z, self.normalization) if self.norms is None else cast("Tensor", self.norms[index - 1](z))
 
     def _masked(self, a: Tensor) -> Tensor:
         """Return a with some units 0 and the others larger, so that the mean stays."""

@@ -1,7 +1,7 @@
-"""Normalisation without parameters: to mean 0 and variance 1, or to mean square 1, over units or over a batch."""
+"""Normalisation to mean 0 and variance 1, or to mean square 1, over units or over a batch; parameters if asked."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradexp.numerics.norms import rescale, times_power_of_two
 
@@ -19,10 +19,10 @@ def normalize(z: Tensor, kind: str) -> Tensor:
 
     Mean and population variance are taken over the units of each sample (``layer``: Ba et al., 2016,
     arXiv:1607.06450) or over the batch for each unit (``batch``: Ioffe & Szegedy, 2015, arXiv:1502.03167). ``rms``
-    takes no mean off: N(z) = z / rms(z) over units (Zhang & Sennrich, 2019, arXiv:1910.07467). Three things are left
-    out that layers for training have: a learnable scale and shift; running averages, so that
-    evaluation too takes the statistics of the batch at hand; and the epsilon beside the variance, with which a
-    network's function would depend on the scale of its weights. N(z) is right for z of any size.
+    takes no mean off: N(z) = z / rms(z) over units (Zhang & Sennrich, 2019, arXiv:1910.07467). Two things are left
+    out that layers for training have: running averages, so that evaluation too takes the statistics of the batch at
+    hand; and the epsilon beside the variance, with which a network's function would depend on the scale of its
+    weights. A learnable scale and shift are ``StackedNorm``'s. N(z) is right for z of any size.
 
     Args:
         z: Outputs of a layer, shape ``(..., samples, units)``.
@@ -82,3 +82,47 @@ def pull_back(gradient: Tensor, normal: Tensor, inverse: Tensor, kind: str) -> T
     along = (gradient * normal).mean(dim, keepdim=True)
     centred = gradient if kind == "rms" else gradient - gradient.mean(dim, keepdim=True)
     return (centred - normal * along) * inverse
+
+
+class StackedNorm(nn.Module):
+    """The same normaliser of many independent networks, with a learnable scale and shift: γ_e N(z_e) + β_e.
+
+    Args:
+        networks: Number of networks E.
+        width: Number of units.
+        kind: ``"batch"``, ``"layer"`` or ``"rms"``, which has no shift, as in its paper.
+        device: The parameters' device.
+        dtype: The parameters' number format.
+
+    Attributes:
+        scale: γ, shape ``(networks, width)``, from 1.
+        shift: β, shape ``(networks, width)``, from 0, or None.
+
+    Examples:
+        >>> StackedNorm(1, 2, "layer")(torch.tensor([[[1.0, 3.0]]])).tolist()
+        [[[-1.0, 1.0]]]
+    """
+
+    def __init__(
+        self,
+        networks: int,
+        width: int,
+        kind: str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.networks = networks
+        self.kind = kind
+        self.scale: nn.Parameter = nn.Parameter(torch.ones(networks, width, device=device, dtype=dtype))
+        own_shift = None if kind == "rms" else nn.Parameter(torch.zeros(networks, width, device=device, dtype=dtype))
+        self.shift: nn.Parameter | None = own_shift
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map ``(networks, batch, width)`` to a tensor of the same shape."""
+        normal = normalize(z, self.kind) * self.scale.unsqueeze(1)
+        return normal if self.shift is None else normal + self.shift.unsqueeze(1)
+
+    def extra_repr(self) -> str:
+        """Return kind and sizes for ``repr``."""
+        return f"{self.kind}, networks={self.networks}, width={self.scale.shape[1]}"

@@ -18,3 +18,9 @@ def limits(dtype: str) -> tuple[float, float]:
     """
     bits, lowest, highest = _FORMATS[dtype]
     return (lowest - 1) * math.log10(2), math.log10(2 - 2**-bits) + highest * math.log10(2)
+
+
+def smallest_normal(dtype: str) -> float:
+    """Return log10 of the smallest number that has all digits of a format."""
+    bits, lowest, _ = _FORMATS[dtype]
+    return (lowest + bits - 1) * math.log10(2)

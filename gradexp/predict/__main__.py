@@ -20,7 +20,7 @@ ABOUT = Command(
     example="init=he activation=tanh depth=150 width=128",
     sweep="init=he,xavier activation=relu,tanh",
     unused=(
-        *("optimizer", "record", "seed", "seeds", "steps", "loss", "device", "dtype", "threads", "quiet"),
+        *("optimizer", "record", "seed", "seeds", "steps", "device", "threads", "quiet"),
         "save_weights",
     ),
     keeps_files=False,

@@ -6,8 +6,10 @@
 import functools
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,9 @@ from gradexp.history.verdict import Verdict
 from gradexp.own_parts import OwnPart
 from gradexp.predict.page import forecast_page
 from gradexp.runs import data
+from gradexp.runs.device import find_device
+from gradexp.runs.losses import output_gradient, resolve_loss, targets
+from gradexp.runs.number_format import NARROW, Failure, Range, flushes_subnormals
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.remedies import Remedy, depth_over_reach, output_cosine, problem, remedies
 from gradexp.runs.wording import run_title
@@ -39,6 +44,7 @@ class Forecast:
         problem: What theory finds wanting, in a few words; empty if nothing is.
         remedies: What cures it, the least change first.
         in_training: With dropout: the prediction for training mode, in which it takes part. None without.
+        in_format: What the run's number format will do to the first batch, if it is one of 16 bits.
     """
 
     config: Config
@@ -48,6 +54,7 @@ class Forecast:
     problem: str
     remedies: tuple[Remedy, ...]
     in_training: Prediction | None = None
+    in_format: "InFormat | None" = None
 
     @property
     def point(self) -> theory.MeanField | None:
@@ -64,17 +71,28 @@ class Forecast:
         """Depth over 6 xi_c, below which networks are roughly trainable (Schoenholz et al., 2017)."""
         return depth_over_reach(self.config, self.prediction)
 
+    @property
+    def training_text(self) -> str:
+        """Which layer the run's number format gives out at, in words; empty for a format of more than 16 bits."""
+        if self.in_format is None:
+            return ""
+        failure, layers = self.in_format
+        spread = f", ± {layers:.2g} layers for one network" if layers else ""
+        found = "outputs and gradients stay in range" if failure is None else f"{failure}{spread}"
+        return f"in {self.config.number_format}, batches of {self.config.batch_size}: {found}"
+
     def _repr_html_(self) -> str:
         """Return what a notebook shows: verdict, picture with that of each cure, and folded table."""
         from gradexp.page.cell import cell
 
-        config = as_dict(self.config)
-        return cell(forecast_page(config, self.inputs, self.prediction, self.verdict, self.problem, self.remedies))
+        known = (self.inputs, self.prediction, self.verdict, self.problem, self.remedies, self.training_text)
+        return cell(forecast_page(as_dict(self.config), *known))
 
     def __repr__(self) -> str:
         cures = [f"try {remedy.text}: {remedy.reason}" for remedy in self.remedies[:3]]
         problem = self.problem if self.verdict.gradient == "stable" else ""  # else the verdict says it
-        lines = [f"Forecast({run_title(as_dict(self.config))})", self.verdict.text, problem, *cures]
+        title = f"Forecast({run_title(as_dict(self.config))})"
+        lines = [title, self.verdict.text, self.training_text, problem, *cures]
         return "\n".join(shortened(line) for line in lines if line)
 
 
@@ -84,7 +102,7 @@ def forecast(config: Config) -> Forecast:
     Data are loaded only where their definition does not say enough.
 
     Args:
-        config: The options of the run; those of its training are not used.
+        config: The options of the run; of those of its training the loss and the number format are used.
 
     Raises:
         ConfigError: If an option cannot work.
@@ -103,7 +121,56 @@ def forecast(config: Config) -> Forecast:
     wanting = found or verdict.gradient != "stable"
     cures = tuple(remedies(config, functools.partial(_predict, inputs=inputs))) if wanting else ()
     in_training = _predict(config, inputs, config.dropout) if config.dropout else None
-    return Forecast(config, inputs.words, prediction, verdict, found, cures, in_training)
+    is_narrow = config.number_format in NARROW and config.model.name == "mlp"
+    in_format = _in_format(config, prediction) if is_narrow and prediction.valid else None
+    return Forecast(config, inputs.words, prediction, verdict, found, cures, in_training, in_format)
+
+
+class InFormat(NamedTuple):
+    """Where a number format of 16 bits gives out.
+
+    Args:
+        failure: The layer, in the typical network; None: nowhere.
+        layers: Standard deviation of the layer over networks.
+    """
+
+    failure: Failure | None
+    layers: float
+
+
+def _in_format(config: Config, prediction: Prediction) -> InFormat:
+    """Return where the gradient of the real loss leaves the number format that layers compute in.
+
+    Elements count as Gaussian, also those of the output, which decide how large the gradient of the loss is there.
+    """
+    loaded = data.load(config.data, config.width)
+    if config.normalization == "none":  # the largest sample is the first to overflow, and the last to be 0
+        x = loaded.x_train[: config.batch_size]
+        largest_sample = x[x.square().sum(dim=1).argmax()].unsqueeze(0)
+        prediction = predict_run(config, largest_sample, loaded.output_width)
+    loss = resolve_loss(config.loss, loaded, config.data.name)
+    y = targets(loaded.y_train[: config.batch_size], loss, loaded.classes)
+    source = torch.Generator().manual_seed(0)
+    drawn = torch.randn(1, len(y), prediction.widths[-1], generator=source, dtype=torch.float64)
+    outputs = 10.0 ** min(float(prediction.log10_output[-1]), _ENORMOUS) * drawn
+    of_loss = output_gradient(outputs, y.unsqueeze(0), loss).norm(dim=2).max().log10().item()
+    units = np.array(prediction.widths[1:], dtype=np.float64)
+    largest = 0.5 * np.log10(np.maximum(2 * np.log(units), 1))  # of so many Gaussian numbers
+    gradient = prediction.log10_output_grad + of_loss - 0.5 * np.log10(units) + largest
+    if prediction.point is not None and prediction.point.c_star < _ALIKE:  # each sample fluctuates by itself
+        gradient = gradient + NormalDist().inv_cdf(1 - 0.5 / len(y)) * prediction.sd_output_grad
+    narrowest = min(config.hidden_widths, default=1)
+    is_flushed = flushes_subnormals(config.number_format, find_device("auto"), config.batch_size, narrowest)
+    held = Range(config.number_format, config.precision == "amp_float16", is_flushed)
+    failure = held.first_failure(prediction.log10_output + largest, gradient)
+    slope = abs(prediction.log_chi or 0.0) / (2 * math.log(10))
+    is_gradient = failure is not None and failure.quantity == "output_grad" and slope > 0
+    spread = float(prediction.sd_output_grad[failure.layer - 1]) / slope if failure and is_gradient else 0.0
+    return InFormat(failure, spread)
+
+
+_ALIKE = 0.99  # correlation of two samples from which on their gradients are as large
+_ENORMOUS = 150.0  # powers of ten; the gradient of a loss has its largest size long before
 
 
 class _Inputs(NamedTuple):

@@ -29,6 +29,7 @@ def forecast_page(
     verdict: Verdict,
     problem: str,
     remedies: Sequence[Remedy],
+    training: str = "",
 ) -> Page:
     """Return all that is known of a run without running it.
 
@@ -39,12 +40,14 @@ def forecast_page(
         verdict: The verdict on it.
         problem: What theory finds wanting; empty if nothing is.
         remedies: What cures it, the least change first.
+        training: Which layer the number format gives out at, if that is known.
     """
     cures = [f"cure {number}" if len(remedies) > 1 else "cure" for number in range(1, len(remedies) + 1)]
     lines = prediction_lines(init_name(config["init"]), prediction)
     for name, remedy in zip(cures, remedies, strict=True):
         lines += prediction_lines(name, remedy.prediction)
     facts = [f"inputs: {inputs}", slope(prediction), f"theory: {prediction.reason}"]
+    facts += [f"training {training}"] if training else []
     facts += [problem] if verdict.gradient == "stable" else []  # else the verdict says it
     return Page(
         run_title(config),

@@ -106,6 +106,8 @@ def _finite_width(forecast: Forecast) -> Rows:
         )
     for dtype in ("float32", "float16", "bfloat16") if prediction.valid else ():
         yield dtype, _range(prediction, dtype), ""
+    if forecast.in_format is not None:
+        yield "training", forecast.training_text, ""
     yield "formula", prediction.reason if prediction.valid else f"none: {prediction.reason}", ""
 
 

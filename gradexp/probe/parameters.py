@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from gradexp.networks.normalization import StackedNorm
 from gradexp.numerics.torch_internals import is_parametrized, parameters_of
 from gradexp.probe.parametrized import Computing, computed_weights, computes_weights, kept_weight, trained_tensors
 from gradexp.probe.recurrent import layer_weights
@@ -109,6 +110,8 @@ def least_dimensions(module: nn.Module) -> int:
 
     In a stacked layer the networks' dimension comes first, and a bias has two.
     """
+    if isinstance(module, StackedNorm):
+        return 3
     networks = module.__dict__.get("networks")
     own = [p for p in parameters_of(module) if not is_lazy(p)]
     return 3 if any(parameter.dim() == 3 and parameter.shape[0] == networks for parameter in own) else 2

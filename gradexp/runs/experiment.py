@@ -70,6 +70,8 @@ def run_stack(
     if len(stackable_groups(configs)) != 1:
         different = _different(configs)
         text = f"{', '.join(different)} must be the same in all runs of a stack" if different else "configs is empty"
+        if configs and not different:
+            text = f"precision={configs[0].precision} scales the loss of each network by itself: run them one by one"
         raise ConfigError(text)
     results = [] if results is None else results
     results += [Result(config) for config in configs]

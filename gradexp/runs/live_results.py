@@ -15,6 +15,7 @@ from gradexp.networks.chain import Chain
 from gradexp.networks.mlp import MLP, evaluating
 from gradexp.probe.one_node import OneNodeProbe
 from gradexp.probe.probe import GradientProbe
+from gradexp.runs.precision import precision_of
 from gradexp.runs.result import Distribution, Result
 
 # Layers whose outputs are kept for histograms, and how many bins these have.
@@ -82,11 +83,12 @@ def sample_outputs(results: Sequence[Result], model: MLP | Alone, x: Tensor, ste
     layers = np.unique(np.linspace(1, len(names), _LAYERS).round().astype(int)).tolist()
     weight = next(model.parameters())
     x = x.to(weight.dtype).to(weight.device)
-    with evaluating(model):
-        captured = _outputs(model, x, {layer: names[layer - 1] for layer in layers})
+    with evaluating(model), precision_of(results[0].config, weight.device).casting():
+        found = _outputs(model, x, {layer: names[layer - 1] for layer in layers})
+    captured = {layer: output.cpu().double() for layer, output in found.items()}  # numpy has no bfloat16
     for index, result in enumerate(results):
         if result.training is None or result.training.diverged_at is None:
-            outputs = {layer: distribution(output[index].cpu().numpy()) for layer, output in captured.items()}
+            outputs = {layer: distribution(output[index].numpy()) for layer, output in captured.items()}
             histograms = {layer: histogram for layer, histogram in outputs.items() if histogram is not None}
             result.outputs.append((step, histograms))
 

@@ -32,12 +32,28 @@ class Loss:
 def batch_losses(output: Tensor, y: Tensor, loss: str) -> Tensor:
     """Return each network's mean loss over its batch (for mse also over outputs), shape ``(networks,)``.
 
+    It is computed in float32 from outputs of 16 bits, which could not tell losses of 2.30 and 2.31 apart.
+
     Args:
         output: Outputs, shape ``(networks, batch, n_L)``.
         y: Classes, shape ``(networks, batch)``, or values like ``output``.
         loss: A key of ``LOSSES``, or an own part.
     """
+    output = output.to(torch.promote_types(output.dtype, torch.float32))
     return _find(loss).function(output, y)
+
+
+def output_gradient(output: Tensor, y: Tensor, loss: str) -> Tensor:
+    """Return the gradient of each network's mean loss with respect to its outputs, a tensor like ``output``.
+
+    Args:
+        output: Outputs, shape ``(networks, batch, n_L)``.
+        y: Targets as in ``batch_losses``.
+        loss: A key of ``LOSSES``, or an own part.
+    """
+    output = output.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(batch_losses(output, y, loss).sum(), output)
+    return gradient
 
 
 def _find(loss: str) -> Loss:

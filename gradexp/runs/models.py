@@ -127,6 +127,7 @@ def _mlp(
     normalization: str = "none",
     residual: str = "none",
     dropout: float = 0.0,
+    affine: bool = False,
     networks: int = 1,
     **memory: Any,
 ) -> MLP:
@@ -140,6 +141,7 @@ def _mlp(
         normalization=normalization,
         residual=residual,
         dropout=dropout,
+        affine=affine,
         **memory,
     )
 

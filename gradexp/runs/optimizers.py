@@ -95,6 +95,11 @@ _SGD, _Adam, _AdamW, _RMSprop = map(
 )
 
 
+def _eps(weights: Weights) -> float:
+    """Return torch's own epsilon of 1e-8, or what a narrower format can hold: in float16 that is 0, and 0 / 0 nan."""
+    return max(1e-8, torch.finfo(weights[0].dtype).smallest_normal)
+
+
 def _sgd(
     weights: Weights,
     lr: float = 0.01,
@@ -117,7 +122,7 @@ def _adam(
     lr: float = 0.001,
     weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
-    return _Adam(weights, lr=lr, weight_decay=weight_decay)
+    return _Adam(weights, lr=lr, weight_decay=weight_decay, eps=_eps(weights))
 
 
 def _rmsprop(
@@ -125,11 +130,11 @@ def _rmsprop(
     lr: float = 0.001,
     weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
-    return _RMSprop(weights, lr=lr, weight_decay=weight_decay)
+    return _RMSprop(weights, lr=lr, weight_decay=weight_decay, eps=_eps(weights))
 
 
 def _adamw(weights: Weights, lr: float = 0.001, weight_decay: float = 0.01) -> torch.optim.Optimizer:
-    return _AdamW(weights, lr=lr, weight_decay=weight_decay)
+    return _AdamW(weights, lr=lr, weight_decay=weight_decay, eps=_eps(weights))
 
 
 def _muon(
@@ -152,7 +157,7 @@ def _muon(
         vectors = [weight for weight in alone if weight.dim() != 2]
         options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         muon = torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw", **options)
-        return _Several([muon, *([torch.optim.AdamW(vectors, **options)] if vectors else [])])
+        return _Several([muon, *([torch.optim.AdamW(vectors, eps=_eps(vectors), **options)] if vectors else [])])
 
     return OneByOne(weights, build, is_stacked)
 

@@ -229,6 +229,7 @@ def _candidates(config: Config) -> Iterator[tuple[dict[str, str], str]]:
         yield _typed(config, {"init": "he"}), "keeps the size of what branches add"
     if config.additions:
         plain = {key: "none" for key in ("normalization", "residual") if getattr(config, key) != "none"}
+        plain |= {"affine": "false"} if config.affine else {}
         options = {**plain, "init": "orthogonal", "activation": "tanh"}
         yield _typed(config, options), "keeps lengths and angles without normaliser or skip connection"
 
@@ -266,4 +267,6 @@ def with_options(config: Config, options: dict[str, str]) -> Config:
         new["init"] = InitConfig(options["init"], gain=None if gain is None else float(gain))
     if "sigma_b2" in new:
         new["sigma_b2"] = float(new["sigma_b2"])
+    if "affine" in new:
+        new["affine"] = new["affine"] == "true"
     return replace(config, **new)

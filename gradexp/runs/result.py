@@ -10,6 +10,7 @@ from gradexp.history.history import History
 from gradexp.history.sentences import shortened
 from gradexp.history.step import Array
 from gradexp.history.verdict import Verdict
+from gradexp.runs.number_format import FormatCheck
 from gradexp.runs.wording import run_title, training_line
 
 if TYPE_CHECKING:  # importing them would load torch, and a run's first files are written before that
@@ -57,6 +58,7 @@ class Result:
         guessing_accuracy: Its training accuracy; None without classes.
         gradients: What the probe has recorded in training; brought up to date now and then while it goes on.
         outputs: (training steps so far, layer -> histogram of its outputs z of one batch).
+        format_check: What a number format of 16 bits does to the network; None in any other.
         verdict: The outcome.
         weights: The final parameters, if they are to be saved.
         progress: (activity, done, total) of what is going on.
@@ -81,6 +83,7 @@ class Result:
     guessing_accuracy: float | None = None
     gradients: History | None = None
     outputs: "list[tuple[int, dict[int, Distribution]]]" = field(default_factory=list)
+    format_check: FormatCheck | None = None
     verdict: Verdict | None = None
     weights: dict[str, Any] | None = None
     progress: tuple[str, int, int] = ("", 0, 0)

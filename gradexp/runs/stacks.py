@@ -47,7 +47,8 @@ def stackable_groups(configs: Sequence[Config | None], alike: Sequence[str] | No
     groups: dict[str, list[int]] = {}
     for index, config in enumerate(configs):
         key = str(index)
-        if config is not None and config.model.name == "mlp":  # others have no stacked form
+        # Others have no stacked form; a scaled loss has one scale, and what is left out is left out of all.
+        if config is not None and config.model.name == "mlp" and config.precision != "amp_float16":
             shared = {name: value for name, value in as_dict(config).items() if name not in FREE}
             key = json.dumps([shared, alike[index] if alike else ""], sort_keys=True)
         groups.setdefault(key, []).append(index)
@@ -113,7 +114,7 @@ def stack_size(config: Config) -> int:
     outputs = max(config.batch_size * sum(widths), min(1024, len(data.x_train)) * max(widths))
     numbers = _WEIGHTS * weights + _OUTPUTS * outputs
     recorded = _RECORDED * _QUANTITIES * config.depth * (config.steps // config.record.every + 1)
-    size = numbers * (8 if config.dtype == "float64" else 4) + recorded
+    size = numbers * getattr(torch, config.dtype).itemsize + recorded
     device = find_device(config.device)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -23,10 +23,13 @@ from gradexp.probe.probe import GradientProbe
 from gradexp.runs.clock import Clock
 from gradexp.runs.data import Dataset, batches, check_batch, load
 from gradexp.runs.device import device_name, find_device
+from gradexp.runs.format_check import check_format
 from gradexp.runs.live_results import LiveResults, sample_outputs
 from gradexp.runs.losses import chance_accuracy, chance_loss, resolve_loss, targets
 from gradexp.runs.models import AS_BUILT, MODELS, build
+from gradexp.runs.number_format import NARROW
 from gradexp.runs.optimizers import build_optimizer, is_elementwise
+from gradexp.runs.precision import precision_of
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.profiles import profile
 from gradexp.runs.remedies import Predict
@@ -75,7 +78,12 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
     # The profile is float64, which Apple's devices do not have.
     at_first = torch.device("cpu") if device.type == "mps" else device
     measured = _measure if config.model.name == "mlp" else _measure_alone
-    model = measured(results, data, at_first, clock, progress).to(device)
+    model = measured(results, data, at_first, clock, progress)
+    if config.number_format in NARROW and isinstance(model, MLP):
+        with clock.part("profile"):
+            for index, result in enumerate(results):
+                result.format_check = check_format(result.config, model.network(index), data, loss, device)
+    model = model.to(device)
     predict, trial = _predictions(data), _trials(data)
     _judge(results, predict, trial, clock)
     if config.record.histograms:
@@ -108,6 +116,8 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
             result.comparison,
             predict,
             trial,
+            result.format_check,
+            len(training.skipped),
         )
     progress("writing files", 0, 0)  # and drawing pictures
 
@@ -191,7 +201,12 @@ def _judge(results: Sequence[Result], predict: Predict, trial: Measure, clock: C
             result.initial.theory = result.prediction.arrays
             result.comparison = compare(result.prediction, result.initial)
             result.verdict = run_verdict(
-                result.config, result.initial, theory=result.comparison, predict=predict, measure=trial
+                result.config,
+                result.initial,
+                theory=result.comparison,
+                predict=predict,
+                measure=trial,
+                format_check=result.format_check,
             )
 
 
@@ -221,8 +236,10 @@ def _train(
         model.mask_sources = [generator(seed, "dropout") for seed in seeds]
     network: MLP | Alone | OneNode
     probe: GradientProbe | OneNodeProbe
+    precision = precision_of(config, next(model.parameters()).device)
     is_built_in = not isinstance(config.activation, OwnPart)
-    if isinstance(model, MLP) and can_be_one_node(model) and is_built_in and is_elementwise(config.optimizer):
+    is_written_out = is_built_in and config.precision == "full" and is_elementwise(config.optimizer)
+    if isinstance(model, MLP) and can_be_one_node(model) and is_written_out:
         network = OneNode(model)
         optimizer = build_optimizer(config.optimizer, [network.parameter])
         probe = OneNodeProbe(network, config.record.every, optimizer, seeds)
@@ -235,6 +252,7 @@ def _train(
             _rows(observed, results[0]),
             every=config.record.every,
             optimizer=optimizer,
+            scaler=precision.scaler,
             networks=model.networks,
             seeds=seeds,
         )
@@ -262,9 +280,13 @@ def _train(
                     optimizer, config.steps, config.optimizer.warmup or 0, config.optimizer.schedule or "constant"
                 ),
                 after_step,
+                precision,
             )
     finally:
         live.read()
+        for result, log in zip(results, logs, strict=True):
+            if result.format_check is not None and result.gradients is not None:
+                result.format_check = result.format_check.seen(result.gradients, log.skipped)
 
 
 def _rows(model: torch.nn.Module, result: Result) -> list[str] | None:
@@ -282,7 +304,7 @@ def _widths(config: Config, data: Dataset) -> list[int]:
 def _groups(networks: Sequence[_Network], data: Dataset) -> list[Sequence[_Network]]:
     """Split the networks into stacks of about equal size that fit into memory."""
     config = networks[0][0].config
-    size = count_weights(_widths(config, data)) * (8 if config.dtype == "float64" else 4)
+    size = count_weights(_widths(config, data)) * getattr(torch, config.dtype).itemsize
     count = min(len(networks), math.ceil(len(networks) * size / _STACK))
     return split(networks, count)
 
@@ -341,7 +363,8 @@ def _on_device(x: torch.Tensor, y: torch.Tensor, data: Dataset, loss: str, model
     """Move one split of the data to the model's device and number format."""
     weight = next(model.parameters())
     target = targets(y, loss, data.classes)
-    target = target.to(weight.dtype) if target.is_floating_point() else target
+    if target.is_floating_point():  # the loss of outputs of 16 bits is computed in float32
+        target = target.to(torch.promote_types(weight.dtype, torch.float32))
     return Split(
         x.to(weight.dtype).to(weight.device),
         target.to(weight.device),
@@ -363,11 +386,12 @@ def _describe(result: Result, data: Dataset, loss: str) -> str:
     rates += f" schedule={config.optimizer.schedule}" * (config.optimizer.schedule != "constant")
     update = f"{config.steps} steps of {config.optimizer.name}{lr}{rates}, {loss}, "
     threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
+    formats = config.dtype if config.precision == "full" else f"{config.dtype} and {config.precision}"
     return (
         f"network   {network}\n"
         f"init      {drawn}, {seeds}\n"
         f"data      {config.data.name}, {len(data.x_train)} training samples, batches of {config.batch_size}\n"
-        f"training  {update if config.steps else 'none; '}{config.dtype} on {result.device}{threads}"
+        f"training  {update if config.steps else 'none; '}{formats} on {result.device}{threads}"
     )
 
 
@@ -375,6 +399,7 @@ def _network_line(config: Config, data: Dataset) -> str:
     hidden, widths = config.hidden_widths, _widths(config, data)
     parameters = sum((fan_in + config.bias) * fan_out for fan_in, fan_out in pairwise(widths))
     parameters += max(0, config.depth - 2) if config.residual == "zero" else 0
+    parameters += sum(hidden) * (1 + (config.normalization != "rms")) if config.affine else 0
     units = f" of {config.units} units" if hidden else ""
     return (
         f"{config.depth} {config.activation} layers{units}, {_additions(config)}"

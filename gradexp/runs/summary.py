@@ -102,7 +102,8 @@ def summary(result: Result) -> dict[str, Any]:
         "seeds": result.seeds,
         "initial": _initial(result.initial),
         "theory": _theory(result.prediction, result.comparison),
-        "training": {**_training(result.training), **_guessing(result)},
+        "number_format": _number_format(result),
+        "training": {**_training(result.training, result.config.precision), **_guessing(result)},
         "verdict": _verdict(result.verdict),
     }
     finite: dict[str, Any] = _finite(content)
@@ -173,13 +174,22 @@ def _theory(prediction: "Prediction | None", comparison: "Agreement | None") -> 
     return content
 
 
-def _training(training: "Training | None") -> dict[str, Any]:
+def _number_format(result: Result) -> dict[str, Any]:
+    """Return in which format layers compute, and where it gives out, as expected and as seen in training."""
+    check = result.format_check
+    failures = (None, None) if check is None else (check.expected, check.measured)
+    expected, measured = (None if failure is None else failure._asdict() for failure in failures)
+    return {"name": result.config.number_format, "expected": expected, "measured": measured}
+
+
+def _training(training: "Training | None", precision: str) -> dict[str, Any]:
     keys = ("loss_first", "loss_last", "train_accuracy", "test_loss", "test_accuracy", "diverged_at")
-    content: dict[str, Any] = {"steps": None, **dict.fromkeys(keys)}
+    content: dict[str, Any] = {"steps": None, "skipped_steps": None, **dict.fromkeys(keys)}
     if training is not None:
         losses, tests = training.losses, training.tests
         content.update(
             steps=len(losses),
+            skipped_steps=len(training.skipped) if precision == "amp_float16" else None,
             loss_first=losses[0] if losses else None,
             loss_last=losses[-1] if losses else None,
             train_accuracy=training.train_accuracy,

@@ -15,6 +15,7 @@ from gradexp.numerics.norms import joint_log10_norm, log10_norm
 from gradexp.probe.one_node import OneNodeProbe
 from gradexp.probe.probe import GradientProbe
 from gradexp.runs.losses import batch_losses
+from gradexp.runs.precision import Precision
 from gradexp.runs.schedules import Schedule
 
 
@@ -42,6 +43,7 @@ class Training:
         tests: (step, test loss, test accuracy or None), measured before that step's update.
         diverged_at: First step whose loss is not finite or whose update left a weight that is not.
         train_accuracy: Accuracy on the whole training part at the end.
+        skipped: Steps that a GradScaler left out, since a gradient of the scaled loss was not finite.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -49,6 +51,7 @@ class Training:
     tests: list[tuple[int, float, float | None]] = field(default_factory=list)
     diverged_at: int | None = None
     train_accuracy: float | None = None
+    skipped: list[int] = field(default_factory=list)
 
 
 def train(
@@ -64,6 +67,7 @@ def train(
     clip_norm: float | None = None,
     schedule: Schedule | None = None,
     on_step: Callable[[int], None] = lambda _: None,
+    precision: Precision | None = None,
 ) -> None:
     """Train independent networks until ``steps``; a loss or weight that is not finite is a result and no error.
 
@@ -84,7 +88,9 @@ def train(
             (Pascanu et al., 2013); None: no clipping.
         schedule: Sets the learning rate ahead of each step; None: it stays.
         on_step: A function that is called after each step with its number.
+        precision: The formats to compute in; None: that of the weights.
     """
+    precision = precision or Precision()
     networks = len(logs)
     if isinstance(model, OneNode):
         parameters, buffer = model.values.all, model.values.buffer
@@ -96,18 +102,21 @@ def train(
     with probe:
         for step in range(steps):
             if step % between_tests == 0:
-                _test(model, test_part, loss, step, logs)
+                _test(model, test_part, loss, step, logs, precision)
             rows = torch.stack([next(stream) for stream in batches]).to(train_part.x.device)
-            output = model(train_part.x[rows])
+            with precision.casting():
+                output = model(train_part.x[rows])
             losses = batch_losses(output, train_part.y[rows], loss)
-            losses.sum().backward()
+            precision.scaler.scale(losses.sum()).backward()
             probe.collect(step, losses)
             shares = None if train_part.labels is None else shares_correct(output, train_part.labels[rows])
             if clip_norm is not None:
+                precision.scaler.unscale_(optimizer)
                 clip(_gradients(model), clip_norm, networks)
             if schedule is not None:
                 schedule.before(step)
-            optimizer.step()
+            if not precision.step(optimizer):
+                logs[0].skipped.append(step)
             optimizer.zero_grad()
             finite = losses.isfinite() & all_finite(parameters, networks, buffer)
             _log(step, logs, losses, shares, finite)
@@ -122,16 +131,18 @@ def train(
             for parameter, weight in zip(parameters, weights, strict=True):
                 parameter[network].copy_(weight)
     if any(log.diverged_at is None for log in logs):
-        _test(model, test_part, loss, steps, logs)
-        _, accuracies = evaluate(model, train_part, loss, networks)
+        _test(model, test_part, loss, steps, logs, precision)
+        _, accuracies = evaluate(model, train_part, loss, networks, precision)
         for log, accuracy in zip(logs, accuracies, strict=True):
             if log.diverged_at is None:
                 log.train_accuracy = accuracy
 
 
-def _test(model: nn.Module | OneNode, split: Split, loss: str, step: int, logs: Sequence[Training]) -> None:
+def _test(
+    model: nn.Module | OneNode, split: Split, loss: str, step: int, logs: Sequence[Training], precision: Precision
+) -> None:
     """Add an evaluation to the log of each network that has not diverged."""
-    for log, value, accuracy in zip(logs, *evaluate(model, split, loss, len(logs)), strict=True):
+    for log, value, accuracy in zip(logs, *evaluate(model, split, loss, len(logs), precision), strict=True):
         if log.diverged_at is None:
             log.tests.append((step, value, accuracy))
 
@@ -156,10 +167,11 @@ def shares_correct(output: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module | OneNode, split: Split, loss: str, networks: int = 1
+    model: nn.Module | OneNode, split: Split, loss: str, networks: int = 1, precision: Precision | None = None
 ) -> tuple[list[float], list[float] | list[None]]:
     """Return each network's loss and accuracy (None for regression) over all of a split, without dropout."""
-    with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
+    casting = nullcontext() if precision is None else precision.casting()
+    with evaluating(model) if isinstance(model, nn.Module) else nullcontext(), casting:
         output = torch.cat([model(rows.expand(networks, *rows.shape)) for rows in split.x.split(_ROWS)], dim=1)
     losses: list[float] = batch_losses(output, split.y.expand(networks, *split.y.shape), loss).tolist()
     accuracies = [None] * networks if split.labels is None else shares_correct(output, split.labels).tolist()
@@ -178,7 +190,9 @@ def clip(gradients: Sequence[Tensor], largest: float, networks: int = 1) -> None
     scales = scales.where(scales < 1, 1)
     if (scales < 1).any():
         for gradient in gradients:
-            gradient.mul_(scales.to(gradient.dtype).view(networks, *[1] * (gradient.dim() - 1)))
+            # In float32 at least: a factor that float16 rounds to 0 may leave a gradient that it can hold.
+            kind = torch.promote_types(gradient.dtype, torch.float32)
+            gradient.mul_(scales.to(kind).view(networks, *[1] * (gradient.dim() - 1)))
 
 
 def all_finite(parameters: Sequence[Tensor], networks: int = 1, buffer: Tensor | None = None) -> Tensor:

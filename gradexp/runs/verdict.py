@@ -12,6 +12,7 @@ from gradexp.history.history import History
 from gradexp.history.sentences import loss_text
 from gradexp.history.step import STATUSES, mean
 from gradexp.history.verdict import TrainingWord, Verdict, gradient_verdict
+from gradexp.runs.number_format import FormatCheck
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.remedies import ALIGNED, Predict, problem, remedies, slower
 from gradexp.runs.trials import Measure, working_options
@@ -28,6 +29,10 @@ _IDLE = -5
 # Stuck: the last losses are above this share of the loss of a network that ignores its input.
 _STUCK = 0.9
 _LAST = 10
+# log10 of half the distance between 1 and the next number: a smaller step leaves most weights as they are.
+_HALF_DIGIT = {"float16": math.log10(2**-11), "bfloat16": math.log10(2**-8)}
+# A GradScaler begins too high on purpose: of exploding gradients it leaves out more.
+_USUAL_SKIPS = 10
 
 
 def training_verdict(losses: Sequence[float], diverged_at: int | None, chance: float | None) -> TrainingWord:
@@ -57,6 +62,8 @@ def run_verdict(
     theory: "Agreement | None" = None,
     predict: Predict | None = None,
     measure: Measure | None = None,
+    format_check: FormatCheck | None = None,
+    skipped: int = 0,
 ) -> Verdict:
     """Judge a whole run: the gradient at initialisation, theory, the training, and what to do about it.
 
@@ -70,12 +77,18 @@ def run_verdict(
         theory: How far the profile at initialisation is from its prediction.
         predict: The function that predicts a run on the same data; None: on inputs of mean square 1.
         measure: The function that measures the profile of a run on the same data, for networks that are no MLPs.
+        format_check: What a number format of 16 bits does to the network.
+        skipped: Number of steps that a GradScaler left out.
     """
     gradient = gradient_verdict(initial.at(), config.verdict.decades)
     training = training_verdict(losses, diverged_at, chance)
     text, options = gradient.text, ""
     if theory is not None and theory.verdict == "deviates":
         text += f"; theory {theory.text}"
+    if format_check is not None and format_check.text:
+        text += f"; {format_check.text}"
+    if skipped > min(_USUAL_SKIPS, len(losses) // 2):
+        text += f"; {skipped} of {len(losses)} steps are left out, as gradients of the scaled loss overflow"
     if training == "diverged":
         text += f"; the loss or a weight is not finite from step {diverged_at} on"
     elif training == "stuck":
@@ -83,9 +96,12 @@ def run_verdict(
         text += f", {but} {_why_stuck(config, initial, gradient.gradient, losses, chance, gradients)}"
     elif training == "trained":
         text += f"; the loss falls from {loss_text(losses[0])} to {loss_text(losses[-1])}{_of_guessing(chance)}"
-    if training in ("stuck", "diverged") or (training == "none" and gradient.gradient != "stable"):
+    is_failing = format_check is not None and format_check.is_failing
+    if training in ("stuck", "diverged") or (training == "none" and (gradient.gradient != "stable" or is_failing)):
         if config.model.name == "mlp":
-            remedy = _remedy(config, initial, gradient.gradient, losses, diverged_at, predict or _predict)
+            predict = predict or _predict
+            remedy = _of_format(config, initial, gradient.gradient, losses, gradients, format_check, predict)
+            remedy = remedy or _remedy(config, initial, gradient.gradient, losses, diverged_at, predict)
         else:
             remedy = _tried(config, initial, gradient.gradient, diverged_at, measure)
         text += f"; {remedy.text}"
@@ -111,6 +127,8 @@ def _why_stuck(
     if _is_blind(initial, losses):
         network = network_name(as_dict(config))
         return f"after {network} all inputs point the same way (mean cosine of two outputs {_cosine(initial):.3f})"
+    if _is_rounded_away(config, share):
+        return f"steps of a share of 10^{share:.1f} of the weights are mostly rounded away in {config.dtype}"
     return f"after {len(losses)} steps the loss is {loss_text(losses[-1])}{_of_guessing(chance)}"
 
 
@@ -127,6 +145,35 @@ def _share_changed(gradients: History | None) -> float | None:
     last = np.where(unchanged, -np.inf, share)[-1:]
     last = last[~np.isnan(last)]
     return float(np.median(last)) if last.size else None
+
+
+def _is_rounded_away(config: Config, share: float | None) -> bool:
+    """Return whether steps are smaller than half of the last digit of a typical weight of 16 bits."""
+    return share is not None and config.dtype in _HALF_DIGIT and share < _HALF_DIGIT[config.dtype]
+
+
+def _of_format(
+    config: Config,
+    initial: History,
+    gradient: str,
+    losses: Sequence[float],
+    gradients: History | None,
+    format_check: FormatCheck | None,
+    predict: Predict,
+) -> "_Advice | None":
+    """Name another number format, if that alone is what is missing."""
+    is_fine = gradient == "stable" and not (losses and _cosine(initial) > ALIGNED)
+    if format_check is None or not is_fine or problem(config, predict(config)):
+        return None
+    options: dict[str, str] | None = None
+    if format_check.is_failing:
+        options = next(iter(format_check.cures), None)
+    elif losses and _is_rounded_away(config, _share_changed(gradients)):
+        options = {"dtype": "float32", "precision": f"amp_{config.dtype}"}
+    if options is None:
+        return None
+    typed = " ".join(f"{key}={value}" for key, value in options.items())
+    return _Advice(f"try {typed}", typed)
 
 
 def _is_blind(initial: History, losses: Sequence[float]) -> bool:

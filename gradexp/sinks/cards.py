@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gradexp.runs.result import Result
 from gradexp.sinks.hparams import options
-from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
+from gradexp.sinks.lines import format_lines, range_lines, slope_lines, theory_lines
 from gradexp.sinks.pictures import encoded
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def text_cards(result: Result) -> "list[Summary]":
     if verdict is not None:
         lines: list[str] = []
         if (initial := result.initial) is not None:
-            lines = slope_lines(initial.at()) + theory_lines(result) + range_lines(initial.at(), result.config.dtype)
+            lines = slope_lines(initial.at()) + theory_lines(result)
+            lines += range_lines(initial.at(), result.config.number_format) + format_lines(result)
         text_lines = "\n".join(lines).replace("\n" + " " * 10, "; ").split("\n")  # indented it would be code
         verdict_text = "\n\n".join([f"**{verdict.words}**", verdict.text, *text_lines])
     # TensorBoard orders them by name.

@@ -21,7 +21,7 @@ from gradexp.runs.summary import summary
 from gradexp.runs.sweep_bar import bar_of_sweep
 from gradexp.sinks.badges import badges
 from gradexp.sinks.job_line import job_line
-from gradexp.sinks.lines import range_lines, slope_lines, theory_lines
+from gradexp.sinks.lines import format_lines, range_lines, slope_lines, theory_lines
 from gradexp.sinks.page import NAME as PAGE
 from gradexp.sinks.profile_table import ProfileTable
 
@@ -113,7 +113,8 @@ class Console:
         dead = float(np.mean(initial.dead_fraction)) if initial.dead_fraction is not None else 0.0
         if dead:
             yield f"dead      {dead:.1%} of the samples are exactly 0 at some layer and left out"
-        yield from range_lines(initial.at(), result.config.dtype)
+        yield from range_lines(initial.at(), result.config.number_format)
+        yield from format_lines(result)
         if result.status == "complete" and result.training is not None and result.training.losses:
             yield from _training_lines(result)
 

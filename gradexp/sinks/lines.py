@@ -1,6 +1,7 @@
 """The findings at initialisation as lines of text, for terminal and TensorBoard."""
 
 from gradexp.history.step import Quantity, Step
+from gradexp.runs.number_format import NARROW
 from gradexp.runs.result import Result
 
 
@@ -44,7 +45,7 @@ def range_lines(initial: Step, dtype: str) -> list[str]:
 
     Args:
         initial: The profile at initialisation, which no format cuts off.
-        dtype: The run's own format.
+        dtype: The run's own format; of one of 16 bits ``format_lines`` knows more.
     """
     lines = []
     ways: tuple[tuple[Quantity, str, str], ...] = (
@@ -53,8 +54,25 @@ def range_lines(initial: Step, dtype: str) -> list[str]:
     )
     for quantity, label, direction in ways:
         for overflow, word in ((False, "0"), (True, "inf")):
-            layers = {name: initial.failing_layer(quantity, name, overflow) for name in (*_FORMATS, dtype)}
+            names = [name for name in dict.fromkeys((*_FORMATS, dtype)) if name != dtype or name not in NARROW]
+            layers = {name: initial.failing_layer(quantity, name, overflow) for name in names}
             fails = [f"layer {layer} {direction} in {name}" for name, layer in layers.items() if layer is not None]
             if fails:
                 lines.append(f"{label} {word} from {', '.join(fails)}")
+    return lines
+
+
+def format_lines(result: Result) -> list[str]:
+    """Return where the real gradients of the first batch leave a format of 16 bits, and which steps it has cost."""
+    check, training = result.format_check, result.training
+    if check is None:
+        return []
+    seen = f"; measured: {check.measured or 'none is lost'}" if check.is_measured else ""
+    lines = [f"{check.name:9} expected in training: {check.expected or 'none is lost'}{seen}"]
+    if check.expected is check.measured is None:
+        sure = ", as expected" if check.is_measured else ", it is expected"
+        lines = [f"{check.name:9} holds all outputs and gradients of the first batch{sure}"]
+    if training is not None and training.skipped:
+        count, steps = len(training.skipped), len(training.losses)
+        lines.append(f"skipped   {count} of {steps} steps, as gradients of the scaled loss are not finite")
     return lines

@@ -121,7 +121,7 @@ def settings(config: Mapping[str, Any]) -> str:
         *(f"{key} {config[key]}" for key in ("normalization", "residual") if config[key] not in ("none", None)),
         f"data {config['data']['name']}",
         trained if config["steps"] else "no training",
-        config["dtype"],
+        config["dtype"] if config.get("precision", "full") == "full" else config["precision"],
         f"seed {config['seed']}" if config["seeds"] == 1 else f"{config['seeds']} seeds from {config['seed']}",
     ]
     return ", ".join(facts)

@@ -18,6 +18,7 @@ from gradexp.history.plot import draw_profile
 from gradexp.history.step import STATUSES
 from gradexp.own_parts import options_of
 from gradexp.plotting import COLOURS, powers_of_ten, save, show_stable
+from gradexp.runs.number_format import NARROW
 from gradexp.runs.result import Result
 from gradexp.runs.wording import network_name
 
@@ -40,7 +41,7 @@ _OTHERS = ("#888888", "not seen")
 
 
 def profile_picture(result: Result) -> "Figure":
-    """Draw the gradient over layers at initialisation, theory, where it is stable, and where float32 fails.
+    """Draw the gradient over layers at initialisation, theory, where it is stable, and where the format fails.
 
     If an output overflows or underflows, gradients below it may be lost even if their own size is fine.
 
@@ -56,7 +57,8 @@ def profile_picture(result: Result) -> "Figure":
     draw_profile(axes, history.at(), "output_grad", COLOURS[0], label, theory_label="theory ± 2 sd")
     powers_of_ten(axes)
     show_stable(axes, history.profile("output_grad"), result.config.verdict.decades)
-    for first, last, colour, failure in _failures(history):
+    own = result.config.number_format
+    for first, last, colour, failure in _failures(history, own if own in NARROW else "float32"):
         axes.axvspan(first - 0.5, last + 0.5, color=colour, alpha=0.3, linewidth=0, label=failure)
     verdict = result.verdict
     axes.set_title(_title(result, verdict.gradient if verdict is not None else "at initialisation"), fontsize=10)
@@ -164,7 +166,7 @@ def _card_of_two(has_upper: bool) -> "tuple[Figure, Axes | None, Axes]":
     return figure, upper, lower
 
 
-def _failures(history: History, dtype: str = "float32") -> Iterator[tuple[int, int, str, str]]:
+def _failures(history: History, dtype: str) -> Iterator[tuple[int, int, str, str]]:
     """Yield layers without a usable number as (first, last, colour, failure)."""
     dead = 1 + np.flatnonzero((history.status["output_grad"][0] == STATUSES.index("zero")).all(axis=0))
     if dead.size:

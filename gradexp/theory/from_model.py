@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gradexp.networks.activations import Activation
 from gradexp.networks.mlp import MLP, StackedLinear
+from gradexp.networks.normalization import StackedNorm
 from gradexp.networks.sequential import named_activation, read_sequential
 from gradexp.theory.mean_field import usable_activation
 from gradexp.theory.prediction import Prediction, predict_layers
@@ -68,11 +69,19 @@ def read_weights(model: nn.Module) -> tuple[list[WeightLaw], list[int], Activati
     if isinstance(model, MLP):
         if model.networks != 1:
             raise ValueError(f"give one network of the stack, mlp.network(index), got a stack of {model.networks}")
+        if model.norms is not None and not all(map(_is_at_start, model.norms)):
+            raise ValueError("theory is of normalisers whose scale is 1 and whose shift is 0, as they start")
         stack = cast("list[StackedLinear]", list(model.layers))
         pairs = [(layer.weight[0], None if layer.bias is None else layer.bias[0]) for layer in stack]
         return *_read(pairs), model.activation
     layers, function = read_sequential(model, "theory")
     return *_read([(layer.weight, layer.bias) for layer in layers.values()]), function
+
+
+def _is_at_start(norm: nn.Module) -> bool:
+    """Return whether a normaliser's scale is 1 and its shift 0."""
+    assert isinstance(norm, StackedNorm)
+    return bool((norm.scale == 1).all()) and (norm.shift is None or not bool(norm.shift.any()))
 
 
 def _read(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[list[WeightLaw], list[int]]:

@@ -785,6 +785,8 @@ def cured(*args, branch=(0.6, -0.3), **options):
         for layer in mlp.layers:
             if isinstance(layer.branch, torch.nn.Parameter):
                 layer.branch.copy_(torch.tensor(branch[: mlp.networks]))
+        for index, parameter in enumerate(() if mlp.norms is None else mlp.norms.parameters()):
+            parameter.add_(drawn(*parameter.shape, seed=index + 1))
     return mlp
 
 
@@ -803,6 +805,9 @@ def by_autograd_with_cures(mlp, x, cotangent):
                     dim = {"batch": 0, "layer": 1, "rms": 1}[mlp.normalization]
                     a = a if mlp.normalization == "rms" else a - a.mean(dim, keepdim=True)
                     a = a / a.square().mean(dim, keepdim=True).sqrt()
+                if mlp.norms is not None:
+                    norm = mlp.norms[index - 1]
+                    a = a * norm.scale[n].detach() + (0 if norm.shift is None else norm.shift[n].detach())
                 a = mlp.activation(a)
             z = torch.einsum("boi,bi->bo", weights[index], a)
             if layer.bias is not None:
@@ -819,11 +824,13 @@ def by_autograd_with_cures(mlp, x, cotangent):
 
 
 @pytest.mark.parametrize("name", ["tanh", "relu"])
-@pytest.mark.parametrize(("normalization", "residual"), CURES)
-def test_the_profile_with_cures_equals_autograd(normalization, residual, name, device):
-    mlp = cured(
-        [5, *[14] * 4, 4], name, bias=name == "tanh", networks=2, normalization=normalization, residual=residual
-    )
+@pytest.mark.parametrize(
+    ("normalization", "residual", "affine"),
+    [*((*cures, False) for cures in CURES), ("batch", "plain", True), ("layer", "none", True), ("rms", "zero", True)],
+)
+def test_the_profile_with_cures_equals_autograd(normalization, residual, affine, name, device):
+    options = {"normalization": normalization, "residual": residual, "affine": affine}
+    mlp = cured([5, *[14] * 4, 4], name, bias=name == "tanh", networks=2, **options)
     x, cotangent = drawn(6, 5), drawn(2, 6, 4)
     expected = by_autograd_with_cures(mlp, x, cotangent)
     assert all(values.isfinite().all() for values in expected.values())  # no sample is dead

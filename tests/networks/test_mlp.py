@@ -379,9 +379,14 @@ def test_kinks_are_where_a_derivative_jumps(name: str) -> None:
 CURES = [(n, r) for n in config.NORMALIZATIONS for r in config.RESIDUALS]
 
 
+AFFINE = [("batch", "none"), ("layer", "zero"), ("rms", "plain")]
+
+
 def give_branches(mlp):
-    """Let learnable branches be somewhere else than 0."""
+    """Let learnable branches, scales and shifts be somewhere else than where they start."""
     with torch.no_grad():
+        for parameter in () if mlp.norms is None else mlp.norms.parameters():
+            parameter.add_(inputs(*parameter.shape))
         for layer in mlp.layers:
             if isinstance(layer.branch, nn.Parameter):
                 layer.branch.copy_(torch.linspace(0.3, -0.7, mlp.networks))
@@ -398,7 +403,11 @@ def by_formula(mlp, x, network):
     factors = {"plain": 1.0, "depth": 1 / math.sqrt(mlp.depth)}
     outputs = []
     for index, layer in enumerate(mlp.layers):
-        a = mlp.activation(norms[mlp.normalization](outputs[-1])) if index else x
+        a = norms[mlp.normalization](outputs[-1]) if index else x
+        if index and mlp.norms is not None:
+            norm = mlp.norms[index - 1]
+            a = a * norm.scale[network] + (0 if norm.shift is None else norm.shift[network])
+        a = mlp.activation(a) if index else x
         z = F.linear(a, layer.weight[network], None if layer.bias is None else layer.bias[network])
         if mlp.residual != "none" and 0 < index < mlp.depth - 1:
             factor = layer.branch[network] if mlp.residual == "zero" else factors[mlp.residual]
@@ -408,9 +417,12 @@ def by_formula(mlp, x, network):
 
 
 @pytest.mark.parametrize("bias", few([True, False]))
-@pytest.mark.parametrize(("normalization", "residual"), CURES)
-def test_the_cures_are_their_formulas(normalization, residual, bias):
-    mlp = random_mlp([5, 8, 8, 8, 3], "tanh", bias, networks=3, normalization=normalization, residual=residual)
+@pytest.mark.parametrize(
+    ("normalization", "residual", "affine"), [*((*cures, False) for cures in CURES), *((*a, True) for a in AFFINE)]
+)
+def test_the_cures_are_their_formulas(normalization, residual, affine, bias):
+    cures = {"normalization": normalization, "residual": residual, "affine": affine}
+    mlp = random_mlp([5, 8, 8, 8, 3], "tanh", bias, networks=3, **cures)
     give_branches(mlp)
     x, cotangent = inputs(7, 5), inputs(3, 7, 3)
     mine = torch.autograd.grad((mlp(x) * cotangent).sum(), list(mlp.parameters()))
@@ -421,9 +433,12 @@ def test_the_cures_are_their_formulas(normalization, residual, bias):
         torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("normalization", "residual"), CURES)
-def test_a_network_with_cures_equals_itself_alone(normalization, residual):
-    stack = random_mlp([4, 6, 6, 6, 2], "relu", networks=3, normalization=normalization, residual=residual)
+@pytest.mark.parametrize(
+    ("normalization", "residual", "affine"), [*((*cures, False) for cures in CURES), *((*a, True) for a in AFFINE)]
+)
+def test_a_network_with_cures_equals_itself_alone(normalization, residual, affine):
+    cures = {"normalization": normalization, "residual": residual, "affine": affine}
+    stack = random_mlp([4, 6, 6, 6, 2], "relu", networks=3, **cures)
     give_branches(stack)
     alone = stack.network(1)
     assert (alone.normalization, alone.residual) == (normalization, residual)
@@ -484,6 +499,29 @@ def test_evaluation_takes_the_statistics_of_its_own_batch():
     torch.testing.assert_close(mlp(x[:3]), by_formula(mlp, x[:3], 0)[-1], rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("normalization", ["batch", "layer", "rms"])
+def test_an_affine_normaliser_starts_as_the_one_without_parameters(normalization):
+    widths = [4, 6, 6, 2]
+    mlp, plain = (
+        MLP(widths, networks=2, dtype=torch.float64, normalization=normalization, affine=affine)
+        for affine in (True, False)
+    )
+    for each in (mlp, plain):
+        initialize(each, "he", seed=0, report=lambda _: None)
+    assert torch.equal(mlp(inputs(5, 4)), plain(inputs(5, 4)))
+    of_norms = {name: tuple(p.shape) for name, p in mlp.named_parameters() if name.startswith("norms.0")}
+    shift = {} if normalization == "rms" else {"norms.0.shift": (2, 6)}
+    assert of_norms == {"norms.0.scale": (2, 6)} | shift
+
+
+def test_initialize_leaves_the_parameters_of_normalisers_without_a_warning():
+    accounts = []
+    mlp = random_mlp([4, 6, 6, 2], "relu", networks=2, normalization="layer", affine=True)
+    initialize(mlp, "he", seed=0, report=accounts.append)
+    assert not accounts[0].warning
+    assert accounts[0].left["norms.1.scale"] == "of a normalisation"
+
+
 def test_repr_names_the_cures():
     assert "=none" not in repr(MLP([2, 3, 3, 1]))
     assert "normalization=layer, residual=depth" in repr(MLP([2, 3, 3, 1], normalization="layer", residual="depth"))
@@ -492,6 +530,7 @@ def test_repr_names_the_cures():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"affine": True}, "needs"),
         ({"normalization": "group"}, "normalization must be one of none, batch, layer, rms, got 'group'"),
         ({"residual": "rezero"}, "residual must be one of none, plain, depth, zero, got 'rezero'"),
         ({"residual": "plain"}, "residual='plain' needs hidden layers of equal width, got [3, 4]"),

@@ -78,7 +78,7 @@ def cures(configs: Sequence[Config]) -> list[Config]:
         {"init": InitConfig("xavier"), "residual": "plain", "depth": 60},
         {"activation": "sigmoid", "depth": 60},
         {"activation": "erf", "init": InitConfig("normal"), "depth": 60},
-        {"normalization": "batch", "depth": 60},
+        {"normalization": "batch", "affine": True, "depth": 60},
     ],
 )
 def test_following_every_remedy_of_a_deep_network_cures_it(options: dict[str, Any]) -> None:

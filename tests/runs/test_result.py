@@ -62,10 +62,11 @@ KEYS = {
         **dict.fromkeys(("valid", "reason", "sigma_w2", "sigma_b2", "q_star", "chi_1", "log_chi", "log_chi_sd", "z")),
         "deviates_from_layer": None,
     },
+    "number_format": dict.fromkeys(("name", "expected", "measured")),
     "training": dict.fromkeys(
         (
             *("steps", "loss_first", "loss_last", "train_accuracy", "test_loss", "test_accuracy", "diverged_at"),
-            *("guessing_loss", "guessing_accuracy"),
+            *("skipped_steps", "guessing_loss", "guessing_accuracy"),
         )
     ),
     "verdict": dict.fromkeys(("gradient", "training", "theory", "text")),
@@ -157,6 +158,7 @@ def test_a_complete_summary_holds_what_was_found():
     assert (content["seconds"], content["seconds_training"]) == (2.5, 1.25)
     assert content["training"] == {
         "steps": 3,
+        "skipped_steps": None,
         "loss_first": 2.5,
         "loss_last": 0.5,
         "train_accuracy": 0.95,
@@ -298,14 +300,17 @@ OTHER = {
     "normalization": "layer",
     "residual": "depth",
     "dropout": 0.1,
+    "precision": "amp_bfloat16",
+    "affine": True,
 }
 
 
 def test_the_hash_changes_with_every_other_option():
     ignored = {"device", "threads", "quiet", "record", "objective"}
     assert set(OTHER) == {entry.name for entry in dataclasses.fields(Config)} - ignored
-    hashes = [config_hash(dataclasses.replace(BASE, **{key: value})) for key, value in OTHER.items()]
-    assert len({config_hash(BASE), *hashes}) == 1 + len(OTHER)
+    base = dataclasses.replace(BASE, normalization="rms")  # without one nothing is affine
+    hashes = [config_hash(dataclasses.replace(base, **{key: value})) for key, value in OTHER.items()]
+    assert len({config_hash(base), *hashes}) == 1 + len(OTHER)
 
 
 @pytest.mark.parametrize(

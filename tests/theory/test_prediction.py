@@ -302,6 +302,18 @@ def test_failing_layers_are_where_a_typical_element_leaves_the_format() -> None:
         prediction.failing_layer("int8")
 
 
+def test_from_model_takes_scales_and_shifts_of_normalisers_only_where_they_start() -> None:
+    mlp, plain = (MLP([20] * 9, "tanh", normalization="layer", affine=affine) for affine in (True, False))
+    for each in (mlp, plain):
+        initialize(each, "he", seed=0, report=lambda _: None)
+    predicted, expected = (theory.from_model(each) for each in (mlp, plain))
+    assert np.array_equal(predicted.log10_output_grad, expected.log10_output_grad)
+    with torch.no_grad():
+        mlp.norms[3].shift[0, 0] = 0.1
+    with pytest.raises(ValueError, match="theory is of normalisers whose scale is 1 and whose shift is 0"):
+        theory.from_model(mlp)
+
+
 def test_from_model_predicts_the_user_s_own_chain() -> None:
     torch.manual_seed(3)
     layers = [layer for _ in range(40) for layer in (nn.Linear(200, 200), nn.Tanh())]
