@@ -86,6 +86,10 @@ class DataConfig:
     """scale every input to mean square exactly 1"""
     seed: int | None = None
     """fixes the inputs and the teacher"""
+    length: int | None = None
+    """number of symbols in a sequence, of which the first is to be told"""
+    symbols: int | None = None
+    """number of different symbols"""
     own: dict[str, Any] = field(default_factory=dict)
     """options of a part of your own, typed as data.NAME=VALUE"""
 
@@ -309,6 +313,8 @@ _LOWEST = {
     "data.samples": 1,
     "data.features": 1,
     "data.targets": 1,
+    "data.length": 1,
+    "data.symbols": 2,
     "data.seed": 0,
     "optimizer.lr": 0,
     "optimizer.weight_decay": 0,
@@ -324,7 +330,7 @@ _MOST = {
     "threads": 1024,
     "depth": 10**6,
     "seeds": 10**6,
-    **dict.fromkeys(("width", "batch_size", "data.samples", "data.features", "data.targets"), 10**8),
+    **dict.fromkeys(("width", "batch_size", "data.samples", "data.features", "data.targets", "data.length", "data.symbols"), 10**8),
 }
 
 _OWN = ("activation", "loss")
