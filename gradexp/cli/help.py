@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
-from gradexp.choices import ACTIVATIONS, GROUPS
+from gradexp.choices import ACTIVATIONS, GROUPS, MODEL_TAKES
 from gradexp.cli.about import CONFIG_DIR, Command
 from gradexp.config import Config
 
@@ -38,7 +38,8 @@ def defaults(schema: type = Config, prefix: str = "") -> dict[str, Any]:
         else:
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             values[prefix + entry.name] = default
-    return values
+    usual = MODEL_TAKES["mlp"]  # of the options whose default is that of the family
+    return {key: usual.get(key) if value is None else value for key, value in values.items()}
 
 
 def list_options(schema: type = Config) -> list[Option]:

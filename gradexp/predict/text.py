@@ -5,9 +5,11 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from gradexp import theory
+from gradexp.config import as_dict
 from gradexp.predict.forecast import Forecast
 from gradexp.runs.command_line import command_with
 from gradexp.runs.remedies import ALIGNED
+from gradexp.runs.wording import network_name
 from gradexp.theory import Prediction
 
 Rows = Iterator[tuple[str, str, str]]
@@ -16,10 +18,10 @@ Rows = Iterator[tuple[str, str, str]]
 def _network(forecast: Forecast) -> Rows:
     config, widths = forecast.config, forecast.prediction.widths
     hidden = widths[1:-1]
-    layers = f"{config.depth} {config.activation} layer{'s' if config.depth > 1 else ''}"
+    layers = network_name(as_dict(config))
     ends = [f"{widths[0]} inputs", f"{widths[-1]} outputs"]
     options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
-    first = f"{layers} of {config.units} units" if hidden else layers
+    first = f"{layers} of {config.units} units" if hidden and config.model.name == "mlp" else layers
     yield "network", ", ".join([first, *config.additions, *ends]), ""
     yield "init", f"{config.init.name} ({options})" if options else config.init.name, ""
     yield "inputs", forecast.inputs, ""
