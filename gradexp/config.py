@@ -49,6 +49,18 @@ class ModelConfig:
     """the family"""
     kernel: int | None = None
     """height and width of a kernel"""
+    heads: int | None = None
+    """heads of attention, a divisor of the width"""
+    context: int | None = None
+    """number of tokens into which the features are cut; an rnn reads one per step, and goes on without"""
+    norm: str | None = None
+    """where layer norm is: pre (inside the branches, and before the readout), post (behind them) or none"""
+    queries: str | None = None
+    """zero: query weights start at 0, and all tokens weigh the same; init: drawn like the others"""
+    depth_scaled: bool | None = None
+    """divide the last weights of each branch by sqrt(2 depth) at initialisation"""
+    cell: str | None = None
+    """rnn, gru or lstm"""
     own: dict[str, Any] = field(default_factory=dict)
     """options of a part of your own, typed as model.NAME=VALUE"""
 
@@ -371,6 +383,8 @@ _LOWEST = {
     "sigma_b2": 0,
     "record.every": 1,
     "model.kernel": 1,
+    "model.heads": 1,
+    "model.context": 1,
     **{f"init.{key}": low for key, low in INIT_LOWEST.items()},
     "data.samples": 1,
     "data.features": 1,
