@@ -55,9 +55,7 @@ def _claims(runs: Runs) -> list[Claim]:
     for norm in NAMES:
         comparison = runs[norm][deepest].comparison
         assert comparison is not None
-        claims.append(
-            near(f"{norm}: log_chi against theory, in standard errors", comparison.z, 0, 3)
-        )
+        claims.append(near(f"{norm}: log_chi against theory, in standard errors", comparison.z, 0, 3))
     return claims
 
 

@@ -406,7 +406,9 @@ _MOST = {
     "threads": 1024,
     "depth": 10**6,
     "seeds": 10**6,
-    **dict.fromkeys(("width", "batch_size", "data.samples", "data.features", "data.targets", "data.length", "data.symbols"), 10**8),
+    **dict.fromkeys(
+        ("width", "batch_size", "data.samples", "data.features", "data.targets", "data.length", "data.symbols"), 10**8
+    ),
 }
 
 _OWN = ("activation", "loss")

@@ -220,9 +220,7 @@ def _rnn(
 
 def _predict_rnn(config: Config, x: Tensor, outputs: int) -> Prediction:
     phi, law = activation(config.activation, config.negative_slope), _law(config, config.width, config.width)
-    return predict_rnn(
-        phi, law, x, outputs, depth=config.depth, width=config.width, **config.model.options
-    )
+    return predict_rnn(phi, law, x, outputs, depth=config.depth, width=config.width, **config.model.options)
 
 
 def _law(config: Config, fan_in: int, fan_out: int) -> WeightLaw:

@@ -108,7 +108,9 @@ def _followed(phi: Activation, law: WeightLaw, x_t: Tensor, outputs: int, moment
         )
     profile = _Profile(lengths, squares, mean_field[::-1], variance[::-1])
     is_exact = law.orthogonal and tolerance == 0
-    reason = "exact: an orthogonal matrix times a constant" if is_exact else "infinite width, equal weights at all steps"
+    reason = (
+        "exact: an orthogonal matrix times a constant" if is_exact else "infinite width, equal weights at all steps"
+    )
     chi = law.sigma_w2 * float(top.slope2.mean())
     return profile.prediction(x_t, outputs, n, law, tolerance, reason, chi)
 
@@ -136,9 +138,7 @@ def _tolerance(phi: Activation, law: WeightLaw, over_time: list[Moments], free: 
     return error if error > 1e-12 else 0.0
 
 
-def _followed_by_unit(
-    phi: Activation, law: WeightLaw, x_t: Tensor, outputs: int, moments: int, n: int
-) -> Prediction:
+def _followed_by_unit(phi: Activation, law: WeightLaw, x_t: Tensor, outputs: int, moments: int, n: int) -> Prediction:
     """Follow many units of a scaled identity, of which each has random weights from the input and to the readout."""
     assert law.diagonal is not None
     size = x_t.shape[2]
@@ -153,7 +153,9 @@ def _followed_by_unit(
     # The second order of the logarithm, and how well so many units stand for all.
     tolerance = 0.0 if is_exact else (largest**2 / 2 + _OF_UNITS) / moments
     if not tolerance <= _TOLERATED or not torch.stack(profile.output).isfinite().all():
-        raise UnknownLawError(f"so few units of a scaled identity let the gradient through that width {n} is too small for their mean")
+        raise UnknownLawError(
+            f"so few units of a scaled identity let the gradient through that width {n} is too small for their mean"
+        )
     reason = "exact: a scaled identity" if is_exact else "a scaled identity, followed unit by unit"
     chi = float((profile.mean_field[-3 if moments > 1 else -2] - profile.mean_field[-2]).exp().mean())
     return profile.prediction(x_t, outputs, n, law, tolerance, reason, chi)

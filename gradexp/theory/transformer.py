@@ -247,9 +247,7 @@ def _of_angle(phi: Activation, q: float) -> tuple[Chebyshev, Chebyshev]:
     def fitted(f: Callable[[Tensor], Tensor]) -> Chebyshev:
         def at(angles: object) -> list[float]:
             distances = [2 * math.sin(angle / 2) ** 2 for angle in angles]  # type: ignore[attr-defined]
-            return [
-                pair_average(lambda a, b: f(a) * f(b), q, q, distance, phi.kinks) for distance in distances
-            ]
+            return [pair_average(lambda a, b: f(a) * f(b), q, q, distance, phi.kinks) for distance in distances]
 
         return Chebyshev.interpolate(at, _DEGREE, domain=[0, math.pi])
 
