@@ -62,6 +62,12 @@ def _field_texts(schema: type, prefix: str = "") -> dict[str, str]:
     return texts
 
 
+def _own_defaults(family: str) -> list[str]:
+    """Return the options of a run of which a family of networks has a default of its own."""
+    usual = MODEL_TAKES["mlp"]
+    return [f"{key}={_yaml(value)}" for key, value in MODEL_TAKES[family].items() if value != usual.get(key)]
+
+
 # What most command lines set.
 _MOST_USED = ("depth", "width", "activation", "steps", "seed", "seeds", "batch_size", "quiet")
 _WIDEST = 100  # longer lines are hard to read
@@ -99,8 +105,9 @@ def help_text(about: Command, width: int | None = None) -> str:
         lines += ["", *textwrap.wrap(text, width), ""]
         for group, named in groups.items():
             for name, defaults in named.items():
+                texts = [f"{group}.{key}={_yaml(value)}" for key, value in defaults.items()]
                 lines += entry(
-                    f"{group}={name}", " ".join(f"{group}.{key}={_yaml(value)}" for key, value in defaults.items())
+                    f"{group}={name}", " ".join([*texts, *(_own_defaults(name) if group == "model" else [])])
                 )
         lines += [
             "",

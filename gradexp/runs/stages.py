@@ -12,6 +12,7 @@ from gradexp.config import Config, as_dict
 from gradexp.exact.profile import exact_profile
 from gradexp.history.history import History, join
 from gradexp.networks.alone import Alone
+from gradexp.networks.chain import Chain
 from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP, evaluating
 from gradexp.networks.one_node import OneNode, can_be_one_node
@@ -230,7 +231,12 @@ def _train(
         optimizer = build_optimizer(config.optimizer, list(model.parameters()), is_stacked=isinstance(model, MLP))
         observed = model.module if isinstance(model, Alone) else model
         probe = GradientProbe(
-            observed, every=config.record.every, optimizer=optimizer, networks=model.networks, seeds=seeds
+            observed,
+            _rows(observed, results[0]),
+            every=config.record.every,
+            optimizer=optimizer,
+            networks=model.networks,
+            seeds=seeds,
         )
     recording = Recording(results, model, probe, data.x_train[: config.batch_size])
 
@@ -259,6 +265,14 @@ def _train(
             )
     finally:
         recording.read()
+
+
+def _rows(model: torch.nn.Module, result: Result) -> list[str] | None:
+    """Return the modules that are the rows of a chain's profile, if each row is one, for the probe to record."""
+    assert result.initial is not None
+    names, modules = result.initial.names, dict(model.named_modules())
+    is_chain = isinstance(model, Chain) and all(name in modules for name in names)
+    return list(dict.fromkeys(names)) if is_chain else None
 
 
 def _widths(config: Config, data: Dataset) -> list[int]:

@@ -27,26 +27,26 @@ def working_options(config: Config, measure: Measure, alike: float) -> str | Non
         measure: The function that measures a run.
         alike: Mean cosine between the outputs of two samples from which on a network cannot tell them apart.
     """
-    for text, changed in _candidates(config):
+    for options, changed in candidates(config):
         try:
             measured = measure(changed)
         except ConfigError:  # it does not go with the other options
             continue
         cosine = None if measured.output_cosine is None else mean(measured.output_cosine)
         if gradient_verdict(measured.at(), config.verdict.decades).gradient == "stable" and (cosine or 0.0) < alike:
-            return text
+            return " ".join(f"{key}={value}" for key, value in options.items())
     return None
 
 
-def _candidates(config: Config) -> Iterator[tuple[str, Config]]:
-    """Yield options as typed and the run with them, the least change first."""
+def candidates(config: Config) -> Iterator[tuple[dict[str, str], Config]]:
+    """Yield options that may help a network that is no MLP and the run with them, the least change first."""
     for name in _INITS:
         if name != config.init.name or config.init != InitConfig(name):
-            gain = " init.gain=1" if config.init.gain not in (None, 1.0) else ""
-            yield f"init={name}{gain}", replace(config, init=InitConfig(name))
+            gain = {"init.gain": "1"} if config.init.gain not in (None, 1.0) else {}
+            yield {"init": name, **gain}, replace(config, init=InitConfig(name))
     taken = {} if isinstance(config.model.name, OwnPart) else MODEL_TAKES[config.model.name]
     for key, values in (("residual", _RESIDUALS), ("normalization", _NORMALIZATIONS)):
         for value in values if key in taken else ():
             if value != getattr(config, key):
                 change: Any = {key: value}
-                yield f"{key}={value}", replace(config, **change)
+                yield change, replace(config, **change)

@@ -62,6 +62,7 @@ def test_a_family_leaves_everything_that_a_run_leaves(name, tmp_path, monkeypatc
     assert initial is not None
     assert trained is not None
     assert trained.steps == [0, 1, 2]
+    assert "None" not in (folder / "report.html").read_text("utf-8").partition("<script")[0]
     assert {path.name for path in folder.iterdir()} >= {"report.html", "summary.json", "layers.csv"}
     assert list(folder.glob("events.out.tfevents.*"))
 
