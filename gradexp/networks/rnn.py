@@ -119,13 +119,13 @@ class RNN(Chain):
         last = self.recurrence[-1]
         if self.cell == "gru":
             reset, update = z[0].sigmoid(), z[1].sigmoid()
-            return update * h + (1 - update) * self.activation(last(reset * h, drives[-1]))
+            return cast(Tensor, update * h + (1 - update) * self.activation(last(reset * h, drives[-1])))
         forget, enter, leave = (z[0] + 1).sigmoid(), z[1].sigmoid(), z[2].sigmoid()
         memory = forget * state[:, 1] + enter * self.activation(last(h, drives[-1]))
         return torch.stack([leave * self.activation(memory), memory], dim=1)
 
     def _read(self, state: Tensor) -> Tensor:
-        h = {"rnn": self.activation, "gru": lambda h: h, "lstm": lambda both: both[:, 0]}[self.cell](state)
+        h = self.activation(state) if self.cell == "rnn" else state[:, 0] if self.cell == "lstm" else state
         return cast(Tensor, self.readout(h))
 
 

@@ -29,4 +29,4 @@ def tokens(x: Tensor, context: int) -> Tensor:
     size = math.ceil(features / context)
     if size * (context - 1) >= features:
         raise ValueError(f"context={context} is too much for {features} features: tokens of {size} fill fewer")
-    return pad(x, (0, context * size - features)).unflatten(1, (context, size))
+    return pad(x, (0, context * size - features)).reshape(len(x), context, size)

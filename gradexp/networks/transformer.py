@@ -35,7 +35,7 @@ class _Branch(nn.Module):
 
 
 class Attention(_Branch):
-    """Multi-head attention: each token adds a mean of all tokens' values, weighted by softmax(q · k / √(width / heads)).
+    """Multi-head attention: each token adds a mean of all values, weighted by softmax(q · k / √(width / heads)).
 
     Args:
         width: Units of the stream.

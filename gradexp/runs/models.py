@@ -198,9 +198,8 @@ def _transformer(
 
 def _predict_transformer(config: Config, x: Tensor, outputs: int) -> Prediction:
     options = {key: value for key, value in config.model.options.items() if key != "heads"}
-    sizes = {"depth": config.depth, "width": config.width}
-    phi = activation(config.activation, config.negative_slope)
-    return predict_transformer(phi, partial(_law, config), x, outputs, **sizes, **options)
+    phi, law = activation(config.activation, config.negative_slope), partial(_law, config)
+    return predict_transformer(phi, law, x, outputs, depth=config.depth, width=config.width, **options)
 
 
 def _rnn(

@@ -17,6 +17,7 @@ import functools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from numpy.polynomial.chebyshev import Chebyshev
 from torch import Tensor
@@ -26,7 +27,7 @@ from gradexp.networks.tokens import tokens
 from gradexp.theory.finite_width import layer_law
 from gradexp.theory.gaussian import pair_average
 from gradexp.theory.mean_field import is_piecewise_linear
-from gradexp.theory.prediction import Prediction
+from gradexp.theory.prediction import Array, Prediction
 from gradexp.theory.rows import prediction_of_rows
 from gradexp.theory.weight_laws import UnknownLawError, WeightLaw
 
@@ -245,9 +246,9 @@ def _of_angle(phi: Activation, q: float) -> tuple[Chebyshev, Chebyshev]:
     """Return E φ(u_a) φ(u_b) and E φ'(u_a) φ'(u_b) as functions of the angle between two tokens of length q."""
 
     def fitted(f: Callable[[Tensor], Tensor]) -> Chebyshev:
-        def at(angles: object) -> list[float]:
-            distances = [2 * math.sin(angle / 2) ** 2 for angle in angles]  # type: ignore[attr-defined]
-            return [pair_average(lambda a, b: f(a) * f(b), q, q, distance, phi.kinks) for distance in distances]
+        def at(angles: Array) -> Array:
+            distances = 2 * np.sin(angles / 2) ** 2
+            return np.array([pair_average(lambda a, b: f(a) * f(b), q, q, d, phi.kinks) for d in distances.tolist()])
 
         return Chebyshev.interpolate(at, _DEGREE, domain=[0, math.pi])
 
