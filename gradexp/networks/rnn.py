@@ -47,7 +47,7 @@ class RNN(Chain):
     Args:
         features: Number of inputs, which are cut into tokens.
         outputs: Number of outputs.
-        depth: Number of rows L: L - 1 time steps and the readout.
+        depth: Number of rows L, at least 2: L - 1 time steps and the readout.
         width: Units of the state.
         cell: ``rnn``, ``gru`` or ``lstm``.
         context: Number of tokens, L - 1 at most.
@@ -56,7 +56,7 @@ class RNN(Chain):
         negative_slope: The slope below 0 of ``leaky_relu``.
 
     Raises:
-        ValueError: If the cell is unknown, or the inputs are fewer than the tokens.
+        ValueError: If the cell is unknown, there is no time step, or the inputs are fewer than the tokens.
     """
 
     rules: Mapping[str, Any] = {"skip": ("inputs", "readout")}
@@ -75,16 +75,18 @@ class RNN(Chain):
     ) -> None:
         super().__init__()
         check_choice("cell", cell, tuple(_GATES))
+        if depth < 2:
+            raise ValueError(f"depth must be at least 2, a time step and the readout, got {depth}")
         self.cell, self.moments, self.width = cell, depth - 1, width
-        self.context = max(1, min(context, self.moments))
+        self.context = min(context, self.moments)
         self.activation: Activation = as_activation(activation, negative_slope)
         if cell == "rnn":
             self.scaling = scaling_of(str(activation), self.activation)
         size = tokens(torch.empty(0, features), self.context).shape[2]
-        count = _GATES[cell] if self.moments else 0
+        count = _GATES[cell]
         self.recurrence = nn.ModuleList(Recurrence(width, width, bias) for _ in range(count))
         self.inputs = nn.ModuleList(nn.Linear(size, width, bias=False) for _ in range(count))
-        self.readout = nn.Linear(width if self.moments else features, outputs, bias)
+        self.readout = nn.Linear(width, outputs, bias)
         for layer in (*self.inputs, self.readout):
             _draw(cast(nn.Linear, layer))
         for layer in self.recurrence:
@@ -93,8 +95,6 @@ class RNN(Chain):
 
     def unrolled(self, x: Tensor) -> tuple[Tensor, list[Step]]:
         """Return the first token, and a step for each moment and for the readout."""
-        if not self.moments:
-            return x, [Step("readout", lambda h: cast(Tensor, self.readout(h)))]
         x_t = tokens(x, self.context)
         steps = [
             # What still adds tokens is no multiple of the state.

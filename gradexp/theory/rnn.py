@@ -12,7 +12,7 @@ are orthogonal times a constant. A scaled identity mixes no units, and is follow
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from gradexp.theory.mean_field import MeanField, Moments
 from gradexp.theory.prediction import Prediction
 from gradexp.theory.profile import in_range
 from gradexp.theory.rows import prediction_of_rows
+from gradexp.theory.trust import NOT_GAUSSIAN, TOLERATED
 from gradexp.theory.weight_laws import UnknownLawError, WeightLaw
 
 # From simulation of 128 and 512 units over 200 steps (tests/theory/test_rnn.py): what the same weights at every step
@@ -31,7 +32,6 @@ from gradexp.theory.weight_laws import UnknownLawError, WeightLaw
 _RESTING, _MOVING, _MOVING_ORTHOGONAL = 1.5, 8.0, 0.7
 # Steps over √width after which a resting state shows the eigenvalues in full.
 _SETTLED = 10.0
-_TOLERATED = 0.02
 # Units of which the averages over a scaled identity's are taken; their error in the log of a square.
 _UNITS, _OF_UNITS = 2048, 2e-3
 
@@ -64,8 +64,6 @@ def predict_rnn(
     """
     if cell != "rnn":
         raise UnknownLawError(f"no law is known for the gates of cell '{cell}'")
-    if depth == 1:
-        raise UnknownLawError("a readout alone has no time steps")
     if law.scaled_to is not None:
         raise UnknownLawError("there is no formula for LSUV of weights that are used at every step")
     if law.sigma_w2 == 0:
@@ -75,7 +73,8 @@ def predict_rnn(
     if not len(x_t):
         raise UnknownLawError("the first token of every input is exactly 0")
     follow = _followed_by_unit if law.diagonal is not None else _followed
-    return follow(phi, law, x_t, outputs, depth - 1, width)
+    found = follow(phi, law, x_t, outputs, depth - 1, width)
+    return replace(found, widths=(x.shape[1], *found.widths[1:]))
 
 
 def _followed(phi: Activation, law: WeightLaw, x_t: Tensor, outputs: int, moments: int, n: int) -> Prediction:
@@ -101,8 +100,8 @@ def _followed(phi: Activation, law: WeightLaw, x_t: Tensor, outputs: int, moment
     for m in reversed(over_time[:-1]):
         mean_field.append(mean_field[-1] + (law.sigma_w2 * m.slope2).log())
         variance.append(variance[-1] + (_omega(m) - 2.0 * law.orthogonal) / n)
-    tolerance = _tolerance(phi, law, over_time, moments - x_t.shape[1], n)
-    if tolerance > _TOLERATED:
+    tolerance = _tolerance(phi, law, over_time, moments - x_t.shape[1], n) if moments > 1 else 0.0
+    if tolerance > TOLERATED:
         raise UnknownLawError(
             f"width {n} is too small for a law, since the weights are the same at all of {moments} steps"
         )
@@ -135,6 +134,7 @@ def _tolerance(phi: Activation, law: WeightLaw, over_time: list[Moments], free: 
     slope = law.sigma_w2 * last.u_value_slope / (law.sigma_w2 * last.square + law.sigma_b2)
     moving = (depends * slope / (1 - slope).clamp(min=1e-9)).where(depends > 1e-9, 0)
     error = resting + (_MOVING_ORTHOGONAL if law.orthogonal else _MOVING) * float(moving.max()) / n
+    error += NOT_GAUSSIAN * abs(law.kurtosis) / n**2
     return error if error > 1e-12 else 0.0
 
 
@@ -152,7 +152,7 @@ def _followed_by_unit(phi: Activation, law: WeightLaw, x_t: Tensor, outputs: int
     is_exact = float(torch.stack(profile.variance).std(dim=0).max()) < 1e-12
     # The second order of the logarithm, and how well so many units stand for all.
     tolerance = 0.0 if is_exact else (largest**2 / 2 + _OF_UNITS) / moments
-    if not tolerance <= _TOLERATED or not torch.stack(profile.output).isfinite().all():
+    if not tolerance <= TOLERATED or not torch.stack(profile.output).isfinite().all():
         raise UnknownLawError(
             f"so few units of a scaled identity let the gradient through that width {n} is too small for their mean"
         )

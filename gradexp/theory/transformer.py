@@ -29,11 +29,11 @@ from gradexp.theory.gaussian import pair_average
 from gradexp.theory.mean_field import is_piecewise_linear
 from gradexp.theory.prediction import Array, Prediction
 from gradexp.theory.rows import prediction_of_rows
+from gradexp.theory.trust import NOT_GAUSSIAN, TOLERATED
 from gradexp.theory.weight_laws import UnknownLawError, WeightLaw
 
 # What finite width adds to log_chi beyond this law, times the width: twice what networks of widths 64 to 256 show.
 _NEGLECTED = 0.5
-_TOLERATED = 0.02
 # Of the polynomials in the angle between two tokens: relu's averages are analytic in it, as those of smooth ones.
 _DEGREE = 16
 
@@ -72,6 +72,7 @@ def predict_transformer(
         raise UnknownLawError("no law is known for softmax of drawn queries; model.queries=zero has one")
     if norm == "none" and not is_piecewise_linear(phi):
         raise UnknownLawError("without norms there is a law for linear, relu and leaky_relu only")
+    features = x.shape[1]
     x = tokens(x[(x != 0).any(dim=1)], context)
     if not len(x):
         raise UnknownLawError("every input is exactly 0")
@@ -80,11 +81,11 @@ def predict_transformer(
     walk = _Walk(phi, law, x, outputs, width, norm, 1 / (2 * depth) if depth_scaled else 1.0)
     walk.forward(depth)
     walk.backward()
-    tolerance = _NEGLECTED / width
-    if tolerance > _TOLERATED:
+    tolerance = _NEGLECTED / width + NOT_GAUSSIAN * abs(walk.square.kurtosis) / width**2
+    if tolerance > TOLERATED:
         raise UnknownLawError(f"width {width} is too small for a law of infinitely wide streams")
     return prediction_of_rows(
-        [x[0].numel(), *[context * width] * (2 * depth + 1), outputs],
+        [features, *[context * width] * (2 * depth + 1), outputs],
         torch.stack(walk.output),
         torch.stack(walk.output_grad[::-1]),
         torch.stack(walk.weight_grad[::-1]),

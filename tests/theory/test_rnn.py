@@ -68,7 +68,6 @@ def test_a_sample_that_has_much_input_saturates_and_forgets():
         ),
         ("orthogonal", 1.0, "tanh", {"cell": "lstm"}, "no law is known for the gates of cell 'lstm'"),
         ("orthogonal", 0.0, "tanh", {}, "sigma_w2 is 0"),
-        ("orthogonal", 1.0, "tanh", {"depth": 1}, "a readout alone has no time steps"),
     ],
 )
 def test_where_no_law_is_known_it_says_why(init, gain, phi, options, reason):
