@@ -91,6 +91,12 @@ EXPERIMENTS = {
         minutes=0.5,
         quick=0.2,
     ),
+    "xiong2020": About(
+        "Why does a transformer with its norms behind the branches begin with large gradients near the output?",
+        "Xiong et al. (2020), arXiv:2002.04745, Theorem 1 and Lemma 2.",
+        minutes=1.5,
+        quick=0.3,
+    ),
     "monitors": About(
         "What do monitors of gradients report on 150 layers, beside the truth?",
         "Our own; float32 norms: pytorch/pytorch#193006.",

@@ -51,6 +51,18 @@ class ModelConfig:
     """the family"""
     kernel: int | None = None
     """height and width of a kernel"""
+    heads: int | None = None
+    """heads of attention, a divisor of the width"""
+    context: int | None = None
+    """number of tokens into which the features are cut; an rnn reads one per step, and goes on without"""
+    norm: str | None = None
+    """where layer norm is: pre (inside the branches, and before the readout), post (behind them) or none"""
+    queries: str | None = None
+    """zero: query weights start at 0, and all tokens weigh the same; init: drawn like the others"""
+    depth_scaled: bool | None = None
+    """divide the last weights of each branch by sqrt(2 depth) at initialisation"""
+    cell: str | None = None
+    """rnn, gru or lstm"""
     own: dict[str, Any] = field(default_factory=dict)
     """options of a part of your own, typed as model.NAME=VALUE"""
 
@@ -119,6 +131,10 @@ class DataConfig:
     """scale every input to mean square exactly 1"""
     seed: int | None = None
     """fixes the inputs and the teacher"""
+    length: int | None = None
+    """number of symbols in a sequence, of which the first is to be told"""
+    symbols: int | None = None
+    """number of different symbols"""
     own: dict[str, Any] = field(default_factory=dict)
     """options of a part of your own, typed as data.NAME=VALUE"""
 
@@ -385,10 +401,14 @@ _LOWEST = {
     "sigma_b2": 0,
     "record.every": 1,
     "model.kernel": 1,
+    "model.heads": 1,
+    "model.context": 1,
     **{f"init.{key}": low for key, low in INIT_LOWEST.items()},
     "data.samples": 1,
     "data.features": 1,
     "data.targets": 1,
+    "data.length": 1,
+    "data.symbols": 2,
     "data.seed": 0,
     "optimizer.lr": 0,
     "optimizer.weight_decay": 0,
@@ -404,7 +424,9 @@ _MOST = {
     "threads": 1024,
     "depth": 10**6,
     "seeds": 10**6,
-    **dict.fromkeys(("width", "batch_size", "data.samples", "data.features", "data.targets"), 10**8),
+    **dict.fromkeys(
+        ("width", "batch_size", "data.samples", "data.features", "data.targets", "data.length", "data.symbols"), 10**8
+    ),
 }
 
 _OWN = ("activation", "loss")

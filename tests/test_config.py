@@ -104,7 +104,10 @@ def test_widths_set_the_depth() -> None:
             {"init": InitConfig("lyapunov"), "activation": "tanh"},
             "init 'lyapunov' is for activation linear, relu, leaky",
         ),
-        ({"data": DataConfig("mnist")}, "data must be one of digits, mnist5k, file, gaussian, ones, got 'mnist'"),
+        (
+            {"data": DataConfig("mnist")},
+            "data must be one of digits, mnist5k, file, gaussian, ones, copy, got 'mnist'",
+        ),
         ({"data": DataConfig("ones", path="x")}, "data 'ones' has no option 'path'; it takes samples"),
         (
             {"optimizer": OptimizerConfig("sgd", momentum=0.9)},

@@ -106,11 +106,13 @@ def _sizes(
     """Return log10 sizes of some samples, each of shape ``(step, sample)``, and their ``directions`` in each row."""
     start, steps = chain.unrolled(x)
     total = 2 * len(steps)
+    last_fixed = max((index for index, step in enumerate(steps) if not step.scales), default=0)
     before, outputs, pointing = [], [], []
     state: _State = start, torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for index, step in enumerate(steps):
         before.append(state)
-        state = _brought_back(step.run(state[0]), state[1], scaling, chain.mixes_samples)
+        free = scaling if index >= last_fixed else "none"
+        state = _brought_back(step.run(state[0]), state[1], free, chain.mixes_samples)
         pointing.append(directions(_of_ordinary_size(state[0])[0].flatten(1).unsqueeze(0)))
         outputs.append((*_log10_sizes(state), torch.full_like(state[1], state[0][0].numel())))
         report(index + 1, total)

@@ -16,10 +16,12 @@ class Step(NamedTuple):
         name: Name of the row: of the module whose output the state after the step is, if there is one, which lets
             the probe record the same rows in training. Several calls of one module have one name.
         run: The function from the state before the step to the state after it, both of shape ``(batch, ...)``.
+        scales: Whether the ``scaling`` of the chain holds for it. It does not where inputs are added on the way.
     """
 
     name: str
     run: Callable[[Tensor], Tensor]
+    scales: bool = True
 
 
 class Chain(nn.Module):

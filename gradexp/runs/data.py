@@ -239,6 +239,21 @@ def _ones(samples: int = 64, *, width: int) -> Dataset:
     return Dataset(x, y, x, y, classes=None)
 
 
+def _copy(samples: int = 2000, length: int = 8, symbols: int = 8, seed: int = 0) -> Dataset:
+    """Return sequences of random symbols, of which the first is the class, for networks that read token by token.
+
+    A symbol is a one-hot vector times √symbols, of mean square 1; a sequence is ``length`` of them in a row, so that
+    ``model.context`` = ``length`` gives the network one at a time. It is the simplest of the tasks with which
+    Hochreiter & Schmidhuber (1997) ask how long a network remembers.
+    """
+    if samples < 2:
+        raise ConfigError(f"data.samples must be at least 2 for a train/test split, got {samples}")
+    drawn = torch.randint(symbols, (samples, length), generator=generator(seed, "symbols"))
+    x = math.sqrt(symbols) * torch.nn.functional.one_hot(drawn, symbols).double()
+    data = _split(x.numpy(), drawn[:, 0].numpy())
+    return replace(data, classes=symbols)
+
+
 def _read_npz(path: str, where: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return x and y, each with at least one dimension and all finite real numbers."""
     try:
@@ -361,4 +376,5 @@ LOADERS: dict[str, Source] = {
     "file": Source(_file),
     "gaussian": Source(_gaussian),
     "ones": Source(_ones),
+    "copy": Source(_copy),
 }

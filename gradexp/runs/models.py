@@ -7,6 +7,7 @@ options of a run that it takes, such as ``depth``: a default there is the family
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,19 @@ from torch import Tensor, nn
 
 from gradexp.choices import MODEL_TAKES, ConfigError
 from gradexp.config import Config
+from gradexp.networks.activations import activation
 from gradexp.networks.chain import Chain
 from gradexp.networks.cnn import CNN
 from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP, evaluating
+from gradexp.networks.rnn import RNN
+from gradexp.networks.transformer import Transformer
 from gradexp.numerics.seeds import generator, steady
 from gradexp.own_parts import OwnPart
-from gradexp.theory import Prediction
+from gradexp.theory import Prediction, weight_laws
+from gradexp.theory.rnn import predict_rnn
+from gradexp.theory.transformer import predict_transformer
+from gradexp.theory.weight_laws import WeightLaw
 
 Predict = Callable[[Config, Tensor, int], Prediction]
 """Theory for a family: of the options, inputs ``(sample, features)`` in float64, and the number of outputs.
@@ -160,8 +167,81 @@ def _cnn(
     return CNN(features, outputs, depth, width, kernel, activation, bias, negative_slope)
 
 
+def _transformer(
+    heads: int = 4,
+    context: int = 8,
+    norm: str = "pre",
+    queries: str = "zero",
+    depth_scaled: bool = False,
+    *,
+    features: int,
+    outputs: int,
+    depth: int = 12,
+    width: int = 64,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    bias: bool = True,
+) -> Transformer:
+    return Transformer(
+        features,
+        outputs,
+        depth,
+        width,
+        heads,
+        context,
+        norm,
+        queries,
+        depth_scaled,
+        activation,
+        bias,
+        negative_slope,
+    )
+
+
+def _predict_transformer(config: Config, x: Tensor, outputs: int) -> Prediction:
+    options = {key: value for key, value in config.model.options.items() if key != "heads"}
+    phi, law = activation(config.activation, config.negative_slope), partial(_law, config)
+    return predict_transformer(phi, law, x, outputs, depth=config.depth, width=config.width, **options)
+
+
+def _rnn(
+    cell: str = "rnn",
+    context: int = 8,
+    *,
+    features: int,
+    outputs: int,
+    depth: int = 101,
+    width: int = 128,
+    activation: str = "tanh",
+    negative_slope: float = 0.01,
+    bias: bool = True,
+) -> RNN:
+    return RNN(features, outputs, depth, width, cell, context, activation, bias, negative_slope)
+
+
+def _predict_rnn(config: Config, x: Tensor, outputs: int) -> Prediction:
+    phi, law = activation(config.activation, config.negative_slope), _law(config, config.width, config.width)
+    return predict_rnn(phi, law, x, outputs, depth=config.depth, width=config.width, **config.model.options)
+
+
+def _law(config: Config, fan_in: int, fan_out: int) -> WeightLaw:
+    """Return the law of one layer's weights under the init of a run."""
+    [law] = weight_laws(
+        config.init.name,
+        [fan_in, fan_out],
+        sigma_b2=config.sigma_b2,
+        bias=config.bias,
+        activation=config.activation,
+        negative_slope=config.negative_slope,
+        **config.init.options,
+    )
+    return law
+
+
 # Options and defaults are read from here without importing the file: see gradexp/choices.py.
 MODELS: dict[str, Family] = {
     "mlp": Family(_mlp),
     "cnn": Family(_cnn),
+    "transformer": Family(_transformer, _predict_transformer),
+    "rnn": Family(_rnn, _predict_rnn),
 }

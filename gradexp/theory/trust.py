@@ -14,10 +14,10 @@ from gradexp.theory.profile import Profile
 # Largest relative variance of a layer's length that the expansion stands, and where deviations do not die out (65).
 _FLUCTUATION, _FLUCTUATION_MARGINAL = 0.1, 0.03
 # Largest tolerance of log_chi with which a prediction is still worth a line (64).
-_TOLERATED = 0.02
+TOLERATED = 0.02
 # Mean excess kurtosis of weights times this over width² is the most it does to log_chi (63); and how much of that a
 # prediction stands (64).
-_NOT_GAUSSIAN, _NOT_GAUSSIAN_TOLERATED = 10.0, 0.015
+NOT_GAUSSIAN, _NOT_GAUSSIAN_TOLERATED = 10.0, 0.015
 # Batch norm: what finite batches and widths add to log_chi is taken as this, and as unknown for smaller batches.
 BATCH_NORM_TOLERANCE = 0.03
 _SMALLEST_BATCH = 8
@@ -78,7 +78,7 @@ def why_not_trusted(profile: Profile, network: Network, point: MeanField | None,
             f"width {narrowest} is too small for this depth: lengths differ between networks by "
             f"{100 * math.sqrt(largest):.0f} %, too much for an expansion in 1 / width"
         )
-    if tolerance > _TOLERATED and tolerance != BATCH_NORM_TOLERANCE:
+    if tolerance > TOLERATED and tolerance != BATCH_NORM_TOLERANCE:
         return f"width {narrowest} is too small for an expansion in 1 / width"
     return ""
 
@@ -109,4 +109,4 @@ def neglected_terms(profile: Profile, network: Network) -> float:
 def non_gaussian_error(network: Network) -> float:
     """Estimate what weights that are not Gaussian do to log_chi beyond the first order in 1 / width (63)."""
     hidden = list(zip(network.laws, network.widths, strict=False))[1:]  # the first layer's weights meet no gradient
-    return sum(_NOT_GAUSSIAN * abs(law.kurtosis) / n**2 for law, n in hidden) / max(len(hidden), 1)
+    return sum(NOT_GAUSSIAN * abs(law.kurtosis) / n**2 for law, n in hidden) / max(len(hidden), 1)

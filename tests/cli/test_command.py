@@ -92,6 +92,8 @@ SWEEPS = {
     "init_comparison": (["seed=0"], 5),
     "depth_sweep": (["depth=3,4", "seed=0"], 4),
     "critical_line": (["init.sigma_w2=1,2", "sigma_b2=0,0.1", "seed=0", "steps=0"], 4),
+    "pre_post_norm": (["depth=2", "width=16"], 3),
+    "rnn_memory": (["depth=5", "init=identity"], 3),
 }
 ONE_LINE = ("critical_line", ["init.sigma_w2=1,2", "sigma_b2=0", "seed=0", "steps=0"], 2)
 # Those of experiments, which run them: how many jobs they have at one seed, depth and learning rate.
@@ -106,6 +108,7 @@ OF_EXPERIMENTS = {
     "residual": 3,
     "saxe2014": 2,
     "schoenholz2017": 8,
+    "xiong2020": 2,
     "yang2019": 2,
 }
 

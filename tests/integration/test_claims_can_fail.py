@@ -29,6 +29,7 @@ PERTURBED = {
     "hanin_rolnick2018": [["init.gain=0.5"], ["activation=linear"]],
     "yang2019": [["residual=plain"], ["normalization=none", "steps=10"]],
     "residual": [["residual=plain"], ["residual=zero"]],
+    "xiong2020": [["init.gain=2"], ["init.gain=0.5"], ["model.depth_scaled=true"], ["model.queries=init"]],
     "ten_thousand": [["init.gain=1.3"], ["init.gain=0.9"]],
 }
 

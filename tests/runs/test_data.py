@@ -53,7 +53,7 @@ def test_load_fills_in_defaults_without_changing_the_options_given():
 
 
 def test_load_refuses_an_unknown_name():
-    with pytest.raises(ConfigError, match=r"^data must be one of digits, .*ones, got 'digitz'$"):
+    with pytest.raises(ConfigError, match=r"^data must be one of digits, .*copy, got 'digitz'$"):
         load(DataConfig("digitz"), width=3)
 
 
@@ -281,6 +281,29 @@ def test_unreadable_files_are_refused_in_one_line():
             load(DataConfig("file", path=path), width=7)
         assert str(error.value).startswith(message)
         assert "\n" not in str(error.value)
+
+
+# --- copy
+
+
+def test_copy_asks_for_the_first_of_a_sequence_of_one_hot_symbols():
+    data = load(DataConfig("copy", samples=500, length=5, symbols=7), width=128)
+    for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+        symbols = x.unflatten(1, (5, 7))
+        assert torch.equal(symbols.argmax(2)[:, 0], y)
+        assert torch.allclose(symbols.square().mean(2), torch.ones(len(x), 5, dtype=torch.float64))
+        assert torch.equal((symbols > 0).sum(2), torch.ones(len(x), 5, dtype=torch.int64))
+    assert (data.classes, data.output_width, data.input_width) == (7, 7, 35)
+
+
+def test_copy_has_all_classes_even_where_no_sample_shows_the_last():
+    assert load(DataConfig("copy", samples=4, length=2, symbols=50), width=128).output_width == 50
+
+
+def test_copy_seed_fixes_the_sequences():
+    first, again, other = (load(DataConfig("copy", samples=20, seed=s), width=128) for s in (1, 1, 2))
+    assert torch.equal(first.x_train, again.x_train)
+    assert not torch.equal(first.x_train, other.x_train)
 
 
 # --- gaussian and ones

@@ -24,7 +24,11 @@ from gradexp.runs.stacks import stackable_groups
 from gradexp.runs.trials import working_options
 
 FAMILIES = [name for name in MODELS if name != "mlp"]
-SMALL = {"cnn": {"depth": 4, "width": 3}}
+SMALL = {
+    "cnn": {"depth": 4, "width": 3},
+    "transformer": {"depth": 2, "width": 8},
+    "rnn": {"depth": 10, "width": 6},
+}
 
 
 def small(name, **options):
