@@ -235,13 +235,13 @@ def test_xavier_with_tanh_decays_like_one_over_depth() -> None:
 
 
 def test_where_no_formula_holds_there_are_no_numbers_but_a_reason() -> None:
-    marginal = theory.predict("tanh", 1.0, 0.0, width=128, depth=150)
-    assert not marginal.valid
-    assert "no isolated fixed point at sigma_w2=1, sigma_b2=0" in marginal.reason
-    assert marginal.log_chi is None
-    assert np.isnan(marginal.log10_output_grad).all()
-    assert marginal.arrays == {}
-    assert marginal.log_chi_mean_field < 0  # infinite width is still known
+    wild = theory.predict("gelu", 2.0, width=64, depth=40)
+    assert not wild.valid
+    assert wild.reason == "width 64 is too small for an expansion in 1 / width"
+    assert wild.log_chi is None
+    assert np.isnan(wild.log10_output_grad).all()
+    assert wild.arrays == {}
+    assert wild.log_chi_mean_field > 0  # infinite width is still known
     narrow = theory.predict("tanh", 2.5, 0.05, width=3, depth=50)
     assert not narrow.valid
     assert "width 3 is too small" in narrow.reason
