@@ -2,8 +2,8 @@
 
 ``python benchmarks/theory_thresholds.py [--device cuda] [NETWORKS]``
 
-Networks are drawn with their weights and measured by ``exact_profile``; in the last three sections, thousands of them,
-without (``tests/helpers/drawn.py``), which has the same law.
+Networks are drawn with their weights and measured by ``exact_profile``; in three sections near the end,
+thousands of them, without (``tests/helpers/drawn.py``), which has the same law.
 
 Each line is one kind of network. ``value`` is what the threshold is compared with, ``error`` is measured minus
 predicted log_chi with its standard error, and ``tolerance`` what theory admits. Theory is asked whether it trusts
@@ -30,7 +30,7 @@ from gradexp.theory.normalised import normalised_or_residual
 from gradexp.theory.profile import Profile, exact
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
-from drawn import drawn  # noqa: E402
+from drawn import drawn
 
 DEPTH = 31
 # Networks times units times layers that are drawn at a time.
@@ -187,7 +187,7 @@ def main() -> None:
         for width in (16, 64):
             measure(networks, device, None, init, activation, width, residual="plain")
 
-    section("Batch norm: 3 / n (6 / n where samples do not settle) + 0.4 / (L - 1), trusted up to 0.1 inside (65)")
+    section("Batch norm: 3 / n (6 / n where samples do not settle) + 0.4 / (L - 1), trusted up to 0.1 inside (63a)")
     for activation, init in (("linear", "lecun"), ("relu", "he"), ("tanh", "lecun"), ("gelu", "lecun")):
         for width, batch in ((16, 8), (64, 4), (64, 8), (64, 32), (64, 128), (128, 8), (128, 64)):
             measure(networks // 5, device, None, init, activation, width, batch=batch, normalization="batch")
@@ -216,7 +216,7 @@ def main() -> None:
         for width in (32, 64):
             measure_drawn(10 * networks, activation, width, 60, sigma_w2)
 
-    drawn_section("Activations of one sign: what ties the gradient to them (47)")
+    drawn_section("Activations of one sign: what ties the gradient to them (46b)")
     for width in (24, 32, 64, 128):
         measure_drawn(20 * networks, "softplus", width, 40, 1.0)
     for sigma_b2, width in ((0.3, 48), (0.3, 128)):
@@ -237,7 +237,7 @@ def main() -> None:
         for width, depth in ((32, 40), (64, 100)):
             measure_drawn(20 * networks, activation, width, depth, sigma_w2, sigma_b2)
 
-    print(f"\nrelu layers with biases: share of networks in which an input dies, and the law 1 - (1 - 2⁻ⁿ)ᴸ⁻¹ (23)")
+    print("\nrelu layers with biases: share of networks in which an input dies, and the law 1 - (1 - 2⁻ⁿ)ᴸ⁻¹ (23)")
     for width, depth in ((4, 20), (6, 60), (8, 150)):
         stack = MLP(
             [64] + [width] * (depth - 1) + [10], "relu", networks=5 * networks, dtype=torch.float64, draw=False

@@ -103,11 +103,11 @@ def batch_averages(phi: Activation, batch: int) -> BatchAverages:
     slope2, t2_slope2 = one(slope.square()), one((t * slope).square())
     pair, t_pair = two(slope, other_slope), two(t * slope, other_t * other_slope)
     centred = one(value.square()) - two(value, other_value)
-    # E tr(D P D), P = I - 11ᵀ / B - ttᵀ / B, and E 1ᵀ D P D 1 / B.
+    # E tr(P D D), P = I - 11ᵀ / B - ttᵀ / B, and E 1ᵀ D P D 1 / B (49a).
     through = (b - 1) * slope2 - t2_slope2
     common = slope2 - (slope2 + (b - 1) * pair) / b - (t2_slope2 + (b - 1) * t_pair) / b
     inverse = b / (b - 3)  # B E 1 / χ²_(B-1)
-    # How much of its own gradient a sample keeps, and how much it gets of that of each other one.
+    # How much of its own gradient a sample keeps, and how much it gets of that of each other one (49c).
     own = one(((1 - (1 + t.square()) / b) * slope).square())
     others = two(torch.ones_like(t), other_slope.square()) + 2 * two(t, other_t * other_slope.square())
     others = (others + two(t.square(), (other_t * other_slope).square())) / b**2
@@ -155,7 +155,7 @@ def _log_mean_of_ratios(above: float, below: int, count: int) -> LogMoments:
     """Return the law of log of the mean over ``count`` independent X = (χ²_above / above) / χ²_below, over its E X.
 
     For few samples X is heavy-tailed, and the log of the mean far from normal. As for ``log_square_sum``, T / Σ X has
-    a distribution in closed form but for E e^(-tX), an average over χ²_below of (1 + 2t / (above · χ²))^(-above / 2).
+    a distribution in closed form but for E e^(-tX) (49b), an average over χ²_below.
     """
     y = np.arange(-45, 12, 0.0625)  # log χ²
     density = 0.5 * below * y - 0.5 * np.exp(y)

@@ -186,7 +186,7 @@ class Alignment(NamedTuple):
     """What ties the way back to the weights of the way forward."""
 
     r: Tensor  # 1 for an independent cotangent (38)
-    memory: Tensor  # covariance with what was gained by it above (47)
+    memory: Tensor  # covariance with what was gained by it above (46a)
 
     @classmethod
     def independent(cls, like: Tensor) -> "Alignment":
@@ -201,7 +201,7 @@ class Alignment(NamedTuple):
             noise: The first order of that variance.
             width: Units n.
         """
-        variance = kappa / width * (self._excess(kappa, width) + 2 * self.memory)  # (47)
+        variance = kappa / width * (self._excess(kappa, width) + 2 * self.memory)  # (46b)
         return variance / (1 + variance / noise), variance
 
     def below(self, m: Moments, share: Tensor, kappa: Tensor, width: int) -> "Alignment":
@@ -213,4 +213,4 @@ class Alignment(NamedTuple):
         return Alignment(y2_slope2 / y2 + kept * (self.r - 1), kept * (self.memory + self._excess(kappa, width)))
 
     def _excess(self, kappa: Tensor, width: int) -> Tensor:
-        return 2 * kappa / width * (self.r.square() - 1).clamp(min=0)
+        return 2 * kappa / width * (self.r.square() - 1).clamp(min=0)  # (46a)

@@ -114,7 +114,7 @@ class _Forward:
             if over_batch is not None:
                 square = torch.full_like(q, over_batch.square)
                 through = over_batch.top if index + 2 == network.depth else over_batch.inside
-                gain = a2 * w2 * through / v  # (49)
+                gain = a2 * w2 * through / v  # (49a)
                 first_order, noise = torch.zeros_like(q), torch.full_like(q, over_batch.omega / n)
             elif normalization == "layer":
                 gain = a2 * w2 * m.slope2 / v  # (47)
@@ -181,7 +181,7 @@ def _backward(
             all_samples = batch.log_mean(n)
             order, common = order + share.square() * all_samples.mean, common + share.square() * all_samples.variance
             mixed = (1 - share * (1 - batch.mixing)).square()
-            own, lasting = mixed * (own - noise) + noise, mixed * lasting  # (53)
+            own, lasting = mixed * (own - noise) + noise, mixed * lasting  # (49c)
             if joint is None and batch.lengths.slope < 1:
                 c, slope, length_noise, covariance = batch.lengths
                 lasting = lasting + (2 * covariance * sensitivity + length_noise * sensitivity**2) / n  # (44)
@@ -211,7 +211,7 @@ class _JointSlopes:
         values = [pair_average(product, q, q, 2 * math.sin(angle / 2) ** 2, phi.kinks) for angle in self.angles]
         self.values = np.array(values) / float(m.slope2) ** 2
         self.lasting = self.values - 1
-        if network.normalization == "layer":  # (60)
+        if network.normalization == "layer":  # (59a)
             cosine = np.cos(self.angles)
             self.lasting -= cosine * float(m.slope2_he1 / m.slope2) ** 2
             self.lasting += cosine**2 * (2 - float(m.slope2_he2 / m.slope2) ** 2 / 2)

@@ -16,7 +16,7 @@ from gradexp.theory.profile import Profile
 _FLUCTUATION, _FLUCTUATION_MARGINAL = 0.1, 0.03
 # Largest tolerance of log_chi with which a prediction is still worth a line (64).
 _TOLERATED = 0.02
-# Batch norm (65): what order 1 / width adds to log_chi beyond what is known, times the width, and how much of it a
+# Batch norm (63a): what order 1 / width adds to log_chi beyond what is known, times the width, and how much of it a
 # prediction stands; the same where samples do not become alike, as with gelu; and what inputs add to log ‖δ¹‖² once
 # that differ more in some directions than in others.
 _BATCH_NORM, _TOLERATED_BATCH_NORM, _BATCH_NORM_UNSETTLED, _BATCH_NORM_INPUTS = 3.0, 0.1, 6.0, 0.4
@@ -56,7 +56,7 @@ def why_no_formula(network: Network, mean_square: Tensor, batch: int) -> str:
 
 
 def lengths_differ(profile: Profile, point: MeanField | None) -> bool:
-    """Return whether lengths differ too much between networks for an expansion (66).
+    """Return whether lengths differ too much between networks for an expansion (65).
 
     Args:
         profile: The expanded profile.
@@ -121,7 +121,7 @@ def neglected_terms(profile: Profile, network: Network) -> float:
 
 
 def batch_norm_error(network: Network, batch: int) -> float:
-    """Estimate what log_chi leaves out with batch norm (65)."""
+    """Estimate what log_chi leaves out with batch norm (63a)."""
     settles = batch_averages(network.activation, batch).settles
     inside = (_BATCH_NORM if settles else _BATCH_NORM_UNSETTLED) / network.narrowest
     return inside + _BATCH_NORM_INPUTS / max(network.depth - 1, 1)

@@ -4,7 +4,6 @@ import math
 import re
 import shlex
 import tempfile
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import NormalDist
