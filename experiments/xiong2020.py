@@ -17,7 +17,7 @@ from experiments.lab.claims import Claim, Findings, above, below, between, near
 from experiments.lab.drawing import COLOURS, panels
 from experiments.lab.lab import Lab
 from experiments.lab.measures import grouped, initial
-from gradexp.history.step import Array
+from gradexp.history.step import Array, Quantity
 from gradexp.plotting import powers_of_ten
 from gradexp.runs.result import Result
 
@@ -59,7 +59,7 @@ def _claims(runs: Runs) -> list[Claim]:
     return claims
 
 
-def _of_blocks(result: Result, quantity: str) -> Array:
+def _of_blocks(result: Result, quantity: Quantity) -> Array:
     """Return log10 of a quantity at the end of each block."""
     return np.asarray(initial(result).profile(quantity)[2:-1:2])
 

@@ -175,7 +175,7 @@ _ENORMOUS = 150.0  # powers of ten; the gradient of a loss has its largest size 
 
 class _Inputs(NamedTuple):
     x: Tensor
-    input_variance: float | None  # variance over samples, for batch norm; None: of x
+    input_variance: float | None  # variance over the samples of a batch, for batch norm; None: of x
     outputs: int
     words: str
 
@@ -191,7 +191,7 @@ def _inputs(config: Config) -> _Inputs:
         vary = f"as {varying} of {features} features vary"
         words = f"{name}, standardised: mean square {square:.3g}, {vary}; taken from a table, the data are not loaded"
         x = torch.full((1, features), math.sqrt(square), dtype=torch.float64)
-        return _Inputs(x, square, outputs, words)
+        return _Inputs(x, square * (1 - 1 / config.batch_size), outputs, words)
     loaded = data.load(config.data, config.width)
     x = loaded.x_train[: config.batch_size]
     words = f"the first {len(x)} of {name}, mean square {x.square().mean():.3g}"

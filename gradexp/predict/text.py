@@ -97,12 +97,12 @@ def _finite_width(forecast: Forecast) -> Rows:
     if prediction.laws:
         aspect = sum(1 / n for n in prediction.widths[1:-1])
         yield "L/n", f"{aspect:.3g}", "sum of 1 / width; from about 1 on seeds differ much"
-    if prediction.valid and prediction.dead_probability:
+    if prediction.dead_probability:
         share = prediction.dead_probability
         yield (
             "dead",
             "<1e-9" if share < 1e-9 else f"{share:.3g}",
-            "probability that an input is exactly 0 in some layer",
+            "probability that every unit of some layer is off",
         )
     for dtype in ("float32", "float16", "bfloat16") if prediction.valid else ():
         yield dtype, _range(prediction, dtype), ""

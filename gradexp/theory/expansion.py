@@ -7,6 +7,7 @@ reached a fixed point, and widths may differ.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def expand(network: Network, mean_square: Tensor) -> Profile:
     zero = torch.zeros_like(mean_square)
     gradient, variance, mean_field = [zero], [zero], [zero]
     noise = sensitivity = zero
-    alignment = torch.ones_like(mean_square)  # r, 1 for an independent cotangent (38)
+    alignment, second_order = Alignment.independent(mean_square), 0.0
     for layer in reversed(layers):
         m, n, w2 = layer.moments, layer.width, layer.law_above.sigma_w2
         chi_slope = m.slope2_he2 / (2 * m.slope2)  # (34)
@@ -71,13 +72,15 @@ def expand(network: Network, mean_square: Tensor) -> Profile:
         # (41), term by term
         step = step + layer.log_rescaling + chi_slope * layer.length_bias + chi_curvature * layer.length_variance / 2
         step = step + layer.gram_charlier * m.slope2_he4 / m.slope2
-        step = step + (kappa * (alignment - 1) - omega / 2) / n
+        scatter, second = alignment.scatter(kappa, omega / n, n)
+        step = step + (kappa * (alignment.r - 1) - omega / 2) / n - scatter / 2
+        second_order += float(second.mean()) / 2 / network.depth
         gradient.append(gradient[-1] + step)
         covariance = covariance * w2 / layer.next_q / n  # (43)
-        noise = noise + omega / n + 2 * covariance * sensitivity + layer.length_noise * sensitivity.square()
+        noise = noise + omega / n + scatter + 2 * covariance * sensitivity + layer.length_noise * sensitivity.square()
         sensitivity = chi_slope + layer.length_slope * sensitivity  # (42)
         variance.append(noise + sensitivity.square() * layer.length_variance)  # (44)
-        alignment = _alignment_below(layer, alignment)
+        alignment = alignment.below(m, layer.weight_share, kappa, n)
     return Profile(
         torch.stack(output),
         torch.stack(inputs),
@@ -89,7 +92,8 @@ def expand(network: Network, mean_square: Tensor) -> Profile:
         torch.stack([layer.moments.slope2_he2.abs() / layer.moments.slope2 for layer in layers]) if layers else None,
         [network.laws[0].sigma_w2, *(layer.law_above.sigma_w2 for layer in layers)],
         # Scaling by data takes out fluctuations that all samples share, and how many they share is not followed.
-        sum(float(layer.length_noise.mean()) / 2 for layer in layers if layer.law_above.scaled_to) / network.depth,
+        sum(float(layer.length_noise.mean()) / 2 for layer in layers if layer.law_above.scaled_to) / network.depth
+        + second_order / 2,
     )
 
 
@@ -178,9 +182,35 @@ def _scaled_by_data(law: WeightLaw, mean_square: Tensor) -> tuple[WeightLaw, boo
     return replace(law, sigma_w2=max(law.scaled_to - law.sigma_b2, 0.0) / mean), True
 
 
-def _alignment_below(layer: _PlainLayer, alignment: Tensor) -> Tensor:
-    """Carry r from layer l + 1 down to layer l: (39)."""
-    m, share = layer.moments, layer.weight_share
-    projection = share * m.u_value_slope / m.square
-    y2_slope2 = share.square() * m.u2_slope2 + share * (1 - share) * m.q * m.slope2  # (40), y = W a
-    return (y2_slope2 + projection.square() * m.square * (alignment - 1)) / (m.slope2 * share * m.q)
+class Alignment(NamedTuple):
+    """What ties the way back to the weights of the way forward."""
+
+    r: Tensor  # 1 for an independent cotangent (38)
+    memory: Tensor  # covariance with what was gained by it above (46a)
+
+    @classmethod
+    def independent(cls, like: Tensor) -> "Alignment":
+        """Return that of the last layer."""
+        return cls(torch.ones_like(like), torch.zeros_like(like))
+
+    def scatter(self, kappa: Tensor, noise: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Return what an r above 1 adds to Var log ‖δ‖²: summed as a geometric series, and its first term alone.
+
+        Args:
+            kappa: κ.
+            noise: The first order of that variance.
+            width: Units n.
+        """
+        variance = kappa / width * (self._excess(kappa, width) + 2 * self.memory)  # (46b)
+        return variance / (1 + variance / noise), variance
+
+    def below(self, m: Moments, share: Tensor, kappa: Tensor, width: int) -> "Alignment":
+        """Carry it from layer l + 1 down to layer l, of whose length weights hold this share (39)."""
+        projection = share * m.u_value_slope / m.square
+        y2_slope2 = share.square() * m.u2_slope2 + share * (1 - share) * m.q * m.slope2  # (40), y = W a
+        y2 = m.slope2 * share * m.q
+        kept = projection.square() * m.square / y2
+        return Alignment(y2_slope2 / y2 + kept * (self.r - 1), kept * (self.memory + self._excess(kappa, width)))
+
+    def _excess(self, kappa: Tensor, width: int) -> Tensor:
+        return 2 * kappa / width * (self.r.square() - 1).clamp(min=0)  # (46a)

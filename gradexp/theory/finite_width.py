@@ -93,7 +93,8 @@ def dead_probability(
 ) -> float:
     """Return the probability that an input dies in a network: that in some hidden layer every unit is off.
 
-    A relu unit without bias is off with probability 1/2, so this is 1 - Π (1 - 2⁻ⁿ).
+    A relu unit is off with probability 1/2, with a bias of mean 0 as without one: its row of weights and its bias
+    together are as likely as their negatives, whatever the layers below do. So this is 1 - Π (1 - 2⁻ⁿ), exactly.
 
     Args:
         hidden_widths: n of each hidden layer.
@@ -111,10 +112,17 @@ def dead_probability(
     if any(width < 1 for width in hidden_widths):
         raise ValueError(f"widths must be at least 1, got {list(hidden_widths)}")
     off = 1 - keep * sum(slope != 0 for slope in slopes) / 2
-    if off in (0, 1) or not hidden_widths:
-        return off if hidden_widths else 0.0
-    # (23); expm1 and log1p keep the digits of a small probability.
-    return -math.expm1(sum(math.log1p(-(off**width)) for width in hidden_widths)) + 0.0  # never -0.0
+    return any_layer_dies(hidden_widths, [off] * len(hidden_widths))
+
+
+def any_layer_dies(hidden_widths: Sequence[int], off: Sequence[float]) -> float:
+    """Return the probability that in some hidden layer every unit is off, given each layer's odds of one unit."""
+    alive = 0.0
+    for width, odds in zip(hidden_widths, off, strict=True):
+        if odds >= 1:
+            return 1.0
+        alive += math.log1p(-(odds**width))  # (23); expm1 and log1p keep the digits of a small probability
+    return -math.expm1(alive) + 0.0  # never -0.0
 
 
 def gaussian_lyapunov_exponents(width: int, sigma_w2: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -447,6 +447,19 @@ def is_piecewise_linear(phi: Activation) -> bool:
     )
 
 
+def share_without_slope(phi: Activation, q: float) -> float:
+    """Return the probability that φ' is exactly 0 at u from N(0, q): 1/2 for relu, P(|u| > 1) for hard_tanh."""
+    variance = torch.tensor(q, dtype=torch.float64).clamp(_SMALLEST, _LARGEST)
+    z, w = nodes(variance, phi.kinks)
+    return float(w[phi.value_and_slope(variance.sqrt() * z)[1] == 0].sum())
+
+
+def is_flat_somewhere(phi: Activation) -> bool:
+    """Return whether φ' is exactly 0 over some stretch, as relu's, so that a unit may let no gradient through."""
+    z = torch.tensor([1e-3, 0.1, 0.7, 2, 5, 20], dtype=torch.float64)
+    return bool((phi.value_and_slope(torch.cat([-z, z]))[1] == 0).any())
+
+
 @functools.lru_cache(maxsize=4096)
 def _moments(phi: Activation, q: float) -> Moments:
     return Moments.at(phi, torch.tensor(q, dtype=torch.float64))

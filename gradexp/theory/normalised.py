@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradexp.numerics.square_sum import LogMoments
+from gradexp.theory.batch_norm import BatchAverages, batch_averages
 from gradexp.theory.finite_width import log_chi_square, log_mean_square
 from gradexp.theory.gaussian import pair_average
 from gradexp.theory.mean_field import Moments, is_piecewise_linear
@@ -22,7 +23,7 @@ from gradexp.theory.profile import Profile, in_range
 from gradexp.theory.weight_laws import WeightLaw
 
 
-def normalised_or_residual(network: Network, mean_square: Tensor, input_variance: float) -> Profile:
+def normalised_or_residual(network: Network, mean_square: Tensor, input_variance: float, batch: int) -> Profile:
     """Return the profile of a network with a normaliser, residual branches, or both.
 
     Per layer, with chi = sigma_w2 E φ'² / v, v the variance that N divides by (1 without N):
@@ -32,15 +33,16 @@ def normalised_or_residual(network: Network, mean_square: Tensor, input_variance
     Layer norm: v is the length q of the sample. Batch norm: v is the variance over the batch,
     sigma_w2 (E φ² - (E φ)²) in a large batch, whose samples are uncorrelated once their mean is taken out. sigma_w2
     cancels, and relu explodes by π / (π - 1) per layer whatever the initialisation (Yang et al., 2019,
-    arXiv:1902.08129). For layer norm and residual networks what is of order 1 / width is added; for batch norm it
-    is not known here.
+    arXiv:1902.08129), and by more over a finite batch (``batch_norm``). What is of order 1 / width is added, of
+    batch norm only in part.
 
     Args:
         network: One that is not plain.
         mean_square: ‖x‖² / n_0 of each sample, shape ``(sample,)``.
         input_variance: Mean over features of the variance of the inputs over the batch, for batch norm.
+        batch: Number of samples, for batch norm.
     """
-    forward = _Forward(network, mean_square, input_variance)
+    forward = _Forward(network, mean_square, input_variance, batch)
     gradient, variance, mean_field = _backward(network, forward.layers, mean_square)
     branch, log_branches = network.branch, torch.zeros(network.depth, dtype=torch.float64)
     if branch is not None:
@@ -65,8 +67,9 @@ class _NormalisedLayer:
     is_skip: bool  # whether the layer above adds to the stream, or replaces it
     log_q: Tensor  # of the length of the stream
     gain: Tensor  # a² chi: E‖branch of the gradient‖² / ‖δ‖²
-    first_order: Tensor  # what order 1 / width adds to log chi
+    first_order: Tensor  # what order 1 / width adds to the log of E of chi
     noise: Tensor  # relative variance of the branch of the gradient
+    over_batch: BatchAverages | None  # with batch norm
 
 
 class _Forward:
@@ -80,13 +83,16 @@ class _Forward:
         dependences: How much the gradient depends on lengths, as in ``Profile.dependence``.
     """
 
-    def __init__(self, network: Network, mean_square: Tensor, input_variance: float) -> None:
+    def __init__(self, network: Network, mean_square: Tensor, input_variance: float, batch: int) -> None:
         laws, widths, normalization = network.laws, network.widths, network.normalization
         self.layers: list[_NormalisedLayer] = []
         self.output: list[Tensor] = []
         self.inputs = [(mean_square * widths[0]).log()]
         q = laws[0].sigma_w2 * mean_square + laws[0].sigma_b2  # length of the stream (8)
-        v = q if normalization != "batch" else torch.full_like(q, laws[0].sigma_w2 * input_variance)
+        over_batch = batch_averages(network.activation, batch) if normalization == "batch" else None
+        v = q
+        if over_batch is not None:  # of the B - 1 directions that the mean leaves
+            v = torch.full_like(q, laws[0].sigma_w2 * input_variance * batch / (batch - 1))
         length_bias = length_variance = log_scale = torch.zeros_like(q)
         self.fluctuations, self.dependences = [torch.zeros_like(q)], [torch.zeros_like(q)]
         for index in range(network.depth):
@@ -104,18 +110,25 @@ class _Forward:
             a2 = network.branch**2 if is_skip and network.branch is not None else 1.0
             m = network.moments(q if normalization == "none" else torch.ones_like(q))
             w2 = law.sigma_w2
-            self.inputs.append(log_scale + (n * m.square).log())
-            if normalization == "layer":
-                first_order, noise = _layer_norm_step(network, index, m)
-            elif normalization == "batch":
-                first_order, noise = torch.zeros_like(q), _omega(m) / n
+            square = m.square
+            if over_batch is not None:
+                square = torch.full_like(q, over_batch.square)
+                through = over_batch.top if index + 2 == network.depth else over_batch.inside
+                gain = a2 * w2 * through / v  # (49a)
+                first_order, noise = torch.zeros_like(q), torch.full_like(q, over_batch.omega / n)
+            elif normalization == "layer":
+                gain = a2 * w2 * m.slope2 / v  # (47)
+                mean, noise = _layer_norm_step(network, index, m)
+                first_order = mean + noise / 2
             else:  # (41) without ω and r
+                gain = a2 * w2 * m.slope2
                 first_order = (m.slope2_he2 * length_bias / 2 + m.slope2_he4 * length_variance / 8) / m.slope2
                 noise = _omega(m) / n
-            gain = a2 * w2 * m.slope2 / (1.0 if normalization == "none" else v)  # (47)
-            self.layers.append(_NormalisedLayer(n, is_skip, log_scale + q.log(), gain, first_order, noise))
+            self.inputs.append(log_scale + (n * square).log())
+            log_q = log_scale + q.log()
+            self.layers.append(_NormalisedLayer(n, is_skip, log_q, gain, first_order, noise, over_batch))
             stream = q if is_skip else torch.zeros_like(q)
-            next_q = stream + a2 * (w2 * m.square + law.sigma_b2)  # (55)
+            next_q = stream + a2 * (w2 * square + law.sigma_b2)  # (55)
             if normalization == "none":  # (56)
                 added = m.u_value_slope * length_bias + m.square_he4 * length_variance / 8
                 length_bias = (stream * length_bias + a2 * w2 * added) / next_q
@@ -127,8 +140,8 @@ class _Forward:
             q = next_q
             if normalization == "layer":
                 v = q  # (48)
-            elif normalization == "batch":
-                v = (v if is_skip else 0) + a2 * w2 * (m.square - m.value.square())  # (49)
+            elif over_batch is not None:
+                v = (v if is_skip else torch.zeros_like(q)) + a2 * w2 * over_batch.centred  # (49)
 
 
 def _backward(
@@ -142,39 +155,40 @@ def _backward(
     """
     zero = torch.zeros_like(mean_square)
     gradient, variance, mean_field = [zero], [zero], [zero]
-    if not any(layer.is_skip for layer in layers):
-        for layer in reversed(layers):
-            mean_field.append(mean_field[-1] + layer.gain.log())
-            correction = layer.first_order - (layer.noise / 2 if network.normalization == "none" else 0)
-            gradient.append(gradient[-1] + layer.gain.log() + correction)
-            variance.append(variance[-1] + layer.noise)
-        return torch.stack(gradient[::-1]), torch.stack(variance[::-1]), torch.stack(mean_field[::-1])
-    joint = _JointSlopes(network, layers)
+    joint = _JointSlopes(network, layers) if any(layer.is_skip for layer in layers) else None
     # Of the layers above: share w of the squared gradient that came through each, and its share in the fluctuations.
     gradient_shares = torch.zeros(len(layers), *mean_square.shape, dtype=torch.float64)
     noise_shares = torch.zeros_like(gradient_shares)
-    first_order = zero
+    order = own = lasting = common = zero
+    sensitivity = 0.0
     for index in reversed(range(len(layers))):
         layer = layers[index]
         n, gain, above = layer.width, layer.gain, slice(index + 1, None)
-        overlap = joint.over_product(index)[above].unsqueeze(1)  # J with each layer above (57)
-        if layer.is_skip:
-            growth = 1 + gain  # (55)
-            mean_overlap = (gradient_shares[above] * overlap).sum(dim=0)  # (58)
-            noise = (4 * gain * mean_overlap / n + gain.square() * layer.noise) / growth.square()
-        else:
-            growth, noise = gain, layer.noise
+        growth = 1 + gain if layer.is_skip else gain  # (55)
         share = gain / growth
-        noise = noise + 2 * share * (noise_shares[above] * (overlap - 1)).sum(dim=0) / n  # (59)
-        noise_shares[index] = share
-        gradient_shares = gradient_shares / growth
-        gradient_shares[index] = share
-        # The log of the branch's mean, not the mean of its log.
-        branch_order = layer.first_order + (0 if network.normalization == "none" else layer.noise / 2)
-        first_order = first_order + share * branch_order
+        noise = share.square() * layer.noise
+        if joint is not None:
+            overlap, kept = (table[above].unsqueeze(1) for table in joint.over_product(index))  # (57)
+            if layer.is_skip:
+                mean_overlap = (gradient_shares[above] * overlap).sum(dim=0)
+                noise = noise + 4 * gain * mean_overlap / (n * growth.square())  # (58)
+            lasting = lasting + 2 * share * (noise_shares[above] * kept).sum(dim=0) / n  # (59)
+            noise_shares[index] = share
+            gradient_shares = gradient_shares / growth
+            gradient_shares[index] = share
+        order, own = order + share * layer.first_order, own + noise
+        if (batch := layer.over_batch) is not None:
+            all_samples = batch.log_mean(n)
+            order, common = order + share.square() * all_samples.mean, common + share.square() * all_samples.variance
+            mixed = (1 - share * (1 - batch.mixing)).square()
+            own, lasting = mixed * (own - noise) + noise, mixed * lasting  # (49c)
+            if joint is None and batch.lengths.slope < 1:
+                c, slope, length_noise, covariance = batch.lengths
+                lasting = lasting + (2 * covariance * sensitivity + length_noise * sensitivity**2) / n  # (44)
+                sensitivity = c + slope * batch.mixing * sensitivity  # (42)
         mean_field.append(mean_field[-1] + growth.log())
-        variance.append(variance[-1] + noise)
-        gradient.append(mean_field[-1] + first_order - variance[-1] / 2)  # (60)
+        variance.append(own + lasting + common)
+        gradient.append(mean_field[-1] + order - own / 2)  # (60)
     return torch.stack(gradient[::-1]), torch.stack(variance[::-1]), torch.stack(mean_field[::-1])
 
 
@@ -196,12 +210,20 @@ class _JointSlopes:
         self.angles = np.linspace(0, math.pi / 2, 25)
         values = [pair_average(product, q, q, 2 * math.sin(angle / 2) ** 2, phi.kinks) for angle in self.angles]
         self.values = np.array(values) / float(m.slope2) ** 2
+        self.lasting = self.values - 1
+        if network.normalization == "layer":  # (59a)
+            cosine = np.cos(self.angles)
+            self.lasting -= cosine * float(m.slope2_he1 / m.slope2) ** 2
+            self.lasting += cosine**2 * (2 - float(m.slope2_he2 / m.slope2) ** 2 / 2)
 
-    def over_product(self, index: int) -> Tensor:
-        """Return J of one layer with every layer, shape ``(layer,)``."""
+    def over_product(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return J of one layer with every layer, and the covariance of their gains times n, shape ``(layer,)``."""
         log_correlation = -(self.log_lengths[index] - self.log_lengths).abs() / 2
         angle = log_correlation.exp().acos().numpy()
-        return torch.from_numpy(np.interp(angle, self.angles, self.values))
+        overlap, lasting = (
+            torch.from_numpy(np.interp(angle, self.angles, table)) for table in (self.values, self.lasting)
+        )
+        return overlap, lasting
 
 
 def _omega(m: Moments) -> Tensor:

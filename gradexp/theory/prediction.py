@@ -16,13 +16,21 @@ from gradexp.history.sentences import counted, shortened
 from gradexp.networks.activations import Activation
 from gradexp.numerics.formats import limits
 from gradexp.theory.expansion import expand
-from gradexp.theory.finite_width import dead_probability
-from gradexp.theory.mean_field import MeanField, usable_activation
+from gradexp.theory.finite_width import any_layer_dies
+from gradexp.theory.length_law import follow_lengths
+from gradexp.theory.mean_field import (
+    MeanField,
+    is_flat_somewhere,
+    is_piecewise_linear,
+    share_without_slope,
+    usable_activation,
+)
 from gradexp.theory.network import Network
 from gradexp.theory.normalised import normalised_or_residual
 from gradexp.theory.profile import Profile, diagonal, exact
 from gradexp.theory.trust import (
-    BATCH_NORM_TOLERANCE,
+    batch_norm_error,
+    lengths_differ,
     neglected_terms,
     non_gaussian_error,
     why_no_formula,
@@ -65,7 +73,7 @@ class Prediction:
         first_output_grad: ``log10_output_grad`` of the first sample alone.
         first_sd: ``sd_output_grad`` of the first sample alone.
         mean_field_output_grad: log10 of ‖δˡ‖ in infinite width, also where ``valid`` is false; nan if not known.
-        dead_probability: Probability that an input is exactly 0 in some layer of one network.
+        dead_probability: Probability that every unit of some layer is off for an input: no gradient comes by.
         laws: The law of each layer's weights; empty if none is known.
     """
 
@@ -236,6 +244,8 @@ def predict(
         "orthogonal": {"orthogonal": True},
     }
     check_choice("weights", weights, tuple(law_fields))
+    if not isinstance(batch, Integral) or batch < 1:
+        raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
     if not 0 < input_square < math.inf:
         raise ValueError(f"input_square must be above 0 and finite, got {input_square}")
     phi = usable_activation(activation, negative_slope, kinks)
@@ -300,7 +310,8 @@ def predict_layers(
         square = float(x)
         if not 0 < square < math.inf:
             raise ValueError(f"x must be inputs, or their mean square, above 0 and finite, got {square}")
-        input_variance = square if input_variance is None else input_variance
+        if input_variance is None:  # of independent samples, over the batch
+            input_variance = square * (1 - 1 / batch) if batch else square
         x = torch.full((1, widths[0]), math.sqrt(square), dtype=torch.float64)
     if x.dim() != 2 or x.shape[1] != widths[0] or not len(x):
         raise ValueError(f"x must have shape (sample, {widths[0]}), got {tuple(x.shape)}")
@@ -325,23 +336,25 @@ def predict_layers(
         tolerance = non_gaussian_error(network)
         formula = "as for Gaussian weights" if tolerance > 0 else "exact at any width"
         return _available(exact(network, mean_square), formula, tolerance, network, mean_square)
-    return _expanded(network, mean_square, input_variance)
+    return _expanded(network, mean_square, input_variance, batch)
 
 
-def _expanded(network: Network, mean_square: Tensor, input_variance: float) -> Prediction:
-    """Predict by expansion in 1 / width, and by infinite width for batch norm."""
+def _expanded(network: Network, mean_square: Tensor, input_variance: float, batch: int) -> Prediction:
+    """Predict by expansion in 1 / width."""
+    formula, point = "to first order in 1 / width", None
     if network.is_plain:
         profile = expand(network, mean_square)
+        point = _mean_field_point(network, mean_square, profile)
+        if lengths_differ(profile, point) and (followed := follow_lengths(network, mean_square, profile)) is not None:
+            profile, formula = followed, "to first order in 1 / width, with the whole law of lengths"
     else:
-        profile = normalised_or_residual(network, mean_square, input_variance)
+        profile = normalised_or_residual(network, mean_square, input_variance, batch)
     tolerance = neglected_terms(profile, network)
-    if network.branch:  # what ties the gradient's stream to that of the signal is left out (61)
-        share = 1 - math.exp(-abs(_slope(profile.mean_field) or 0.0))
-        tolerance += share / network.narrowest
-    formula = "to first order in 1 / width"
     if network.normalization == "batch":
-        tolerance, formula = BATCH_NORM_TOLERANCE, "infinite width, batch norm"
-    point = _mean_field_point(network, mean_square, profile) if network.is_plain else None
+        tolerance, formula = batch_norm_error(network, batch), f"wide layers, batch norm over {batch} samples"
+    elif network.branch:  # what ties the gradient's stream to that of the signal is left out (61)
+        shares = 1 - (-profile.mean_field.diff(dim=0).abs()[:-1]).exp()  # the last layer has no skip
+        tolerance += float(shares.sum(dim=0).mean()) / network.depth / network.narrowest
     reason = why_not_trusted(profile, network, point, tolerance)
     if reason:
         return _unavailable(reason, network, mean_square, profile)
@@ -373,25 +386,47 @@ def _mean_field_point(network: Network, mean_square: Tensor, profile: Profile | 
     return MeanField(network.activation, sigma_w2, middle.sigma_b2, start=start, dropout=network.dropout)
 
 
-def _facts(network: Network, point: MeanField | None) -> dict[str, Any]:
+def _facts(network: Network, point: MeanField | None, mean_square: Tensor) -> dict[str, Any]:
     """Return what is known of a network with a formula and without one."""
-    slopes = network.activation.slopes_at_zero
     return {
         "widths": tuple(network.widths),
         "laws": tuple(network.laws),
         "point": point,
         "sigma_w2": network.middle.sigma_w2 if point is None else point.sigma_w2,
         "sigma_b2": network.middle.sigma_b2,
-        "dead_probability": dead_probability(network.widths[1:-1], slopes, network.keep)
-        if network.has_exact_laws
-        else 0.0,
+        "dead_probability": _dead_probability(network, mean_square),
     }
+
+
+def _dead_probability(network: Network, mean_square: Tensor) -> float:
+    """Return the probability that an input lets no gradient through some layer of one network.
+
+    That of relu is exact; where the odds depend on the length, as for hard_tanh, it is taken of infinite width.
+    """
+    phi, laws = network.activation, network.laws
+    is_random = all(law.diagonal is None and law.sigma_w2 for law in laws[1:])
+    is_off_at_times = is_flat_somewhere(phi) or network.keep < 1
+    if not (network.is_plain and is_random and len(mean_square) and is_off_at_times):
+        return 0.0
+
+    def odds(q: float) -> float:
+        return 1 - network.keep * (1 - share_without_slope(phi, q))
+
+    q = laws[0].sigma_w2 * float(mean_square.median()) + laws[0].sigma_b2
+    off = [odds(q)]
+    for law in laws[1:-1]:
+        if is_piecewise_linear(phi):  # whatever the length
+            off.append(off[0])
+            continue
+        q = law.sigma_w2 * float(network.moments(torch.tensor(q, dtype=torch.float64)).square) + law.sigma_b2
+        off.append(odds(q if q < math.inf else 1e200))
+    return any_layer_dies(network.widths[1:-1], off[: network.depth - 1])
 
 
 def _unavailable(reason: str, network: Network, mean_square: Tensor, profile: Profile | None = None) -> Prediction:
     """Return a prediction without numbers for the layers, but with what mean field alone knows."""
     point = _mean_field_point(network, mean_square, profile)
-    facts = _facts(network, point)
+    facts = _facts(network, point, mean_square)
     fixed = point if network.is_plain else None
     facts["q_star"] = None if fixed is None else fixed.q_star
     facts["chi_1"] = None if fixed is None else fixed.chi_1
@@ -433,7 +468,7 @@ def _available(profile: Profile, formula: str, tolerance: float, network: Networ
     else:
         q_star, chi_1 = point.q_star, point.chi_1
     return Prediction(
-        **_facts(network, point),
+        **_facts(network, point, mean_square),
         valid=True,
         reason=formula,
         q_star=q_star,

@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor
 
+from gradexp.theory.batch_norm import SMALLEST_BATCH, batch_averages
 from gradexp.theory.mean_field import MeanField
 from gradexp.theory.network import Network
 from gradexp.theory.profile import Profile
@@ -15,12 +16,13 @@ from gradexp.theory.profile import Profile
 _FLUCTUATION, _FLUCTUATION_MARGINAL = 0.1, 0.03
 # Largest tolerance of log_chi with which a prediction is still worth a line (64).
 TOLERATED = 0.02
+# Batch norm (63a): what order 1 / width adds to log_chi beyond what is known, times the width, and how much of it a
+# prediction stands; the same where samples do not become alike, as with gelu; and what inputs add to log ‖δ¹‖² once
+# that differ more in some directions than in others.
+_BATCH_NORM, _TOLERATED_BATCH_NORM, _BATCH_NORM_UNSETTLED, _BATCH_NORM_INPUTS = 3.0, 0.1, 6.0, 0.4
 # Mean excess kurtosis of weights times this over width² is the most it does to log_chi (63); and how much of that a
 # prediction stands (64).
 NOT_GAUSSIAN, _NOT_GAUSSIAN_TOLERATED = 10.0, 0.015
-# Batch norm: what finite batches and widths add to log_chi is taken as this, and as unknown for smaller batches.
-BATCH_NORM_TOLERANCE = 0.03
-_SMALLEST_BATCH = 8
 
 
 def why_no_formula(network: Network, mean_square: Tensor, batch: int) -> str:
@@ -48,15 +50,29 @@ def why_no_formula(network: Network, mean_square: Tensor, batch: int) -> str:
         return "there is no formula for LSUV with normalisers or residual branches"
     if network.dropout and (diagonal_layers or any(law.scaled_to is not None for law in laws)):
         return "there is no formula for dropout with a scaled identity or LSUV, whose data pass without it"
+    if network.dropout and network.normalization == "batch":
+        return "there is no formula for dropout with batch norm"
     if network.normalization == "rms":
         return "there is no formula for rms normalisation"
-    if network.normalization == "batch" and batch < _SMALLEST_BATCH:
-        return f"batch norm over {batch} samples is far from the large batches that theory knows"
+    if network.normalization == "batch" and batch < SMALLEST_BATCH:
+        return f"batch norm over {batch} sample{'s' * (batch > 1)}: squared gradients have no finite mean"
     return ""
 
 
+def lengths_differ(profile: Profile, point: MeanField | None) -> bool:
+    """Return whether lengths differ too much between networks for an expansion (65).
+
+    Args:
+        profile: The expanded profile.
+        point: Mean field of the network's middle layer; None for one that is not plain.
+    """
+    largest, effective = _fluctuations(profile)
+    is_marginal = point is not None and point.is_marginal
+    return effective > _FLUCTUATION or (is_marginal and largest > _FLUCTUATION_MARGINAL)
+
+
 def why_not_trusted(profile: Profile, network: Network, point: MeanField | None, tolerance: float) -> str:
-    """Return why the expansion in 1 / width cannot be trusted; empty if it can.
+    """Return why a prediction in powers of 1 / width cannot be trusted; empty if it can.
 
     Args:
         profile: The predicted profile.
@@ -67,20 +83,22 @@ def why_not_trusted(profile: Profile, network: Network, point: MeanField | None,
     if not bool(profile.output_grad.isfinite().all() and profile.output.isfinite().all()):
         return "lengths leave the range of float64"
     narrowest = network.narrowest
-    largest, effective = _fluctuations(profile)
-    if point is not None and point.is_marginal and largest > _FLUCTUATION_MARGINAL:
-        return (
-            f"no isolated fixed point at {point}: lengths change like a power of the layer, and differ between "
-            f"networks of width {narrowest} too much for an expansion in 1 / width"
-        )
-    if effective > _FLUCTUATION:
+    if lengths_differ(profile, point):
+        largest, effective = _fluctuations(profile)
+        if effective <= _FLUCTUATION or (point is not None and point.is_marginal):
+            return (
+                f"no isolated fixed point at {point}: lengths change like a power of the layer, and differ between "
+                f"networks of width {narrowest} too much for an expansion in 1 / width"
+            )
         return (
             f"width {narrowest} is too small for this depth: lengths differ between networks by "
             f"{100 * math.sqrt(largest):.0f} %, too much for an expansion in 1 / width"
         )
-    if tolerance > TOLERATED and tolerance != BATCH_NORM_TOLERANCE:
-        return f"width {narrowest} is too small for an expansion in 1 / width"
-    return ""
+    if network.normalization == "batch":
+        is_narrow = _BATCH_NORM / narrowest > _TOLERATED_BATCH_NORM
+    else:
+        is_narrow = tolerance > TOLERATED
+    return f"width {narrowest} is too small for an expansion in 1 / width" if is_narrow else ""
 
 
 def _fluctuations(profile: Profile) -> tuple[float, float]:
@@ -104,6 +122,13 @@ def neglected_terms(profile: Profile, network: Network) -> float:
     if profile.fluctuation is not None and profile.dependence is not None:
         lengths = float((profile.dependence * profile.fluctuation.square()).mean())
     return float(steps.square().mean()) + lengths + non_gaussian_error(network) + profile.unknown
+
+
+def batch_norm_error(network: Network, batch: int) -> float:
+    """Estimate what log_chi leaves out with batch norm (63a)."""
+    settles = batch_averages(network.activation, batch).settles
+    inside = (_BATCH_NORM if settles else _BATCH_NORM_UNSETTLED) / network.narrowest
+    return inside + _BATCH_NORM_INPUTS / max(network.depth - 1, 1)
 
 
 def non_gaussian_error(network: Network) -> float:

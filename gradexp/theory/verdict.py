@@ -10,7 +10,7 @@ from gradexp.history.step import STATUSES, Array, Step
 from gradexp.history.verdict import Verdict, gradient_verdict
 
 DEAD = 0.5
-"""Above this probability that an input dies, a network is called dead."""
+"""Above this probability that an input lets no gradient through, a network is called dead."""
 
 
 class Predicted(Protocol):
@@ -61,13 +61,13 @@ def predicted_verdict(prediction: Predicted, decades: float = 3.0) -> Verdict:
         prediction: The prediction.
         decades: The threshold, as in ``gradient_verdict``.
     """
+    if prediction.dead_probability > DEAD:
+        share = f"{prediction.dead_probability:.0%}"
+        return Verdict("dead", text=f"dead: in {share} of such networks every unit of some layer is off for an input")
     profile = predicted_profile(prediction)
     if profile is None:
         outcome: GradientWord = "dead" if prediction.sigma_w2 == 0 else "unknown"
         return Verdict(outcome, text=f"{outcome}: {prediction.reason}")
-    if prediction.dead_probability > DEAD:
-        share = f"{prediction.dead_probability:.0%}"
-        return Verdict("dead", text=f"dead: in {share} of such networks an input is exactly 0 in some layer")
     ok = np.full((1, prediction.depth), STATUSES.index("ok"), dtype=np.int8)
     names = [f"layers.{index}" for index in range(prediction.depth)]
     step = Step("init", names, {"output_grad": profile[None]}, {"output_grad": ok})

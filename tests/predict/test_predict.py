@@ -4,7 +4,6 @@ import math
 import re
 import shlex
 import tempfile
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import NormalDist
@@ -281,7 +280,7 @@ def test_nothing_is_to_change_at_the_critical_point_of_one_setting() -> None:
 @pytest.mark.slow
 def test_a_normalised_network_that_explodes_is_offered_skip_connections() -> None:
     found = forecast(Config(normalization="batch"))
-    assert found.prediction.chi_1 == pytest.approx(math.pi / (math.pi - 1), rel=1e-6)
+    assert found.prediction.chi_1 == pytest.approx(math.pi / (math.pi - 1), rel=1.5 / 64)  # of 64 samples
     assert found.remedies[0].text == "residual=depth"
     assert forecast(Config(residual="plain")).remedies[0].text == "residual=depth"
 
@@ -337,10 +336,10 @@ def test_weights_of_0_are_called_dead() -> None:
 
 
 def test_where_no_formula_holds_the_infinite_width_is_judged() -> None:
-    found = forecast(replace(tanh(1.0), width=32))
+    found = forecast(Config(activation="gelu", width=32))
     assert not found.prediction.valid
     assert found.verdict.text.endswith("if the layers were infinitely wide")
-    assert "no isolated fixed point" in shown(found.config)["formula"]
+    assert "too small for an expansion in 1 / width" in shown(found.config)["formula"]
 
 
 def test_what_theory_refuses_is_a_config_error() -> None:

@@ -402,5 +402,6 @@ def test_the_lines_of_theory_hold_both_numbers_and_what_was_compared():
 
 
 def test_the_console_says_why_there_is_no_theory():
-    text = flat(printed(with_theory(activation="tanh", init="lecun")))
-    assert "theory unavailable: no isolated fixed point at sigma_w2=1, sigma_b2=0" in text
+    run = with_theory(activation="gelu", init="he")
+    assert not run.prediction.valid
+    assert f"theory unavailable: {run.prediction.reason}" in flat(printed(run))

@@ -125,7 +125,7 @@ def test_the_tolerance_of_a_prediction_widens_what_agrees() -> None:
 def test_without_a_formula_the_reason_is_passed_on() -> None:
     mlp = MLP([16] * 41, "tanh", networks=8, dtype=torch.float64, draw=False)
     initialize(mlp, "lecun", seed=0)
-    prediction = theory.predict("tanh", 1.0, width=16, depth=40)
+    prediction = theory.predict("gelu", 2.0, width=16, depth=40)
     found = compare(prediction, measured(mlp, torch.ones(2, 16, dtype=torch.float64)))
     assert (found.verdict, found.z, found.deviates_from_layer) == ("unavailable", None, None)
     assert found.text == f"theory unavailable: {prediction.reason}"

@@ -234,6 +234,19 @@ def test_dead_networks_are_that_frequent() -> None:
     assert abs(share - p) < 4.5 * math.sqrt(p * (1 - p) / networks)
 
 
+def test_a_bias_changes_nothing_in_how_many_die() -> None:
+    # Not even where it outweighs all that comes from below.
+    networks, widths = 20_000, [4, 2, 3, 1, 2]
+    a = normal(4, 1, seed=3).expand(networks, -1, -1)
+    is_dead = torch.zeros(networks, dtype=torch.bool)
+    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
+        bias = 10 * normal(networks, fan_out, 1, seed=50 + layer)
+        a = torch.relu(normal(networks, fan_out, fan_in, seed=layer) @ a + bias)
+        is_dead |= (a == 0).flatten(1).all(dim=1)
+    p = dead_probability(widths[1:])
+    assert abs(is_dead.double().mean().item() - p) < 4.5 * math.sqrt(p * (1 - p) / networks)
+
+
 def test_tiny_and_certain_probabilities_of_death() -> None:
     assert dead_probability([100] * 150) == pytest.approx(150 * 2.0**-100, rel=1e-12)
     assert dead_probability([3], (1.0, 0.0)) == 1 / 8

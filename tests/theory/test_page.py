@@ -18,7 +18,7 @@ def test_a_prediction_is_shown_with_its_verdict_and_its_layers() -> None:
 
 
 def test_without_a_formula_it_shows_what_infinite_width_knows() -> None:
-    wild = theory.predict("tanh", sigma_w2=1.0, width=32, depth=150)
+    wild = theory.predict("gelu", sigma_w2=2.0, width=16, depth=40)
     assert not wild.valid
     page = Parsed(wild._repr_html_())
     assert "infinitely wide" in page.words

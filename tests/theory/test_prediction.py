@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import few
+from drawn import drawn
 from scipy.integrate import quad
 from torch import nn
 
@@ -159,7 +160,7 @@ def test_batch_norm_explodes_whatever_the_initialisation(init: str) -> None:
     expected = math.log(math.pi / (math.pi - 1))
     assert measured.log_chi(first=2, last=20) == pytest.approx(expected, abs=0.03)
     assert predicted.log_chi == pytest.approx(measured.log_chi(), abs=0.03)
-    assert math.log(predicted.chi_1) == pytest.approx(expected, abs=1e-9)
+    assert math.log(predicted.chi_1) == pytest.approx(expected, abs=1.5 / 64)  # of 64 samples
 
 
 def averages(activation: Callable[[float], float], slope: Callable[[float], float], q: float) -> dict[str, float]:
@@ -235,13 +236,13 @@ def test_xavier_with_tanh_decays_like_one_over_depth() -> None:
 
 
 def test_where_no_formula_holds_there_are_no_numbers_but_a_reason() -> None:
-    marginal = theory.predict("tanh", 1.0, 0.0, width=128, depth=150)
-    assert not marginal.valid
-    assert "no isolated fixed point at sigma_w2=1, sigma_b2=0" in marginal.reason
-    assert marginal.log_chi is None
-    assert np.isnan(marginal.log10_output_grad).all()
-    assert marginal.arrays == {}
-    assert marginal.log_chi_mean_field < 0  # infinite width is still known
+    wild = theory.predict("gelu", 2.0, width=64, depth=40)
+    assert not wild.valid
+    assert wild.reason == "width 64 is too small for an expansion in 1 / width"
+    assert wild.log_chi is None
+    assert np.isnan(wild.log10_output_grad).all()
+    assert wild.arrays == {}
+    assert wild.log_chi_mean_field < 0  # infinite width is still known
     narrow = theory.predict("tanh", 2.5, 0.05, width=3, depth=50)
     assert not narrow.valid
     assert "width 3 is too small" in narrow.reason
@@ -398,6 +399,90 @@ def test_only_plain_relu_networks_die() -> None:
     assert theory.predict("relu", 2.0, width=3, depth=9).dead_probability == pytest.approx(1 - (7 / 8) ** 8)
     for cure in ({"normalization": "layer"}, {"residual": "plain"}):
         assert theory.predict("relu", 2.0, width=50, depth=9, **cure).dead_probability == 0
+
+
+def test_narrow_relu_layers_die_with_biases_as_without() -> None:
+    law = 1 - (1 - 2.0**-4) ** 24
+    for given in ({"sigma_b2": 0.01}, {"weights": "orthogonal", "sigma_b2": 0.5}, {}):
+        prediction = theory.predict("relu", 2.0, width=4, depth=25, **given)
+        assert prediction.dead_probability == pytest.approx(law, rel=1e-12)
+        assert "dead: in 79% of such networks every unit of some layer is off for an input" in repr(prediction)
+    unequal = theory.predict("relu", 2.0, 0.1, widths=[9, 2, 3, 50, 1])
+    assert unequal.dead_probability == pytest.approx(1 - (3 / 4) * (7 / 8), rel=1e-12)
+    for alive in ("leaky_relu", "tanh", "gelu", "softplus"):
+        assert theory.predict(alive, 2.0, 0.01, width=4, depth=5).dead_probability == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "depth"), [(4, 20), (6, 60), (8, 80)])
+def test_that_many_networks_with_biases_die(width: int, depth: int) -> None:
+    networks = 400
+    mlp = MLP([20] + [width] * (depth - 1) + [10], "relu", networks=networks, dtype=torch.float64, draw=False)
+    initialize(mlp, "he", seed=0, sigma_b2=0.01)
+    x = torch.randn(1, 20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    first = exact_profile(mlp, x).samples[0, :, 0, 0]
+    p = theory.predict("relu", 2.0, 0.01, widths=mlp.widths).dead_probability
+    assert abs((~np.isfinite(first)).mean() - p) < 4 * math.sqrt(p * (1 - p) / networks)
+
+
+@pytest.mark.slow
+def test_hard_tanh_dies_where_every_unit_is_saturated() -> None:
+    # About: the length is that of infinite width, q* of 4 = 4 E φ² at q with P(|u| > 1) = erfc(1 / √(2q)).
+    prediction = theory.predict("hard_tanh", 8.0, width=6, depth=40)
+    off = math.erfc(1 / math.sqrt(2 * prediction.q_star))
+    assert prediction.dead_probability == pytest.approx(1 - (1 - off**6) ** 39, rel=0.05)
+    mlp = MLP([6] * 41, "hard_tanh", networks=1000, dtype=torch.float64, draw=False)
+    initialize(mlp, "mean_field", seed=0, sigma_w2=8.0)
+    first = exact_profile(mlp, torch.ones(1, 6, dtype=torch.float64)).samples[0, :, 0, 0]
+    assert (~np.isfinite(first)).mean() == pytest.approx(prediction.dead_probability, abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("activation", "sigma_w2", "sigma_b2", "width", "depth"),
+    [
+        ("softplus", 1.0, 0.0, 32, 40),
+        ("softplus", 1.0, 0.0, 128, 40),
+        ("softplus", 0.8, 1.0, 32, 40),
+        ("silu", 1.5, 0.3, 48, 40),
+        ("silu", 1.8, 0.3, 128, 40),
+        ("gelu", 1.0, 1.0, 32, 40),
+        ("sigmoid", 1.0, 0.0, 32, 80),
+        ("sigmoid", 9.0, 0.1, 32, 40),
+        ("relu", 1.8, 0.1, 32, 40),
+        ("tanh", 2.5, 0.05, 32, 40),
+        ("selu", 1.0, 0.0, 64, 40),
+        ("elu", 1.0, 0.1, 64, 40),
+        ("softplus", 1 / 3, 0.01, 24, 80),
+    ],
+)
+def test_the_tolerance_holds_over_activations_widths_and_depths(
+    activation: str, sigma_w2: float, sigma_b2: float, width: int, depth: int
+) -> None:
+    networks = 1500
+    _, gradient = drawn(theory.mean_field.as_activation(activation), width, depth, networks, sigma_w2, sigma_b2)
+    log_chi = (gradient[:, 0] / (depth - 1)).numpy()
+    predicted = theory.predict(activation, sigma_w2, sigma_b2, width, depth)
+    assert predicted.valid, predicted.reason
+    error = log_chi.std() / math.sqrt(networks)
+    assert abs(log_chi.mean() - predicted.log_chi) < predicted.tolerance + 3.5 * error
+    assert log_chi.std() == pytest.approx(predicted.log_chi_sd, rel=0.12)  # of which 1500 networks make 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("activation", "init", "residual"), [("relu", "he", "plain"), ("tanh", "lecun", "plain"), ("relu", "he", "depth")]
+)
+def test_in_a_stream_a_length_stays_what_it_is_and_every_layer_is_divided_by_it(
+    activation: str, init: str, residual: str
+) -> None:
+    widths = [64] * 22
+    measured, predicted = measured_and_predicted(
+        init, activation, widths, networks=400, batch=1, normalization="layer", residual=residual
+    )
+    error = math.hypot(measured.log_chi_se(), predicted.tolerance)
+    assert abs(measured.log_chi() - predicted.log_chi) < 3.5 * error
+    assert np.std(measured.samples[0, :, 0, 0]) == pytest.approx(predicted.sd_output_grad[0], rel=0.11)
 
 
 @pytest.mark.parametrize(
