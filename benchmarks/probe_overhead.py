@@ -188,7 +188,8 @@ def backward_hooks(choose: Callable[[nn.Module], list[nn.Module]]) -> Attach:
         norms: dict[nn.Module, Tensor] = {}
 
         def see(module: nn.Module, _grad_input: Any, grad_output: Any) -> None:
-            norms[module] = grad_output[0].norm()
+            if grad_output[0] is not None:  # a router's first output may be of no use
+                norms[module] = grad_output[0].norm()
 
         with removing([module.register_full_backward_hook(see) for module in choose(model)]):
             yield lambda: [norm.item() for norm in norms.values()]
