@@ -1,6 +1,7 @@
 """What the probe costs, and whether its numbers are right, side by side with what else one would do.
 
-``python benchmarks/probe_overhead.py [--device cuda] [--threads 1] [--models mlp64,cnn] [--against TREE] [ROUNDS]``
+``python benchmarks/probe_overhead.py [--device cuda] [--threads 1] [--models mlp64,cnn] [--batch 128]
+[--brief] [--against TREE] [ROUNDS]``
 
 Split 1 times one training step (forward, backward, SGD with learning rate 0, zero_grad) under each monitor, a few
 steps of one after a few of the other, in an order that rotates. One pass over all monitors is a lap; a model gets at
@@ -187,7 +188,8 @@ def backward_hooks(choose: Callable[[nn.Module], list[nn.Module]]) -> Attach:
         norms: dict[nn.Module, Tensor] = {}
 
         def see(module: nn.Module, _grad_input: Any, grad_output: Any) -> None:
-            norms[module] = grad_output[0].norm()
+            if grad_output[0] is not None:  # a router's first output may be of no use
+                norms[module] = grad_output[0].norm()
 
         with removing([module.register_full_backward_hook(see) for module in choose(model)]):
             yield lambda: [norm.item() for norm in norms.values()]
@@ -241,6 +243,7 @@ MONITORS = [
 ]
 
 
+BRIEF = ("bare", "probe", "full backward hook, norm()")
 # What changes with the checkout.
 OF_OTHER_TREES = ("bare", "probe", "probe, every=10")
 
@@ -251,11 +254,11 @@ OF_OTHER_TREES = ("bare", "probe", "probe, every=10")
 class Task:
     """A model in training."""
 
-    def __init__(self, name: str, device: str) -> None:
+    def __init__(self, name: str, device: str, batch: int) -> None:
         torch.manual_seed(0)
         build, shape = MODELS[name]
         self.model = build().to(device)
-        self.x = torch.randn(BATCH, *shape, device=device)
+        self.x = torch.randn(batch, *shape, device=device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0)
 
     def step(self, after_backward: Callable[[], Any]) -> None:
@@ -293,15 +296,18 @@ class Task:
         return ""
 
 
-def compare(name: str, rounds: int, device: str, against: str | None = None, is_server: bool = False) -> None:
-    task = Task(name, device)
-    errors = {monitor.name: task.error_with(monitor.attach) for monitor in MONITORS}
-    running = [monitor for monitor in MONITORS if not errors[monitor.name]]
+def compare(name: str, options: argparse.Namespace) -> None:
+    rounds = options.rounds
+    task = Task(name, options.device, options.batch)
+    monitors = [monitor for monitor in MONITORS if not options.brief or monitor.name in BRIEF]
+    errors = {monitor.name: task.error_with(monitor.attach) for monitor in monitors}
+    running = [monitor for monitor in monitors if not errors[monitor.name]]
     gc.freeze()  # or each collection would walk through all that importing torch has made
-    if is_server:
+    if options.serve:
         serve({monitor.name: partial(task.milliseconds, monitor) for monitor in running})
         return
-    other = None if against is None else OtherTree(against, ["--device", device, "--models", name])
+    same = ["--device", options.device, "--models", name, "--batch", str(options.batch)]
+    other = None if options.against is None else OtherTree(options.against, same)
     theirs = [m for m in running if m.name in OF_OTHER_TREES] if other is not None else []
     laps: list[dict[str, float]] = []
     begin = time.perf_counter()
@@ -313,7 +319,7 @@ def compare(name: str, rounds: int, device: str, against: str | None = None, is_
     size = sum(p.numel() for p in task.model.parameters())
     print(f"\n{name}: {len(watched(task.model))} layers, {size:,} parameters; laps: {len(laps)}")
     print(f"{'':<40} {'ms per step':>11}   {'x bare':>6}   quartiles")
-    for monitor in MONITORS:
+    for monitor in monitors:
         if monitor not in running:
             print(f"{monitor.name:<40} raises {errors[monitor.name][:32]}")
             continue
@@ -394,6 +400,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--against", help="folder of another checkout of gradexp, whose laps are run in between")
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--brief", action="store_true", help="the probe and full backward hooks only, no split 2")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--models", default=",".join(MODELS), help="default: all, the last three of transformers")
     options = parser.parse_args()
@@ -404,13 +412,14 @@ def main() -> None:
     # The first layer's input takes no gradient, of which torch warns.
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     if options.serve:
-        compare(options.models, options.rounds, options.device, is_server=True)
+        compare(options.models, options)
         return
     threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
-    print(f"{date.today()}, torch {torch.__version__}, {machine(options.device)}, {threads}, batch {BATCH}")
+    print(f"{date.today()}, torch {torch.__version__}, {machine(options.device)}, {threads}, batch {options.batch}")
     for name in names:
-        compare(name, options.rounds, options.device, options.against)
-    report_accuracy(options.device)
+        compare(name, options)
+    if not options.brief:
+        report_accuracy(options.device)
 
 
 if __name__ == "__main__":

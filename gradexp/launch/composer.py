@@ -17,6 +17,8 @@ from gradexp.cli.hydra_internals import is_group, name_of_job, set_options
 
 # Kinds of jobs that are kept, of about 15 kB each.
 _MOST = 256
+# Texts of overrides, of about 2 kB each when parsed.
+_MOST_TEXTS = 4096
 
 
 class Composer:
@@ -31,6 +33,7 @@ class Composer:
         self._templates: dict[tuple[str, ...], bytes] = {}
         self._groups: dict[str, bool] = {}
         self._parser = OverridesParser.create()
+        self._overrides: dict[str, Override] = {}  # jobs share most of them
         self._placed: dict[tuple[str, ...], tuple[int, str, str]] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -85,7 +88,7 @@ class Composer:
         """Return a job's config made from that of another job, or None where it would be no sure thing."""
         if master.hydra.searchpath:  # there may be groups in it that this loader does not see
             return None
-        parsed = self._parser.parse_overrides(list(overrides))
+        parsed = list(map(self._parsed, overrides))
         if not all(map(_is_plain, parsed)):
             return None
         choices = tuple(each.input_line or "" for each in parsed if self._is_group(each.key_or_group))
@@ -101,6 +104,13 @@ class Composer:
         job.hydra.job.override_dirname = name_of_job(job, parsed)
         OmegaConf.copy_cache(from_config=master, to_config=job)  # as Hydra does: of the time, for one
         return job
+
+    def _parsed(self, text: str) -> Override:
+        if text not in self._overrides:
+            if len(self._overrides) >= _MOST_TEXTS:
+                self._overrides.clear()
+            [self._overrides[text]] = self._parser.parse_overrides([text])
+        return self._overrides[text]
 
     def _is_group(self, name: str) -> bool:
         if name not in self._groups:

@@ -7,13 +7,14 @@ from contextlib import suppress
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.utils import JobReturn, configure_log, env_override, run_job, setup_globals
+from hydra.core.utils import JobReturn, configure_log, env_override, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from gradexp.choices import ConfigError
 from gradexp.cli.composing import config_of_job
 from gradexp.config import Config
+from gradexp.launch.job import run_job
 from gradexp.runs import stacks
 from gradexp.runs.experiment import run_stack
 from gradexp.runs.progress import Progress
@@ -47,8 +48,8 @@ def run_jobs(
 ) -> list[JobReturn]:
     """Run jobs one after the other; the first of a chunk waits for the whole chunk's stack to be trained.
 
-    Each then goes through Hydra's ``run_job`` like any other, and its task finds the result ready: folders, files and
-    callbacks are those of the basic launcher.
+    Each is then run like any other, and its task finds the result ready: folders, files and callbacks are those of
+    the basic launcher.
 
     Args:
         context: Hydra's context.
@@ -85,21 +86,13 @@ def run_jobs(
             continue
         with stacks.handing_over(ready.pop(index, None)):
             try:
-                end = run_job(
-                    hydra_context=context,
-                    task_function=task,
-                    config=job_of(index),
-                    job_dir_key="hydra.sweep.dir",
-                    job_subdir_key="hydra.sweep.subdir",
-                )
+                runs.append(run_job(context, task, job_of(index)))
             except KeyboardInterrupt as raised:  # jobs whose results are ready get their files all the same
                 interruption = interruption or raised
                 continue
             finally:
                 count_job()
-        end.cfg = end.hydra_cfg = None  # of hundreds of jobs they would add up
-        runs.append(end)
-        configure_log(settings.hydra_logging, settings.verbose)  # run_job leaves the job's own in place
+        configure_log(settings.hydra_logging, settings.verbose)  # the job has left its own in place
     if interruption:
         raise interruption
     return runs

@@ -49,6 +49,7 @@ _TRIED = 8
 
 
 _Network = tuple[Result, int]  # whose network it is, and its seed
+_SEED = {"seed": 0}
 
 
 def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock) -> None:
@@ -312,11 +313,15 @@ def _groups(networks: Sequence[_Network], data: Dataset) -> list[Sequence[_Netwo
 def _build(
     networks: Sequence[_Network], data: Dataset, device: torch.device, progress: Callable[[int, int], None]
 ) -> MLP:
-    """Draw some networks, those of one run with neighbouring seeds, as one stack."""
-    seeds_of = {id(result): (result.config, list[int]()) for result, _ in networks}
+    """Draw some networks as one stack, those of runs that differ in neighbouring seeds at once."""
+    runs: list[tuple[Config, list[int]]] = []
     for result, seed in networks:
-        seeds_of[id(result)][1].append(seed)
-    runs = list(seeds_of.values())
+        last, seeds = runs[-1] if runs else (None, [])
+        is_next = last is not None and seed == seeds[-1] + 1 and vars(last) | _SEED == vars(result.config) | _SEED
+        if is_next:
+            seeds.append(seed)
+        else:
+            runs.append((result.config, [seed]))
 
     def share(done: int, total: int) -> None:
         progress(len(stacks) * total + done, len(runs) * total)

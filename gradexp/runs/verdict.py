@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -211,10 +212,22 @@ def _remedy(
                 options = f"optimizer.lr={slower(config, prediction):g}"
                 return _Advice(f"try {options}", options)
             return _Advice(f"try more steps, or another optimizer.lr than {lr:g}")
-    cure = next(remedies(config, predict), None)
-    if cure is None:
+    # Theory knows no seed: the jobs of a sweep that share their data share what was tried.
+    known = _cures.setdefault(predict, {})
+    key = (config.init.name, config.activation, repr({**vars(config), "seed": 0}))  # own parts of one name differ
+    if key not in known:
+        if len(known) >= _MOST:
+            known.clear()
+        cure = next(remedies(config, predict), None)
+        known[key] = None if cure is None else cure.text
+    text = known[key]
+    if text is None:
         return _Advice("nothing known helps at this depth and width: fewer or wider layers")
-    return _Advice(f"try {cure.text}", cure.text)
+    return _Advice(f"try {text}", text)
+
+
+_MOST = 200
+_cures: "WeakKeyDictionary[Predict, dict[tuple[str, str, str], str | None]]" = WeakKeyDictionary()
 
 
 def _tried(

@@ -31,8 +31,8 @@ class Files:
 
     def write(self, stage: Stage, result: Result) -> None:
         """Bring the files up to date."""
-        if stage not in ("start", "initial", "end"):
-            return
+        if stage not in ("start", "initial", "end") or (stage == "initial" and result.gradients is not None):
+            return  # of a result that is delivered the end comes at once
         try:
             if stage != "start":
                 with replacing(self.folder / "layers.csv") as path:

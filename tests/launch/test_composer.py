@@ -1,23 +1,16 @@
 """The configs of a sweep's jobs are those that Hydra itself composes, to the last node."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import hydra
 import pytest
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.base import Container
 
-from gradexp.cli.about import CONFIG_DIR, RUN
-from gradexp.cli.composing import _merged, _plain_config, ahead_of_its_job, config_of_job, store_config
-from gradexp.cli.hydra_internals import version_base
+from gradexp.cli.composing import _merged, _plain_config, ahead_of_its_job, config_of_job
 from gradexp.config import Config
 from gradexp.launch.composer import Composer
-from gradexp.own_parts import typed
 
 # Choices whose subtrees differ, presets, lists, texts with signs, values that refer to others, that are missing, or
 # that must be converted, and overrides that only Hydra itself can tell: added, removed, Hydra's own, wrong.
@@ -67,15 +60,6 @@ WRONG = [
 ]
 SWEEPS = [["width=16"], [], ["experiment=depth_sweep"], ["hydra.sweep.dir=here", "hydra/launcher=ensemble"]]
 _SLOW = pytest.mark.slow  # Hydra takes 60 ms for a config
-
-
-@pytest.fixture(scope="module")
-def loader() -> Iterator[ConfigLoader]:
-    """Hydra's own loader of our configs."""
-    store_config(RUN, None, typed(()))
-    Plugins.instance()
-    with hydra.initialize_config_dir(str(CONFIG_DIR), **version_base):
-        yield GlobalHydra.instance().config_loader()
 
 
 def outcome(function: Any, *arguments: Any) -> Any:

@@ -43,7 +43,9 @@ def test_weights_and_batches_are_those_of_runs_alone_bit_for_bit(dtype: str, mon
             yield batch
 
     monkeypatch.setattr(stages, "batches", watched)
-    at_start = jobs(dtype=dtype, save_weights=True, optimizer=OptimizerConfig("sgd", lr=0.0))
+    he, orthogonal, xavier = jobs(dtype=dtype, save_weights=True, optimizer=OptimizerConfig("sgd", lr=0.0))
+    # Networks of neighbouring seeds are drawn at once.
+    at_start = [he, orthogonal, replace(orthogonal, seed=orthogonal.seed + 1), xavier]
     together = run_stack(at_start)
     in_stack, drawn[:] = list(drawn), []
     for index, (config, stacked) in enumerate(zip(at_start, together, strict=True)):

@@ -19,6 +19,7 @@ from gradexp import theory
 from gradexp.config import Config
 from gradexp.history.history import History
 from gradexp.history.step import QUANTITIES
+from gradexp.runs.experiment import deliver
 from gradexp.runs.result import Result
 from gradexp.runs.summary import summary
 from gradexp.runs.training import Training
@@ -63,6 +64,14 @@ def test_the_files_of_a_complete_run(tmp_path):
     files.close()
     assert names_in(tmp_path) == ["layers.csv", "summary.json"]
     assert read(tmp_path) == summary(run)
+    assert read(tmp_path)["status"] == "complete"
+
+
+def test_files_of_a_result_that_is_complete_already_are_written_once(tmp_path, monkeypatch):
+    written, own = [], files.write_csv
+    monkeypatch.setattr(files, "write_csv", lambda *arguments: written.append(own(*arguments)))
+    deliver(result(), [Files(tmp_path)])
+    assert len(written) == 1
     assert read(tmp_path)["status"] == "complete"
 
 
@@ -120,7 +129,7 @@ def test_a_file_is_whole_before_it_takes_its_name(tmp_path, monkeypatch):
 
 def test_an_error_while_writing_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
     sink = Files(tmp_path)
-    sink.write("initial", result(status="running"))
+    sink.write("initial", result(status="running", gradients=None))
     before = {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)}
 
     def full(path, _histories):
