@@ -22,6 +22,7 @@ from gradexp.plotting import powers_of_ten
 from gradexp.runs.result import Result
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 QUICK = ["depth=6,24", "seeds=8"]
@@ -82,7 +83,8 @@ def _figure(runs: Runs) -> "Figure":
         deepest = max(runs[norm])
         result = runs[norm][deepest]
         blocks = np.arange(1, deepest + 1)
-        for panel, quantity in ((stream, "output"), (gradients, "weight_grad")):
+        shown: tuple[tuple[Axes, Quantity], ...] = ((stream, "output"), (gradients, "weight_grad"))
+        for panel, quantity in shown:
             panel.plot(blocks, _of_blocks(result, quantity), color=colour, linewidth=2, label=label)
             theory = initial(result).theory.get(f"log10_{quantity}")
             if theory is not None:
