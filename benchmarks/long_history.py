@@ -12,8 +12,8 @@ from datetime import date
 import numpy as np
 from machine import machine
 
+from gradexp.history.recorded import ProbeStep, Subject
 from gradexp.history.step import QUANTITIES
-from gradexp.probe.readings import ProbeStep
 from gradexp.probe.record import Record
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     names = [f"layers.{row}" for row in range(options.rows)]
     rows = [(name, 0) for name in names]
-    record = Record(names, QUANTITIES, 1, [0])
+    record = Record(Subject(names, [*QUANTITIES], 1, [0]))
     record.keep_order(rows)
     record.rows_of(names)
     tracemalloc.start()

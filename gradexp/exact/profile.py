@@ -18,6 +18,7 @@ from gradexp.exact.layers import Normalised, activate, branch_factor, linear, no
 from gradexp.exact.scaled import scaled
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES
+from gradexp.kinds import whole_numbers
 from gradexp.networks.mlp import MLP, StackedLinear
 from gradexp.numerics.seeds import generator
 
@@ -74,7 +75,7 @@ def exact_profile(
     if x.dim() != 2 or x.shape[1] != mlp.widths[0] or len(x) == 0:
         raise ValueError(f"x must have shape (batch, {mlp.widths[0]}), got {tuple(x.shape)}")
     networks, batch = mlp.networks, len(x)
-    seeds = list(range(networks)) if seeds is None else list(seeds)
+    seeds = list(range(networks)) if seeds is None else whole_numbers("seeds", seeds)
     if len(seeds) != networks:
         raise ValueError(f"seeds must name {networks} networks, got {len(seeds)}")
     if cotangent is None:

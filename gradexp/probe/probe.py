@@ -17,6 +17,7 @@ from gradexp.history.finding import Finding
 from gradexp.history.history import History
 from gradexp.history.recorded import ProbeStep, Row, Subject
 from gradexp.history.step import QUANTITIES, VECTOR_QUANTITIES
+from gradexp.kinds import texts, whole_numbers
 from gradexp.networks.mlp import MLP
 from gradexp.numerics.torch_internals import all_parameters_of, backward_number, is_dynamo_loaded
 from gradexp.probe.alarm import Alarm, Bell
@@ -177,9 +178,11 @@ class GradientProbe:
         self._recorder = Hooks(model, selection.modules, self._plan)
         self._weights = Weights(selection.rows, self._plan, "weight" in self._quantities)
         self._updates: Updates | None = None
-        seeds = list(range(networks)) if seeds is None else seeds
+        seeds = list(range(networks)) if seeds is None else whole_numbers("seeds", seeds)
+        if len(seeds) != networks:
+            raise ValueError(f"seeds must name {networks} networks, got {len(seeds)}")
         names, parameters = [*selection.rows], _count_parameters(model)
-        subject = Subject(names, [*self._quantities], networks, [*seeds], per_sample, parameters)
+        subject = Subject(names, [*self._quantities], networks, seeds, per_sample, parameters)
         self._record = Record(subject)
         self._modules_of = selection.modules_of
         self._paths: set[frozenset[Row]] = set()  # sets of rows whose graph is known
@@ -542,7 +545,7 @@ def _quantities(wanted: Iterable[str] | None, has_optimizer: bool, per_sample: b
     known = QUANTITIES + VECTOR_QUANTITIES
     if wanted is None:
         return QUANTITIES if has_optimizer else QUANTITIES[:3]
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    names = texts("quantities", wanted, "names of quantities")
     unknown = [quantity for quantity in names if quantity not in known]
     if unknown or not names:
         fault = f"unknown quantity '{unknown[0]}'" if unknown else "quantities is empty"
@@ -578,3 +581,6 @@ def _check_kinds(model: Any, stats: Any) -> None:
         raise TypeError(f"model must be an nn.Module, got {module_kind(model)}")
     if stats is not None and not isinstance(stats, Mapping):
         raise TypeError(f"stats must map names to functions, got {module_kind(stats)}")
+    for name, function in (stats or {}).items():
+        if not isinstance(name, str) or not callable(function):
+            raise TypeError(f"stats must map names to functions, got {name!r}: {function!r}")
