@@ -208,8 +208,8 @@ class GradientProbe:
         return self.attach()
 
     def __exit__(self, *_: object) -> None:
-        """Remove every hook."""
-        self.remove()
+        """Remove every hook, and let the loggers end their work."""
+        self.close()
 
     def __del__(self) -> None:
         """Remove every hook of a probe that nobody holds, as after running a notebook's cell again."""
@@ -260,6 +260,15 @@ class GradientProbe:
             self._fetch_updates()
             self._updates = None
         self._hand_on()
+
+    def close(self) -> None:
+        """Remove every hook, and wait until the loggers have written all; the end of a ``with`` block does this.
+
+        Those that take pictures get a last one.
+        """
+        self.remove()
+        for outlet in self._outlets:
+            outlet.finish()
 
     def collect(self, step: int | None = None, loss: Tensor | float | None = None) -> None:
         """Record what the hooks saw since the last collect, and the weights' gradients.
