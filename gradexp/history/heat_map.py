@@ -42,6 +42,7 @@ def heat_map(history: History) -> "Figure":
     draw_heat_map(axes, history)
     rows = [*range(0, history.depth, -(-history.depth // _MOST_NAMES))]
     names = [shown_name(history.names[row], history.calls[row] if history.calls else 0) for row in rows]
+    axes.set_ylabel("layer, from the input up")
     axes.set_yticks([row + 1 for row in rows], short_names(names, _LONGEST_NAME), fontsize=7)
     return figure
 
@@ -67,7 +68,7 @@ def draw_heat_map(axes: "Axes", history: History, middle: float | None = None) -
     codes = history.status["output_grad"][:, 0].T[drawn]
     low, high = _limits(sizes[np.isfinite(sizes)], middle)
     scale = ScalarMappable(Normalize(low, high), cmap="viridis" if middle is None else "RdBu_r")
-    cells = scale.to_rgba(np.nan_to_num(sizes))[..., :3]
+    cells = scale.to_rgba(np.where(np.isfinite(sizes), sizes, low))[..., :3]
     legend = []
     for code, status in enumerate(STATUSES):
         colour, meaning = _SPECIAL.get(status, _OTHERS)

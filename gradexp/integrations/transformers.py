@@ -127,9 +127,13 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
         if clips and self._probe is not None:
             self._probe.add_finding(clipped("the Trainer", args.max_grad_norm))
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Remove the hooks after the optimizer's step."""
         self._finish()
+        if getattr(
+            control, "should_training_stop", False
+        ):  # at the end of the training reporters close before this is told
+            self._end()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Remove the hooks, and let the loggers end their work."""

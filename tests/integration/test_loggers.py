@@ -1,6 +1,7 @@
 """A training's curves in real loggers, read back while the training runs and after a kill."""
 
 import csv
+import json
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,9 +17,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from gradexp import GradientProbe
 from gradexp.history.history import History
+from gradexp.history.loggers import PICTURE
 
 wandb = pytest.importorskip("wandb", reason="wandb is not installed")
 mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
 pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -108,6 +111,7 @@ def store(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow  # to start the process that writes takes seconds
 def test_mlflow_has_the_curves_as_they_come_and_a_tag_for_a_finding(store):
     expected_steps = [[0], [0, 1], [0, 1], [0, 1, 3]]  # a loss that is infinite is none
 
@@ -167,11 +171,11 @@ def data():
     return TensorDataset(torch.randn(16, 3, generator=generator), torch.arange(16) % 2)
 
 
-def fit(logger, look, **options):
+def fit(logger, look, epochs=1, **options):
     callback = of_lightning.GradientProbeCallback(every=1, **options)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     quiet["log_every_n_steps"] = 1
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=logger, callbacks=[callback], **quiet)
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, logger=logger, callbacks=[callback], **quiet)
     trainer.fit(Module(look), DataLoader(data(), batch_size=4))
     return callback
 
@@ -240,11 +244,11 @@ class Looks(transformers.TrainerCallback):
         self.look()
 
 
-def run_trainer(folder, report_to, look=lambda: None, **options):
+def run_trainer(folder, report_to, look=lambda: None, steps=STEPS, **options):
     callback = of_transformers.GradientProbeCallback(every=1, **options)
     quiet = {"save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
     arguments = transformers.TrainingArguments(
-        str(folder), use_cpu=True, max_steps=STEPS, per_device_train_batch_size=4, report_to=report_to, **quiet
+        str(folder), use_cpu=True, max_steps=steps, per_device_train_batch_size=4, report_to=report_to, **quiet
     )
     samples = [{"inputs": x, "labels": y} for x, y in data()]
     trainer = transformers.Trainer(Classifier(), arguments, train_dataset=samples, callbacks=[callback, Looks(look)])
@@ -288,6 +292,84 @@ def test_the_log_of_a_trainer_is_a_target_too(tmp_path):
     trainer.add_callback = lambda callback: None
     train(trainer, steps=1)
     assert TAG in logged[0]
+
+
+# Pictures
+
+
+ENOUGH = 12  # steps for a picture at the end
+
+
+def pictures_of_tensorboard(folder):
+    return [(image.step, image.width, image.height) for image in events(folder).Images(PICTURE)]
+
+
+def pictures_of_wandb(file):
+    """Return the fields of each, which have columns of their own."""
+    rows = rows_of_wandb(file)
+    columns = {column for row in rows for column in row if column.startswith(f"{PICTURE}.")}
+    found = [{column.rpartition(".")[2]: json.loads(row[column]) for column in columns & row.keys()} for row in rows]
+    return [picture for picture in found if picture]
+
+
+def test_tensorboard_takes_a_picture(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        train(writer, ENOUGH)
+    assert pictures_of_tensorboard(tmp_path) == [(ENOUGH - 1, 728, 442)]
+
+
+def test_wandb_takes_a_picture(run):
+    train(run, ENOUGH)
+    file = run.settings.sync_file
+    run.finish()
+    (picture,) = pictures_of_wandb(file)
+    assert (picture["_type"], picture["width"], picture["height"]) == ("image-file", 728, 442)
+    assert (Path(file).parent / "files" / picture["path"]).stat().st_size == picture["size"]
+
+
+@pytest.mark.slow
+def test_mlflow_takes_a_picture_as_an_artifact(store, tmp_path):
+    experiment = mlflow.create_experiment("pictures", artifact_location=str(tmp_path))
+    with mlflow.start_run(experiment_id=experiment) as run:
+        train(mlflow, ENOUGH)
+    (picture,) = mlflow.MlflowClient().list_artifacts(run.info.run_id, PICTURE)
+    assert picture.path == f"{PICTURE}/{ENOUGH - 1:08}.png"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_trackers_of_accelerate_take_a_picture(tmp_path):
+    accelerator = accelerate.Accelerator(log_with="tensorboard", project_dir=str(tmp_path))
+    accelerator.init_trackers("demo")
+    train(accelerator.log, ENOUGH)
+    accelerator.end_training()
+    assert pictures_of_tensorboard(tmp_path / "demo") == [(ENOUGH - 1, 728, 442)]
+
+
+@pytest.mark.parametrize("is_tensorboard", [True, False])
+def test_loggers_of_lightning_that_take_a_picture_have_one_at_the_end(tmp_path, is_tensorboard):
+    logger = TensorBoardLogger(tmp_path, "board") if is_tensorboard else CSVLogger(tmp_path, "csv")
+    fit(logger, lambda: None, epochs=3)
+    pictures = pictures_of_tensorboard(logger.log_dir) if is_tensorboard else []
+    assert pictures == ([(ENOUGH - 1, 728, 442)] if is_tensorboard else [])
+
+
+def test_wandb_by_lightning_takes_a_picture(tmp_path):
+    logger = WandbLogger(offline=True, save_dir=str(tmp_path), project="gradexp")
+    file = logger.experiment.settings.sync_file
+    fit(logger, lambda: None, epochs=3)
+    logger.experiment.finish()
+    (picture,) = pictures_of_wandb(file)
+    assert picture["count"] == 1
+
+
+def test_what_the_trainer_reports_to_takes_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
+    files = []
+    run_trainer(tmp_path, ["tensorboard", "wandb"], lambda: files.append(wandb.run.settings.sync_file), ENOUGH)
+    wandb.finish()
+    assert pictures_of_tensorboard(tmp_path / "runs") == [(ENOUGH - 1, 728, 442)]
+    (picture,) = pictures_of_wandb(files[0])
+    assert picture["_type"] == "image-file"
 
 
 # The page
