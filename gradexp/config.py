@@ -19,6 +19,7 @@ from gradexp.choices import (
     DTYPES,
     GROUPS,
     INIT_LOWEST,
+    LOGS,
     LOSSES,
     LYAPUNOV_ACTIVATIONS,
     MODES,
@@ -180,6 +181,8 @@ class Config:
     """CPU threads; null: 1, the fastest below some hundred units and the same on every machine"""
     quiet: bool = False
     """print the verdict only"""
+    log: str | None = None
+    """a logger that gets profile and curves too: wandb, mlflow, or csv, which is curves.csv in the run's folder"""
     objective: str | None = None
     """number that a run hands to an optimising sweeper: loss_last, test_accuracy, abs_log_chi, any of summary.json"""
     save_weights: bool = False
@@ -335,6 +338,7 @@ _CHOICES = {
     "normalization": NORMALIZATIONS,
     "residual": RESIDUALS,
     "loss": LOSSES,
+    "log": LOGS,
     "dtype": DTYPES,
     "optimizer.schedule": SCHEDULES,
     "init.mode": MODES,

@@ -65,11 +65,12 @@ def painters_among(loggers: Sequence[Logger]) -> list[Any]:
     return [logger for logger in loggers if getattr(logger, "takes_pictures", hasattr(logger, "draw"))]
 
 
-def loggers_of(log: Any) -> list[Logger]:
+def loggers_of(log: Any, axis: str = "gradient/step") -> list[Logger]:
     """Return the loggers that somebody has asked for.
 
     Args:
         log: A target, or several.
+        axis: What the horizontal axis is called, where a library does not call all of them step.
 
     Raises:
         TypeError: If it is no target.
@@ -77,7 +78,7 @@ def loggers_of(log: Any) -> list[Logger]:
         OSError: If the file cannot be opened.
     """
     if isinstance(log, (list, tuple)):
-        return [logger for target in log for logger in loggers_of(target)]
+        return [logger for target in log for logger in loggers_of(target, axis)]
     if callable(getattr(log, "write", None)) and callable(getattr(log, "draw", None)):
         return [log]  # one already
     # A method such as ``run.log`` says no more than what it belongs to.
@@ -89,7 +90,7 @@ def loggers_of(log: Any) -> list[Logger]:
             raise ValueError("log is the module wandb, which has no run yet; give log=wandb.init(...)")
         owner = owner.run
     if not isinstance(owner, type):
-        if (known := _known(owner)) is not None:
+        if (known := _known(owner, axis)) is not None:
             return [known]
         if callable(log):
             return [FunctionLogger(log)]
@@ -97,11 +98,11 @@ def loggers_of(log: Any) -> list[Logger]:
     raise TypeError(f"log must be one of {_ALLOWED}, got {given}")
 
 
-def _known(owner: Any) -> Logger | None:
+def _known(owner: Any, axis: str) -> Logger | None:
     """Return the logger for an object that is told by its methods."""
     for kind, methods in _KINDS.items():
         if all(callable(getattr(owner, method, None)) for method in methods):
-            return kind(owner)
+            return WandbLogger(owner, axis) if kind is WandbLogger else kind(owner)
     return None
 
 
@@ -165,14 +166,15 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A run of Weights & Biases, whose charts have ``gradient/step`` as their axis.
+    """A run of Weights & Biases, whose charts have a column of their own as their axis.
 
     A run takes no step below its last one. So a row is written at the step's label, or at the run's own step where
     that is further on, and joins what else is logged there; but no two rows are written at one step.
     """
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Any, axis: str = "gradient/step") -> None:
         self._run = run
+        self._axis = axis
         self._prefixes: set[str] = set()
         self._last: tuple[int, int] | None = None  # label of a row, and the run's step that has it
 
@@ -180,16 +182,16 @@ class WandbLogger:
         """Hand a step on at once."""
         row: dict[str, Any] = finite(numbers)
         for prefix in {tag.partition("/")[0] for tag in row} - self._prefixes:
-            self._run.define_metric(f"{prefix}/*", step_metric="gradient/step")
+            self._run.define_metric(f"{prefix}/*", step_metric=self._axis)
             self._prefixes.add(prefix)
         if findings:
             row[TAG] = lines(findings)
-        self._run.log(row | {"gradient/step": step}, step=self._place(step))
+        self._run.log(row | {self._axis: step}, step=self._place(step))
 
     def draw(self, step: int, figure: "Figure") -> None:
         """Hand a picture on."""
         image = sys.modules["wandb"].Image(dots_of(figure))
-        self._run.log({PICTURE: image, "gradient/step": step}, step=self._place(step))
+        self._run.log({PICTURE: image, self._axis: step}, step=self._place(step))
 
     def _place(self, label: int) -> int:
         """Return the run's step at which a row belongs."""
@@ -308,7 +310,9 @@ class AccelerateLogger:
 
     def _painters(self) -> list[Any]:
         behind = [getattr(tracker, "tracker", None) for tracker in self._accelerator.trackers]
-        return painters_among([logger for target in behind if (logger := _known(target)) is not None])
+        return painters_among(
+            [logger for target in behind if (logger := _known(target, "gradient/step")) is not None]
+        )
 
 
 class FunctionLogger:

@@ -20,7 +20,7 @@ ABOUT = Command(
     sweep="init=he,xavier activation=relu,tanh",
     unused=(
         *("optimizer", "record", "seed", "seeds", "steps", "loss", "device", "dtype", "threads", "quiet"),
-        "save_weights",
+        *("save_weights", "log"),
     ),
     keeps_files=False,
 )

@@ -10,14 +10,26 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from logged import TAG, curve_of_mlflow, curve_of_tensorboard, curve_of_wandb, events, eventually, rows_of_wandb
+from logged import (
+    TAG,
+    curve_of_mlflow,
+    curve_of_tensorboard,
+    curve_of_wandb,
+    events,
+    eventually,
+    records_of_wandb,
+    rows_of_wandb,
+)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 
-from gradexp import GradientProbe
+from gradexp import Config, GradientProbe
+from gradexp.config import DataConfig
 from gradexp.history.history import History
 from gradexp.history.loggers import PICTURE
+from gradexp.runs.experiment import run as run_of_ours
+from gradexp.sinks.curves import curves_for
 
 wandb = pytest.importorskip("wandb", reason="wandb is not installed")
 mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
@@ -292,6 +304,46 @@ def test_the_log_of_a_trainer_is_a_target_too(tmp_path):
     trainer.add_callback = lambda callback: None
     train(trainer, steps=1)
     assert TAG in logged[0]
+
+
+# Runs
+
+
+def result_of(name, folder):
+    folder.mkdir()
+    options = Config(depth=4, width=8, steps=12, data=DataConfig("gaussian", samples=100))
+    return run_of_ours(options, [curves_for(name, folder, "sweep", figures=True)])
+
+
+def test_each_run_is_one_of_wandb(tmp_path):
+    for name in ("a", "b"):
+        result = result_of("wandb", tmp_path / name)
+        (file,) = (tmp_path / name / "wandb").glob("offline-run-*/*.wandb")
+        rows = rows_of_wandb(file)
+        losses = {int(row["gradient/step"]): float(row["train/loss"]) for row in rows if "train/loss" in row}
+        assert losses == pytest.approx(dict(enumerate(result.training.losses)))
+        tag = "profile/log10_output_grad"
+        profile = {int(row["profile/layer"]): float(row[tag]) for row in rows if tag in row}
+        assert [profile[layer] for layer in (1, 2, 3, 4)] == pytest.approx(result.initial.profile("output_grad"))
+        assert len(pictures_of_wandb(file)) == 1
+        (own,) = [record.run for record in records_of_wandb(file) if record.HasField("run")][-1:]
+        assert (own.display_name, own.run_group) == (name, "sweep")
+    assert wandb.run is None
+
+
+@pytest.mark.slow
+def test_each_run_is_one_of_mlflow(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "runs")
+    mlflow.set_experiment("runs")
+    result = result_of("mlflow", tmp_path / "a")
+    assert mlflow.active_run() is None
+    (own,) = mlflow.search_runs(experiment_names=["runs"], output_format="list")
+    assert (own.info.run_name, own.info.status) == ("a", "FINISHED")
+    assert curve_of_mlflow(store, own.info.run_id, "train/loss") == dict(enumerate(result.training.losses))
+    assert own.data.params["depth"] == "4"
+    assert own.data.metrics["summary/loss_last"] == result.training.losses[-1]
+    assert own.data.tags[f"gradexp.{result.verdict.gradient}"].endswith(result.verdict.text)
+    mlflow.set_experiment("gradexp")
 
 
 # Pictures
