@@ -433,12 +433,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "loggers.md"
 def blocks():
     """Return the examples of the page, each with the first word of its library."""
     texts = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    names = ("lightning", "transformers", "accelerate", "wandb", "mlflow", "curves.csv", "training.record")
+    names = ("lightning", "transformers", "accelerate", "wandb", "mlflow", "curves.csv", "training.record", "run.csv")
     return {next(name for name in names if name in text): text for text in texts}
 
 
 @pytest.mark.parametrize(
-    "name", ["curves.csv", "training.record", "wandb", "mlflow", "accelerate", "lightning", "transformers"]
+    "name", ["curves.csv", "training.record", "run.csv", "wandb", "mlflow", "accelerate", "lightning", "transformers"]
 )
 @pytest.mark.usefixtures("store")
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -456,7 +456,7 @@ def test_an_example_of_the_page_runs_and_logs(name, tmp_path, monkeypatch):
         "dataset": [{"inputs": x, "labels": y} for x, y in data()],
     }
     exec(blocks()[name], names)
-    if "probe" in names and name not in ("curves.csv", "training.record"):  # which no loop follows
+    if "probe" in names and name not in ("curves.csv", "training.record", "run.csv"):  # which no loop follows
         with mlflow.start_run() if name == "mlflow" else nullcontext(), names["probe"] as probe:
             loss = names["model"](torch.ones(2, 3)).square().mean()
             loss.backward()
@@ -478,6 +478,7 @@ def in_wandb(_):
 NEEDLE = {
     "curves.csv": lambda folder: "log10_update_ratio" in (folder / "curves.csv").read_text(),
     "training.record": lambda folder: History.load(folder / "training.record").steps == [0],
+    "run.csv": lambda folder: "log10_output_grad" in (folder / "run.csv").read_text(),
     "wandb": in_wandb,
     "mlflow": lambda _: TAG in mlflow.last_active_run().data.metrics,
     "accelerate": lambda folder: events_in(folder / "runs"),
