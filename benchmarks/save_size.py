@@ -57,8 +57,8 @@ def long(options: argparse.Namespace, subject: Subject, path: Path) -> None:
             appending += seconds(saving.hand_on)
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         print(
-            f"quarter {number + 1}: {1e3 * appending / quarter:.3f} ms to append a step; at most {most:.0f} MB of the "
-            f"process; {path.stat().st_size / 1e6:.0f} MB on disk; {len(record.steps)} steps in memory",
+            f"quarter {number + 1}: {1e3 * appending / quarter:.3f} ms to append a step; at most {most:.0f} MB of "
+            f"the process; {path.stat().st_size / 1e6:.0f} MB on disk; {len(record.steps)} steps in memory",
             flush=True,
         )
     loading = seconds(lambda: History.load(path, every=max(1, options.steps // 1000)))

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradexp.choices import ConfigError
+from gradexp.history.curves_file import CurvesFile
 from gradexp.history.finding import Finding
 from gradexp.history.live import LiveCurves
-from gradexp.history.loggers import WandbLogger, loggers_of, painters_among
+from gradexp.history.loggers import Logger, WandbLogger, loggers_of, painters_among
 from gradexp.history.scalars import profile_points
 from gradexp.runs.result import Result, Stage
 from gradexp.runs.summary import metrics, summary
@@ -43,8 +44,7 @@ class Curves:
     and the numbers of ``summary.json`` follow, and a picture. What a logger raises is one warning; the run goes on.
 
     Args:
-        log: A target of ``GradientProbe(log=…)``, several, or a function of the result that opens a ``Target`` once
-            the network is built.
+        log: A target of ``GradientProbe(log=…)``, or several. A CSV file has the steps alone.
         figures: Whether to draw a picture.
 
     Examples:
@@ -53,7 +53,7 @@ class Curves:
         >>> seen = []
         >>> result = run(Config(depth=5, width=8, steps=3), [Curves(lambda step, numbers: seen.append(step))])
         >>> seen[-4:]
-        [0, 1, 2, 2]
+        [1, 2, 3, 3]
     """
 
     def __init__(self, log: Any, figures: bool = False) -> None:
@@ -77,8 +77,6 @@ class Curves:
             return
         try:
             self._write(stage, result)
-        except ConfigError:
-            raise
         except Exception as error:
             self._loggers = []
             cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -104,14 +102,8 @@ class Curves:
             if training is not None:
                 self._steps(result, len(training.losses))
                 for step, loss, accuracy in training.tests[self._tests_written :]:  # after the last step
-                    self._hand_on(step, _tested(loss, accuracy), [])
-            if not self._is_file:
-                self._end(result)
-
-    @property
-    def _is_file(self) -> bool:
-        """Whether it is a CSV file of steps alone, beside which ``layers.csv`` and ``summary.json`` lie."""
-        return isinstance(self._target.log, (str, Path))
+                    self._hand_on(step, _tested(loss, accuracy))
+            self._end(result)
 
     def _end(self, result: Result) -> None:
         """Write the outcome."""
@@ -119,7 +111,8 @@ class Curves:
         numbers = {f"summary/{key}": x for key, x in metrics(summary(result)).items() if _is_number(x)}
         word = "" if verdict is None else verdict.gradient
         found = [] if verdict is None else [Finding(word, verdict.text.removeprefix(f"{word}: "))]
-        self._hand_on(self._written, numbers, found)
+        for logger in _with_all(self._loggers):
+            logger.write(self._written, numbers, found)
         painters = painters_among(self._loggers) if self._figures and history is not None and history.steps else []
         if painters and history is not None:
             figure = training_picture(result)
@@ -128,14 +121,14 @@ class Curves:
 
     def _profile(self, result: Result) -> None:
         """Write sizes over layers."""
-        if self._has_profile or result.initial is None or self._is_file:
+        if self._has_profile or result.initial is None:
             return
         self._has_profile = True
         # Charts over layers are only in wandb a matter of their own.
         is_wandb = any(isinstance(logger, WandbLogger) for logger in self._loggers)
         loggers = loggers_of(self._target.log, axis=LAYER) if is_wandb else self._loggers
         for layer, numbers in profile_points(result.initial.at()):
-            for logger in loggers:
+            for logger in _with_all(loggers):
                 logger.write(layer, numbers, [])
 
     def _steps(self, result: Result, end: int) -> None:
@@ -155,12 +148,17 @@ class Curves:
             if history is not None and step in recorded:
                 own = self._curves.numbers(history.of_step(recorded[step]))
                 numbers |= {tag: x for tag, x in own.items() if tag != "gradient/loss"}
-            self._hand_on(step, numbers, [])
+            self._hand_on(step, numbers)
             self._written = step + 1
 
-    def _hand_on(self, step: int, numbers: dict[str, float], found: Sequence[Finding]) -> None:
+    def _hand_on(self, step: int, numbers: dict[str, float]) -> None:
         for logger in self._loggers:
-            logger.write(step, numbers, found)
+            logger.write(step, numbers, [])
+
+
+def _with_all(loggers: Sequence[Logger]) -> list[Logger]:
+    """Return those that take more than steps; ``layers.csv`` and ``summary.json`` are beside a CSV file of a run."""
+    return [logger for logger in loggers if not isinstance(logger, CurvesFile)]
 
 
 def _tested(loss: float, accuracy: float | None) -> dict[str, float]:
