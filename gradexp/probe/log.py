@@ -57,7 +57,7 @@ class Log:
         self._judge = _Judge()
         self._drawn = 0  # steps there were at the last picture
         self._begin = time.monotonic()
-        self._drawing = _LOADING
+        self._spent, self._drawing = 0.0, _LOADING  # seconds: for all pictures, and for the last
         self._has_failed = False
 
     def hand_on(self) -> None:
@@ -74,7 +74,7 @@ class Log:
                 found = self._judge.found(self._record, index, self._count, numbers, known)
                 self._write(history.steps[0], numbers, found)
         is_due = bool(self._loggers) and self._count >= max(_FIRST_PICTURE, 2 * self._drawn)
-        if is_due and time.monotonic() - self._begin >= self._drawing / _SHARE:
+        if is_due and time.monotonic() - self._begin >= (self._spent + self._drawing) / _SHARE:
             self._draw()
 
     def finish(self) -> None:
@@ -102,6 +102,7 @@ class Log:
                 for painter in painters:
                     painter.draw(history.steps[-1], figure)
         self._drawing = time.monotonic() - begin
+        self._spent += self._drawing
 
     def tell(self, finding: Finding) -> None:
         """Hand on a finding of the last step, unless that is still to be handed on."""
