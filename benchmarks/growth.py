@@ -24,12 +24,12 @@ from datetime import date
 
 import numpy as np
 import torch
-from gradexp.history.recorded import ProbeStep, Subject
 from machine import machine
 from torch import nn
 
 from gradexp import GradientProbe
 from gradexp.history.history import History
+from gradexp.history.probe_steps import ProbeStep, Subject
 from gradexp.history.step import QUANTITIES
 from gradexp.networks.mlp import MLP
 from gradexp.probe.record import Record

@@ -10,9 +10,9 @@ import tracemalloc
 from datetime import date
 
 import numpy as np
-from gradexp.history.recorded import ProbeStep, Subject
 from machine import machine
 
+from gradexp.history.probe_steps import ProbeStep, Subject
 from gradexp.history.step import QUANTITIES
 from gradexp.probe.record import Record
 

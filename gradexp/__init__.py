@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from gradexp.history.history import History as History
     from gradexp.networks.initialize import initialize as initialize
     from gradexp.networks.mlp import MLP as MLP
+    from gradexp.probe.alarm import AlarmError as AlarmError
     from gradexp.probe.probe import GradientProbe as GradientProbe
 
 # Loaded on first use: `import gradexp` alone takes milliseconds and loads neither torch nor Hydra.
 _HOMES = {
+    "AlarmError": "probe.alarm",
     "Config": "config",
     "GradientProbe": "probe.probe",
     "History": "history.history",
@@ -28,6 +30,7 @@ _HOMES = {
 
 __all__ = [
     "MLP",
+    "AlarmError",
     "Config",
     "GradientProbe",
     "History",

@@ -20,6 +20,7 @@ from gradexp.choices import (
     DTYPES,
     GROUPS,
     INIT_LOWEST,
+    LOGS,
     LOSSES,
     LYAPUNOV_ACTIVATIONS,
     MODEL_TAKES,
@@ -233,6 +234,8 @@ class Config:
     """CPU threads; null: 1, the fastest below some hundred units and the same on every machine"""
     quiet: bool = False
     """print the verdict only"""
+    log: str | None = None
+    """a logger that gets profile and curves too: wandb, mlflow, or csv, which is curves.csv in the run's folder"""
     objective: str | None = None
     """number that a run hands to an optimising sweeper: loss_last, test_accuracy, abs_log_chi, any of summary.json"""
     save_weights: bool = False
@@ -442,6 +445,7 @@ _CHOICES = {
     "normalization": NORMALIZATIONS,
     "residual": RESIDUALS,
     "loss": LOSSES,
+    "log": LOGS,
     "dtype": DTYPES,
     "precision": PRECISIONS,
     "optimizer.schedule": SCHEDULES,

@@ -4,7 +4,7 @@ import functools
 import operator
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from numbers import Real
 from typing import Any
@@ -40,6 +40,45 @@ def convert(config: Any, choices: Sequence[str] = ()) -> None:
                 convert(value)
             except WrongKindError as error:
                 raise WrongKindError(f"{entry.name}.{error}") from None
+
+
+def texts(name: str, value: Any, what: str) -> list[str]:
+    """Return one text, or several, as a list.
+
+    Args:
+        name: The argument.
+        value: What was given.
+        what: What the texts are, in the plural.
+
+    Raises:
+        TypeError: If that is no text, or not of texts.
+
+    Examples:
+        >>> texts("skip", "head", "names"), texts("skip", ("head", "stem"), "names")
+        (['head'], ['head', 'stem'])
+    """
+    several = [value] if isinstance(value, str) else value
+    if isinstance(several, bytes) or not isinstance(several, Iterable):
+        raise TypeError(f"{name} must be {what}, one or a list of them, got {value!r}")
+    listed = list(several)
+    for entry in listed:
+        if not isinstance(entry, str):
+            raise TypeError(f"{name} must be {what}, one or a list of them, got {entry!r} in it")
+    return listed
+
+
+def whole_numbers(name: str, value: Any) -> list[int]:
+    """Return a list of whole numbers as integers.
+
+    Raises:
+        TypeError: If it is no such list.
+    """
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return [_converted(entry, int) for entry in value]
+    except TypeError:
+        raise TypeError(f"{name} must be a list of whole numbers, got {value!r}") from None
 
 
 @functools.cache

@@ -25,6 +25,7 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
     from gradexp.runs.result import Sink
     from gradexp.runs.summary import summary
     from gradexp.sinks.console import Console, Line
+    from gradexp.sinks.curves import curves_for
     from gradexp.sinks.files import Files
     from gradexp.sinks.folder import keep_until_replaced
     from gradexp.sinks.page import PageFile
@@ -42,7 +43,9 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
     )
     screen = Line(folder, config.quiet) if of_sweep else Console(folder, config.quiet)
     pages: list[Sink] = [PageFile(folder)] if report else []
-    files: list[Sink] = [TensorBoard(folder, subruns, figures), *pages, Files(folder, figures)]
+    sweep = folder.parent.name if of_sweep else ""
+    curves: list[Sink] = [] if config.log is None else [curves_for(config.log, folder, sweep, figures)]
+    files: list[Sink] = [TensorBoard(folder, subruns, figures), *curves, *pages, Files(folder, figures)]
     remedy = "wait for its end, or choose another folder with hydra.run.dir=FOLDER"
     with alone_in(folder / ".hydra", "run", remedy, wait=_REPORT_LOOKS):
         sinks = [*keep_until_replaced(folder, files), screen]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradexp import Config, initialize
+from gradexp import MLP, Config, GradientProbe, exact_profile, initialize, measure
 from gradexp.choices import ConfigError
 from gradexp.config import DataConfig, InitConfig, OptimizerConfig
 
@@ -71,3 +71,62 @@ def test_whole_numbers_of_numpy_are_whole_numbers():
     np = pytest.importorskip("numpy")
     config = Config(depth=np.int64(5), widths=(np.int32(4),) * 4, sigma_b2=np.float64(0.5))
     assert (type(config.depth), config.widths, type(config.sigma_b2)) == (int, [4] * 4, float)
+
+
+def network():
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def probe(**options):
+    return GradientProbe(network(), **options)
+
+
+def test_one_name_is_as_good_as_a_list_of_one():
+    assert probe(quantities="weight_grad").history.log10.keys() == {"weight_grad"}
+    assert probe(select="2").history.names == ["2"]
+    batch = (torch.ones(2, 3), torch.zeros(2, 1))
+    history = measure(network(), nn.functional.mse_loss, batch, quantities="weight_grad")
+    assert history.log10.keys() == {"weight_grad"}
+    layers = network()
+    before = layers[2].weight.detach().clone()
+    initialize(layers, "he", skip="2")
+    assert torch.equal(layers[2].weight, before)
+
+
+def log(step, numbers):
+    """Take what a probe hands on."""
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: probe(quantities=3), "quantities must be names of quantities, one or a list of them, got 3"),
+        (lambda: probe(quantities=b"output"), "quantities must be names of quantities, .*, got b'output'"),
+        (lambda: probe(quantities=["output", None]), "quantities must be names of quantities, .*, got None in it"),
+        (lambda: probe(alarm="warn", alarm_on=3), "alarm_on must be kinds of findings, .*, got 3"),
+        (lambda: probe(alarm="warn", alarm_on=[3]), "alarm_on must be kinds of findings, .*, got 3 in it"),
+        (lambda: probe(select=0), "select must be patterns of names or a function of name and module, got a int"),
+        (lambda: probe(log=log, log_layers=0), "layers must be patterns of names, one or a list of them, got 0"),
+        (lambda: probe(log=log, log_layers=[b"0"]), "layers must be patterns of names, .*, got b'0' in it"),
+        (lambda: probe(stats={"mean": 3}), "stats must map names to functions, got 'mean': 3"),
+        (lambda: probe(stats={3: torch.mean}), "stats must map names to functions, got 3: .*"),
+        (lambda: probe(seeds=0), "seeds must be a list of whole numbers, got 0"),
+        (lambda: probe(seeds="0"), "seeds must be a list of whole numbers, got '0'"),
+        (lambda: probe(seeds=[1.5]), r"seeds must be a list of whole numbers, got \[1.5\]"),
+        (lambda: probe(optimizer=["sgd"]), "optimizer must be a torch.optim.Optimizer, got a str"),
+        (
+            lambda: exact_profile(MLP([3, 1]), torch.ones(2, 3), seeds="0"),
+            "seeds must be a list of .*, got '0'",
+        ),
+        (lambda: initialize(network(), "he", skip=2), "skip must be names or patterns, one or a list of them, got 2"),
+        (lambda: initialize(network(), "he", branch_ends=[2]), "branch_ends must be names or .*, got 2 in it"),
+    ],
+)
+def test_a_list_of_the_wrong_kind_is_refused_in_a_line(make, text):
+    with pytest.raises(TypeError, match=f"^{text}$"):
+        make()
+
+
+def test_there_is_a_seed_for_each_network():
+    with pytest.raises(ValueError, match=r"^seeds must name 1 networks, got 2$"):
+        probe(seeds=[0, 1])

@@ -186,7 +186,7 @@ def compose(overrides: Sequence[str], most: int | None = None) -> list[Config]:
 
 
 _RUN_NAME = "gradexp.run_name"
-_UNNAMED = ("quiet", "device", "threads", "objective")  # they change nothing that is computed
+_UNNAMED = ("quiet", "device", "threads", "log", "objective")  # they change nothing that is computed
 
 
 def run_name(time: str, overrides: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from gradexp.diagnosis.loss_terms import loss_terms
 from gradexp.diagnosis.rows import Row, Rows, add_statistic, has_weights
 from gradexp.history.finding import Finding
 from gradexp.history.history import History
+from gradexp.history.sentences import named
 from gradexp.probe.calls import tensors_in
 
 # Alike from this mean cosine on, with differences this many times smaller than those of the inputs. Gradients for
@@ -100,10 +101,10 @@ class Collapse(Observer):
         if carried if carried is not None else _is_bypassed(history, set(alike), {*wide} - {*alike}):
             return
         first, last = alike[-1], alike[0]
-        text = f"from {first[0] or 'the model'} on all {self._samples} samples look alike: mean cosine "
+        text = f"from {named(first[0])} on all {self._samples} samples look alike: mean cosine "
         text += f"{cosines[first]:.4f} there"
         if first[0] != last[0]:
-            text += f", {cosines[last]:.4f} at {last[0]}"
+            text += f", {cosines[last]:.4f} at {named(last[0])}"
         if before is not None:
             text += f"; {round(before, 2) + 0.0:.2f} for the inputs"  # no -0.00
         severity = 2 if 1 - cosines[last] < apart / _MANY_TIMES else 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.history.finding import Finding
 from gradexp.history.history import History
-from gradexp.history.sentences import number
+from gradexp.history.sentences import named, number
 from gradexp.history.slope import power
 from gradexp.history.step import STATUSES, Quantity, Step
 from gradexp.numerics.extremes import Extremes, extremes, nonfinite, read
@@ -80,8 +80,7 @@ class NumberFormats(Observer):
                 reach = f"; the outputs before reach {number(before)}" if before else ""
                 return Finding(
                     "number format",
-                    f"float16 overflows: {name or 'the model'} returns more than 65504, float16's largest number"
-                    f"{reach}",
+                    f"float16 overflows: {named(name)} returns more than 65504, float16's largest number{reach}",
                     (name,) if name else (),
                     "torch.bfloat16 in place of torch.float16, which holds numbers as large as float32 does",
                     3,
@@ -103,8 +102,8 @@ def _infinite(again: Again, step: Step, rows: Sequence[int], dtype: torch.dtype)
     row = rows[-1]
     return Finding(
         "number format",
-        f"float16 overflows: gradients are above 65504, float16's largest number, from {step.names[row]} on. With "
-        f"the loss times 2^{exponent} they are finite",
+        f"float16 overflows: gradients are above 65504, float16's largest number, from {named(step.names[row])} on. "
+        f"With the loss times 2^{exponent} they are finite",
         (step.names[row],),
         "torch.bfloat16 in place of torch.float16, or a torch.amp.GradScaler, which finds a scale that fits",
         3,
@@ -167,7 +166,7 @@ def _ratio(step: Step) -> str:
     names = step.names
     change = float(log10[first] - log10[last])
     how = "keep their size" if abs(change) < 0.05 else f"{'fall' if change < 0 else 'grow'} by {power(change)}"
-    return f", and {how} from {names[last]} to {names[first]}"
+    return f", and {how} from {named(names[last])} to {named(names[first])}"
 
 
 def _exponent(step: Step, dtype: torch.dtype, of_loss: torch.dtype) -> int:

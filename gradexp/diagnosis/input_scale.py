@@ -10,7 +10,7 @@ from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import has_learned, loss_terms
 from gradexp.diagnosis.rows import Rows, has_weights
 from gradexp.history.finding import Finding
-from gradexp.history.sentences import number
+from gradexp.history.sentences import named, number
 from gradexp.probe.calls import tensors_in
 
 # Initialisations assume inputs of rms 1: beyond 10 a gain of 2 is nothing, raw pixels have more than 100.
@@ -57,7 +57,7 @@ class InputScale(Observer):
 def _of(name: str, module: nn.Module, x: Tensor) -> list[Finding]:
     mean, spread = x.mean().item(), x.std(correction=0).item()
     rms = (mean**2 + spread**2) ** 0.5
-    where = f"the inputs of {name or 'the model'} have"
+    where = f"the inputs of {named(name)} have"
     text = f"{where} mean {number(mean)} and standard deviation {number(spread)} (0 and 1 are usual)"
     has_features = isinstance(module, nn.Linear) and x.dim() == 2 and len(x) > 1
     remedy = _STANDARDISE_EACH if has_features else _STANDARDISE

@@ -124,7 +124,7 @@ def measure(
         probe.collect(0, loss)
         history = examination.history = probe.history
         history.findings = [found(examination, observers)]
-        if batch is not NO_BATCH and examination.again is not None:
+        if batch is not NO_BATCH and examination.again is not None and "output_grad" in history.log10:
             history.remedies = cures(model, history, partial(_record_copy, examination, batch, options))
     return history
 

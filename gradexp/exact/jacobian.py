@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gradexp.exact.layers import activate, linear
 from gradexp.exact.scaled import scaled
+from gradexp.kinds import whole_numbers
 from gradexp.networks.mlp import MLP, StackedLinear
 from gradexp.numerics.norms import LOG10_2, rescale, times_power_of_two
 from gradexp.numerics.seeds import generator
@@ -218,7 +219,7 @@ def spectral_moments(
         (-200.0, 1.0)
     """
     factors = _factors(model, x, first, last)
-    seeds = list(range(model.networks)) if seeds is None else list(seeds)
+    seeds = list(range(model.networks)) if seeds is None else whole_numbers("seeds", seeds)
     if len(seeds) != model.networks:
         raise ValueError(f"seeds must name {model.networks} networks, got {len(seeds)}")
     if probes < 2:

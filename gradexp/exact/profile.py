@@ -18,6 +18,7 @@ from gradexp.exact.layers import Normalised, activate, branch_factor, linear, no
 from gradexp.exact.samples import averaged, mean_cosine, unit_cotangents
 from gradexp.exact.scaled import Scaled, scaled
 from gradexp.history.history import History
+from gradexp.kinds import whole_numbers
 from gradexp.networks.mlp import MLP, StackedLinear
 from gradexp.networks.sequential import as_mlp
 
@@ -101,7 +102,9 @@ def exact_profile(
     if x.dim() != 2 or x.shape[1] != mlp.widths[0] or len(x) == 0:
         raise ValueError(f"x must have shape (batch, {mlp.widths[0]}), got {tuple(x.shape)}")
     networks, batch = mlp.networks, len(x)
-    seeds = list(range(networks if seeds is None else seeds)) if isinstance(seeds, int | None) else list(seeds)
+    if isinstance(seeds, int | None):
+        seeds = range(networks if seeds is None else seeds)
+    seeds = whole_numbers("seeds", seeds)
     if len(seeds) != networks:
         raise ValueError(f"seeds must name {networks} networks, got {len(seeds)}")
     if cotangent is None:

@@ -9,6 +9,7 @@ from gradexp.history.derived import extras
 from gradexp.history.roles import Place, merged_roles, places
 from gradexp.history.short_names import shown_name
 from gradexp.history.step import Array, Quantity, mean_over_networks
+from gradexp.kinds import texts
 from gradexp.patterns import is_match
 
 _FEW = 30  # layers that have curves of their own, as in the table
@@ -38,7 +39,7 @@ def curves_of(
     """
     shown = [shown_name(name, call).replace(" #", ".call_") for name, call in zip(names, calls, strict=True)]
     if layers is not None:
-        return {shown[row]: [row] for row in _matching(names, [layers] if isinstance(layers, str) else [*layers])}
+        return {shown[row]: [row] for row in _matching(names, texts("layers", layers, "patterns of names"))}
     if len(names) <= min(_FEW, most):
         return {name: [row] for row, name in enumerate(shown)}
     roles: dict[str, list[int]] = defaultdict(list)
@@ -72,8 +73,6 @@ def _rows_of_blocks(found: list[Place], room: int) -> list[int]:
 
 def _matching(names: list[str], patterns: list[str]) -> list[int]:
     for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"layers must be patterns of names, got a {type(pattern).__name__}")
         if not any(is_match(name, pattern) for name in names):
             raise ValueError(f"layers: '{pattern}' matches none of the {len(names)} rows, such as '{names[-1]}'")
     return [row for row, name in enumerate(names) if any(is_match(name, pattern) for pattern in patterns)]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gradexp.history.sentences import named
 from gradexp.history.step import STATUSES, Array, Step
 
 
@@ -37,6 +38,10 @@ class Flow:
         """Return a row's name, with the number of the call if the module is called more than once."""
         call = self.step.calls[row] if self.step.calls else 0
         return (self.step.names[row] or "(model)") + (f" #{call + 1}" if call else "")
+
+    def shown(self, row: int) -> str:
+        """Return that as a sentence shows it."""
+        return named(self.name(row))
 
     def kind(self, row: int) -> str:
         """Return class and shape of the weights of a row's module; empty if not known."""

@@ -4,6 +4,7 @@ import numpy as np
 
 from gradexp.history.course import Course
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import named
 
 # The smallest number of float16 is 6e-8. Some thousand of such elements have a norm of 1e-5.
 _TINY = -3.5
@@ -34,7 +35,7 @@ def half_range(course: Course) -> tuple[Finding, ...]:
     if course.rows("output", "zero")[row]:
         return ()
     name = course.names[row]
-    text = f"float16 underflows: from {name or 'the model'} down every gradient is exactly 0, "
+    text = f"float16 underflows: from {named(name)} down every gradient is exactly 0, "
     if above.size:
         text += f"and above it 10^{np.nanmin(above):.1f}; numbers below 6e-8 are 0 in float16"
     else:

@@ -506,6 +506,19 @@ class History:
         changes = {key: selected(key, axis) for key, axis in _NETWORK_AXES.items() if getattr(self, key) is not None}
         return replace(self, steps=steps, seeds=self.seeds[which], findings=self.findings[:end], **changes)
 
+    def of_step(self, index: int) -> "History":
+        """Return one of the recorded steps alone."""
+        here = slice(index, index + 1)
+
+        def selected(key: str) -> Any:
+            value = getattr(self, key)
+            return {name: array[here] for name, array in value.items()} if isinstance(value, dict) else value[here]
+
+        changes = {
+            key: selected(key) for key, axis in _NETWORK_AXES.items() if axis and getattr(self, key) is not None
+        }
+        return replace(self, steps=self.steps[here], findings=self.findings[here], **changes)
+
     @staticmethod
     def join(histories: Sequence["History"]) -> "History":
         """Return the networks of some histories as one, with the theory of the first.

@@ -7,6 +7,7 @@ import numpy as np
 from gradexp.history.curves import Means, curves_of, quantities_of
 from gradexp.history.history import History
 from gradexp.history.tensorboard import course_series, total_series
+from gradexp.kinds import texts
 
 MOST = 60
 """Numbers of one step, unless patterns of layers ask for more."""
@@ -24,7 +25,7 @@ class LiveCurves:
     """
 
     def __init__(self, layers: str | Iterable[str] | None) -> None:
-        self._layers = layers if layers is None or isinstance(layers, str) else tuple(layers)
+        self._layers = None if layers is None else texts("layers", layers, "patterns of names")
         self._rows: tuple[list[str], list[int], int] | None = None
         self._curves: dict[str, list[int]] = {}
         self._means = Means([], 0)

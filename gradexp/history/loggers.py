@@ -5,21 +5,33 @@ A target is recognised by its methods, and made by who uses it, so that no libra
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from gradexp.choices import asked_for
 from gradexp.history.curves_file import CurvesFile
 from gradexp.history.finding import Finding, one_line
+from gradexp.history.mlflow_process import MlflowProcess
+from gradexp.history.step import Array
 from gradexp.history.tensorboard import note_curves
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TAG = "gradient/findings"
+PICTURE = "gradient/layers_by_step"
 
 
 class Logger(Protocol):
-    """Takes one step after the other."""
+    """Takes one step after the other.
+
+    Some take pictures too, and some have work of their own to end: see ``Painter`` and ``Worker``.
+    """
 
     def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
         """Hand a step on at once.
@@ -32,11 +44,33 @@ class Logger(Protocol):
         ...
 
 
-def loggers_of(log: Any) -> list[Logger]:
+class Painter(Protocol):
+    """A logger that takes pictures."""
+
+    def draw(self, step: int, figure: "Figure") -> None:
+        """Hand a picture on, drawn at a step."""
+        ...
+
+
+class Worker(Protocol):
+    """A logger that works on while the training does."""
+
+    def finish(self) -> None:
+        """Wait until all is where it belongs."""
+        ...
+
+
+def painters_among(loggers: Sequence[Logger]) -> list[Any]:
+    """Return those that take pictures, as far as one can tell before there is one."""
+    return [logger for logger in loggers if getattr(logger, "takes_pictures", hasattr(logger, "draw"))]
+
+
+def loggers_of(log: Any, axis: str = "gradient/step") -> list[Logger]:
     """Return the loggers that somebody has asked for.
 
     Args:
         log: A target, or several.
+        axis: What the horizontal axis is called, where a library does not call all of them step.
 
     Raises:
         TypeError: If it is no target.
@@ -44,7 +78,9 @@ def loggers_of(log: Any) -> list[Logger]:
         OSError: If the file cannot be opened.
     """
     if isinstance(log, (list, tuple)):
-        return [logger for target in log for logger in loggers_of(target)]
+        return [logger for target in log for logger in loggers_of(target, axis)]
+    if callable(getattr(log, "write", None)) and callable(getattr(log, "draw", None)):
+        return [log]  # one already
     # A method such as ``run.log`` says no more than what it belongs to.
     owner = log.__self__ if inspect.ismethod(log) and log in _own_methods(log.__self__) else log
     if isinstance(log, (str, Path)):
@@ -54,13 +90,20 @@ def loggers_of(log: Any) -> list[Logger]:
             raise ValueError("log is the module wandb, which has no run yet; give log=wandb.init(...)")
         owner = owner.run
     if not isinstance(owner, type):
-        for kind, methods in _KINDS.items():
-            if all(callable(getattr(owner, method, None)) for method in methods):
-                return [kind(owner)]
+        if (known := _known(owner, axis)) is not None:
+            return [known]
         if callable(log):
             return [FunctionLogger(log)]
     given = f"the class {log.__name__}, of which an instance is wanted" if isinstance(log, type) else repr(log)
     raise TypeError(f"log must be one of {_ALLOWED}, got {given}")
+
+
+def _known(owner: Any, axis: str) -> Logger | None:
+    """Return the logger for an object that is told by its methods."""
+    for kind, methods in _KINDS.items():
+        if all(callable(getattr(owner, method, None)) for method in methods):
+            return WandbLogger(owner, axis) if kind is WandbLogger else kind(owner)
+    return None
 
 
 def _own_methods(owner: Any) -> list[Any]:
@@ -89,8 +132,17 @@ def lines(findings: Sequence[Finding]) -> str:
     return "\n".join(map(one_line, findings))
 
 
+def dots_of(figure: "Figure") -> Array:
+    """Return a figure as colours from 0 to 255, shape ``(height, width, 3)``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 class TensorBoardLogger:
-    """A ``SummaryWriter``: scalars, texts, and a flush after each step."""
+    """A ``SummaryWriter``: scalars, texts, pictures, and a flush after each."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
@@ -102,40 +154,80 @@ class TensorBoardLogger:
         self._writer.flush()
         note_curves(self._writer, step)
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether it is a writer that does."""
+        return callable(getattr(self._writer, "add_image", None))
+
+    def draw(self, step: int, figure: "Figure") -> None:
+        """Hand a picture on."""
+        self._writer.add_image(PICTURE, dots_of(figure), step, dataformats="HWC")
+        self._writer.flush()
+
 
 class WandbLogger:
-    """A run of Weights & Biases, whose charts have ``gradient/step`` as their axis.
+    """A run of Weights & Biases, whose charts have a column of their own as their axis.
 
     A run takes no step below its last one. So a row is written at the step's label, or at the run's own step where
-    that is further on, and joins what else is logged there.
+    that is further on, and joins what else is logged there; but no two rows are written at one step.
     """
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Any, axis: str = "gradient/step") -> None:
         self._run = run
+        self._axis = axis
         self._prefixes: set[str] = set()
+        self._last: tuple[int, int] | None = None  # label of a row, and the run's step that has it
 
     def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
         """Hand a step on at once."""
         row: dict[str, Any] = finite(numbers)
         for prefix in {tag.partition("/")[0] for tag in row} - self._prefixes:
-            self._run.define_metric(f"{prefix}/*", step_metric="gradient/step")
+            self._run.define_metric(f"{prefix}/*", step_metric=self._axis)
             self._prefixes.add(prefix)
         if findings:
             row[TAG] = lines(findings)
-        self._run.log(row | {"gradient/step": step}, step=max(step, self._run.step))
+        self._run.log(row | {self._axis: step}, step=self._place(step))
+
+    def draw(self, step: int, figure: "Figure") -> None:
+        """Hand a picture on."""
+        image = sys.modules["wandb"].Image(dots_of(figure))
+        self._run.log({PICTURE: image, self._axis: step}, step=self._place(step))
+
+    def _place(self, label: int) -> int:
+        """Return the run's step at which a row belongs."""
+        place: int = max(label, self._run.step)
+        if self._last is not None and label != self._last[0] and place <= self._last[1]:
+            place = self._last[1] + 1
+        self._last = label, place
+        return place
 
 
 class MlflowLogger:
-    """The module ``mlflow``, which logs to its active run; each finding is a tag."""
+    """The module ``mlflow``, which logs to its active run; each finding is a tag, and a picture an artifact.
+
+    A store takes several times as long for a step as the probe, so that a process of its own writes to it.
+    """
 
     def __init__(self, mlflow: Any) -> None:
         self._mlflow = mlflow
+        self._process: MlflowProcess | None = None
 
     def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
         """Hand a step on at once."""
-        self._mlflow.log_metrics({mlflow_key(tag): value for tag, value in finite(numbers).items()}, step=step)
-        if findings:
-            self._mlflow.set_tags(mlflow_tags(step, findings))
+        if self._process is None:
+            self._process = MlflowProcess(self._mlflow.get_tracking_uri())
+        run = self._mlflow.active_run() or self._mlflow.start_run()
+        metrics = {mlflow_key(tag): value for tag, value in finite(numbers).items()}
+        self._process.send(run.info.run_id, step, metrics, mlflow_tags(step, findings))
+
+    def draw(self, step: int, figure: "Figure") -> None:
+        """Hand a picture on."""
+        self._mlflow.log_figure(figure, f"{PICTURE}/{step:08}.png")
+
+    def finish(self) -> None:
+        """Wait until all is in the store."""
+        if self._process is not None:
+            self._process.wait()
 
 
 class LightningLogger:
@@ -163,6 +255,27 @@ class LightningLogger:
         if callable(getattr(experiment, "flush", None)):
             experiment.flush()
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether what is behind it does."""
+        return self._painter() is not None
+
+    def draw(self, step: int, figure: "Figure") -> None:
+        """Hand a picture on."""
+        if (painter := self._painter()) is not None:
+            painter(step, figure)
+
+    def _painter(self) -> Callable[[int, "Figure"], None] | None:
+        experiment: Any = getattr(self._logger, "experiment", None)
+        if callable(getattr(experiment, "add_image", None)):
+            return TensorBoardLogger(experiment).draw
+        if callable(getattr(self._logger, "log_image", None)):
+            return lambda step, figure: self._logger.log_image(PICTURE, [dots_of(figure)], step=step)
+        if getattr(self._logger, "run_id", None) and callable(getattr(experiment, "log_figure", None)):
+            run = self._logger.run_id
+            return lambda step, figure: experiment.log_figure(run, figure, f"{PICTURE}/{step:08}.png")
+        return None
+
 
 class TrainerLogger:
     """The Trainer of transformers: its ``log``, at the step that it has reached."""
@@ -184,6 +297,22 @@ class AccelerateLogger:
     def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
         """Hand a step on at once."""
         self._accelerator.log(finite(numbers) | ({TAG: lines(findings)} if findings else {}), step=step)
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether one of the trackers does."""
+        return bool(self._painters())
+
+    def draw(self, step: int, figure: "Figure") -> None:
+        """Hand a picture on."""
+        for painter in self._painters():
+            painter.draw(step, figure)
+
+    def _painters(self) -> list[Any]:
+        behind = [getattr(tracker, "tracker", None) for tracker in self._accelerator.trackers]
+        return painters_among(
+            [logger for target in behind if (logger := _known(target, "gradient/step")) is not None]
+        )
 
 
 class FunctionLogger:

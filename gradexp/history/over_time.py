@@ -9,6 +9,7 @@ import numpy as np
 
 from gradexp.history.finding import Finding, Kind
 from gradexp.history.flow import Flow
+from gradexp.history.sentences import named
 from gradexp.history.slope import power, times
 from gradexp.history.step import STATUSES, Array, Step, mean_over_networks
 
@@ -64,7 +65,7 @@ def _given(flow: Flow | None, name: str) -> float:
 
 def _finding(kind: Kind, name: str, change: float, first: int, last: int, unit: str, below: str = "") -> Finding:
     text = (
-        f"the gradient at {name or 'the model'} {'falls' if change < 0 else 'grows'} by {power(change)} from "
+        f"the gradient at {named(name)} {'falls' if change < 0 else 'grows'} by {power(change)} from "
         f"{unit} {last + 1} back to {unit} {first + 1}, {times(change / (last - first))} per {unit}{below}"
     )
     return Finding(kind, text, (name,))

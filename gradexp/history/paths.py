@@ -9,6 +9,7 @@ import numpy as np
 
 from gradexp.history.finding import Finding
 from gradexp.history.flow import Flow, chains
+from gradexp.history.sentences import named
 from gradexp.history.slope import STEEP, Line, change, is_kept, is_slope, power
 from gradexp.history.step import STATUSES, Array
 from gradexp.history.trunk import Stack, block_kinds, gained, like_blocks, lost, output_by_block, stacks
@@ -80,7 +81,7 @@ def _summary(more: list[Finding]) -> list[Finding]:
 
 def course(line: Line) -> str:
     """Say in one sentence how the gradient changes along a line."""
-    labels = line.labels[line.first :]
+    labels = [*map(named, line.labels[line.first :])]
     single = [i for i in line.single() if abs(line.steps[i]) > 0.2 * abs(line.total)][:3]
     if not single:
         unlike = [i for i, like in enumerate(line.like()) if not like and abs(line.steps[i]) >= 0.2]
@@ -123,7 +124,7 @@ def large_outputs(flow: Flow) -> list[Finding]:
             covered |= rows
             text = (
                 f"towards the loss outputs grow x{10 ** even.mean():.3g} per {line.unit}, "
-                f"{power(even.sum())} from {line.labels[0]} to {line.labels[-1]}"
+                f"{power(even.sum())} from {named(line.labels[0])} to {named(line.labels[-1])}"
             )
             found.append(Finding("exploding activations", text, (line.labels[0], line.labels[-1])))
     return found
@@ -196,7 +197,7 @@ def _uppermost(flow: Flow, chain: list[int], quantity: str, status: str) -> str:
     if quantity not in flow.step.status:
         return ""
     is_so = (flow.step.status[quantity][:, chain] == STATUSES.index(status)).all(axis=0)
-    return flow.name(chain[int(np.flatnonzero(is_so)[-1])]) if is_so.any() else ""
+    return flow.shown(chain[int(np.flatnonzero(is_so)[-1])]) if is_so.any() else ""
 
 
 def _chain_path(flow: Flow, chain: list[int]) -> Path:
@@ -275,11 +276,11 @@ def _between_ends(flow: Flow, decades: float, lines: Sequence[Path]) -> list[Fin
 def _from_end(flow: Flow, row: int, change_: float) -> tuple[str, tuple[str, str]]:
     """Return what is told of a row's gradient against that at the end of its way, and the two modules."""
     top = flow.top(row)
-    text = f"towards the input the gradient changes by {power(change_)} from {flow.name(top)} to {flow.name(row)}"
+    text = f"towards the input the gradient changes by {power(change_)} from {flow.shown(top)} to {flow.shown(row)}"
     lower, upper = _largest_step(flow, row, change_)
     step = float(flow.value[lower] - flow.value[upper]) if lower != upper else 0.0
     if (lower, upper) != (row, top) and abs(step) > 0.5 * abs(change_) and abs(step) > STEEP:
-        text += f": {power(step)} between {flow.name(lower)} and {flow.name(upper)}"
+        text += f": {power(step)} between {flow.shown(lower)} and {flow.shown(upper)}"
         return text, (flow.name(lower), flow.name(upper))
     return text, (flow.name(row), flow.name(top))
 
@@ -300,7 +301,7 @@ def _largest_step(flow: Flow, row: int, change_: float) -> tuple[int, int]:
 def calm(flow: Flow) -> str:
     """Return one line on a gradient that is neither too small nor too large anywhere on its way."""
     if len(flow.order) < 2:
-        only = flow.name(flow.order[0])
+        only = flow.shown(flow.order[0])
         return "there is one layer only" if flow.step.depth == 1 else f"only {only} has a gradient"
     told: list[str] = []
     covered: set[int] = set()
@@ -313,12 +314,12 @@ def calm(flow: Flow) -> str:
         covered |= path.rows
         if not told and len(path.rows) >= 0.7 * len(flow.order) and not path.is_stack:
             return course(line)
-        told.append(f"{power(line.total)} from {line.labels[-1]} to {line.labels[line.first]}")
+        told.append(f"{power(line.total)} from {named(line.labels[-1])} to {named(line.labels[line.first])}")
     if told:
         return f"towards the input the gradient changes by {', '.join(told)}"
     value = flow.by_module()
     lowest = [row for row in flow.sources if np.isfinite(value[row]) and row not in flow.ends]
     if not lowest:
-        return f"the loss gives a gradient to {', '.join(map(flow.name, flow.ends[:3]))}, which feed no other layer"
+        return f"the loss gives a gradient to {', '.join(map(flow.shown, flow.ends[:3]))}, which feed no other layer"
     row = max(lowest, key=lambda row: value[row])
     return _from_end(flow, row, float(value[row] - value[flow.top(row)]))[0]

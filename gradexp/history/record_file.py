@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import lru_cache
 from io import BytesIO
 from itertools import zip_longest
 from operator import index
@@ -208,7 +209,8 @@ class _Arrays:
             raise StopIteration
         try:
             np.lib.format.read_magic(self._file)
-            _, _, dtype = np.lib.format.read_array_header_1_0(self._file)
+            length = self._file.read(2)
+            dtype = _dtype(length + self._file.read(int.from_bytes(length, "little")))
         except ValueError:
             self.is_damaged = self._file.tell() < self.size
             raise StopIteration from None
@@ -226,6 +228,12 @@ class _Arrays:
             raise StopIteration from None
         self.end = self._file.tell()
         return found
+
+
+@lru_cache(128)  # to read a header takes longer than what follows it, and few are different
+def _dtype(header: bytes) -> np.dtype[Any]:
+    """Return what a header of ``.npy`` says of its array; ValueError if it is cut short or none."""
+    return np.lib.format.read_array_header_1_0(BytesIO(header))[2]
 
 
 def _start(file: BinaryIO) -> bytes:

@@ -1,6 +1,17 @@
 """Names and numbers as the sentence of a finding shows them."""
 
+import re
 from collections.abc import Sequence
+
+
+def named(name: str) -> str:
+    """Return a module's name for a sentence: in quotes if it is a number, as in ``nn.Sequential``.
+
+    Examples:
+        >>> named("blocks.3"), named("3"), named("3 #2"), named("")
+        ('blocks.3', "'3'", "'3' #2", 'the model')
+    """
+    return re.sub(r"^\d+(?= #|$)", r"'\g<0>'", name) or "the model"
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

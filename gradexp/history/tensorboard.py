@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gradexp.history.curves import curve, curves_of, quantities_of
 from gradexp.history.scalars import Points, Values, points, profile_points
 from gradexp.history.step import STATUSES, Array, Phase, Quantity, Step
+from gradexp.kinds import texts
 
 _BETWEEN_PROFILES = 10  # times as many steps as at the last one
 
@@ -111,7 +112,7 @@ def _of_writer(writer: Any) -> dict[str, _Written]:
 
 def write_history(history: Recorded, writer: Any, step: int, layers: str | Iterable[str] | None, prefix: str) -> None:
     """Write what a writer does not have yet; see ``History.to_tensorboard``."""
-    layers = layers if layers is None or isinstance(layers, str) else tuple(layers)
+    layers = None if layers is None else tuple(texts("layers", layers, "patterns of names"))
     curves = curves_of(history.names, history.calls, layers) if history.phase != "init" else {}
     written = _of_writer(writer).setdefault(prefix, _Written())
     written.check(history)

@@ -120,6 +120,12 @@ class ProbeOfTraining:
             self._steps += 1
             self.remove()
 
+    def _end(self) -> None:
+        """End the training: no hook stays, and the loggers have all."""
+        self.remove()
+        if self._probe is not None:
+            self._probe.close()
+
     def _leave_history(self) -> None:
         """Leave the history to the process that began the training, if that is another."""
         if os.getpid() != self._process and self._probe is not None:

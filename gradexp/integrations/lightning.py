@@ -86,7 +86,7 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Remove the hooks and write to TensorBoard."""
-        self.remove()
+        self._end()
         if trainer.is_global_zero:
             self._leave_history()
         for logger in trainer.loggers:
@@ -96,7 +96,7 @@ class GradientProbeCallback(ProbeOfTraining, pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
         """Remove the hooks."""
-        self.remove()
+        self._end()
         if trainer.is_global_zero:
             self._leave_history()
 

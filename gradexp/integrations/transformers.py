@@ -4,19 +4,23 @@ import copy
 import functools
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any, Unpack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import Tensor
 
 from gradexp.history.clipped import clipped
-from gradexp.history.loggers import TAG
+from gradexp.history.finding import Finding
+from gradexp.history.loggers import PICTURE, TAG, MlflowLogger, TensorBoardLogger, dots_of, finite, lines
 from gradexp.integrations import CallbackOptions, ProbeOfTraining
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 try:
     from accelerate import Accelerator
     from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-    from transformers.integrations.integration_utils import MLflowCallback
+    from transformers.integrations.integration_utils import MLflowCallback, WandbCallback
     from transformers.trainer_callback import CallbackHandler
 except ImportError as _error:
     raise ImportError("the callback needs transformers; get it with pip install transformers accelerate") from _error
@@ -52,7 +56,7 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
         if args.n_gpu > 1:
             raise ValueError(f"GradientProbeCallback takes one GPU per process, got {args.n_gpu}; use torchrun")
         optimizer = objects["optimizer"]  # accelerate's, which wraps torch's and knows the scaler
-        self._start(objects["model"], optimizer, getattr(optimizer, "scaler", None), self._report, state.global_step)
+        self._start(objects["model"], optimizer, getattr(optimizer, "scaler", None), self, state.global_step)
         self._at_start = args, state, control
         if self._log is True:
             self._watched = [_Watched(CallbackHandler, "call_event", self._see_handler)]
@@ -74,20 +78,36 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
             self._handler = handler
             self._unwatch()
 
-    def _report(self, step: int, numbers: dict[str, float], *, findings: list[str]) -> None:
+    def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
         """Hand a step to what the Trainer reports to, as its ``log`` does, but for the console."""
-        if self._handler is None or self._at_start is None:  # events that no Trainer has sent
-            return
-        args, state, control = self._at_start
-        state = copy.copy(state)
-        state.global_step = step  # which is counted up before an event tells that the update is known
-        texts = {TAG: "\n".join(findings)} if findings else {}
-        for reporter in self._handler.callbacks:
-            if reporter is not self and not isinstance(reporter, (PrinterCallback, ProgressCallback)):
-                logs = numbers if isinstance(reporter, MLflowCallback) else numbers | texts
-                reporter.on_log(args, state, control, logs=dict(logs), model=self._handler.model)
-                if findings and isinstance(reporter, MLflowCallback) and state.is_world_process_zero:
-                    sys.modules["mlflow"].set_tag(f"gradexp.step_{step}", "\n".join(findings))
+        text = lines(findings)
+        for reporter, arguments in self._reporters(step):
+            is_mlflow = isinstance(reporter, MLflowCallback)
+            logs = finite(numbers) | ({TAG: text} if text and not is_mlflow else {})
+            reporter.on_log(*arguments, logs=logs, model=self._handler.model)
+            if text and is_mlflow and arguments[1].is_world_process_zero:
+                sys.modules["mlflow"].set_tag(f"gradexp.step_{step}", text)
+
+    def draw(self, step: int, figure: "Figure") -> None:
+        """Hand a picture to what the Trainer reports to, where it takes one."""
+        for reporter, _ in self._reporters(step):
+            if isinstance(reporter, MLflowCallback):
+                MlflowLogger(sys.modules["mlflow"]).draw(step, figure)
+            elif isinstance(reporter, WandbCallback):
+                wandb: Any = sys.modules["wandb"]
+                wandb.log({PICTURE: wandb.Image(dots_of(figure)), "train/global_step": step})
+            elif getattr(reporter, "tb_writer", None) is not None:
+                TensorBoardLogger(reporter.tb_writer).draw(step, figure)
+
+    def _reporters(self, step: int) -> Iterator[tuple[Any, tuple[Any, Any, Any]]]:
+        """Yield each with what its events are given at a step; none for events that no Trainer has sent."""
+        if self._handler is not None and self._at_start is not None:
+            args, state, control = self._at_start
+            state = copy.copy(state)
+            state.global_step = step  # which is counted up before an event tells that the update is known
+            for reporter in self._handler.callbacks:
+                if reporter is not self and not isinstance(reporter, (PrinterCallback, ProgressCallback)):
+                    yield reporter, (args, state, control)
 
     def _before_clipping(self, _accelerator: Any, parameters: list[Any]) -> None:
         if not self._is_collected and any(id(parameter) in self._parameters for parameter in parameters):
@@ -107,13 +127,17 @@ class GradientProbeCallback(ProbeOfTraining, TrainerCallback):
         if clips and self._probe is not None:
             self._probe.add_finding(clipped("the Trainer", args.max_grad_norm))
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Remove the hooks after the optimizer's step."""
         self._finish()
+        if getattr(
+            control, "should_training_stop", False
+        ):  # at the end of the training reporters close before this is told
+            self._end()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Remove the hooks."""
-        self.remove()
+        """Remove the hooks, and let the loggers end their work."""
+        self._end()
         self._handler = self._at_start = None
 
     def remove(self) -> None:

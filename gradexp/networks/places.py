@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gradexp.kinds import texts
 from gradexp.networks.account import Account
 from gradexp.networks.matrices import Layer, find_layers, is_norm, own_parameters
 from gradexp.numerics.torch_internals import parameters_by_name
@@ -144,9 +145,9 @@ def plan(
     """
     scale, layouts = scale or {}, layouts or {}
     names = _Names(model)
-    named = names.inside("skip", _listed(skip))
+    named = names.inside("skip", texts("skip", skip, "names or patterns"))
     skipped = {id(parameter) for name, _, _, parameter in own_parameters(model) if name in named}
-    factors = _factors(names, _listed(branch_ends), scale)
+    factors = _factors(names, texts("branch_ends", branch_ends, "names or patterns"), scale)
     for pattern, layout in layouts.items():
         if layout not in ("out in", "in out"):
             raise ValueError(f"layouts must be 'out in' or 'in out', got {layout!r} for '{pattern}'")
@@ -190,10 +191,6 @@ def plan(
 _SKIPPED = "named in skip"
 _PURPOSE = "a bias that was set on purpose"
 _ZERO = "exactly 0, as on purpose"
-
-
-def _listed(patterns: str | Iterable[str]) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
 class _Names:

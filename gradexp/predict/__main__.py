@@ -21,7 +21,7 @@ ABOUT = Command(
     sweep="init=he,xavier activation=relu,tanh",
     unused=(
         *("optimizer", "record", "seed", "seeds", "steps", "device", "threads", "quiet"),
-        "save_weights",
+        *("save_weights", "log"),
     ),
     keeps_files=False,
 )

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from gradexp.history.finding import Finding
 from gradexp.history.step import Step
 from gradexp.history.verdict import gradient_verdict
+from gradexp.kinds import texts
 
 AlarmWord = Literal["nonfinite", "dead", "vanishing", "exploding"]
 
@@ -50,7 +51,7 @@ class Bell:
 
     Raises:
         ValueError: If one of them is unknown.
-        TypeError: If ``alarm`` is neither a word nor a function.
+        TypeError: If ``alarm`` is neither a word nor a function, or ``kinds`` are no words.
     """
 
     def __init__(self, alarm: Alarm, kinds: Iterable[str]) -> None:
@@ -59,7 +60,7 @@ class Bell:
         if not isinstance(alarm, str) and not callable(alarm):
             raise TypeError(f"alarm must be 'warn', 'raise' or a function, got {alarm!r}")
         self._alarm = alarm
-        self.kinds: list[str] = [kinds] if isinstance(kinds, str) else list(kinds)
+        self.kinds = texts("alarm_on", kinds, "kinds of findings")
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds:
             fault = f"unknown kind {unknown[0]!r}" if unknown else "alarm_on is empty"

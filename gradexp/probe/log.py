@@ -1,14 +1,18 @@
 """Each recorded step, handed to loggers at once: its numbers, and what it is the first to show."""
 
 import math
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
+
 from gradexp.history.finding import Finding
+from gradexp.history.heat_map import heat_map
 from gradexp.history.live import LiveCurves
-from gradexp.history.loggers import loggers_of
+from gradexp.history.loggers import loggers_of, painters_among
 from gradexp.probe.processes import is_first_process
 from gradexp.probe.record import Record
 
@@ -16,6 +20,10 @@ _JUMPS = 4  # that are judged at once, and one more in as many steps as follow, 
 _BETWEEN_JUMPS = 40
 _COURSE = 128  # steps that a step is judged by
 _DECADES = 1.0  # a jump
+_FIRST_PICTURE = 10  # recorded steps
+_DRAWN_STEPS = 300
+_SHARE = 0.02  # of the time of a training that pictures may take
+_LOADING = 0.5  # seconds: a guess at what the first one takes
 
 
 class Log:
@@ -25,6 +33,9 @@ class Log:
 
     To judge a step takes longer than to record it. Judged are the first one, those at which there are twice as many,
     and those at which the statuses change or the gradients' size jumps by ten.
+
+    Loggers that take pictures get one of the gradient over layers and steps whenever there are twice as many steps,
+    but not before a fiftieth of the training's time pays for it, and one at the end.
 
     Args:
         log: The target, or several.
@@ -44,6 +55,9 @@ class Log:
         self._record = record
         self._count = 0  # steps that were handed on
         self._judge = _Judge()
+        self._drawn = 0  # steps there were at the last picture
+        self._begin = time.monotonic()
+        self._spent, self._drawing = 0.0, _LOADING  # seconds: for all pictures, and for the last
         self._has_failed = False
 
     def hand_on(self) -> None:
@@ -59,6 +73,36 @@ class Log:
                 known = history.findings[0] if history.findings else ()
                 found = self._judge.found(self._record, index, self._count, numbers, known)
                 self._write(history.steps[0], numbers, found)
+        is_due = bool(self._loggers) and self._count >= max(_FIRST_PICTURE, 2 * self._drawn)
+        if is_due and time.monotonic() - self._begin >= (self._spent + self._drawing) / _SHARE:
+            self._draw()
+
+    def finish(self) -> None:
+        """Hand on what is left, and wait until it is where it belongs."""
+        self.hand_on()
+        if not self._loggers or not is_first_process():
+            return
+        if self._count >= max(_FIRST_PICTURE, 1.25 * self._drawn):  # a probe may be attached and closed often
+            self._draw()
+        for logger in self._loggers:
+            if hasattr(logger, "finish"):
+                with self._warning(self._record.steps[-1] if self._record.steps else 0, type(logger).__name__):
+                    logger.finish()
+
+    def _draw(self) -> None:
+        """Hand a picture of what is in memory to the loggers that take one."""
+        self._drawn = self._count
+        begin = time.monotonic()
+        with self._warning(self._record.steps[-1], "picture"), suppress(ImportError):  # of matplotlib
+            painters = painters_among(self._loggers)
+            if painters and "output_grad" in self._record.subject.quantities:
+                indices = np.unique(np.linspace(0, len(self._record.steps) - 1, _DRAWN_STEPS).round().astype(int))
+                history = self._record.history(indices.tolist())
+                figure = heat_map(history)
+                for painter in painters:
+                    painter.draw(history.steps[-1], figure)
+        self._drawing = time.monotonic() - begin
+        self._spent += self._drawing
 
     def tell(self, finding: Finding) -> None:
         """Hand on a finding of the last step, unless that is still to be handed on."""

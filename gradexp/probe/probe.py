@@ -17,6 +17,7 @@ from gradexp.history.finding import Finding
 from gradexp.history.history import History
 from gradexp.history.probe_steps import ProbeStep, Row, Subject
 from gradexp.history.step import QUANTITIES, VECTOR_QUANTITIES, Quantity
+from gradexp.kinds import texts, whole_numbers
 from gradexp.networks.mlp import MLP
 from gradexp.numerics.torch_internals import all_parameters_of, backward_number, is_dynamo_loaded
 from gradexp.probe.alarm import Alarm, AlarmWord, Bell
@@ -187,9 +188,11 @@ class GradientProbe:
         self._recorder = Hooks(model, selection.modules, self._plan)
         self._weights = Weights(selection.rows, self._plan, "weight" in self._quantities)
         self._updates: Updates | None = None
-        seeds = list(range(networks)) if seeds is None else seeds
+        seeds = list(range(networks)) if seeds is None else whole_numbers("seeds", seeds)
+        if len(seeds) != networks:
+            raise ValueError(f"seeds must name {networks} networks, got {len(seeds)}")
         names, parameters = [*selection.rows], _count_parameters(model)
-        subject = Subject(names, [*self._quantities], networks, [*seeds], per_sample, parameters)
+        subject = Subject(names, [*self._quantities], networks, seeds, per_sample, parameters)
         self._record = Record(subject)
         self._modules_of = selection.modules_of
         self._paths: set[frozenset[Row]] = set()  # sets of rows whose graph is known
@@ -215,8 +218,8 @@ class GradientProbe:
         return self.attach()
 
     def __exit__(self, *_: object) -> None:
-        """Remove every hook."""
-        self.remove()
+        """Remove every hook, and let the loggers end their work."""
+        self.close()
 
     def __del__(self) -> None:
         """Remove every hook of a probe that nobody holds, as after running a notebook's cell again."""
@@ -267,6 +270,15 @@ class GradientProbe:
             self._fetch_updates()
             self._updates = None
         self._hand_on()
+
+    def close(self) -> None:
+        """Remove every hook, and wait until the loggers have written all; the end of a ``with`` block does this.
+
+        Those that take pictures get a last one.
+        """
+        self.remove()
+        for outlet in self._outlets:
+            outlet.finish()
 
     def collect(self, step: int | None = None, loss: Tensor | float | None = None) -> None:
         """Record what the hooks saw since the last collect, and the weights' gradients.
@@ -552,7 +564,7 @@ def _quantities(wanted: Iterable[Quantity] | None, has_optimizer: bool, per_samp
     known = QUANTITIES + VECTOR_QUANTITIES
     if wanted is None:
         return QUANTITIES if has_optimizer else QUANTITIES[:3]
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    names = texts("quantities", wanted, "names of quantities")
     unknown = [quantity for quantity in names if quantity not in known]
     if unknown or not names:
         fault = f"unknown quantity '{unknown[0]}'" if unknown else "quantities is empty"
@@ -588,3 +600,6 @@ def _check_kinds(model: Any, stats: Any) -> None:
         raise TypeError(f"model must be an nn.Module, got {module_kind(model)}")
     if stats is not None and not isinstance(stats, Mapping):
         raise TypeError(f"stats must map names to functions, got {module_kind(stats)}")
+    for name, function in (stats or {}).items():
+        if not isinstance(name, str) or not callable(function):
+            raise TypeError(f"stats must map names to functions, got {name!r}: {function!r}")

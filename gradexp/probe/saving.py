@@ -63,6 +63,10 @@ class Saving:
         self._count, self._version = record.count, record.version
         self._thin_out()
 
+    def finish(self) -> None:
+        """Write what is left."""
+        self.hand_on()
+
     def tell(self, _: Finding) -> None:
         """Write the last step again, in which something was found, unless it is still to be written."""
         if self._count == self._record.count:

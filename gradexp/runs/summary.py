@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # importing them would load torch, and a run's first files ar
 version: Callable[[str], str] = cache(metadata.version)  # which reads a file each time
 
 SCHEMA = 1
-UNHASHED = ("device", "threads", "quiet", "record", "objective")  # they do not change what is computed
+UNHASHED = ("device", "threads", "quiet", "log", "record", "objective")  # they do not change what is computed
 
 
 def config_hash(config: Config) -> str:

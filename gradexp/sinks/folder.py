@@ -9,8 +9,9 @@ from gradexp.runs.summary_file import NAME, read_summary
 from gradexp.sinks.event_file import event_files
 from gradexp.sinks.page import NAME as PAGE
 
+CURVES = "curves.csv"
 # The summary last: without it the others would be those of another program.
-_FILES = (PAGE, "layers.csv", "weights.pt", NAME)
+_FILES = (PAGE, CURVES, "layers.csv", "weights.pt", NAME)
 _PICTURES = ("output_gradient_*.png", "output_gradient_*.svg")
 _SUBRUNS = ("", "theory", "theory/lower", "theory/upper", "step_*")
 

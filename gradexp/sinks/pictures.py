@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradexp.config import as_dict
+from gradexp.history.heat_map import draw_heat_map, some
 from gradexp.history.history import History
 from gradexp.history.plot import draw_profile
 from gradexp.history.step import STATUSES
@@ -29,15 +29,8 @@ if TYPE_CHECKING:
 PROFILE, TRAINING = "layers/output_gradient_at_initialisation", "layers/output_gradient_in_training"
 """The tags of the two pictures in TensorBoard."""
 
-LEAST_REACH = 3
-"""Powers of ten from white, which is 1, to the darkest colours, at least: where a gradient counts as stable."""
-
 # Inches and dots per inch. In a card 340 dots wide, type of 10 points is then 11 dots high.
 _SIZE, _DPI = (4.2, 2.7), 180
-_DOTS = 1000
-# Status of a cell without a number: its colour, which everybody tells from those of the scale, and what it means.
-_SPECIAL = {"zero": ("black", "exactly 0"), "nonfinite": (COLOURS[4], "inf or nan")}
-_OTHERS = ("#888888", "not seen")
 
 
 def profile_picture(result: Result) -> "Figure":
@@ -80,52 +73,15 @@ def training_picture(result: Result) -> "Figure":
     Args:
         result: A run of which the probe has recorded a step.
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize, to_rgb
-    from matplotlib.patches import Patch
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
-
     history = result.gradients
     assert history is not None
     losses = result.training.losses if result.training is not None else []
     figure, above, axes = _card_of_two(bool(losses))
-    drawn = np.ix_(_some(history.depth), _some(len(history.steps)))
-    sizes = history.log10["output_grad"][:, 0].T[drawn]  # layer by step
-    codes = history.status["output_grad"][:, 0].T[drawn]
-    finite = np.abs(sizes[np.isfinite(sizes)])
-    reach = math.ceil(max(LEAST_REACH, finite.max() if finite.size else 0.0))
-    scale = ScalarMappable(Normalize(-reach, reach), cmap="RdBu_r")
-    cells = scale.to_rgba(np.nan_to_num(sizes))[..., :3]
-    legend = []
-    for code, status in enumerate(STATUSES):
-        colour, meaning = _SPECIAL.get(status, _OTHERS)
-        where = codes == code
-        if status not in ("ok", "subnormal") and where.any():
-            cells[where] = to_rgb(colour)
-            legend.append((colour, meaning))
-    first, last = history.steps[0], history.steps[-1]
-    half = max(1, last - first) / max(1, len(history.steps) - 1) / 2
-    axes.imshow(
-        cells,
-        aspect="auto",
-        origin="lower",
-        interpolation="nearest",
-        extent=(first - half, last + half, 0.5, history.depth + 0.5),
-    )
-    bar = figure.colorbar(scale, ax=axes, pad=0.02)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{value:.0f}}}$"))
-    bar.set_label("norm of ∂L/∂z")
-    handles = [Patch(color=colour, label=meaning) for colour, meaning in dict.fromkeys(legend)]
-    if handles:
-        axes.legend(handles=handles, fontsize=8, loc="upper left", framealpha=0.9)
-    axes.set_xlabel("training step")
-    axes.set_ylabel("layer (1 = input side)")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True) if last > first else FixedLocator([first]))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    draw_heat_map(axes, history, middle=0.0)
+    limits = axes.get_xlim()
     if above is not None:
         _draw_loss(above, losses, result.guessing)
-        axes.set_xlim(first - half, last + half)
+        axes.set_xlim(limits)
     figure.align_ylabels()
     (above or axes).set_title(_title(result, "in training"), fontsize=10)
     return figure
@@ -136,7 +92,7 @@ _MOST_OVER_GUESSING = 3.0  # times; losses far beyond would press the others ont
 
 def _draw_loss(axes: "Axes", losses: Sequence[float], guessing: float | None) -> None:
     """Draw the loss of each step, and that of a network that ignores its input."""
-    steps = _some(len(losses))
+    steps = some(len(losses))
     values = np.asarray(losses, dtype=float)[steps]
     axes.plot(steps, np.where(np.isfinite(values), values, np.nan), color="black", linewidth=1.3, clip_on=True)
     finite = values[np.isfinite(values)]
@@ -200,11 +156,6 @@ def encoded(figure: "Figure") -> tuple[bytes, int, int]:
     figure.savefig(buffer, dpi=_DPI, format="png")
     width, height = (round(inches * _DPI) for inches in _SIZE)
     return buffer.getvalue(), width, height
-
-
-def _some(count: int) -> NDArray[np.int64]:
-    """Return indices from first to last, at most as many as there are dots to draw."""
-    return np.unique(np.linspace(0, count - 1, min(count, _DOTS)).round().astype(np.int64))
 
 
 def _card() -> "tuple[Figure, Axes]":

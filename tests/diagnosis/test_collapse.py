@@ -51,8 +51,8 @@ def test_deep_networks_whose_signal_dies_under_their_biases_are_told_and_he_cure
     assert (finding.kind, finding.severity) == ("inputs collapse", 2)
     assert finding.modules == tuple(str(2 * layer) for layer in range(first, 12))
     assert finding.text == (
-        f"from {2 * first} on all 32 samples look alike: mean cosine {cosines[first]:.4f} there, "
-        f"{cosines[-1]:.4f} at 22; {mean_cosine(X).item():.2f} for the inputs"
+        f"from '{2 * first}' on all 32 samples look alike: mean cosine {cosines[first]:.4f} there, "
+        f"{cosines[-1]:.4f} at '22'; {mean_cosine(X).item():.2f} for the inputs"
     )
     assert "nn.BatchNorm1d(width) before each activation" in finding.remedy
     initialize(model, "he")

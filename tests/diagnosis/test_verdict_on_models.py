@@ -271,7 +271,7 @@ def test_a_saturated_layer_among_twelve_is_named():
         layers += [linear, nn.Sigmoid() if index == 6 else nn.Tanh()]
     verdict = judged(classifier(nn.Sequential(*layers, nn.Linear(16, 10))))
     assert verdict.gradient == "vanishing"
-    assert any("between 12 and 14" in finding.text for finding in verdict.findings)
+    assert any("between '12' and '14'" in finding.text for finding in verdict.findings)
     assert "12" in alarms(verdict)[0].modules
     assert verdict.text == "saturated: 100 % of the sigmoid's outputs after 12 lie where its slope is below 0.001"
 

@@ -26,7 +26,7 @@ def found(model, factor, dtype=torch.float16):
 
 def test_a_loss_whose_gradient_float16_cannot_hold_is_told():
     (finding,) = found(mlp(), 1e-7)
-    assert "from 4 down every gradient is exactly 0, though the loss is" in finding.text
+    assert "from '4' down every gradient is exactly 0, though the loss is" in finding.text
     assert "GradScaler" in finding.remedy
 
 

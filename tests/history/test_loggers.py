@@ -1,12 +1,14 @@
 """Targets of a probe's log: which is told by what, what each is handed, and what it says of a wrong one."""
 
 import csv
+import json
 from types import ModuleType
 
 import pytest
 
 from gradexp.history.finding import Finding
 from gradexp.history.loggers import loggers_of
+from gradexp.history.mlflow_process import MlflowProcess
 
 NAN = float("nan")
 FOUND = Finding("dead units", "9 of 9 in a", ("a",), "initialize(model, 'he')")
@@ -103,6 +105,71 @@ def test_a_wandb_run_that_is_further_on_loses_nothing(target):
     assert [row["gradient/step"] for row, _ in run.rows] == [3, 9]
     assert run.rows[1][0]["gradient/findings"].startswith("dead units: 9 of 9")
     assert run.axes == {("a/*", "gradient/step")}
+
+
+def test_no_two_rows_of_wandb_are_written_at_one_step():
+    run = Run()
+    run.step = 7
+    write(loggers_of(run), (3, {"a/b": 1.0}, []))
+    (logger,) = loggers_of(run)
+    for step in (4, 5, 5, 20):
+        logger.write(step, {"a/b": 1.0}, [])
+    assert [(row["gradient/step"], step) for row, step in run.rows] == [(3, 7), (4, 7), (5, 8), (5, 8), (20, 20)]
+
+
+FAKE_MLFLOW = {
+    "__init__.py": """
+import json
+class MlflowClient:
+    def __init__(self, uri):
+        self.uri = uri
+    def log_batch(self, run, metrics, tags):
+        if any(value < 0 for _, value, _, _ in metrics):
+            raise ValueError("below\\n0")
+        with open(self.uri, "a") as file:
+            rows = [[run, key, value, step] for key, value, _, step in metrics]
+            print(json.dumps([rows, [*map(list, tags)]]), file=file)
+""",
+    "entities.py": "Metric = lambda *own: own\nRunTag = lambda *own: own",
+}
+
+
+@pytest.fixture
+def process(tmp_path, monkeypatch):
+    """Return a process that has a library of its own in place of MLflow."""
+    (tmp_path / "mlflow").mkdir()
+    for name, text in FAKE_MLFLOW.items():
+        (tmp_path / "mlflow" / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return MlflowProcess(str(tmp_path / "store"))
+
+
+def test_the_process_for_mlflow_writes_all_steps_in_their_order(process, tmp_path):
+    for step in range(700):
+        process.send("run", step, {"a": 0.5, "b": 1.0}, {"found": "x"} if step == 3 else {})
+    process.wait()
+    batches = [json.loads(line) for line in (tmp_path / "store").read_text().splitlines()]
+    assert max(len(rows) for rows, _ in batches) <= 1000  # as many as MLflow takes
+    assert [row for rows, _ in batches for row in rows if row[1] == "b"] == [["run", "b", 1.0, s] for s in range(700)]
+    assert [tag for _, tags in batches for tag in tags] == [["found", "x"]]
+
+
+def test_what_mlflow_raises_in_its_process_is_told_and_later_steps_are_written(process, tmp_path):
+    process.send("run", 0, {"a": -1.0}, {})
+    with pytest.raises(OSError, match=r"^ValueError: below 0$"):
+        process.wait()
+    process.send("run", 1, {"a": 1.0}, {})
+    process.wait()
+    assert json.loads((tmp_path / "store").read_text()) == [[["run", "a", 1.0, 1]], []]
+
+
+def test_a_process_for_mlflow_that_has_ended_is_told(process):
+    process.send("run", 0, {"a": 1.0}, {})
+    process.wait()
+    process._process.kill()
+    process._process.wait()
+    with pytest.raises(OSError, match=r"^the process that writes to MLflow has ended$"):
+        process.send("run", 1, {"a": 1.0}, {})
 
 
 def test_a_csv_file_has_a_row_for_each_step_and_findings_in_one_line(tmp_path):

@@ -1,15 +1,8 @@
 """A training's curves in real loggers, read back while the training runs and after a kill."""
 
 import csv
-import os
+import json
 import re
-import shutil
-import signal
-import sqlite3
-import struct
-import subprocess
-import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,17 +10,30 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from sweep_processes import LIMIT
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from logged import (
+    TAG,
+    curve_of_mlflow,
+    curve_of_tensorboard,
+    curve_of_wandb,
+    events,
+    eventually,
+    records_of_wandb,
+    rows_of_wandb,
+)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 
-from gradexp import GradientProbe
+from gradexp import Config, GradientProbe
+from gradexp.config import DataConfig
 from gradexp.history.history import History
+from gradexp.history.loggers import PICTURE
+from gradexp.runs.experiment import run as run_of_ours
+from gradexp.sinks.curves import curves_for
 
 wandb = pytest.importorskip("wandb", reason="wandb is not installed")
 mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
 pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -44,7 +50,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The `srun` command is available"),
 ]
 
-TAG = "log10_output_grad/0"
 STEPS = 4
 
 
@@ -88,41 +93,6 @@ def run(tmp_path):
         yield run
 
 
-def rows_of_wandb(path):
-    """Return the rows of a run that is finished, once its process of its own has written the end."""
-    end = time.monotonic() + LIMIT
-    records = records_of_wandb(path)
-    while not any(record.HasField("exit") for record in records):
-        assert time.monotonic() < end, "the run has no end"
-        time.sleep(0.05)
-        records = records_of_wandb(path)
-    rows = [record.history.item for record in records if record.HasField("history")]
-    return [{item.key or ".".join(item.nested_key): item.value_json for item in row} for row in rows]
-
-
-def records_of_wandb(path):
-    """Return what an offline file holds so far: messages of protobuf in a log as LevelDB has it."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, at, parts, records = Path(path).read_bytes(), 7, b"", []
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4) and at <= len(data):
-            records.append(Record.FromString(parts))
-            parts = b""
-    return records
-
-
-def curve_of_wandb(rows, tag=TAG):
-    return {int(row["gradient/step"]): float(row[tag]) for row in rows if tag in row}
-
-
 def test_a_run_of_wandb_has_the_curves_and_the_findings(run):
     probe = train(run)
     file = run.settings.sync_file
@@ -153,33 +123,21 @@ def store(tmp_path_factory):
     return path
 
 
-def curve_of_mlflow(store, run_id, tag=TAG):
-    with sqlite3.connect(store) as connection:
-        rows = connection.execute("select step, value from metrics where run_uuid = ? and key = ?", (run_id, tag))
-        return dict(rows.fetchall())
-
-
+@pytest.mark.slow  # to start the process that writes takes seconds
 def test_mlflow_has_the_curves_as_they_come_and_a_tag_for_a_finding(store):
-    known = []
+    expected_steps = [[0], [0, 1], [0, 1], [0, 1, 3]]  # a loss that is infinite is none
 
     class Reader(list):
         def append(self, step):
-            known.append(sorted(curve_of_mlflow(store, run.info.run_id, "gradient/loss")))
+            eventually(
+                lambda: sorted(curve_of_mlflow(store, run.info.run_id, "gradient/loss")), expected_steps[step].__eq__
+            )
 
     with mlflow.start_run() as run:
         probe = train(mlflow, seen=Reader())
-    assert known == [[0], [0, 1], [0, 1], [0, 1, 3]]  # a loss that is infinite is none
     assert curve_of_mlflow(store, run.info.run_id) == pytest.approx(expected(probe))
     tags = mlflow.get_run(run.info.run_id).data.tags
     assert tags["gradexp.nonfinite"].startswith("step 2: nonfinite: ")
-
-
-def events(folder):
-    return EventAccumulator(str(folder)).Reload()
-
-
-def curve_of_tensorboard(folder, tag=TAG):
-    return {event.step: event.value for event in events(folder).Scalars(tag)}
 
 
 def test_tensorboard_has_the_curves_as_they_come_and_findings_as_text(tmp_path):
@@ -225,11 +183,11 @@ def data():
     return TensorDataset(torch.randn(16, 3, generator=generator), torch.arange(16) % 2)
 
 
-def fit(logger, look, **options):
+def fit(logger, look, epochs=1, **options):
     callback = of_lightning.GradientProbeCallback(every=1, **options)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     quiet["log_every_n_steps"] = 1
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=logger, callbacks=[callback], **quiet)
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, logger=logger, callbacks=[callback], **quiet)
     trainer.fit(Module(look), DataLoader(data(), batch_size=4))
     return callback
 
@@ -298,11 +256,11 @@ class Looks(transformers.TrainerCallback):
         self.look()
 
 
-def run_trainer(folder, report_to, look=lambda: None, **options):
+def run_trainer(folder, report_to, look=lambda: None, steps=STEPS, **options):
     callback = of_transformers.GradientProbeCallback(every=1, **options)
     quiet = {"save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
     arguments = transformers.TrainingArguments(
-        str(folder), use_cpu=True, max_steps=STEPS, per_device_train_batch_size=4, report_to=report_to, **quiet
+        str(folder), use_cpu=True, max_steps=steps, per_device_train_batch_size=4, report_to=report_to, **quiet
     )
     samples = [{"inputs": x, "labels": y} for x, y in data()]
     trainer = transformers.Trainer(Classifier(), arguments, train_dataset=samples, callbacks=[callback, Looks(look)])
@@ -348,56 +306,122 @@ def test_the_log_of_a_trainer_is_a_target_too(tmp_path):
     assert TAG in logged[0]
 
 
-# A kill
+# Runs
 
 
-SCRIPT = """
-import sys
-import mlflow
-import torch
-from torch import nn
-from torch.utils.tensorboard import SummaryWriter
-from gradexp import GradientProbe
-folder = sys.argv[1]
-mlflow.set_tracking_uri("sqlite:///" + folder + "/mlflow.db")
-mlflow.start_run()
-log = [folder + "/curves.csv", SummaryWriter(folder), mlflow]
-torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-with GradientProbe(model, optimizer=optimizer, log=log) as probe:
-    for step in range(10**6):
-        loss = model(torch.ones(2, 3)).square().mean()
-        loss.backward()
-        probe.collect(step, loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        print(step, flush=True)
-"""
+def result_of(name, folder):
+    folder.mkdir()
+    options = Config(depth=4, width=8, steps=12, data=DataConfig("gaussian", samples=100))
+    return run_of_ours(options, [curves_for(name, folder, "sweep", figures=True)])
 
 
-def test_a_training_that_is_killed_has_lost_at_most_its_last_step(tmp_path, store):
-    shutil.copy(store, tmp_path / "mlflow.db")  # to make one takes seconds
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        last = -1
-        for line in process.stdout:
-            last = int(line) if line.strip().isdecimal() else last
-            if last >= 23:
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait(LIMIT)
-    whole = (tmp_path / "curves.csv").read_text().rpartition("\n")[0]
-    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
-        (run_id,) = connection.execute("select run_uuid from runs order by start_time desc").fetchone()
-    for found in (
-        [int(row["step"]) for row in csv.DictReader(whole.splitlines())],
-        sorted(curve_of_tensorboard(tmp_path)),
-        sorted(curve_of_mlflow(tmp_path / "mlflow.db", run_id)),
-    ):
-        assert found == [*range(len(found))]
-        assert len(found) >= last + 1  # whatever was printed had been handed on before
+def test_each_run_is_one_of_wandb(tmp_path):
+    for name in ("a", "b"):
+        result = result_of("wandb", tmp_path / name)
+        (file,) = (tmp_path / name / "wandb").glob("offline-run-*/*.wandb")
+        rows = rows_of_wandb(file)
+        losses = {int(row["gradient/step"]): float(row["train/loss"]) for row in rows if "train/loss" in row}
+        assert losses == pytest.approx(dict(enumerate(result.training.losses)))
+        tag = "profile/log10_output_grad"
+        profile = {int(row["profile/layer"]): float(row[tag]) for row in rows if tag in row}
+        assert [profile[layer] for layer in (1, 2, 3, 4)] == pytest.approx(result.initial.profile("output_grad"))
+        assert len(pictures_of_wandb(file)) == 1
+        (own,) = [record.run for record in records_of_wandb(file) if record.HasField("run")][-1:]
+        assert (own.display_name, own.run_group) == (name, "sweep")
+    assert wandb.run is None
+
+
+@pytest.mark.slow
+def test_each_run_is_one_of_mlflow(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "runs")
+    mlflow.set_experiment("runs")
+    result = result_of("mlflow", tmp_path / "a")
+    assert mlflow.active_run() is None
+    (own,) = mlflow.search_runs(experiment_names=["runs"], output_format="list")
+    assert (own.info.run_name, own.info.status) == ("a", "FINISHED")
+    assert curve_of_mlflow(store, own.info.run_id, "train/loss") == dict(enumerate(result.training.losses))
+    assert own.data.params["depth"] == "4"
+    assert own.data.metrics["summary/loss_last"] == result.training.losses[-1]
+    assert own.data.tags[f"gradexp.{result.verdict.gradient}"].endswith(result.verdict.text)
+    mlflow.set_experiment("gradexp")
+
+
+# Pictures
+
+
+ENOUGH = 12  # steps for a picture at the end
+
+
+def pictures_of_tensorboard(folder):
+    return [(image.step, image.width, image.height) for image in events(folder).Images(PICTURE)]
+
+
+def pictures_of_wandb(file):
+    """Return the fields of each, which have columns of their own."""
+    rows = rows_of_wandb(file)
+    columns = {column for row in rows for column in row if column.startswith(f"{PICTURE}.")}
+    found = [{column.rpartition(".")[2]: json.loads(row[column]) for column in columns & row.keys()} for row in rows]
+    return [picture for picture in found if picture]
+
+
+def test_tensorboard_takes_a_picture(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        train(writer, ENOUGH)
+    assert pictures_of_tensorboard(tmp_path) == [(ENOUGH - 1, 728, 442)]
+
+
+def test_wandb_takes_a_picture(run):
+    train(run, ENOUGH)
+    file = run.settings.sync_file
+    run.finish()
+    (picture,) = pictures_of_wandb(file)
+    assert (picture["_type"], picture["width"], picture["height"]) == ("image-file", 728, 442)
+    assert (Path(file).parent / "files" / picture["path"]).stat().st_size == picture["size"]
+
+
+@pytest.mark.slow
+def test_mlflow_takes_a_picture_as_an_artifact(store, tmp_path):
+    experiment = mlflow.create_experiment("pictures", artifact_location=str(tmp_path))
+    with mlflow.start_run(experiment_id=experiment) as run:
+        train(mlflow, ENOUGH)
+    (picture,) = mlflow.MlflowClient().list_artifacts(run.info.run_id, PICTURE)
+    assert picture.path == f"{PICTURE}/{ENOUGH - 1:08}.png"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_trackers_of_accelerate_take_a_picture(tmp_path):
+    accelerator = accelerate.Accelerator(log_with="tensorboard", project_dir=str(tmp_path))
+    accelerator.init_trackers("demo")
+    train(accelerator.log, ENOUGH)
+    accelerator.end_training()
+    assert pictures_of_tensorboard(tmp_path / "demo") == [(ENOUGH - 1, 728, 442)]
+
+
+@pytest.mark.parametrize("is_tensorboard", [True, False])
+def test_loggers_of_lightning_that_take_a_picture_have_one_at_the_end(tmp_path, is_tensorboard):
+    logger = TensorBoardLogger(tmp_path, "board") if is_tensorboard else CSVLogger(tmp_path, "csv")
+    fit(logger, lambda: None, epochs=3)
+    pictures = pictures_of_tensorboard(logger.log_dir) if is_tensorboard else []
+    assert pictures == ([(ENOUGH - 1, 728, 442)] if is_tensorboard else [])
+
+
+def test_wandb_by_lightning_takes_a_picture(tmp_path):
+    logger = WandbLogger(offline=True, save_dir=str(tmp_path), project="gradexp")
+    file = logger.experiment.settings.sync_file
+    fit(logger, lambda: None, epochs=3)
+    logger.experiment.finish()
+    (picture,) = pictures_of_wandb(file)
+    assert picture["count"] == 1
+
+
+def test_what_the_trainer_reports_to_takes_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
+    files = []
+    run_trainer(tmp_path, ["tensorboard", "wandb"], lambda: files.append(wandb.run.settings.sync_file), ENOUGH)
+    wandb.finish()
+    assert pictures_of_tensorboard(tmp_path / "runs") == [(ENOUGH - 1, 728, 442)]
+    (picture,) = pictures_of_wandb(files[0])
+    assert picture["_type"] == "image-file"
 
 
 # The page
@@ -409,12 +433,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "loggers.md"
 def blocks():
     """Return the examples of the page, each with the first word of its library."""
     texts = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    names = ("lightning", "transformers", "accelerate", "wandb", "mlflow", "curves.csv", "training.record")
+    names = ("lightning", "transformers", "accelerate", "wandb", "mlflow", "curves.csv", "training.record", "run.csv")
     return {next(name for name in names if name in text): text for text in texts}
 
 
 @pytest.mark.parametrize(
-    "name", ["curves.csv", "training.record", "wandb", "mlflow", "accelerate", "lightning", "transformers"]
+    "name", ["curves.csv", "training.record", "run.csv", "wandb", "mlflow", "accelerate", "lightning", "transformers"]
 )
 @pytest.mark.usefixtures("store")
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -432,7 +456,7 @@ def test_an_example_of_the_page_runs_and_logs(name, tmp_path, monkeypatch):
         "dataset": [{"inputs": x, "labels": y} for x, y in data()],
     }
     exec(blocks()[name], names)
-    if "probe" in names and name not in ("curves.csv", "training.record"):  # which no loop follows
+    if "probe" in names and name not in ("curves.csv", "training.record", "run.csv"):  # which no loop follows
         with mlflow.start_run() if name == "mlflow" else nullcontext(), names["probe"] as probe:
             loss = names["model"](torch.ones(2, 3)).square().mean()
             loss.backward()
@@ -454,6 +478,7 @@ def in_wandb(_):
 NEEDLE = {
     "curves.csv": lambda folder: "log10_update_ratio" in (folder / "curves.csv").read_text(),
     "training.record": lambda folder: History.load(folder / "training.record").steps == [0],
+    "run.csv": lambda folder: "log10_output_grad" in (folder / "run.csv").read_text(),
     "wandb": in_wandb,
     "mlflow": lambda _: TAG in mlflow.last_active_run().data.metrics,
     "accelerate": lambda folder: events_in(folder / "runs"),

@@ -241,6 +241,64 @@ def test_no_number_is_made_for_no_logger(monkeypatch):
     assert train(network(), []).history.steps == [0, 1, 2, 3]
 
 
+class Painter:
+    """A logger that takes pictures."""
+
+    def __init__(self):
+        self.steps, self.drawn = [], []
+
+    def write(self, step, _numbers, _findings):
+        self.steps.append(step)
+
+    def draw(self, step, figure):
+        self.drawn.append((step, figure.axes[0].images[0].get_array().shape[:2]))
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "expected"),
+    [
+        (9, math.inf, []),
+        (12, math.inf, [9]),
+        (13, math.inf, [9, 12]),
+        (50, math.inf, [9, 19, 39, 49]),
+        (50, 0.0, [49]),  # a training too short to pay for any has the one at its end
+    ],
+)
+def test_pictures_come_ever_less_often_and_one_at_the_end(steps, share, expected, monkeypatch):
+    monkeypatch.setattr("gradexp.probe.log._SHARE", share or 1e-99)
+    painter = Painter()
+    train(network(), painter, steps=steps, optimizer=False)
+    assert painter.steps == [*range(steps)]
+    assert [step for step, _ in painter.drawn] == expected
+    assert [shape for _, shape in painter.drawn] == [(2, step + 1) for step in expected]
+
+
+def test_a_probe_that_is_closed_again_and_again_draws_a_bounded_number_of_pictures():
+    painter, model = Painter(), network()
+    probe = GradientProbe(model, log=painter)
+    for step in range(100):
+        with probe:
+            model(torch.ones(2, 3)).sum().backward()
+            probe.collect(step)
+    assert 5 < len(painter.drawn) <= 1 + math.log(100 / 10) / math.log(1.25)
+
+
+def test_a_logger_that_takes_no_picture_costs_none(monkeypatch):
+    monkeypatch.setattr("gradexp.probe.log.heat_map", None)  # a call would be a warning
+    train(network(), lambda step, numbers: None, steps=12)
+    train(network(), Painter(), steps=12, quantities=("weight_grad",))
+
+
+def test_a_picture_that_fails_is_a_warning():
+    class Broken(Painter):
+        def draw(self, step, figure):
+            raise OSError("no room")
+
+    with pytest.warns(RuntimeWarning, match=r"^step 11 is in the record, but not in the log: picture: OSError: no "):
+        probe = train(network(), Broken(), steps=12)
+    assert len(probe.history.steps) == 12
+
+
 @pytest.mark.parametrize(("rank", "expected"), [(0, [0, 1, 2, 3]), (1, [])])
 def test_of_several_processes_the_first_one_logs(rank, expected, monkeypatch, tmp_path):
     seen = []

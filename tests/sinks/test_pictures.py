@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, VerdictConfig
+from gradexp.history.heat_map import LEAST_REACH
 from gradexp.history.history import History
 from gradexp.history.step import STATUSES
 from gradexp.runs.experiment import run
 from gradexp.runs.result import Result
 from gradexp.runs.training import Training
 from gradexp.sinks.files import Files
-from gradexp.sinks.pictures import LEAST_REACH, PROFILE, TRAINING, pictures, profile_picture, training_picture
+from gradexp.sinks.pictures import PROFILE, TRAINING, pictures, profile_picture, training_picture
 
 STABLE = "stable: within 3 powers of ten"
 
