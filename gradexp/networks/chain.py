@@ -1,7 +1,7 @@
 """A network as a chain of steps: what the command builds beside the MLP, and what an exact profile can follow."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -32,10 +32,12 @@ class Chain(nn.Module):
         scaling: Which states h may be multiplied by a power of two, with f_l(2ᵏ h) = 2ᵏ f_l(h), if all biases are
             0: ``"all"``, ``"small"`` ones (see ``scaling_of``), or ``"none"``.
         mixes_samples: Whether the state of a sample depends on other samples, as with batch norm.
+        rules: What ``initialize`` must be told of the network: its ``skip``, ``branch_ends`` and ``scale``.
     """
 
     scaling: str = "none"
     mixes_samples: bool = False
+    rules: Mapping[str, Any] = {}
 
     def unrolled(self, x: Tensor) -> tuple[Tensor, list[Step]]:
         """Return h_0 and the steps that follow it, for inputs of shape ``(batch, features)``."""
