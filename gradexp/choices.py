@@ -56,6 +56,14 @@ def read_choices(source: str, registry: str) -> dict[str, dict[str, Any]]:
         >>> read_choices("def half_(weight, gain=1.0, *, generator=None): ...\nINITS = {'half': half_}", "INITS")
         {'half': {'gain': 1.0}}
     """
+    return {
+        name: {} if arguments is None else _options(arguments, f"{registry}['{name}']")
+        for name, arguments in _functions(source, registry).items()
+    }
+
+
+def _functions(source: str, registry: str) -> dict[str, ast.arguments | None]:
+    """Return the names in a dict of choices, each with the parameters of its function, if that is in the file."""
     functions: dict[str, ast.arguments] = {}
     entries: list[tuple[str, ast.expr]] | None = None
     for statement in ast.parse(source).body:
@@ -69,16 +77,16 @@ def read_choices(source: str, registry: str) -> dict[str, dict[str, Any]]:
                 entries = [(ast.literal_eval(key), value) for key, value in zip(keys, values, strict=True) if key]
     if entries is None:
         raise ConfigError(f"there is no dict {registry} in the source")
-    choices: dict[str, dict[str, Any]] = {}
+    found: dict[str, ast.arguments | None] = {}
     for name, value in entries:
         match value:
             case ast.Name(id=function) | ast.Call(args=[ast.Name(id=function), *_]):
                 if function not in functions:
                     raise ConfigError(f"{registry}['{name}'] names {function}, which is no function of its file")
-                choices[name] = _options(functions[function], f"{registry}['{name}']")
+                found[name] = functions[function]
             case _:  # a lambda, or a function of torch
-                choices[name] = {}
-    return choices
+                found[name] = None
+    return found
 
 
 def _options(arguments: ast.arguments, where: str) -> dict[str, Any]:
@@ -92,10 +100,31 @@ def _options(arguments: ast.arguments, where: str) -> dict[str, Any]:
         raise ConfigError(f"the defaults of {where} must be plain values: {error}") from error
 
 
+def _text(file: str) -> str:
+    return (Path(__file__).parent / file).read_text("utf-8")
+
+
 def _of(file: str, registry: str) -> dict[str, dict[str, Any]]:
-    return read_choices((Path(__file__).parent / file).read_text("utf-8"), registry)
+    return read_choices(_text(file), registry)
 
 
+def _taken(file: str, registry: str) -> dict[str, dict[str, Any]]:
+    """Return for each name in a dict of choices the options of a run that its function takes, with its defaults.
+
+    They are the parameters behind the ``*``. What has no default there has None here.
+    """
+    taken: dict[str, dict[str, Any]] = {}
+    for name, arguments in _functions(_text(file), registry).items():
+        assert arguments is not None
+        defaults = [None if value is None else ast.literal_eval(value) for value in arguments.kw_defaults]
+        own = zip([entry.arg for entry in arguments.kwonlyargs], defaults, strict=True)
+        taken[name] = {key: default for key, default in own if key not in ("features", "outputs", "networks")}
+    return taken
+
+
+MODEL_OPTIONS = _of("runs/models.py", "MODELS")
+MODEL_TAKES = _taken("runs/models.py", "MODELS")
+"""Family of networks -> options of a run that it takes, with its own defaults."""
 INIT_OPTIONS = _of("networks/inits.py", "INITS")
 ACTIVATIONS = tuple(_of("networks/activations.py", "ACTIVATIONS"))
 DATA_OPTIONS = _of("runs/data.py", "LOADERS")
@@ -107,7 +136,7 @@ OPTIMIZER_OPTIONS = {
 LOSSES = ("auto", *_of("runs/losses.py", "LOSSES"))
 
 # Groups of options of which a run chooses one by name.
-GROUPS = {"init": INIT_OPTIONS, "data": DATA_OPTIONS, "optimizer": OPTIMIZER_OPTIONS}
+GROUPS = {"model": MODEL_OPTIONS, "init": INIT_OPTIONS, "data": DATA_OPTIONS, "optimizer": OPTIMIZER_OPTIONS}
 
 NORMALIZATIONS = ("none", "batch", "layer", "rms")
 SCHEDULES = ("constant", "cosine")

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gradexp.choices import (
     ACTIVATIONS,
@@ -21,6 +21,7 @@ from gradexp.choices import (
     INIT_LOWEST,
     LOSSES,
     LYAPUNOV_ACTIVATIONS,
+    MODEL_TAKES,
     MODES,
     NORMALIZATIONS,
     OF_EVERY_OPTIMIZER,
@@ -31,13 +32,38 @@ from gradexp.choices import (
 from gradexp.kinds import WrongKindError, convert
 from gradexp.own_parts import REQUIRED, OwnPart, hint, is_plain, options_of, own_part
 
+# Options whose default is that of the family of networks, which is known once a Config is made.
+if TYPE_CHECKING:
+    _Whole: TypeAlias = int
+    _Word: TypeAlias = str
+else:
+    _Whole, _Word = int | None, str | None
+_OF_FAMILY: Any = None
+
+
+@dataclass
+class ModelConfig:
+    """Family of networks."""
+
+    name: str = "mlp"
+    """the family"""
+    kernel: int | None = None
+    """height and width of a kernel"""
+    own: dict[str, Any] = field(default_factory=dict)
+    """options of a part of your own, typed as model.NAME=VALUE"""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are set, as keyword arguments."""
+        return _set_options(self)
+
 
 @dataclass
 class InitConfig:
     """Weight initialisation scheme."""
 
-    name: str = "he"
-    """the scheme"""
+    name: str = "auto"
+    """the scheme; auto: he, or what a model of your own comes with"""
     gain: float | None = None
     """multiplies the standard deviation that the scheme's paper gives"""
     std: float | None = None
@@ -62,8 +88,13 @@ class InitConfig:
     @property
     def options(self) -> dict[str, Any]:
         """The options that are set, as keyword arguments of the scheme."""
-        known = {key: value for key, value in vars(self).items() if key not in ("name", "own") and value is not None}
-        return known | self.own
+        return _set_options(self)
+
+
+def _set_options(group: Any) -> dict[str, Any]:
+    known = {key: value for key, value in vars(group).items() if key not in ("name", "own") and value is not None}
+    own: dict[str, Any] = group.own
+    return known | own
 
 
 @dataclass
@@ -142,13 +173,13 @@ class VerdictConfig:
 class Config:
     """One run: a network, its data, its training and what is recorded."""
 
-    depth: int = 150
-    """number of weight matrices L"""
-    width: int = 128
-    """units in every hidden layer"""
+    depth: _Whole = _OF_FAMILY
+    """number of weight matrices L; of a transformer blocks, of an rnn time steps + 1"""
+    width: _Whole = _OF_FAMILY
+    """units in every hidden layer; of a cnn or resnet channels"""
     widths: list[int] | None = None
     """units of each hidden layer, instead of width; depth follows as their number + 1"""
-    activation: str = "relu"
+    activation: _Word = _OF_FAMILY
     """what is applied after every layer but the last"""
     negative_slope: float = 0.01
     """slope of leaky_relu below 0"""
@@ -156,9 +187,9 @@ class Config:
     """layers have a bias, which starts at 0 unless sigma_b2 or the scheme says otherwise"""
     sigma_b2: float | None = None
     """variance of the biases at initialisation; null: the scheme's own"""
-    normalization: str = "none"
+    normalization: _Word = _OF_FAMILY
     """before each activation: none, batch (over samples), layer or rms (over units), without parameters"""
-    residual: str = "none"
+    residual: _Word = _OF_FAMILY
     """skip connections: none, or branches with factor 1 (plain), 1/sqrt(depth) (depth) or a learned one (zero)"""
     dropout: float = 0.0
     """share of units that is 0 in each training step; the profile at initialisation and theory are without it"""
@@ -184,6 +215,7 @@ class Config:
     """number that a run hands to an optimising sweeper: loss_last, test_accuracy, abs_log_chi, any of summary.json"""
     save_weights: bool = False
     """write the final weights to weights.pt"""
+    model: ModelConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -191,7 +223,7 @@ class Config:
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
 
     def __post_init__(self) -> None:
-        """Fill in the options of the chosen init, data and optimizer, and check every range.
+        """Fill in the options of the chosen model, init, data and optimizer, and check every range.
 
         Raises:
             ConfigError: For the first option whose value cannot work.
@@ -201,9 +233,10 @@ class Config:
             convert(self, choices=tuple(GROUPS))
         except WrongKindError as error:
             raise ConfigError(str(error)) from None
+        self._choose_init()
         for group in GROUPS:
             _resolve(group, getattr(self, group), GROUPS[group])
-        self._resolve_depth()
+        self._resolve_family()
         for key, value in _numbers(self):
             _require(math.isfinite(value), key, value, "a finite number")
             fits = abs(value) <= _HIGHEST or not key.startswith(_BOUNDED)
@@ -264,6 +297,33 @@ class Config:
             if isinstance(value, schema):
                 value.name = own_part(group, value.name)
 
+    def _choose_init(self) -> None:
+        is_own = isinstance(self.model.name, OwnPart)
+        if self.init.name == _AUTO and not is_own:
+            self.init.name = "he"
+        elif self.init.name == _AUTO and self.init.options:
+            _refuse_option("init", _AUTO, next(iter(self.init.options)), {})
+
+    def _resolve_family(self) -> None:
+        """Give unset options of the network the family's defaults; refuse those that it does not take."""
+        name, all_of_them = self.model.name, MODEL_TAKES["mlp"]
+        taken = {} if isinstance(name, OwnPart) else MODEL_TAKES[name]
+        depth = None if self.widths is None else self._depth_of_widths()
+        for key, usual in all_of_them.items():
+            value = getattr(self, key)
+            neutral = _OF_NO_FAMILY.get(key, usual)
+            if key not in taken and value not in (None, neutral):
+                takes = (
+                    f"it takes {', '.join(taken)}"
+                    if taken
+                    else f"write model.{key}=VALUE if yours has such an option"
+                )
+                raise ConfigError(f"model '{name}' takes no {key}; {takes}")
+            if value is None:
+                setattr(self, key, taken.get(key, neutral))
+        if depth is not None:
+            self.depth = depth
+
     def _check_profile_steps(self) -> None:
         record = self.record
         fits = [0 <= step < self.steps and step % record.every == 0 for step in record.profile_steps]
@@ -279,21 +339,22 @@ class Config:
         if self.normalization == "batch" and self.batch_size == 1:
             raise ConfigError("normalization='batch' needs batch_size of at least 2: a sample alone becomes 0")
 
-    def _resolve_depth(self) -> None:
-        if self.widths is None:
-            return
+    def _depth_of_widths(self) -> int:
+        assert self.widths is not None
         for width in self.widths:
             _require(1 <= width <= _MOST["width"], "widths", list(self.widths), "a list of numbers of at least 1")
         depth = len(self.widths) + 1
-        if self.depth not in (depth, _DEFAULT_DEPTH):
+        if self.depth not in (depth, None):
             raise ConfigError(
                 f"depth={self.depth} contradicts widths, whose {depth - 1} hidden layers make depth {depth}; "
                 "leave depth out"
             )
-        self.depth = depth
+        return depth
 
 
-_DEFAULT_DEPTH: int = Config.depth
+_AUTO = "auto"
+# What stands for the sizes of a model of one's own, which are its own affair.
+_OF_NO_FAMILY = {"depth": 1, "width": 1}
 
 _LOWEST = {
     "depth": 1,
@@ -305,6 +366,7 @@ _LOWEST = {
     "threads": 1,
     "sigma_b2": 0,
     "record.every": 1,
+    "model.kernel": 1,
     **{f"init.{key}": low for key, low in INIT_LOWEST.items()},
     "data.samples": 1,
     "data.features": 1,
@@ -328,7 +390,12 @@ _MOST = {
 }
 
 _OWN = ("activation", "loss")
-_SCHEMAS: dict[str, Any] = {"init": InitConfig, "data": DataConfig, "optimizer": OptimizerConfig}
+_SCHEMAS: dict[str, Any] = {
+    "model": ModelConfig,
+    "init": InitConfig,
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+}
 
 _CHOICES = {
     "activation": ACTIVATIONS,
@@ -343,9 +410,10 @@ _CHOICES = {
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """Return the resolved options; init, data and optimizer hold their name and their own options only.
+    """Return the resolved options; model, init, data and optimizer hold their name and their own options only.
 
-    ``own_parts`` is there only if there are such: the digest of the source of each.
+    What an own model is made of is its own affair: it has None for depth, width and the like. ``own_parts`` is there
+    only if there are such: the digest of the source of each.
     """
     options = dataclasses.asdict(config)
     names = [config.activation, config.loss, *(getattr(config, group).name for group in GROUPS)]
@@ -356,6 +424,8 @@ def as_dict(config: Config) -> dict[str, Any]:
         allowed = ("name", *_choice_options(group, name))
         options[group] = {key: value for key, value in options[group].items() if key in allowed} | own
         options[group]["name"] = str(name)
+    if isinstance(config.model.name, OwnPart):
+        options |= dict.fromkeys(MODEL_TAKES["mlp"])
     digests = {str(name): name.digest for name in names if isinstance(name, OwnPart)}
     return options | ({"own_parts": digests} if digests else {})
 
@@ -370,6 +440,8 @@ def _resolve(group: str, config: Any, choices: dict[str, dict[str, Any]]) -> Non
     """Give the unset options of a group's choice their defaults, and check that it has those that are set."""
     is_own = isinstance(config.name, OwnPart)
     text = f"one of {', '.join(choices)}"
+    if group == "init" and config.name == _AUTO:
+        return
     _require(is_own or config.name in choices, group, config.name, text, hint(group, config.name))
     defaults = _choice_options(group, config.name)
     for entry in dataclasses.fields(config):
@@ -455,6 +527,7 @@ def _require(condition: bool, key: str, value: Any, allowed: str, remedy: str = 
         raise ConfigError(f"{key} must be {allowed}, got {quoted}{remedy}")
 
 
+_check_fields("model", ModelConfig)
 _check_fields("init", InitConfig)
 _check_fields("data", DataConfig)
 _check_fields("optimizer", OptimizerConfig)

@@ -40,6 +40,7 @@ class Role(NamedTuple):
 
 
 ROLES = {
+    "model": Role("(features, outputs, **options)", 2),
     "init": Role("(weight, **options)", 1, ("generator", "activation", "negative_slope")),
     "activation": Role("(z)", 1, takes_options=False),
     "data": Role("(**options)", 0, ("width",)),
@@ -186,7 +187,7 @@ def own_part(role: str, value: Any) -> Any:
 
 def options_of(group: str, name: str) -> dict[str, Any]:
     """Return the options of a choice of a group, built in or not, with their defaults."""
-    return name.options if isinstance(name, OwnPart) else GROUPS[group][name]
+    return name.options if isinstance(name, OwnPart) else GROUPS[group].get(name, {})
 
 
 def is_plain(value: Any) -> bool:

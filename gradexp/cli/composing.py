@@ -213,6 +213,8 @@ def store_config(about: Command, scratch: str | None, named: own_parts.Typed) ->
         for group, choices in GROUPS.items():
             for choice, options in choices.items():
                 store(group=group, name=choice, node={"name": choice, **options})
+            if group == "init":
+                store(group=group, name="auto", node={"name": "auto"})
             for path in named.paths:
                 store(group=group, name=path, node={"name": path})
     else:

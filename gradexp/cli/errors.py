@@ -37,7 +37,8 @@ def _text_of(error: BaseException, about: Command) -> str:
         group, _, name = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
         package = _PACKAGES.get(f"{group}/{name}")
         extra = f", or install it with pip install {package}" if package else ""
-        return f"unknown {group} '{name}'; choose one of {', '.join(error.options)}{extra}"
+        named = [option for option in error.options if option != "auto"]  # which is what one has without a choice
+        return f"unknown {group} '{name}'; choose one of {', '.join(named)}{extra}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     first_line = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
     if isinstance(cause, OmegaConfBaseException):

@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
-from gradexp.choices import ACTIVATIONS, GROUPS
+from gradexp.choices import ACTIVATIONS, GROUPS, MODEL_TAKES
 from gradexp.cli.about import CONFIG_DIR, Command
 from gradexp.config import Config
 
@@ -38,7 +38,8 @@ def defaults(schema: type = Config, prefix: str = "") -> dict[str, Any]:
         else:
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             values[prefix + entry.name] = default
-    return values
+    usual = MODEL_TAKES["mlp"]  # of the options whose default is that of the family
+    return {key: usual.get(key) if value is None else value for key, value in values.items()}
 
 
 def list_options(schema: type = Config) -> list[Option]:
@@ -59,6 +60,12 @@ def _field_texts(schema: type, prefix: str = "") -> dict[str, str]:
         if isinstance(entry.type, type) and is_dataclass(entry.type):
             texts |= _field_texts(entry.type, f"{entry.name}.")
     return texts
+
+
+def _own_defaults(family: str) -> list[str]:
+    """Return the options of a run of which a family of networks has a default of its own."""
+    usual = MODEL_TAKES["mlp"]
+    return [f"{key}={_yaml(value)}" for key, value in MODEL_TAKES[family].items() if value != usual.get(key)]
 
 
 # What most command lines set.
@@ -98,8 +105,9 @@ def help_text(about: Command, width: int | None = None) -> str:
         lines += ["", *textwrap.wrap(text, width), ""]
         for group, named in groups.items():
             for name, defaults in named.items():
+                texts = [f"{group}.{key}={_yaml(value)}" for key, value in defaults.items()]
                 lines += entry(
-                    f"{group}={name}", " ".join(f"{group}.{key}={_yaml(value)}" for key, value in defaults.items())
+                    f"{group}={name}", " ".join([*texts, *(_own_defaults(name) if group == "model" else [])])
                 )
         lines += [
             "",

@@ -32,7 +32,7 @@ def averaged(
     """Average the logs over the samples that are alive in every row.
 
     Args:
-        names: Name of each row.
+        names: Name of each row; those of one name are calls of one module.
         elements: Number of elements of each row's output.
         seeds: Seed of each network.
         sizes: log10 of L2 norms, ``output_norm``, ``output_grad_norm`` and ``weight_grad_norm``, and of largest
@@ -66,6 +66,7 @@ def averaged(
     return History(
         phase="init",
         names=list(names),
+        calls=[names[:row].count(name) for row, name in enumerate(names)],
         steps=[0],
         seeds=list(seeds),
         log10=log10,

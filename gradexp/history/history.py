@@ -489,6 +489,10 @@ class History:
         if any(values.shape != shape for values in arrays) or len(self.calls) != self.depth:
             raise ValueError(f"arrays must have shape {shape}")
 
+    def has_rows_of(self, other: "History") -> bool:
+        """Return whether it has the layers of another history, so that they can be compared one by one."""
+        return (self.names, self.calls) == (other.names, other.calls)
+
     def of_networks(self, which: slice, last_step: int | None = None) -> "History":
         """Return some networks alone, with the steps up to ``last_step``; the inverse of ``join``."""
         steps = [step for step in self.steps if last_step is None or step <= last_step]

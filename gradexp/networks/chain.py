@@ -13,7 +13,8 @@ class Step(NamedTuple):
     """One step of a chain, a row of its profile.
 
     Args:
-        name: Name of the row.
+        name: Name of the row: of the module whose output the state after the step is, if there is one, which lets
+            the probe record the same rows in training. Several calls of one module have one name.
         run: The function from the state before the step to the state after it, both of shape ``(batch, ...)``.
     """
 

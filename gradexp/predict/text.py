@@ -5,9 +5,11 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from gradexp import theory
+from gradexp.config import as_dict
 from gradexp.predict.forecast import Forecast
 from gradexp.runs.command_line import command_with
 from gradexp.runs.remedies import ALIGNED
+from gradexp.runs.wording import network_name
 from gradexp.theory import Prediction
 
 Rows = Iterator[tuple[str, str, str]]
@@ -16,10 +18,10 @@ Rows = Iterator[tuple[str, str, str]]
 def _network(forecast: Forecast) -> Rows:
     config, widths = forecast.config, forecast.prediction.widths
     hidden = widths[1:-1]
-    layers = f"{config.depth} {config.activation} layer{'s' if config.depth > 1 else ''}"
+    layers = network_name(as_dict(config))
     ends = [f"{widths[0]} inputs", f"{widths[-1]} outputs"]
     options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
-    first = f"{layers} of {config.units} units" if hidden else layers
+    first = f"{layers} of {config.units} units" if hidden and config.model.name == "mlp" else layers
     yield "network", ", ".join([first, *config.additions, *ends]), ""
     yield "init", f"{config.init.name} ({options})" if options else config.init.name, ""
     yield "inputs", forecast.inputs, ""
@@ -67,7 +69,11 @@ def _finite_width(forecast: Forecast) -> Rows:
     config, prediction = forecast.config, forecast.prediction
     slope, sd = prediction.log_chi, prediction.log_chi_sd
     if slope is None or sd is None:
-        yield "log_chi", "none", "no formula holds at this width" if config.depth > 1 else "there is one layer only"
+        yield (
+            "log_chi",
+            "none",
+            "no formula holds at this width" if prediction.depth > 1 else "there is one layer only",
+        )
     else:
         yield "log_chi", f"{slope:+.3f} ± {sd:.3f}", "log of the factor per layer ± sd of one network"
     ratio = prediction.first_over_last
@@ -75,7 +81,7 @@ def _finite_width(forecast: Forecast) -> Rows:
         yield "ratio", "none", "of gradients, first over last layer"
     else:
         wide_only = "" if prediction.valid else ", infinitely wide"
-        yield "ratio", _power(prediction), f"gradient, layer 1 over layer {config.depth}{wide_only}"
+        yield "ratio", _power(prediction), f"gradient, layer 1 over layer {prediction.depth}{wide_only}"
     spread = float(prediction.sd_output_grad[0])
     if ratio is not None and spread > 0:
         decades = config.verdict.decades
@@ -85,8 +91,9 @@ def _finite_width(forecast: Forecast) -> Rows:
             f"{vanish:.0%} of such networks vanish, {explode:.0%} explode (by {decades:g} powers of ten)",
             "",
         )
-    aspect = sum(1 / n for n in prediction.widths[1:-1])
-    yield "L/n", f"{aspect:.3g}", "sum of 1 / width; from about 1 on seeds differ much"
+    if prediction.laws:
+        aspect = sum(1 / n for n in prediction.widths[1:-1])
+        yield "L/n", f"{aspect:.3g}", "sum of 1 / width; from about 1 on seeds differ much"
     if prediction.valid and prediction.dead_probability:
         share = prediction.dead_probability
         yield (
@@ -132,7 +139,7 @@ def describe(forecast: Forecast, overrides: Sequence[str] = (), width: int = 80)
     sections += [
         "\n".join([title] * bool(title) + [_row(*row, width) for row in rows(forecast)])
         for title, rows in _SECTIONS.items()
-        if forecast.prediction.laws or rows is _network
+        if forecast.prediction.laws or rows is _network or (rows is _finite_width and forecast.prediction.valid)
     ]
     return "\n\n".join(sections)
 

@@ -1,7 +1,7 @@
 """How weights are updated: torch's optimizers by name, and anybody's.
 
-The parameters of a function after the first are the options of its optimizer. What all of them have, such as
-``clip_norm`` and ``schedule``, is in ``gradexp.choices``, and ``train`` sees to it.
+The parameters of a function between the first and the ``*`` are the options of its optimizer. What all of them have,
+such as ``clip_norm`` and ``schedule``, is in ``gradexp.choices``, and ``train`` sees to it.
 """
 
 import inspect
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradexp.choices import OF_EVERY_OPTIMIZER, OPTIMIZER_OPTIONS, ConfigError
+from gradexp.choices import OF_EVERY_OPTIMIZER, OPTIMIZER_OPTIONS, ConfigError, asked_for
 from gradexp.config import OptimizerConfig
 from gradexp.own_parts import OwnPart
 from gradexp.runs.one_by_one import OneByOne
@@ -19,17 +19,24 @@ from gradexp.runs.one_by_one import OneByOne
 Weights = list[nn.Parameter]
 
 
-def build_optimizer(config: OptimizerConfig, weights: Weights) -> torch.optim.Optimizer:
+def build_optimizer(config: OptimizerConfig, weights: Weights, is_stacked: bool = True) -> torch.optim.Optimizer:
     """Return the torch optimizer that the options describe; those that are None have their defaults.
+
+    Args:
+        config: The options.
+        weights: The parameters.
+        is_stacked: Whether they have a leading network dimension.
 
     Raises:
         ConfigError: If an own part raises, or returns no optimizer of the weights, or torch has none of this name.
     """
     if isinstance(config.name, OwnPart):
-        return OneByOne(weights, _own(config.name, config.name.arguments(config)))
+        return OneByOne(weights, _own(config.name, config.name.arguments(config)), is_stacked)
     own = OPTIMIZER_OPTIONS[config.name].keys() - OF_EVERY_OPTIMIZER.keys()
     options: dict[str, Any] = {key: getattr(config, key) for key in own}
-    return OPTIMIZERS[config.name](weights, **{key: value for key, value in options.items() if value is not None})
+    options = {key: value for key, value in options.items() if value is not None}
+    optimizer = OPTIMIZERS[config.name]
+    return optimizer(weights, **options, **asked_for(optimizer, is_stacked=is_stacked))
 
 
 def is_elementwise(config: OptimizerConfig) -> bool:
@@ -126,7 +133,12 @@ def _adamw(weights: Weights, lr: float = 0.001, weight_decay: float = 0.01) -> t
 
 
 def _muon(
-    weights: Weights, lr: float = 0.001, weight_decay: float = 0.01, momentum: float = 0.95
+    weights: Weights,
+    lr: float = 0.001,
+    weight_decay: float = 0.01,
+    momentum: float = 0.95,
+    *,
+    is_stacked: bool = True,
 ) -> torch.optim.Optimizer:
     """Return torch's Muon for the matrices, scaled to steps of AdamW's size, and AdamW for all else.
 
@@ -142,7 +154,7 @@ def _muon(
         muon = torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw", **options)
         return _Several([muon, *([torch.optim.AdamW(vectors, **options)] if vectors else [])])
 
-    return OneByOne(weights, build)
+    return OneByOne(weights, build, is_stacked)
 
 
 class _Several:

@@ -9,6 +9,8 @@ from gradexp import theory
 from gradexp.choices import ConfigError
 from gradexp.config import Config
 from gradexp.networks.activations import activation
+from gradexp.own_parts import OwnPart
+from gradexp.runs.models import MODELS
 from gradexp.theory import Prediction
 from gradexp.theory.prediction import no_prediction
 from gradexp.theory.weight_laws import UnknownLawError
@@ -29,6 +31,8 @@ def predict_run(
     Raises:
         ConfigError: If an option cannot work.
     """
+    if config.model.name != "mlp":
+        return _predicted_family(config, x, outputs)
     widths = [x.shape[1], *config.hidden_widths, outputs]
     content = hashlib.sha256(x.contiguous().numpy().tobytes()).digest()
     law = (config.init.name, config.init.options, config.sigma_b2, config.bias)
@@ -45,6 +49,20 @@ def predict_run(
 # The jobs of a sweep share predictions, above all of the remedies that each would try anew.
 _known: dict[tuple[str, str, str], Prediction] = {}
 _MOST = 200
+
+
+def _predicted_family(config: Config, x: Tensor, outputs: int) -> Prediction:
+    """Return theory's prediction for a network that is no MLP."""
+    name = config.model.name
+    family = None if isinstance(name, OwnPart) else MODELS[name]
+    try:
+        if family is None or family.predict is None:
+            raise UnknownLawError(f"no law is known for model '{name}'")
+        return family.predict(config, x, outputs)
+    except UnknownLawError as error:
+        return no_prediction(str(error), [x.shape[1], outputs], config.sigma_b2 or 0.0)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _predicted(config: Config, x: Tensor, widths: list[int], **options: Any) -> Prediction:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from gradexp.history.step import Array
+from gradexp.networks.alone import Alone
+from gradexp.networks.chain import Chain
 from gradexp.networks.mlp import MLP, evaluating
 from gradexp.probe.one_node import OneNodeProbe
 from gradexp.probe.probe import GradientProbe
@@ -33,7 +35,9 @@ class Recording:
         x: Inputs of which outputs are kept for histograms, shape ``(batch, n_0)``.
     """
 
-    def __init__(self, results: Sequence[Result], model: MLP, probe: GradientProbe | OneNodeProbe, x: Tensor) -> None:
+    def __init__(
+        self, results: Sequence[Result], model: MLP | Alone, probe: GradientProbe | OneNodeProbe, x: Tensor
+    ) -> None:
         self.results = results
         self.model = model
         self.probe = probe
@@ -64,7 +68,7 @@ class Recording:
 
 
 @torch.no_grad()
-def sample_outputs(results: Sequence[Result], model: MLP, x: Tensor, step: int) -> None:
+def sample_outputs(results: Sequence[Result], model: MLP | Alone, x: Tensor, step: int) -> None:
     """Keep histograms of the outputs z of a handful of layers.
 
     Args:
@@ -73,25 +77,43 @@ def sample_outputs(results: Sequence[Result], model: MLP, x: Tensor, step: int) 
         x: Inputs, shape ``(batch, n_0)``.
         step: Number of training steps so far.
     """
-    captured: dict[int, Tensor] = {}
-
-    def keep(layer: int, _module: Any, _inputs: Any, output: Tensor) -> None:
-        captured[layer] = output
-
-    layers = np.unique(np.linspace(1, model.depth, _LAYERS).round().astype(int)).tolist()
-    hooks = [model.layers[layer - 1].register_forward_hook(partial(keep, layer)) for layer in layers]
-    try:
-        weight = next(model.parameters())
-        with evaluating(model):
-            model(x.to(weight.dtype).to(weight.device).expand(model.networks, *x.shape))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    assert results[0].initial is not None
+    names = results[0].initial.names
+    layers = np.unique(np.linspace(1, len(names), _LAYERS).round().astype(int)).tolist()
+    weight = next(model.parameters())
+    x = x.to(weight.dtype).to(weight.device)
+    with evaluating(model):
+        captured = _outputs(model, x, {layer: names[layer - 1] for layer in layers})
     for index, result in enumerate(results):
         if result.training is None or result.training.diverged_at is None:
             outputs = {layer: distribution(output[index].cpu().numpy()) for layer, output in captured.items()}
             histograms = {layer: histogram for layer, histogram in outputs.items() if histogram is not None}
             result.outputs.append((step, histograms))
+
+
+def _outputs(model: MLP | Alone, x: Tensor, layers: dict[int, str]) -> dict[int, Tensor]:
+    """Return the outputs of some layers by their number, each with a leading network dimension."""
+    captured: dict[int, Tensor] = {}
+    if isinstance(model, Alone) and isinstance(model.module, Chain):
+        h, steps = model.module.unrolled(x)
+        for layer, row in enumerate(steps, 1):
+            h = row.run(h)
+            if layer in layers:
+                captured[layer] = h.unsqueeze(0)
+        return captured
+
+    def keep(layer: int, _module: Any, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            captured[layer] = output if isinstance(model, MLP) else output.unsqueeze(0)
+
+    owner = model if isinstance(model, MLP) else model.module
+    hooks = [owner.get_submodule(name).register_forward_hook(partial(keep, layer)) for layer, name in layers.items()]
+    try:
+        model(x.expand(model.networks, *x.shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return captured
 
 
 def distribution(values: Array) -> Distribution | None:

@@ -17,8 +17,9 @@ from torch import Tensor
 from gradexp import theory
 from gradexp.config import Config, InitConfig
 from gradexp.networks.activations import activation
+from gradexp.runs.trials import candidates
 from gradexp.theory import Prediction
-from gradexp.theory.verdict import DEAD
+from gradexp.theory.verdict import DEAD, predicted_verdict
 
 ALIGNED = 0.98
 """Mean cosine between the outputs of two samples from which on a network counts as blind to its input."""
@@ -68,6 +69,9 @@ def remedies(config: Config, predict: Predict) -> Iterator[Remedy]:
         config: The options of the run.
         predict: The function that predicts a run with the same data.
     """
+    if config.model.name != "mlp":
+        yield from _of_other_networks(config, predict)
+        return
     tried = []
     for options, reason in _candidates(config):
         changed = with_options(config, options)
@@ -80,6 +84,16 @@ def remedies(config: Config, predict: Predict) -> Iterator[Remedy]:
             continue
         if not problem(changed, prediction, is_strict=True):
             yield Remedy(options, reason, changed, prediction)
+
+
+def _of_other_networks(config: Config, predict: Predict) -> Iterator[Remedy]:
+    for options, changed in candidates(config):
+        try:
+            prediction = predict(changed)
+        except ValueError:
+            continue
+        if prediction.valid and predicted_verdict(prediction, config.verdict.decades).gradient == "stable":
+            yield Remedy(options, "keeps the size of gradients", changed, prediction)
 
 
 def problem(config: Config, prediction: Prediction, is_strict: bool = False) -> str:
@@ -96,7 +110,7 @@ def problem(config: Config, prediction: Prediction, is_strict: bool = False) -> 
         >>> problem(relu, predict_run(relu, x, outputs=10))
         'all inputs look alike at the output'
     """
-    if not prediction.laws:
+    if not prediction.laws:  # nothing is known, or it is no MLP
         return "no law is known" if is_strict else ""
     ratio = prediction.first_over_last
     if prediction.dead_probability > DEAD or (ratio is None and prediction.sigma_w2 == 0):

@@ -47,7 +47,7 @@ def stackable_groups(configs: Sequence[Config | None], alike: Sequence[str] | No
     groups: dict[str, list[int]] = {}
     for index, config in enumerate(configs):
         key = str(index)
-        if config is not None:
+        if config is not None and config.model.name == "mlp":  # others have no stacked form
             shared = {name: value for name, value in as_dict(config).items() if name not in FREE}
             key = json.dumps([shared, alike[index] if alike else ""], sort_keys=True)
         groups.setdefault(key, []).append(index)

@@ -7,14 +7,16 @@ from itertools import pairwise
 
 import torch
 
-from gradexp.choices import ConfigError
-from gradexp.config import Config
+from gradexp.choices import MODEL_TAKES, ConfigError
+from gradexp.config import Config, as_dict
 from gradexp.exact.profile import exact_profile
-from gradexp.history.history import join
+from gradexp.history.history import History, join
+from gradexp.networks.alone import Alone
+from gradexp.networks.chain import Chain
 from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP, evaluating
 from gradexp.networks.one_node import OneNode, can_be_one_node
-from gradexp.numerics.seeds import generator
+from gradexp.numerics.seeds import generator, steady
 from gradexp.own_parts import OwnPart
 from gradexp.probe.one_node import OneNodeProbe
 from gradexp.probe.probe import GradientProbe
@@ -22,19 +24,25 @@ from gradexp.runs.clock import Clock
 from gradexp.runs.data import Dataset, batches, check_batch, load
 from gradexp.runs.device import device_name, find_device
 from gradexp.runs.losses import chance_accuracy, chance_loss, resolve_loss, targets
+from gradexp.runs.models import AS_BUILT, MODELS, build
 from gradexp.runs.optimizers import build_optimizer, is_elementwise
 from gradexp.runs.prediction import predict_run
+from gradexp.runs.profiles import profile
 from gradexp.runs.recording import Recording, sample_outputs
 from gradexp.runs.remedies import Predict
 from gradexp.runs.result import Result, Sink, tell
 from gradexp.runs.schedules import Schedule
 from gradexp.runs.stacks import count_weights, split
 from gradexp.runs.training import Split, Training, train
+from gradexp.runs.trials import Measure
 from gradexp.runs.verdict import run_verdict
+from gradexp.runs.wording import network_name
 from gradexp.theory import compare
 
 # Bytes of parameters that are held at a time.
 _STACK = 512 << 20
+# Samples on which remedies are tried.
+_TRIED = 8
 
 
 _Network = tuple[Result, int]  # whose network it is, and its seed
@@ -66,9 +74,10 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
 
     # The profile is float64, which Apple's devices do not have.
     at_first = torch.device("cpu") if device.type == "mps" else device
-    model = _measure(results, data, at_first, clock, progress).to(device)
-    predict = _predictions(data)
-    _judge(results, predict, clock)
+    measured = _measure if config.model.name == "mlp" else _measure_alone
+    model = measured(results, data, at_first, clock, progress).to(device)
+    predict, trial = _predictions(data), _trials(data)
+    _judge(results, predict, trial, clock)
     if config.record.histograms:
         sample_outputs(results, model, data.x_train[: config.batch_size], 0)
     tell(sinks, "initial", results[0])
@@ -85,7 +94,7 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
             _train(results, model, data, loss, on_step)
     for index, result in enumerate(results):
         if result.config.save_weights:
-            alone = model if model.networks == 1 else model.network(index)
+            alone = _network(model, index)
             result.weights = {name: value.cpu() for name, value in alone.state_dict().items()}
         assert result.initial is not None
         training = result.training or Training()
@@ -98,6 +107,7 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
             result.gradients,
             result.comparison,
             predict,
+            trial,
         )
     progress("writing files", 0, 0)  # and drawing pictures
 
@@ -139,7 +149,40 @@ def _measure(
     return kept[0] if len(kept) == 1 else MLP.join(kept)
 
 
-def _judge(results: Sequence[Result], predict: Predict, clock: Clock) -> None:
+def _measure_alone(
+    results: Sequence[Result],
+    data: Dataset,
+    device: torch.device,
+    clock: Clock,
+    progress: Callable[[str, int, int], None],
+) -> Alone:
+    """Do the same for networks that are no MLPs, one after the other."""
+    [result] = results
+    config, x = result.config, data.x_train[: result.config.batch_size]
+    histories, kept = [], None
+    for index, seed in enumerate(result.seeds):
+
+        def share(done: int, total: int, before: int = index) -> None:
+            progress("profile at initialisation", before * total + done, len(result.seeds) * total)
+
+        with clock.part("weights"):
+            model = build(config, x, data.output_width, seed).to(device)
+        with clock.part("profile"):
+            histories.append(profile(model, x, seed, share))
+        kept = kept or Alone(model)
+    result.initial = join(histories)
+    assert kept is not None
+    return kept
+
+
+def _network(model: MLP | Alone, index: int) -> torch.nn.Module:
+    """Return one network of those that are trained."""
+    if isinstance(model, Alone):
+        return model.module
+    return model if model.networks == 1 else model.network(index)
+
+
+def _judge(results: Sequence[Result], predict: Predict, trial: Measure, clock: Clock) -> None:
     """Predict each run's profile and compare."""
     for result in results:
         assert result.initial is not None
@@ -147,7 +190,9 @@ def _judge(results: Sequence[Result], predict: Predict, clock: Clock) -> None:
             result.prediction = predict(result.config)
             result.initial.theory = result.prediction.arrays
             result.comparison = compare(result.prediction, result.initial)
-            result.verdict = run_verdict(result.config, result.initial, theory=result.comparison, predict=predict)
+            result.verdict = run_verdict(
+                result.config, result.initial, theory=result.comparison, predict=predict, measure=trial
+            )
 
 
 def _predictions(data: Dataset) -> Predict:
@@ -155,24 +200,43 @@ def _predictions(data: Dataset) -> Predict:
     return lambda config: predict_run(config, data.x_train[: config.batch_size], data.output_width)
 
 
-def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_step: Callable[[int], None]) -> None:
+def _trials(data: Dataset) -> Measure:
+    """Return a function that measures the profile of runs on a few of these data."""
+    x = data.x_train[:_TRIED]
+
+    def measure(config: Config) -> History:
+        return profile(build(config, x, data.output_width, config.seed), x, config.seed)
+
+    return measure
+
+
+def _train(
+    results: Sequence[Result], model: MLP | Alone, data: Dataset, loss: str, on_step: Callable[[int], None]
+) -> None:
     """Train one network of each run with the probe on, and keep what it saw even if training is interrupted."""
     config = results[0].config
     logs = [result.training for result in results if result.training is not None]
     seeds = [result.config.seed for result in results]
-    model.mask_sources = [generator(seed, "dropout") for seed in seeds]
-    network: MLP | OneNode
+    if isinstance(model, MLP):
+        model.mask_sources = [generator(seed, "dropout") for seed in seeds]
+    network: MLP | Alone | OneNode
     probe: GradientProbe | OneNodeProbe
     is_built_in = not isinstance(config.activation, OwnPart)
-    if can_be_one_node(model) and is_built_in and is_elementwise(config.optimizer):
+    if isinstance(model, MLP) and can_be_one_node(model) and is_built_in and is_elementwise(config.optimizer):
         network = OneNode(model)
         optimizer = build_optimizer(config.optimizer, [network.parameter])
         probe = OneNodeProbe(network, config.record.every, optimizer, seeds)
     else:
         network = model
-        optimizer = build_optimizer(config.optimizer, list(model.parameters()))
+        optimizer = build_optimizer(config.optimizer, list(model.parameters()), is_stacked=isinstance(model, MLP))
+        observed = model.module if isinstance(model, Alone) else model
         probe = GradientProbe(
-            model, every=config.record.every, optimizer=optimizer, networks=model.networks, seeds=seeds
+            observed,
+            _rows(observed, results[0]),
+            every=config.record.every,
+            optimizer=optimizer,
+            networks=model.networks,
+            seeds=seeds,
         )
     recording = Recording(results, model, probe, data.x_train[: config.batch_size])
 
@@ -181,22 +245,34 @@ def _train(results: Sequence[Result], model: MLP, data: Dataset, loss: str, on_s
         on_step(step)
 
     try:
-        train(
-            network,
-            _on_device(data.x_train, data.y_train, data, loss, model),
-            _on_device(data.x_test, data.y_test, data, loss, model),
-            [batches(len(data.x_train), config.batch_size, generator(seed, "batches")) for seed in seeds],
-            loss,
-            optimizer,
-            config.steps,
-            probe,
-            logs,
-            config.optimizer.clip_norm,
-            Schedule(optimizer, config.steps, config.optimizer.warmup or 0, config.optimizer.schedule or "constant"),
-            after_step,
-        )
+        # An MLP has generators of its own for dropout.
+        with steady(None if isinstance(model, MLP) else generator(config.seed, "dropout")):
+            train(
+                network,
+                _on_device(data.x_train, data.y_train, data, loss, model),
+                _on_device(data.x_test, data.y_test, data, loss, model),
+                [batches(len(data.x_train), config.batch_size, generator(seed, "batches")) for seed in seeds],
+                loss,
+                optimizer,
+                config.steps,
+                probe,
+                logs,
+                config.optimizer.clip_norm,
+                Schedule(
+                    optimizer, config.steps, config.optimizer.warmup or 0, config.optimizer.schedule or "constant"
+                ),
+                after_step,
+            )
     finally:
         recording.read()
+
+
+def _rows(model: torch.nn.Module, result: Result) -> list[str] | None:
+    """Return the modules that are the rows of a chain's profile, if each row is one, for the probe to record."""
+    assert result.initial is not None
+    names, modules = result.initial.names, dict(model.named_modules())
+    is_chain = isinstance(model, Chain) and all(name in modules for name in names)
+    return list(dict.fromkeys(names)) if is_chain else None
 
 
 def _widths(config: Config, data: Dataset) -> list[int]:
@@ -233,19 +309,16 @@ def _draw(
     config: Config, seeds: list[int], data: Dataset, device: torch.device, progress: Callable[[int, int], None]
 ) -> MLP:
     """Return the networks of some neighbouring seeds as one stack."""
-    stack = MLP(
-        _widths(config, data),
-        config.activation,
-        bias=config.bias,
+    stack = MODELS["mlp"].build(
+        features=data.input_width,
+        outputs=data.output_width,
         networks=len(seeds),
-        negative_slope=config.negative_slope,
         device=device,
         dtype=getattr(torch, config.dtype),
         draw=False,  # they would be overwritten at once
-        normalization=config.normalization,
-        residual=config.residual,
-        dropout=config.dropout,
+        **{key: getattr(config, key) for key in MODEL_TAKES["mlp"]},
     )
+    assert isinstance(stack, MLP)
     try:
         with evaluating(stack):  # lsuv passes data through it
             initialize(
@@ -264,7 +337,7 @@ def _draw(
     return stack
 
 
-def _on_device(x: torch.Tensor, y: torch.Tensor, data: Dataset, loss: str, model: MLP) -> Split:
+def _on_device(x: torch.Tensor, y: torch.Tensor, data: Dataset, loss: str, model: MLP | Alone) -> Split:
     """Move one split of the data to the model's device and number format."""
     weight = next(model.parameters())
     target = targets(y, loss, data.classes)
@@ -279,23 +352,45 @@ def _on_device(x: torch.Tensor, y: torch.Tensor, data: Dataset, loss: str, model
 def _describe(result: Result, data: Dataset, loss: str) -> str:
     """Return what is built, in four lines."""
     config = result.config
-    hidden, widths = config.hidden_widths, _widths(result.config, data)
-    parameters = sum((fan_in + config.bias) * fan_out for fan_in, fan_out in pairwise(widths))
-    parameters += max(0, config.depth - 2) if config.residual == "zero" else 0
+    network = _network_line(config, data) if config.model.name == "mlp" else _family_line(config, data)
     options = "".join(f", {key}={value}" for key, value in config.init.options.items())
-    additions = "".join(f"{addition}, " for addition in config.additions)
-    additions += f"dropout={config.dropout:g}, " * bool(config.dropout)
+    drawn = config.init.name + (f" ({options[2:]})" if options else "")
+    if config.init.name == AS_BUILT:
+        drawn = "as the model comes"
     seeds = f"seed {config.seed}" + (f" to {result.seeds[-1]}" if config.seeds > 1 else "")
     lr = "" if config.optimizer.lr is None else f" lr={config.optimizer.lr:g}"
     rates = f" warmup={config.optimizer.warmup}" * bool(config.optimizer.warmup)
     rates += f" schedule={config.optimizer.schedule}" * (config.optimizer.schedule != "constant")
     update = f"{config.steps} steps of {config.optimizer.name}{lr}{rates}, {loss}, "
     threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
-    units = f" of {config.units} units" if hidden else ""
     return (
-        f"network   {config.depth} {config.activation} layers{units}, {additions}"
-        f"{widths[0]} inputs, {widths[-1]} outputs, {parameters:,} weights\n"
-        f"init      {config.init.name}{f' ({options[2:]})' if options else ''}, {seeds}\n"
+        f"network   {network}\n"
+        f"init      {drawn}, {seeds}\n"
         f"data      {config.data.name}, {len(data.x_train)} training samples, batches of {config.batch_size}\n"
         f"training  {update if config.steps else 'none; '}{config.dtype} on {result.device}{threads}"
     )
+
+
+def _network_line(config: Config, data: Dataset) -> str:
+    hidden, widths = config.hidden_widths, _widths(config, data)
+    parameters = sum((fan_in + config.bias) * fan_out for fan_in, fan_out in pairwise(widths))
+    parameters += max(0, config.depth - 2) if config.residual == "zero" else 0
+    units = f" of {config.units} units" if hidden else ""
+    return (
+        f"{config.depth} {config.activation} layers{units}, {_additions(config)}"
+        f"{widths[0]} inputs, {widths[-1]} outputs, {parameters:,} weights"
+    )
+
+
+def _family_line(config: Config, data: Dataset) -> str:
+    options = "".join(f"{key}={value}, " for key, value in config.model.options.items())
+    width = "" if isinstance(config.model.name, OwnPart) else f"width {config.width}, "
+    return (
+        f"{network_name(as_dict(config))}, {width}{options}{_additions(config)}"
+        f"{data.input_width} inputs, {data.output_width} outputs"
+    )
+
+
+def _additions(config: Config) -> str:
+    dropout = f"dropout={config.dropout:g}, " * bool(config.dropout)
+    return "".join(f"{addition}, " for addition in config.additions) + dropout

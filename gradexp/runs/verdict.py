@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from gradexp.config import Config
+from gradexp.config import Config, as_dict
 from gradexp.history.history import History
 from gradexp.history.sentences import loss_text
 from gradexp.history.step import STATUSES, mean
 from gradexp.history.verdict import Verdict, gradient_verdict
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.remedies import ALIGNED, Predict, problem, remedies, slower
+from gradexp.runs.trials import Measure, working_options
+from gradexp.runs.wording import network_name
 
 if TYPE_CHECKING:
     from gradexp.theory import Agreement, Prediction
@@ -54,6 +56,7 @@ def run_verdict(
     gradients: History | None = None,
     theory: "Agreement | None" = None,
     predict: Predict | None = None,
+    measure: Measure | None = None,
 ) -> Verdict:
     """Judge a whole run: the gradient at initialisation, theory, the training, and what to do about it.
 
@@ -66,6 +69,7 @@ def run_verdict(
         gradients: What the probe recorded in training.
         theory: How far the profile at initialisation is from its prediction.
         predict: The function that predicts a run on the same data; None: on inputs of mean square 1.
+        measure: The function that measures the profile of a run on the same data, for networks that are no MLPs.
     """
     gradient = gradient_verdict(initial.at(), config.verdict.decades)
     training = training_verdict(losses, diverged_at, chance)
@@ -80,7 +84,10 @@ def run_verdict(
     elif training == "trained":
         text += f"; the loss falls from {loss_text(losses[0])} to {loss_text(losses[-1])}{_of_guessing(chance)}"
     if training in ("stuck", "diverged") or (training == "none" and gradient.gradient != "stable"):
-        remedy = _remedy(config, initial, gradient.gradient, losses, diverged_at, predict or _predict)
+        if config.model.name == "mlp":
+            remedy = _remedy(config, initial, gradient.gradient, losses, diverged_at, predict or _predict)
+        else:
+            remedy = _tried(config, initial, gradient.gradient, diverged_at, measure)
         text += f"; {remedy.text}"
         options = remedy.options
     return Verdict(gradient.gradient, training, theory.verdict if theory else "unavailable", text, remedy=options)
@@ -102,8 +109,8 @@ def _why_stuck(
     if share is not None and share < _IDLE:
         return f"a step changes the weights by a share of 10^{share:.0f} only"
     if _is_blind(initial, losses):
-        layers = f"{config.depth} {config.activation} layers"
-        return f"after {layers} all inputs point the same way (mean cosine of two outputs {_cosine(initial):.3f})"
+        network = network_name(as_dict(config))
+        return f"after {network} all inputs point the same way (mean cosine of two outputs {_cosine(initial):.3f})"
     return f"after {len(losses)} steps the loss is {loss_text(losses[-1])}{_of_guessing(chance)}"
 
 
@@ -161,6 +168,22 @@ def _remedy(
     if cure is None:
         return _Advice("nothing known helps at this depth and width: fewer or wider layers")
     return _Advice(f"try {cure.text}", cure.text)
+
+
+def _tried(
+    config: Config, initial: History, gradient: str, diverged_at: int | None, measure: Measure | None
+) -> _Advice:
+    """Name the first remedy that a measurement has confirmed, or what else there is to change."""
+    lr = config.optimizer.lr or 0.0
+    if gradient == "stable" and _cosine(initial) <= ALIGNED:
+        if diverged_at is None:
+            return _Advice(f"try more steps, or another optimizer.lr than {lr:g}")
+        options = f"optimizer.lr={lr / 10:g}"
+        return _Advice(f"try {options}", options)
+    found = None if measure is None else working_options(config, measure, ALIGNED)
+    if found is None:
+        return _Advice("no other init, normalization or skip connection was found to help: fewer layers")
+    return _Advice(f"try {found}", found)
 
 
 def _predict(config: Config) -> "Prediction":

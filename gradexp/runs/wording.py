@@ -22,10 +22,25 @@ def init_name(init: Mapping[str, Any]) -> str:
     return "".join([str(init["name"]), *special])
 
 
+def network_name(config: Mapping[str, Any]) -> str:
+    """Return what a network is, in a few words.
+
+    Examples:
+        >>> network_name({"model": {"name": "mlp"}, "depth": 150, "activation": "relu"})
+        '150 relu layers'
+        >>> network_name({"model": {"name": "cnn"}, "depth": 50, "activation": "tanh"})
+        'tanh cnn of depth 50'
+    """
+    model, depth = config["model"]["name"], config["depth"]
+    if model == "mlp":
+        return f"{depth} {config['activation']} layer{'s' * (depth != 1)}"
+    return str(model) if depth is None else f"{config['activation']} {model} of depth {depth}"
+
+
 def run_title(config: Mapping[str, Any]) -> str:
     """Return what a run is of, in a few words."""
-    layers = "layers" if config["depth"] > 1 else "layer"
-    return f"{init_name(config['init'])}: {config['depth']} {config['activation']} {layers}"
+    init = config["init"]
+    return network_name(config) if init["name"] == "auto" else f"{init_name(init)}: {network_name(config)}"
 
 
 def training_line(training: "Training") -> str:

@@ -89,7 +89,8 @@ class Console:
         initial, training = result.initial, result.gradients
         assert initial is not None
         table = ProfileTable(initial.depth, self.console, "before training")
-        trained = training.profile("output_grad") if training is not None and training.steps else None
+        is_alike = training is not None and training.steps and training.has_rows_of(initial)
+        trained = training.profile("output_grad") if training is not None and is_alike else None
         for quantity, label in _LABELS.items():
             profile, predicted = initial.profile(quantity), initial.theory.get(f"log10_{quantity}")
             is_gradient = quantity == "output_grad"

@@ -92,7 +92,7 @@ def run_line(
 ) -> Line:
     """Return a run as a line of the chart: at initialisation, and in training."""
     fields: dict[str, Any] = {"losses": losses, "factor": _factor(config), **others}
-    if gradients is not None and gradients.steps:
+    if gradients is not None and gradients.steps and gradients.has_rows_of(initial):
         shown = [quantity for quantity in NAMES if quantity in gradients.log10 and quantity in initial.log10]
         fields |= {"steps": gradients.steps, "course": course(gradients, shown)}
     return initial_line(name, initial, **fields)
@@ -100,7 +100,7 @@ def run_line(
 
 def _factor(config: Mapping[str, Any]) -> float | None:
     """Return λ if the layers are λ times the identity and the inputs are ones, as in the lesson."""
-    plain = config["activation"] == "linear" and not config["sigma_b2"]
+    plain = config["model"]["name"] == "mlp" and config["activation"] == "linear" and not config["sigma_b2"]
     plain = plain and config["normalization"] == config["residual"] == "none"
     is_lesson = plain and config["init"]["name"] == "identity" and config["data"]["name"] == "ones"
     return float(config["init"]["gain"]) if is_lesson else None
@@ -115,9 +115,10 @@ def settings(config: Mapping[str, Any]) -> str:
     """Return the options that matter most, in words."""
     optimizer = config["optimizer"]
     trained = f"{config['steps']} steps of {optimizer['name']}, lr {optimizer['lr']:g}"
+    width = f"{config['width']} {'units' if config['model']['name'] == 'mlp' else 'wide'}"
     facts = [
-        f"{config['width']} units" if not config["widths"] else "layers of different widths",
-        *(f"{key} {config[key]}" for key in ("normalization", "residual") if config[key] != "none"),
+        *([] if config["width"] is None else [width if not config["widths"] else "layers of different widths"]),
+        *(f"{key} {config[key]}" for key in ("normalization", "residual") if config[key] not in ("none", None)),
         f"data {config['data']['name']}",
         trained if config["steps"] else "no training",
         config["dtype"],

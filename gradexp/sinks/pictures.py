@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gradexp.config import as_dict
 from gradexp.history.history import History
 from gradexp.history.plot import draw_profile
 from gradexp.history.step import STATUSES
 from gradexp.own_parts import options_of
 from gradexp.plotting import COLOURS, powers_of_ten, save, show_stable
 from gradexp.runs.result import Result
+from gradexp.runs.wording import network_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -216,5 +218,5 @@ def _title(result: Result, subject: str) -> str:
     config = result.config
     init, usual = config.init, options_of("init", config.init.name)
     special = "".join(f" {key}={value}" for key, value in init.options.items() if value != usual.get(key))
-    layers = "layers" if config.depth > 1 else "layer"
-    return f"{init.name}{special}, {config.depth} {config.activation} {layers}: {subject}"
+    drawn = "" if init.name == "auto" else f"{init.name}{special}, "
+    return f"{drawn}{network_name(as_dict(config))}: {subject}"

@@ -53,10 +53,10 @@ def compare(prediction: Prediction, measured: History) -> Agreement:
     Raises:
         ValueError: If they do not have the same number of layers.
     """
-    if prediction.depth != measured.depth:
-        raise ValueError(f"prediction has {prediction.depth} layers, the measurement {measured.depth}")
     if not prediction.valid:
         return Agreement("unavailable", None, None, f"theory unavailable: {prediction.reason}")
+    if prediction.depth != measured.depth:
+        raise ValueError(f"prediction has {prediction.depth} layers, the measurement {measured.depth}")
     if measured.depth == 1:
         return Agreement("unavailable", None, None, "theory unavailable: one layer has no slope")
     networks = measured.at().without_dead("output_grad")

@@ -10,7 +10,16 @@ import pytest
 from pages import EVIL, Parsed
 
 import gradexp
-from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, RecordConfig, VerdictConfig, as_dict
+from gradexp.config import (
+    Config,
+    DataConfig,
+    InitConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RecordConfig,
+    VerdictConfig,
+    as_dict,
+)
 from gradexp.history.history import History
 from gradexp.history.verdict import Verdict
 from gradexp.runs import summary as summary_module
@@ -267,6 +276,7 @@ def test_the_hash_ignores_what_does_not_change_the_numbers(change):
 
 
 OTHER = {
+    "model": ModelConfig("cnn"),
     "depth": 149,
     "width": 127,
     "widths": [128] * 149,

@@ -1,0 +1,165 @@
+"""The networks that a run builds: the MLP, other families, and anybody's own.
+
+A family is one function and one entry in ``MODELS`` at the foot of the file. Its parameters before the ``*`` are the
+options ``model.NAME`` of the family. Those behind it, but for ``features``, ``outputs`` and ``networks``, are the
+options of a run that it takes, such as ``depth``: a default there is the family's own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradexp.choices import MODEL_TAKES, ConfigError
+from gradexp.config import Config
+from gradexp.networks.chain import Chain
+from gradexp.networks.cnn import CNN
+from gradexp.networks.initialize import initialize
+from gradexp.networks.mlp import MLP, evaluating
+from gradexp.numerics.seeds import generator, steady
+from gradexp.own_parts import OwnPart
+from gradexp.theory import Prediction
+
+Predict = Callable[[Config, Tensor, int], Prediction]
+"""Theory for a family: of the options, inputs ``(sample, features)`` in float64, and the number of outputs.
+
+It raises ``UnknownLawError`` with the reason where there is no law.
+"""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks of one kind.
+
+    Args:
+        build: A function that returns a network; see the top of the file for its parameters.
+        predict: Theory for its profile at initialisation; None where none is known.
+    """
+
+    build: Callable[..., nn.Module]
+    predict: Predict | None = None
+
+
+def build(config: Config, x: Tensor, outputs: int, seed: int) -> nn.Module:
+    """Return the network of a run that is no MLP, on the CPU in the run's number format, with its weights drawn.
+
+    Args:
+        config: The options of the run.
+        x: Inputs of the profile, shape ``(batch, features)``, at which some schemes look.
+        outputs: Number of outputs.
+        seed: Seed of the weights.
+
+    Raises:
+        ConfigError: If an option cannot work, or an own part raises or returns no such network.
+    """
+    name = config.model.name
+    with steady(generator(seed, "model")):  # for what a scheme does not fill
+        model = _own(config, x, outputs) if isinstance(name, OwnPart) else _built_in(config, x.shape[1], outputs)
+    if config.init.name != AS_BUILT:
+        rules: Mapping[str, Any] = model.rules if isinstance(model, Chain) else {}
+        is_known = not isinstance(name, OwnPart)
+        try:
+            with evaluating(model):
+                initialize(
+                    model,
+                    config.init.name,
+                    seed=seed,
+                    sigma_b2=config.sigma_b2,
+                    activation=config.activation if is_known else None,
+                    negative_slope=config.negative_slope,
+                    inputs=x.to(next(model.parameters()).dtype),
+                    **rules,
+                    **config.init.options,
+                )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    return model
+
+
+AS_BUILT = "auto"
+"""The init of an own model that keeps the weights it comes with."""
+
+
+def _built_in(config: Config, features: int, outputs: int) -> nn.Module:
+    name = config.model.name
+    taken = {key: getattr(config, key) for key in MODEL_TAKES[name]}
+    try:
+        model = MODELS[name].build(**config.model.options, features=features, outputs=outputs, **taken)
+    except ValueError as error:
+        raise ConfigError(f"model '{name}': {error}") from error
+    return model.to(getattr(torch, config.dtype))
+
+
+def _own(config: Config, x: Tensor, outputs: int) -> nn.Module:
+    """Return an own model after checking that it maps inputs to outputs."""
+    part = config.model.name
+    assert isinstance(part, OwnPart)
+    with part.named():
+        model = part.function(x.shape[1], outputs, **part.arguments(config.model))
+    if not isinstance(model, nn.Module):
+        raise part.mistake(f"returns {type(model).__name__}, not a torch.nn.Module")
+    if next(model.parameters(), None) is None:
+        raise part.mistake("returns a module without parameters")
+    model = model.cpu().to(getattr(torch, config.dtype))
+    with part.named(), torch.no_grad(), evaluating(model):
+        found = model(x[:2].to(next(model.parameters()).dtype))
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    wanted = len(x[:2]), outputs
+    if shape != wanted:
+        raise part.mistake(
+            f"maps inputs of shape {tuple(x[:2].shape)} to {shape}, not to (samples, outputs) {wanted}"
+        )
+    return model
+
+
+def _mlp(
+    *,
+    features: int,
+    outputs: int,
+    depth: int = 150,
+    width: int = 128,
+    widths: Sequence[int] | None = None,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    bias: bool = True,
+    normalization: str = "none",
+    residual: str = "none",
+    dropout: float = 0.0,
+    networks: int = 1,
+    **memory: Any,
+) -> MLP:
+    hidden = [width] * (depth - 1) if widths is None else widths
+    return MLP(
+        [features, *hidden, outputs],
+        activation,
+        bias,
+        networks,
+        negative_slope,
+        normalization=normalization,
+        residual=residual,
+        dropout=dropout,
+        **memory,
+    )
+
+
+def _cnn(
+    kernel: int = 3,
+    *,
+    features: int,
+    outputs: int,
+    depth: int = 50,
+    width: int = 16,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    bias: bool = True,
+) -> CNN:
+    return CNN(features, outputs, depth, width, kernel, activation, bias, negative_slope)
+
+
+# Options and defaults are read from here without importing the file: see gradexp/choices.py.
+MODELS: dict[str, Family] = {
+    "mlp": Family(_mlp),
+    "cnn": Family(_cnn),
+}

@@ -1,0 +1,73 @@
+"""The profile at initialisation of one network that is no MLP."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradexp.exact.chain import chain_profile
+from gradexp.exact.samples import unit_cotangents
+from gradexp.history.history import History
+from gradexp.history.step import Array
+from gradexp.networks.chain import Chain
+from gradexp.networks.mlp import evaluating
+from gradexp.probe.probe import GradientProbe
+
+
+def profile(model: nn.Module, x: Tensor, seed: int, progress: Callable[[int, int], None] | None = None) -> History:
+    """Measure a network in float64, with a cotangent of length 1 at the output of each sample.
+
+    A chain of steps is measured with exponents carried, at any depth. Another model is measured by the probe, where
+    sizes must stay within float64: a row is a module, its output that of the batch, its output gradient the mean over
+    samples of log10, and its weight gradient that of the batch divided by √samples, which is the size of one sample's
+    where those of different samples are in no relation.
+
+    Args:
+        model: The network; not changed.
+        x: Inputs, shape ``(batch, features)``.
+        seed: Seed of the cotangents.
+        progress: A function of (steps done, steps in all).
+    """
+    if isinstance(model, Chain):
+        return chain_profile(model, x, seed=seed, progress=progress)
+    model = copy.deepcopy(model).double()
+    x = x.to(next(model.parameters()).device, torch.float64)
+    quantities = ("output", "output_grad", "weight_grad")
+    probe = GradientProbe(model, quantities=quantities, per_sample=True, stats={"largest": _log10_largest})
+    with evaluating(model), probe:
+        y = model(x)
+        cotangent = unit_cotangents(seed, len(x), y.shape[-1]).to(x.device)
+        (y * cotangent).sum().backward()
+        probe.collect(0)
+    measured = probe.history
+    log10 = dict(measured.log10)
+    log10["weight_grad"] = log10["weight_grad"] - 0.5 * math.log10(len(x))
+    samples = measured.samples
+    assert samples is not None
+    log10["output_grad"] = _mean_over_samples(samples)
+    return replace(
+        measured,
+        phase="init",
+        seeds=[seed],
+        log10=log10,
+        largest_log10={quantity: measured.stats[f"{quantity}.largest"] for quantity in ("output", "output_grad")},
+        stats={},
+        samples=samples[..., :1],
+        loss=None,
+    )
+
+
+def _log10_largest(values: Tensor) -> Tensor:
+    return values.abs().max().log10()
+
+
+def _mean_over_samples(samples: Array) -> Array:
+    """Return the mean over the samples that have a number, nan where none has one."""
+    has_number = np.isfinite(samples)
+    count = has_number.sum(axis=-1)
+    total = np.where(has_number, samples, 0.0).sum(axis=-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,0 +1,52 @@
+"""What to change in a run of another network than the MLP: options that have been tried out, not foretold."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from gradexp.choices import MODEL_TAKES, ConfigError
+from gradexp.config import Config, InitConfig
+from gradexp.history.history import History
+from gradexp.history.step import mean
+from gradexp.history.verdict import gradient_verdict
+from gradexp.own_parts import OwnPart
+
+Measure = Callable[[Config], History]
+"""The profile at initialisation of a run with other options."""
+
+_INITS = ("he", "orthogonal", "xavier", "lecun")
+_RESIDUALS = ("depth", "zero")
+_NORMALIZATIONS = ("layer", "batch")
+
+
+def working_options(config: Config, measure: Measure, alike: float) -> str | None:
+    """Return the first change of options with which gradients reach the first row, as typed; None if none does.
+
+    Args:
+        config: The options of a run whose gradients vanish or explode, or that cannot tell inputs apart.
+        measure: The function that measures a run.
+        alike: Mean cosine between the outputs of two samples from which on a network cannot tell them apart.
+    """
+    for options, changed in candidates(config):
+        try:
+            measured = measure(changed)
+        except ConfigError:  # it does not go with the other options
+            continue
+        cosine = None if measured.output_cosine is None else mean(measured.output_cosine)
+        if gradient_verdict(measured.at(), config.verdict.decades).gradient == "stable" and (cosine or 0.0) < alike:
+            return " ".join(f"{key}={value}" for key, value in options.items())
+    return None
+
+
+def candidates(config: Config) -> Iterator[tuple[dict[str, str], Config]]:
+    """Yield options that may help a network that is no MLP and the run with them, the least change first."""
+    for name in _INITS:
+        if name != config.init.name or config.init != InitConfig(name):
+            gain = {"init.gain": "1"} if config.init.gain not in (None, 1.0) else {}
+            yield {"init": name, **gain}, replace(config, init=InitConfig(name))
+    taken = {} if isinstance(config.model.name, OwnPart) else MODEL_TAKES[config.model.name]
+    for key, values in (("residual", _RESIDUALS), ("normalization", _NORMALIZATIONS)):
+        for value in values if key in taken else ():
+            if value != getattr(config, key):
+                change: Any = {key: value}
+                yield change, replace(config, **change)

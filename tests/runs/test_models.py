@@ -1,0 +1,226 @@
+"""Runs of other networks than the MLP: every family of MODELS, models of one's own, and their mistakes."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from command_line import call, mistake
+from torch import nn
+
+from gradexp.choices import MODEL_TAKES, ConfigError
+from gradexp.config import Config, DataConfig, InitConfig, ModelConfig
+from gradexp.exact.samples import unit_cotangents
+from gradexp.networks.chain import Chain
+from gradexp.run import main
+from gradexp.runs.data import load
+from gradexp.runs.experiment import run, run_stack
+from gradexp.runs.layers_file import read_layers
+from gradexp.runs.models import MODELS, build
+from gradexp.runs.profiles import profile
+from gradexp.runs.stacks import stackable_groups
+from gradexp.runs.trials import working_options
+
+FAMILIES = [name for name in MODELS if name != "mlp"]
+SMALL = {"cnn": {"depth": 4, "width": 3}}
+
+
+def small(name, **options):
+    return Config(**{"model": name, "steps": 3, "batch_size": 16, **SMALL[name], **options})
+
+
+def mine(features, outputs, hidden=6, slope=0.2):
+    """A network with a skip connection, whose weights are its own."""
+
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(features, hidden), nn.Linear(hidden, hidden)
+            self.last = nn.Linear(hidden, outputs)
+
+        def forward(self, x):
+            a = nn.functional.leaky_relu(self.first(x), slope)
+            return self.last(a + self.second(a))
+
+    return Mine()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_leaves_everything_that_a_run_leaves(name, tmp_path, monkeypatch):
+    sizes = [f"{key}={value}" for key, value in SMALL[name].items()]
+    folder = tmp_path / "run"
+    typed = [f"model={name}", *sizes, "steps=3", "batch_size=16", "record.histograms=true"]
+    assert call(main, monkeypatch, *typed, f"hydra.run.dir={folder}") == 0
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    assert summary["status"] == "complete"
+    assert summary["config"]["model"]["name"] == name
+    assert math.isfinite(summary["initial"]["log_chi"])
+    assert summary["training"]["steps"] == 3
+    initial, trained = read_layers(folder / "layers.csv")
+    assert initial is not None
+    assert trained is not None
+    assert trained.steps == [0, 1, 2]
+    assert "None" not in (folder / "report.html").read_text("utf-8").partition("<script")[0]
+    assert {path.name for path in folder.iterdir()} >= {"report.html", "summary.json", "layers.csv"}
+    assert list(folder.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_profile_of_a_family_is_that_of_autograd(name):
+    config = small(name, dtype="float64")
+    data = load(config.data, config.width)
+    x = data.x_train[:4]
+    model = build(config, x, data.output_width, seed=0)
+    assert isinstance(model, Chain)
+    model.eval()
+    cotangents = unit_cotangents(0, 4, data.output_width)
+    parts = x.split(len(x) if model.mixes_samples else 1)
+    logs = []
+    for sample, cotangent in zip(parts, cotangents.split(len(parts[0])), strict=True):
+        h, steps = model.unrolled(sample)
+        states = [h := step.run(h) for step in steps]
+        gradients = torch.autograd.grad((h * cotangent).sum(), states)
+        logs.append(torch.stack([gradient.flatten(1).norm(dim=1).log10() for gradient in gradients]))
+    expected = torch.cat(logs, dim=1).mean(dim=1)
+    found = profile(model, x, seed=0)
+    torch.testing.assert_close(torch.from_numpy(found.profile("output_grad")), expected, rtol=0, atol=1e-9)
+    assert found.names == [step.name for step in steps]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_learns_with_every_optimizer_of_one_network(name):
+    losses = [run(small(name, optimizer=rule)).training.losses for rule in ("sgd", "adamw", "muon")]
+    assert all(math.isfinite(loss) for log in losses for loss in log)
+    assert losses[0][0] == losses[1][0] == losses[2][0]
+    assert len({log[2] for log in losses}) == 3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_seeds_measures_the_networks_that_runs_alone_have(name):
+    both = run(small(name, seeds=2, steps=0)).initial
+    alone = [run(small(name, seed=seed, steps=0)).initial for seed in (0, 1)]
+    assert both.seeds == [0, 1]
+    for index, one in enumerate(alone):
+        np.testing.assert_array_equal(both.log10["output_grad"][:, index], one.log10["output_grad"][:, 0])
+
+
+def test_a_run_is_the_same_each_time_and_leaves_the_generator_of_torch():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first, again = run(small("cnn")), run(small("cnn"))
+    assert first.training.losses == again.training.losses
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_networks_without_a_stacked_form_run_one_after_the_other():
+    configs = [small("cnn", seed=seed) for seed in (0, 1)]
+    assert stackable_groups(configs) == [[0], [1]]
+    with pytest.raises(ConfigError):
+        run_stack(configs)
+
+
+def test_defaults_are_those_of_the_family():
+    assert (Config().depth, Config().width, Config().residual) == (150, 128, "none")
+    assert Config(model="cnn").depth == MODEL_TAKES["cnn"]["depth"] != 150
+    assert Config(model="cnn", depth=7).depth == 7
+    assert replace(Config(model="cnn"), seed=1).depth == Config(model="cnn").depth
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"model": "cn"}, "model must be one of mlp, cnn.*, got 'cn'"),
+        ({"model": "cnn", "residual": "plain"}, "model 'cnn' takes no residual; it takes depth, width, .*"),
+        ({"model": "cnn", "widths": [4]}, "model 'cnn' takes no widths; it takes depth, width, .*"),
+        ({"model": ModelConfig(kernel=3)}, "model 'mlp' has no option 'kernel'; it takes none"),
+        ({"model": ModelConfig("cnn", kernel=0)}, "model.kernel must be at least 1, got 0"),
+        ({"model": mine, "depth": 4}, "model '.*mine' takes no depth; write model.depth=VALUE if yours .*"),
+        ({"model": mine, "init": InitConfig(gain=2.0)}, "init 'auto' has no option 'gain'; it takes none"),
+        ({"model": lambda features: None}, r"model '.*' must take \(features, outputs, \*\*options\), .*"),
+    ],
+)
+def test_options_that_a_family_does_not_take_are_refused(options, text):
+    with pytest.raises(ConfigError, match=f"^{text}$"):
+        Config(**options)
+
+
+def test_images_must_be_square():
+    with pytest.raises(ConfigError, match=r"^model 'cnn': images are .* got 10 features$"):
+        run(small("cnn", data=DataConfig("gaussian", features=10), steps=0))
+
+
+def test_an_own_model_keeps_the_weights_that_it_comes_with_unless_an_init_is_named():
+    def halves(features, outputs):
+        model = mine(features, outputs)
+        for name, parameter in model.named_parameters():
+            nn.init.constant_(parameter, 0.5 if name.endswith("weight") else 0.0)
+        return model
+
+    x = torch.ones(2, 5)
+    kept = build(Config(model=halves), x, 3, seed=0)
+    assert all((layer.weight == 0.5).all() for layer in kept.children())
+    drawn = build(Config(model=halves, init="orthogonal"), x, 3, seed=0)
+    weight = drawn.second.weight.double()
+    torch.testing.assert_close(weight @ weight.mT, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_an_own_model_is_measured_by_the_probe_as_autograd_measures_it():
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = build(Config(model=mine, init="he", dtype="float64"), x, 3, seed=0)
+    found = profile(model, x, seed=0)
+    assert found.names == ["first", "second", "last"]
+    cotangents = unit_cotangents(0, 8, 3)
+    first = model.first(x)
+    a = nn.functional.leaky_relu(first, 0.2)
+    second = model.second(a)
+    y = model.last(a + second)
+    gradients = torch.autograd.grad((y * cotangents).sum(), [first, second, y])
+    expected = torch.stack([gradient.norm(dim=1).log10().mean() for gradient in gradients])
+    torch.testing.assert_close(torch.from_numpy(found.profile("output_grad")), expected, rtol=0, atol=1e-9)
+    rms = torch.stack([z.detach().square().mean().sqrt().log10() for z in (first, second, y)])
+    torch.testing.assert_close(torch.from_numpy(found.profile("output")), rms, rtol=0, atol=1e-9)
+
+
+def test_an_own_model_runs_by_its_path_with_its_options(tmp_path, monkeypatch, capsys):
+    (tmp_path / "owned.py").write_text(
+        "from torch import nn\n"
+        "def net(features, outputs, hidden=4):\n"
+        "    return nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, outputs))\n"
+        "def flat(features, outputs): return nn.Linear(features, 3)\n"
+        "def none(features, outputs): return None\n"
+        "def raises(features, outputs): raise RuntimeError('no')\n",
+        "utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert call(main, monkeypatch, "model=owned:net", "model.hidden=7", "steps=2", "hydra.run.dir=run") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    assert summary["config"]["model"] == {"hidden": 7, "name": "owned:net"}
+    assert summary["config"]["depth"] is None
+    assert summary["config"]["own_parts"]["owned:net"]
+    for name, text in (
+        ("flat", "model 'owned:flat' maps inputs of shape (2, 64) to (2, 3), not to (samples, outputs) (2, 10)"),
+        ("none", "model 'owned:none' returns NoneType, not a torch.nn.Module"),
+        ("raises", "model 'owned:raises' raises RuntimeError: no (owned.py:6)"),
+        ("gone", "model 'owned:gone': module owned "),
+    ):
+        assert mistake(main, monkeypatch, capsys, [f"model=owned:{name}", "steps=0"]).startswith(text)
+
+
+def test_a_remedy_is_one_that_a_measurement_has_confirmed():
+    measured = []
+
+    def measure(config):
+        measured.append(config.init.name)
+        return run(replace(config, steps=0)).initial
+
+    faint = small("cnn", depth=30, width=8, steps=0, init=InitConfig("normal", std=0.01))
+    assert run(faint).verdict.gradient == "vanishing"
+    text = working_options(faint, measure, alike=1.1)
+    assert text == f"init={measured[-1]}"
+    cured = run(replace(faint, init=InitConfig(measured[-1])))
+    assert cured.verdict.gradient == "stable"
+    assert text in run(faint).verdict.text
