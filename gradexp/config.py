@@ -25,7 +25,9 @@ from gradexp.choices import (
     MODES,
     NORMALIZATIONS,
     OF_EVERY_OPTIMIZER,
+    PADDINGS,
     RESIDUALS,
+    RESNET_RESIDUALS,
     SCHEDULES,
     ConfigError,
 )
@@ -48,7 +50,9 @@ class ModelConfig:
     name: str = "mlp"
     """the family"""
     kernel: int | None = None
-    """height and width of a kernel"""
+    """height and width of a kernel, odd"""
+    padding: str | None = None
+    """what is beyond the edge of an image: circular (its other side; theory is exact), or zeros"""
     own: dict[str, Any] = field(default_factory=dict)
     """options of a part of your own, typed as model.NAME=VALUE"""
 
@@ -190,7 +194,7 @@ class Config:
     normalization: _Word = _OF_FAMILY
     """before each activation: none, batch (over samples), layer or rms (over units), without parameters"""
     residual: _Word = _OF_FAMILY
-    """skip connections: none, or branches with factor 1 (plain), 1/sqrt(depth) (depth) or a learned one (zero)"""
+    """skip connections: none, or branches of factor 1 (plain), 1/sqrt(depth) (depth), a learned one (zero), fixup"""
     dropout: float = 0.0
     """share of units that is 0 in each training step; the profile at initialisation and theory are without it"""
     seed: int = 0
@@ -334,6 +338,10 @@ class Config:
 
     def _check_architecture(self) -> None:
         hidden = self.hidden_widths
+        if self.model.name == "mlp":
+            _require(
+                self.residual in RESIDUALS, "residual", self.residual, f"one of {', '.join(RESIDUALS)} in an mlp"
+            )
         if self.residual != "none" and len(set(hidden)) > 1:
             raise ConfigError(f"residual={self.residual!r} needs hidden layers of equal width, got {hidden}")
         if self.normalization == "batch" and self.batch_size == 1:
@@ -400,7 +408,8 @@ _SCHEMAS: dict[str, Any] = {
 _CHOICES = {
     "activation": ACTIVATIONS,
     "normalization": NORMALIZATIONS,
-    "residual": RESIDUALS,
+    "residual": RESNET_RESIDUALS,
+    "model.padding": PADDINGS,
     "loss": LOSSES,
     "dtype": DTYPES,
     "optimizer.schedule": SCHEDULES,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -105,7 +105,8 @@ def convolution(into: int, out: int, side: int, kernel: int, padding: str, bias:
     check_choice("padding", padding, PADDINGS)
     if kernel < 1 or kernel % 2 == 0 or kernel > side:
         raise ValueError(f"kernel must be odd and at most {side}, the side of the images, got {kernel}")
-    return nn.Conv2d(into, out, kernel, padding=kernel // 2, padding_mode=padding, bias=bias)
+    mode: Any = padding
+    return nn.Conv2d(into, out, kernel, padding=kernel // 2, padding_mode=mode, bias=bias)
 
 
 def check_sizes(depth: int, width: int) -> None:

@@ -26,10 +26,10 @@ class ResNet(Chain):
     - ``none``: there is no skip, hˡ = F_l(hˡ⁻¹): the plain network of the same layers.
     - ``plain``: a = 1.
     - ``depth``: a = 1 / √B.
-    - ``zero``: a is learned and starts at 0 (SkipInit: De & Smith, 2020, arXiv:2002.10444; ReZero: arXiv:2003.04887).
-    - ``fixup``: a is learned and starts at 1, the weights W of the first convolution are scaled by 1 / √B and W' is 0;
-      instead of biases of each channel there are single numbers before and after each convolution (Zhang et al., 2019,
-      arXiv:1901.09321). The paper also sets the readout to 0, which would leave no gradient to measure.
+    - ``zero``: a is learned and starts at 0 (SkipInit: De & Smith, 2020, arXiv:2002.10444).
+    - ``fixup``: a is learned and starts at 1, the weights W of the first convolution are scaled by 1 / √B and W' is
+      0; instead of biases of each channel there are single numbers before and after each convolution (Zhang et al.,
+      2019, arXiv:1901.09321). The paper also sets the readout to 0, which would leave no gradient to measure.
 
     Args:
         features: Number of inputs, channels · side · side.

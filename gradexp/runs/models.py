@@ -18,8 +18,10 @@ from gradexp.networks.chain import Chain
 from gradexp.networks.cnn import CNN
 from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP, evaluating
+from gradexp.networks.resnet import ResNet
 from gradexp.numerics.seeds import generator, steady
 from gradexp.own_parts import OwnPart
+from gradexp.runs.image_theory import predict_cnn, predict_resnet
 from gradexp.theory import Prediction
 
 Predict = Callable[[Config, Tensor, int], Prediction]
@@ -146,6 +148,7 @@ def _mlp(
 
 def _cnn(
     kernel: int = 3,
+    padding: str = "circular",
     *,
     features: int,
     outputs: int,
@@ -154,12 +157,33 @@ def _cnn(
     activation: str = "relu",
     negative_slope: float = 0.01,
     bias: bool = True,
+    normalization: str = "none",
 ) -> CNN:
-    return CNN(features, outputs, depth, width, kernel, activation, bias, negative_slope)
+    return CNN(features, outputs, depth, width, kernel, padding, activation, bias, negative_slope, normalization)
+
+
+def _resnet(
+    kernel: int = 3,
+    padding: str = "circular",
+    *,
+    features: int,
+    outputs: int,
+    depth: int = 50,
+    width: int = 16,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    bias: bool = True,
+    normalization: str = "none",
+    residual: str = "depth",
+) -> ResNet:
+    return ResNet(
+        features, outputs, depth, width, kernel, padding, activation, bias, negative_slope, normalization, residual
+    )
 
 
 # Options and defaults are read from here without importing the file: see gradexp/choices.py.
 MODELS: dict[str, Family] = {
     "mlp": Family(_mlp),
-    "cnn": Family(_cnn),
+    "cnn": Family(_cnn, predict_cnn),
+    "resnet": Family(_resnet, predict_resnet),
 }

@@ -26,7 +26,7 @@ from gradexp.theory.weight_laws import WeightLaw
 # Numbers of correlations between positions that are followed: of as many samples as that makes, and at least of one.
 _PAIRS = 1 << 16
 _ANGLES = 25  # of tables over the correlation of two units
-_LENGTHS = 200  # of tables over the variance of a unit
+_LENGTHS = 100  # of tables over the variance of a unit
 _EDGE = 9.0  # standard deviations, beyond which lies 2e-19 of the probability
 _SMALLEST = 1e-200
 
@@ -280,7 +280,7 @@ class Nonlinearity:
 class _Tables:
     """Averages over two units of one variance, relative to those over one, over the angle between them.
 
-    Where a function jumps, as relu's slope does, the rule is good to about 1e-3, which is all that noise needs.
+    Where a function jumps, as relu's slope does, the rule is good to half a per cent, enough for noise.
     """
 
     def __init__(self, phi: Activation, q: float) -> None:

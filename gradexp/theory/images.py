@@ -1,19 +1,19 @@
 """The profile of convolutional networks, plain and residual, at initialisation, from averages over positions.
 
-Mean squares follow from ``gradexp.theory.convolution``. For straight lines on either side of 0 without normalisers they
-are exact at any width: gradients at different positions are in no relation, since the readout has weights of its own
-for each. What the typical network falls short of the mean by, E log = log E - V / 2, and the band, follow from the
-relative variance V of ‖δ‖² over networks, to which a layer of n channels adds κ / n. That depends on how alike
+Mean squares follow from ``gradexp.theory.convolution``. For straight lines on either side of 0 without normalisers
+they are exact at any width: gradients at different positions are in no relation, since the readout has weights of its
+own for each. What the typical network falls short of the mean by, E log = log E - V / 2, and the band, follow from
+the relative variance V of ‖δ‖² over networks, to which a layer of n channels adds κ / n. That depends on how alike
 positions are:
 
     κ = J - 1 + 2 J_0 / P + 2 J R
 
-J and J_0 are those of ``Activated``, P is the number of positions, and R the mean square of δ_p · δ_q over two of them,
-relative to that of one: 0 in infinite width, it grows by J / n per layer, while the window of the kernel takes off what
-differs from place to place. So κ is 5 / P for relu where positions are in no relation, and 1 + 4 / P where they are
-alike, as deep inside; the MLP's is 5.
+J and J_0 are those of ``Activated``, P is the number of positions, and R the mean square of δ_p · δ_q over two of
+them, relative to that of one: 0 in infinite width, it grows by J / n per layer, while the window of the kernel takes
+off what differs from place to place. So κ is 5 / P for relu where positions are in no relation, and 1 + 4 / P where
+they are alike, as deep inside; the MLP's is 5.
 
-Beside a skip connection of branches of factor a two convolutions multiply ‖δ‖² by 1 + a² chi chi', chi = sigma_w2 E φ'².
+Two convolutions beside a skip connection multiply ‖δ‖² by 1 + a² chi chi', with chi = sigma_w2 E φ'² of each.
 """
 
 import math
@@ -35,6 +35,8 @@ from gradexp.theory.weight_laws import WeightLaw
 
 # Largest tolerance of log_chi with which a prediction is still worth a line, and largest R that the expansion stands.
 _TOLERATED, _ALIGNED = 0.05, 0.2
+# Below this a variance is what differences of averages leave.
+_ROUNDING = 1e-12
 # Layers after which lengths stand for all of them, in tables.
 _SETTLED = 10
 
@@ -126,6 +128,7 @@ class _Hidden:
     Args:
         activated: What it makes of units.
         length_noise: Relative variance over networks of the length of these units, shape ``(sample,)`` as all.
+        value_noise: That of the length of the activations.
         own_noise: What the activation adds to that of the next units.
         length_slope: d log of the next length / d log of this one.
         weight_share: Share of the next length that comes from weights, not biases.
@@ -134,6 +137,7 @@ class _Hidden:
 
     activated: Activated
     length_noise: Tensor
+    value_noise: Tensor
     own_noise: Tensor
     length_slope: Tensor
     weight_share: Tensor
@@ -146,7 +150,7 @@ class _Images:
     Attributes:
         output: E log of the mean square of each row, shape ``(row, sample)``, as all that follow.
         gradient: E log ‖δ‖².
-        weights: E log of the squared norm of the weights' gradient.
+        weights: E log of the squared norm of the weights' gradient, as if lengths and gradients were in no relation.
         variance: Variance of log ‖δ‖² over networks.
         mean_field: log ‖δ‖² in infinite width.
         point: Mean field at the variances of the middle convolution.
@@ -218,20 +222,22 @@ class _Images:
         n, found = self.stem.width, self.nonlinearity(units, below.is_delta)
         square = above.sigma_w2 * found.square.mean(dim=1)
         share = square / (square + above.sigma_b2) if above.sigma_w2 else torch.zeros_like(square)
-        own_noise = share.square() * _spread(found.value_noise, self.nobody) / n
+        value_noise = _spread(found.value_noise, self.nobody) / n
+        own_noise = share.square() * value_noise
         if self.normalization == "none":
-            slope = share * (found.length_slope * found.square).sum(dim=1) / found.square.sum(dim=1)
-            return _Hidden(found, noise, own_noise, slope, share, (self.nobody, self.nobody))
+            slope = (found.length_slope * found.square).sum(dim=1) / found.square.sum(dim=1)
+            carried, nothing = value_noise + slope.square() * noise, (self.nobody, self.nobody)
+            return _Hidden(found, noise, carried, own_noise, share * slope, share, nothing)
         variance = noise + self._scatter(units, below)
         mean = variance / 2 + _spread(units.likeness[0], self.nobody) / n  # the last is the square of the mean
-        return _Hidden(found, noise, own_noise, self.nobody, share, (mean, variance))
+        return _Hidden(found, noise, value_noise, own_noise, self.nobody, share, (mean, variance))
 
     def _back(self, x: Tensor) -> None:
         """Follow gradients from the readout to the stem."""
         n, positions, nobody = self.stem.width, self.stem.positions, self.nobody
         down = _Down(n, positions)
         [top] = self.hidden[-1]
-        weights = [(n * positions * top.activated.square.mean(dim=1)).log()]
+        weights = [(n * positions * top.activated.square.mean(dim=1)).log() - top.value_noise / 2]
         size = torch.full_like(top.activated.square, 1 / positions)  # ‖δ_p‖² / ‖δ‖²
         size, total = down.through(top, self.readout.sigma_w2, size, nobody, self.readout.orthogonal, None)
         mean_field, variance, first_order = [nobody, total], [nobody, down.variance(top)], [nobody, down.first_order]
@@ -245,7 +251,7 @@ class _Images:
             of_weights = []
             for convolution, hidden in zip(reversed(row.convolutions), reversed(here), strict=True):
                 window = convolution.over_positions(hidden.activated.square) * n * convolution.kernel**2
-                of_weights.append(log_branch + (branch * window).sum(dim=1).log())
+                of_weights.append(log_branch + (branch * window).sum(dim=1).log() - hidden.value_noise / 2)
                 spread, law = convolution.over_positions(branch), convolution.law
                 branch, log_branch = down.through(
                     hidden, law.sigma_w2, spread, log_branch, convolution.is_delta, convolution
@@ -267,7 +273,9 @@ class _Images:
         square = x.square().unflatten(1, (-1, positions)).sum(dim=1)
         window = self.stem.over_positions(square) * self.stem.kernel**2
         weights.append(total + (size * window).sum(dim=1).log())
-        self.mean_field, self.variance = torch.stack(mean_field[::-1]), torch.stack(variance[::-1])
+        self.mean_field = torch.stack(mean_field[::-1])
+        scatter = torch.stack(variance[::-1])
+        self.variance = scatter.where(scatter > _ROUNDING, 0.0)
         corrections = torch.stack(first_order[::-1])
         self.gradient = self.mean_field + corrections
         self.weights = torch.stack(weights[::-1]) + corrections
@@ -285,7 +293,7 @@ class _Images:
     @property
     def is_exact(self) -> bool:
         """Whether no network differs from another."""
-        return self.is_straight and bool((self.variance.abs() < 1e-12).all())
+        return self.is_straight and not bool(self.variance.any())
 
     @property
     def formula(self) -> str:
