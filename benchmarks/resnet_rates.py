@@ -22,7 +22,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = load(Config().data, 0)
     x = data.x_train[:4]
-    print("| `residual` | `normalization` | measured | theory | over 75 blocks, measured |")
+    print("| `residual` | `normalization` | measured | theory | of ‖δ‖² over 75 blocks, measured |")
     print("|---|---|---|---|---|")
     for normalization, residual in product(("none", "layer", "batch"), ("none", "plain", "depth", "zero", "fixup")):
         config = Config(model="resnet", depth=152, width=16, residual=residual, normalization=normalization)
