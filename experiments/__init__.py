@@ -79,6 +79,12 @@ EXPERIMENTS = {
         minutes=0.7,
         quick=0.3,
     ),
+    "xiao2018": About(
+        "Can a plain convolutional network of 1,000 layers pass a gradient, and with which kernels?",
+        "Xiao, Bahri, Sohl-Dickstein, Schoenholz & Pennington (2018), arXiv:1806.05393.",
+        minutes=2.5,
+        quick=0.8,
+    ),
     "yang2019": About(
         "Does batch norm make gradients explode, and spoil what would learn without?",
         "Yang et al. (2019), arXiv:1902.08129.",

@@ -27,8 +27,10 @@ from gradexp.choices import (
     MODES,
     NORMALIZATIONS,
     OF_EVERY_OPTIMIZER,
+    PADDINGS,
     PRECISIONS,
     RESIDUALS,
+    RESNET_RESIDUALS,
     SCHEDULES,
     ConfigError,
 )
@@ -51,7 +53,9 @@ class ModelConfig:
     name: str = "mlp"
     """the family"""
     kernel: int | None = None
-    """height and width of a kernel"""
+    """height and width of a kernel, odd"""
+    padding: str | None = None
+    """what is beyond the edge of an image: circular (its other side; theory is exact), or zeros"""
     heads: int | None = None
     """heads of attention, a divisor of the width"""
     context: int | None = None
@@ -211,7 +215,7 @@ class Config:
     affine: bool = False
     """the normaliser has a learnable scale and shift of each unit (rms: a scale), which start at 1 and 0"""
     residual: _Word = _OF_FAMILY
-    """skip connections: none, or branches with factor 1 (plain), 1/sqrt(depth) (depth) or a learned one (zero)"""
+    """skip connections: none, or branches of factor 1 (plain), 1/sqrt(depth) (depth), a learned one (zero), fixup"""
     dropout: float = 0.0
     """share of units that is 0 in each training step; the profile at initialisation and theory are without it"""
     seed: int = 0
@@ -371,6 +375,10 @@ class Config:
         hidden = self.hidden_widths
         if self.affine and self.normalization == "none":
             raise ConfigError("affine=true needs normalization=batch, layer or rms, whose scale and shift they are")
+        if self.model.name == "mlp":
+            _require(
+                self.residual in RESIDUALS, "residual", self.residual, f"one of {', '.join(RESIDUALS)} in an mlp"
+            )
         if self.residual != "none" and len(set(hidden)) > 1:
             raise ConfigError(f"residual={self.residual!r} needs hidden layers of equal width, got {hidden}")
         if self.normalization == "batch" and self.batch_size == 1:
@@ -443,7 +451,8 @@ _SCHEMAS: dict[str, Any] = {
 _CHOICES = {
     "activation": ACTIVATIONS,
     "normalization": NORMALIZATIONS,
-    "residual": RESIDUALS,
+    "residual": RESNET_RESIDUALS,
+    "model.padding": PADDINGS,
     "loss": LOSSES,
     "log": LOGS,
     "dtype": DTYPES,

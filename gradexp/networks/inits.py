@@ -1,4 +1,4 @@
-"""Weight initialisation: thirteen schemes, of which ``initialize`` applies one to every layer of a model.
+"""Weight initialisation: fourteen schemes, of which ``initialize`` applies one to every layer of a model.
 
 A scheme fills the weight of one layer of one network in place and returns it. The shape is torch's, ``(out, in)``
 or ``(out, in, *kernel)``, and so are the fans: fan_in = in · prod(kernel), the number of terms in one output, and
@@ -92,6 +92,21 @@ def orthogonal_(weight: Tensor, gain: float = 1.0, *, generator: Source = None) 
 
 
 @torch.no_grad()
+def delta_orthogonal_(weight: Tensor, gain: float = 1.0, *, generator: Source = None) -> Tensor:
+    """Set ``weight`` to gain · Q at the centre of its kernel and to 0 elsewhere, Q as in ``orthogonal_``.
+
+    A convolution then maps the channels of each position as an orthogonal layer does, and a linear network of
+    such convolutions keeps every length at any depth (Xiao et al., 2018, arXiv:1806.05393). The flattened kernel of
+    ``orthogonal_`` does not: it mixes neighbours, which a chain of them makes alike. A layer without a kernel is
+    ``orthogonal_``.
+    """
+    fans(weight)
+    centre = centre_of(weight.zero_())
+    centre.copy_(orthogonal_(torch.empty_like(centre), gain, generator=generator))
+    return weight
+
+
+@torch.no_grad()
 def identity_(weight: Tensor, gain: float = 1.0, *, generator: Source = None) -> Tensor:  # noqa: ARG001
     """Set ``weight`` to gain · I; nothing is random.
 
@@ -104,10 +119,7 @@ def identity_(weight: Tensor, gain: float = 1.0, *, generator: Source = None) ->
                 [0.0000, 1.5000, 0.0000]])
     """
     fans(weight)
-    centre = weight.zero_()
-    while centre.dim() > 2:
-        centre = centre.select(-1, centre.shape[-1] // 2)
-    centre.diagonal().fill_(gain)
+    centre_of(weight.zero_()).diagonal().fill_(gain)
     return weight
 
 
@@ -341,6 +353,13 @@ def _fill_by(part: OwnPart, weight: Tensor, *, generator: Source = None, **optio
     raise part.mistake(f"puts nan or inf into {shape}")
 
 
+def centre_of(weight: Tensor) -> Tensor:
+    """Return the matrix at the centre of a kernel, a view."""
+    while weight.dim() > 2:
+        weight = weight.select(-1, weight.shape[-1] // 2)
+    return weight
+
+
 def fans(weight: Tensor) -> tuple[int, int]:
     """Return fan_in and fan_out of one network's weight."""
     if weight.dim() < 2 or weight.numel() == 0:
@@ -424,6 +443,7 @@ INITS: dict[str, Scheme] = {
     "xavier": Scheme(xavier_, lambda n, m, gain, distribution: _independent(2 * gain**2 * n / (n + m), distribution)),
     "lecun": Scheme(lecun_, lambda _n, _m, gain, distribution: _independent(gain**2, distribution)),
     "orthogonal": Scheme(orthogonal_, _orthogonal_law),
+    "delta_orthogonal": Scheme(delta_orthogonal_, _orthogonal_law),
     "identity": Scheme(identity_, lambda n, m, gain: {"sigma_w2": gain**2 * n / max(n, m), "diagonal": gain}),
     "normal": Scheme(normal_, lambda n, _m, gain, std: _independent(n * (gain * std) ** 2)),
     "uniform": Scheme(uniform_, lambda n, _m, gain, std: _independent(n * (gain * std) ** 2, "uniform")),

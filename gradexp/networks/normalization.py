@@ -45,6 +45,22 @@ def normalize(z: Tensor, kind: str) -> Tensor:
     return normal if z.shape[DIMENSIONS[kind]] > _DEGENERATE[kind] else normal.detach() + 0 * z
 
 
+def normalize_images(z: Tensor, kind: str) -> Tensor:
+    """Return N(z) of images: ``batch`` over samples and positions, ``layer`` and ``rms`` over a sample's whole image.
+
+    Args:
+        z: Outputs of a convolution, shape ``(samples, channels, height, width)``.
+        kind: As in ``normalize``.
+
+    Raises:
+        KeyError: For another kind.
+    """
+    if kind == "batch":
+        positions = z.movedim(1, -1)
+        return normalize(positions.flatten(0, -2), kind).view(positions.shape).movedim(-1, 1)
+    return normalize(z.flatten(1), kind).view(z.shape)
+
+
 def standardize(z: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return N(z), and 1 / std (1 / rms) of z as a number and a power of two: ``inverse * 2**-exponent``.
 

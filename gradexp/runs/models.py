@@ -20,10 +20,12 @@ from gradexp.networks.chain import Chain
 from gradexp.networks.cnn import CNN
 from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP, evaluating
+from gradexp.networks.resnet import ResNet
 from gradexp.networks.rnn import RNN
 from gradexp.networks.transformer import Transformer
 from gradexp.numerics.seeds import generator, steady
 from gradexp.own_parts import OwnPart
+from gradexp.runs.image_theory import predict_cnn, predict_resnet
 from gradexp.theory import Prediction, weight_laws
 from gradexp.theory.rnn import predict_rnn
 from gradexp.theory.transformer import predict_transformer
@@ -155,6 +157,7 @@ def _mlp(
 
 def _cnn(
     kernel: int = 3,
+    padding: str = "circular",
     *,
     features: int,
     outputs: int,
@@ -163,8 +166,28 @@ def _cnn(
     activation: str = "relu",
     negative_slope: float = 0.01,
     bias: bool = True,
+    normalization: str = "none",
 ) -> CNN:
-    return CNN(features, outputs, depth, width, kernel, activation, bias, negative_slope)
+    return CNN(features, outputs, depth, width, kernel, padding, activation, bias, negative_slope, normalization)
+
+
+def _resnet(
+    kernel: int = 3,
+    padding: str = "circular",
+    *,
+    features: int,
+    outputs: int,
+    depth: int = 50,
+    width: int = 16,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    bias: bool = True,
+    normalization: str = "none",
+    residual: str = "depth",
+) -> ResNet:
+    return ResNet(
+        features, outputs, depth, width, kernel, padding, activation, bias, negative_slope, normalization, residual
+    )
 
 
 def _transformer(
@@ -241,7 +264,8 @@ def _law(config: Config, fan_in: int, fan_out: int) -> WeightLaw:
 # Options and defaults are read from here without importing the file: see gradexp/choices.py.
 MODELS: dict[str, Family] = {
     "mlp": Family(_mlp),
-    "cnn": Family(_cnn),
+    "cnn": Family(_cnn, predict_cnn),
+    "resnet": Family(_resnet, predict_resnet),
     "transformer": Family(_transformer, _predict_transformer),
     "rnn": Family(_rnn, _predict_rnn),
 }

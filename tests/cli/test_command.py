@@ -106,6 +106,7 @@ OF_EXPERIMENTS = {
     "pennington2017": 2,
     "poole2016": 3,
     "residual": 3,
+    "resnet152": 10,
     "saxe2014": 2,
     "schoenholz2017": 8,
     "xiong2020": 2,

@@ -27,6 +27,7 @@ PERTURBED = {
     "poole2016": [["init.gain=1.5"], ["activation=linear"]],
     "saxe2014": [["activation=tanh", "init.gain=0.7", "steps=20"], ["data=ones", "init.gain=0.9"]],
     "hanin_rolnick2018": [["init.gain=0.5"], ["activation=linear"]],
+    "xiao2018": [["init.gain=2"], ["depth=10"]],
     "yang2019": [["residual=plain"], ["normalization=none", "steps=10"]],
     "residual": [["residual=plain"], ["residual=zero"]],
     "xiong2020": [["init.gain=2"], ["init.gain=0.5"], ["model.depth_scaled=true"], ["model.queries=init"]],

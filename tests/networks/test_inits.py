@@ -500,8 +500,8 @@ def test_progress_is_told_every_layer():
 
 
 CHOICES = (
-    "he, xavier, lecun, orthogonal, identity, normal, uniform, truncated_normal, sparse, torch_default, "
-    "mean_field, lyapunov, lsuv, glorot, kaiming"
+    "he, xavier, lecun, orthogonal, delta_orthogonal, identity, normal, uniform, truncated_normal, sparse, "
+    "torch_default, mean_field, lyapunov, lsuv, glorot, kaiming"
 )
 
 

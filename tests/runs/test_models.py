@@ -26,6 +26,7 @@ from gradexp.runs.trials import working_options
 FAMILIES = [name for name in MODELS if name != "mlp"]
 SMALL = {
     "cnn": {"depth": 4, "width": 3},
+    "resnet": {"depth": 4, "width": 3},
     "transformer": {"depth": 2, "width": 8},
     "rnn": {"depth": 10, "width": 6},
 }
@@ -138,6 +139,8 @@ def test_defaults_are_those_of_the_family():
     [
         ({"model": "cn"}, "model must be one of mlp, cnn.*, got 'cn'"),
         ({"model": "cnn", "residual": "plain"}, "model 'cnn' takes no residual; it takes depth, width, .*"),
+        ({"residual": "fixup"}, "residual must be one of none, plain, depth, zero in an mlp, got 'fixup'"),
+        ({"model": ModelConfig("cnn", padding="same")}, "model.padding must be one of circular, zeros, got 'same'"),
         ({"model": "cnn", "widths": [4]}, "model 'cnn' takes no widths; it takes depth, width, .*"),
         ({"model": ModelConfig(kernel=3)}, "model 'mlp' has no option 'kernel'; it takes none"),
         ({"model": ModelConfig("cnn", kernel=0)}, "model.kernel must be at least 1, got 0"),
@@ -149,6 +152,11 @@ def test_defaults_are_those_of_the_family():
 def test_options_that_a_family_does_not_take_are_refused(options, text):
     with pytest.raises(ConfigError, match=f"^{text}$"):
         Config(**options)
+
+
+def test_a_residual_network_has_blocks_of_two_layers():
+    with pytest.raises(ConfigError, match=r"^model 'resnet': depth must be even, .*: 150 or 152, got 151$"):
+        run(Config(model="resnet", depth=151, steps=0))
 
 
 def test_images_must_be_square():

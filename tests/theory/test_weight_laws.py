@@ -85,10 +85,10 @@ def test_drawn_weights_have_the_variance_and_kurtosis_of_their_law(init: str, op
 
 def test_every_law_and_option_has_a_case_here() -> None:
     by_name = {"kaiming": "he", "glorot": "xavier"}
-    tried = {by_name.get(init, init) for init, _ in CASES} | {"orthogonal", "identity", "lsuv"}
+    tried = {by_name.get(init, init) for init, _ in CASES} | {"orthogonal", "delta_orthogonal", "identity", "lsuv"}
     assert tried == LAWS
     for name, own in INIT_OPTIONS.items():
-        if name in ("orthogonal", "identity", "lsuv"):
+        if name in ("orthogonal", "delta_orthogonal", "identity", "lsuv"):
             continue
         given = {option for init, options in CASES if by_name.get(init, init) == name for option in options}
         assert set(own) <= given
@@ -134,7 +134,7 @@ def test_excess_kurtosis_is_that_of_the_distribution() -> None:
     assert weight_laws("he", [9, 9])[0].kurtosis == 0
 
 
-@pytest.mark.parametrize("init", ["orthogonal", "identity"])
+@pytest.mark.parametrize("init", ["orthogonal", "delta_orthogonal", "identity"])
 @pytest.mark.parametrize(("fan_in", "fan_out"), [(40, 40), (30, 50), (50, 30)])
 def test_orthogonal_and_identity_matrices_have_the_mean_square_of_their_law(
     init: str, fan_in: int, fan_out: int
@@ -142,7 +142,7 @@ def test_orthogonal_and_identity_matrices_have_the_mean_square_of_their_law(
     (law,) = weight_laws(init, [fan_in, fan_out], gain=-1.5)
     weight = draw(init, fan_in, fan_out, gain=-1.5).weight
     assert law.sigma_w2 == pytest.approx(fan_in * weight.square().mean().item(), rel=1e-12)
-    assert law.orthogonal == (init == "orthogonal")
+    assert law.orthogonal == (init != "identity")
     assert law.diagonal == (-1.5 if init == "identity" else None)
     # An isometry of the smaller space: all singular values are the gain.
     gain2 = law.sigma_w2 * max(fan_in, fan_out) / fan_in
