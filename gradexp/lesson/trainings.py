@@ -17,7 +17,7 @@ NETWORK = Config(
     width=64,
     activation="relu",
     steps=200,
-    optimizer=OptimizerConfig("momentum", lr=0.01),
+    optimizer=OptimizerConfig("momentum", lr=0.003),
 )
 """What is trained: deep enough that the first weights decide, small enough for some seconds."""
 

@@ -60,16 +60,17 @@ class CNN(Chain):
         super().__init__()
         check_sizes(depth, width)
         check_choice("normalization", normalization, NORMALIZATIONS)
-        channels, self.side = image_shape(features)
+        channels, side = image_shape(features)
+        self.side: int = side
         self.activation: Activation = as_activation(activation, negative_slope)
         self.normalization = normalization
-        self.mixes_samples = normalization == "batch"
-        self.scaling = scaling_of(str(activation), self.activation, normalization)
-        self.convolutions = nn.ModuleList(
+        self.mixes_samples: bool = normalization == "batch"
+        self.scaling: str = scaling_of(str(activation), self.activation, normalization)
+        self.convolutions: nn.ModuleList = nn.ModuleList(
             convolution(width if index else channels, width, self.side, kernel, padding, bias)
             for index in range(depth - 1)
         )
-        self.readout = nn.Linear(width * self.side**2 if depth > 1 else features, outputs, bias=bias)
+        self.readout: nn.Linear = nn.Linear(width * self.side**2 if depth > 1 else features, outputs, bias=bias)
 
     def unrolled(self, x: Tensor) -> tuple[Tensor, list[Step]]:
         """Return the image, and a step for each layer."""

@@ -1,8 +1,8 @@
 """The residual convolutional network: a stream of images, to which blocks of two convolutions each add."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,19 +73,20 @@ class ResNet(Chain):
         check_choice("normalization", normalization, NORMALIZATIONS)
         check_choice("residual", residual, RESNET_RESIDUALS)
         blocks = blocks_of(depth)
-        channels, self.side = image_shape(features)
+        channels, side = image_shape(features)
+        self.side: int = side
         self.activation: Activation = as_activation(activation, negative_slope)
         self.normalization = normalization
         self.residual = residual
-        self.mixes_samples = normalization == "batch"
-        self.scaling = scaling_of(str(activation), self.activation, normalization)
-        self.stem = convolution(channels, width, self.side, kernel, padding, bias)
-        self.blocks = nn.ModuleList(
+        self.mixes_samples: bool = normalization == "batch"
+        self.scaling: str = scaling_of(str(activation), self.activation, normalization)
+        self.stem: nn.Conv2d = convolution(channels, width, self.side, kernel, padding, bias)
+        self.blocks: nn.ModuleList = nn.ModuleList(
             Block(width, self.side, kernel, padding, bias, residual, blocks) for _ in range(blocks)
         )
-        self.readout = nn.Linear(width * self.side**2, outputs, bias=bias)
+        self.readout: nn.Linear = nn.Linear(width * self.side**2, outputs, bias=bias)
         if residual == "fixup" and blocks:
-            self.rules = {"scale": {"blocks.*.first": blocks**-0.5}, "skip": "blocks.*.last"}
+            self.rules: Mapping[str, Any] = {"scale": {"blocks.*.first": blocks**-0.5}, "skip": "blocks.*.last"}
 
     def unrolled(self, x: Tensor) -> tuple[Tensor, list[Step]]:
         """Return the image, and a step for the stem, for each block and for the readout."""
@@ -111,9 +112,9 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         is_fixup = residual == "fixup"
-        self.first = convolution(width, width, side, kernel, padding, bias and not is_fixup)
-        self.last = convolution(width, width, side, kernel, padding, bias and not is_fixup)
-        self.has_skip = residual != "none"
+        self.first: nn.Conv2d = convolution(width, width, side, kernel, padding, bias and not is_fixup)
+        self.last: nn.Conv2d = convolution(width, width, side, kernel, padding, bias and not is_fixup)
+        self.has_skip: bool = residual != "none"
         self.branch: float | nn.Parameter = 1.0
         if residual == "depth":
             self.branch = blocks**-0.5
@@ -122,7 +123,7 @@ class Block(nn.Module):
         elif is_fixup:
             nn.init.zeros_(self.last.weight)
             self.branch = nn.Parameter(torch.ones(()))
-        self.shifts = nn.ModuleList(Shift() if is_fixup and bias else nn.Identity() for _ in range(4))
+        self.shifts: nn.ModuleList = nn.ModuleList(Shift() if is_fixup and bias else nn.Identity() for _ in range(4))
 
     def forward(self, h: Tensor, phi: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the stream after the block.
@@ -141,7 +142,7 @@ class Shift(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.bias: nn.Parameter = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x + b."""

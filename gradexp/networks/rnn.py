@@ -77,16 +77,17 @@ class RNN(Chain):
         check_choice("cell", cell, tuple(_GATES))
         if depth < 2:
             raise ValueError(f"depth must be at least 2, a time step and the readout, got {depth}")
-        self.cell, self.moments, self.width = cell, depth - 1, width
-        self.context = min(context, self.moments)
+        self.cell: str = cell
+        self.moments: int = depth - 1
+        self.width: int = width
+        self.context: int = min(context, self.moments)
         self.activation: Activation = as_activation(activation, negative_slope)
-        if cell == "rnn":
-            self.scaling = scaling_of(str(activation), self.activation)
+        self.scaling: str = scaling_of(str(activation), self.activation) if cell == "rnn" else "none"
         size = tokens(torch.empty(0, features), self.context).shape[2]
         count = _GATES[cell]
-        self.recurrence = nn.ModuleList(Recurrence(width, width, bias) for _ in range(count))
-        self.inputs = nn.ModuleList(nn.Linear(size, width, bias=False) for _ in range(count))
-        self.readout = nn.Linear(width, outputs, bias)
+        self.recurrence: nn.ModuleList = nn.ModuleList(Recurrence(width, width, bias) for _ in range(count))
+        self.inputs: nn.ModuleList = nn.ModuleList(nn.Linear(size, width, bias=False) for _ in range(count))
+        self.readout: nn.Linear = nn.Linear(width, outputs, bias)
         for layer in (*self.inputs, self.readout):
             _draw(cast(nn.Linear, layer))
         for layer in self.recurrence:

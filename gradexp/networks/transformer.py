@@ -48,7 +48,10 @@ class Attention(_Branch):
     def __init__(self, width: int, heads: int, norm: str, queries: str, bias: bool) -> None:
         super().__init__(norm)
         self.heads = heads
-        self.queries, self.keys, self.values, self.output = (nn.Linear(width, width, bias) for _ in range(4))
+        self.queries: nn.Linear = nn.Linear(width, width, bias)
+        self.keys: nn.Linear = nn.Linear(width, width, bias)
+        self.values: nn.Linear = nn.Linear(width, width, bias)
+        self.output: nn.Linear = nn.Linear(width, width, bias)
         if queries == "zero":
             nn.init.zeros_(self.queries.weight)
 
@@ -75,7 +78,8 @@ class Feedforward(_Branch):
     def __init__(self, width: int, norm: str, activation: Activation, bias: bool) -> None:
         super().__init__(norm)
         self.activation = activation
-        self.inner, self.output = nn.Linear(width, 4 * width, bias), nn.Linear(4 * width, width, bias)
+        self.inner: nn.Linear = nn.Linear(width, 4 * width, bias)
+        self.output: nn.Linear = nn.Linear(4 * width, width, bias)
 
     def branch(self, s: Tensor) -> Tensor:
         """Return what is added, shape ``(batch, tokens, width)``."""
@@ -87,7 +91,8 @@ class Block(nn.Module):
 
     def __init__(self, attention: Attention, mlp: Feedforward) -> None:
         super().__init__()
-        self.attention, self.mlp = attention, mlp
+        self.attention: Attention = attention
+        self.mlp: Feedforward = mlp
 
 
 class Transformer(Chain):
@@ -141,15 +146,16 @@ class Transformer(Chain):
         check_choice("queries", queries, QUERIES)
         if width % heads:
             raise ValueError(f"width must be a multiple of heads={heads}, got {width}")
-        self.context, self.norm = context, norm
-        self.embedding = nn.Linear(tokens(torch.empty(0, features), context).shape[2], width, bias)
-        self.positions = nn.Parameter(torch.zeros(context, width))
+        self.context: int = context
+        self.norm: str = norm
+        self.embedding: nn.Linear = nn.Linear(tokens(torch.empty(0, features), context).shape[2], width, bias)
+        self.positions: nn.Parameter = nn.Parameter(torch.zeros(context, width))
         phi = as_activation(activation, negative_slope)
-        self.blocks = nn.ModuleList(
+        self.blocks: nn.ModuleList = nn.ModuleList(
             Block(Attention(width, heads, norm, queries, bias), Feedforward(width, norm, phi, bias))
             for _ in range(depth)
         )
-        self.readout = nn.Linear(width, outputs, bias)
+        self.readout: nn.Linear = nn.Linear(width, outputs, bias)
         self.rules: Mapping[str, Any] = {
             "skip": ["positions"] + ["blocks.*.attention.queries.weight"] * (queries == "zero"),
             "branch_ends": ["blocks.*.*.output"] * depth_scaled,

@@ -60,7 +60,7 @@ class Bell:
         if not isinstance(alarm, str) and not callable(alarm):
             raise TypeError(f"alarm must be 'warn', 'raise' or a function, got {alarm!r}")
         self._alarm = alarm
-        self.kinds = texts("alarm_on", kinds, "kinds of findings")
+        self.kinds: list[str] = texts("alarm_on", kinds, "kinds of findings")
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds:
             fault = f"unknown kind {unknown[0]!r}" if unknown else "alarm_on is empty"

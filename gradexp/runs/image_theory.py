@@ -10,10 +10,11 @@ from gradexp.config import Config
 from gradexp.networks.activations import activation
 from gradexp.networks.cnn import image_shape
 from gradexp.networks.resnet import blocks_of
+from gradexp.runs.layer_law import layer_law
 from gradexp.theory.convolution import Convolution
 from gradexp.theory.images import Row, predict_images
 from gradexp.theory.prediction import Prediction
-from gradexp.theory.weight_laws import UnknownLawError, WeightLaw, weight_laws
+from gradexp.theory.weight_laws import UnknownLawError, WeightLaw
 
 
 def predict_cnn(config: Config, x: Tensor, outputs: int) -> Prediction:
@@ -38,7 +39,7 @@ def predict_resnet(config: Config, x: Tensor, outputs: int) -> Prediction:
 def _predicted(config: Config, x: Tensor, outputs: int, rows: list[Row]) -> Prediction:
     channels, side = image_shape(x.shape[1])
     stem = _convolution(config, x, channels)
-    readout = _law(config, config.width * side**2, outputs)
+    readout = layer_law(config, config.width * side**2, outputs)
     phi = activation(config.activation, config.negative_slope)
     return predict_images(phi, x, stem, rows, readout, outputs, config.normalization)
 
@@ -49,19 +50,6 @@ def _convolution(config: Config, x: Tensor, channels: int) -> Convolution:
     kernel, side = options["kernel"], image_shape(x.shape[1])[1]
     # Orthogonal matrices are of the flattened kernel, which is seen from each position of the output alone.
     is_orthogonal = config.init.name == "orthogonal"
-    law = _law(config, channels * kernel**2, config.width * (1 if is_orthogonal else kernel**2))
+    law = layer_law(config, channels * kernel**2, config.width * (1 if is_orthogonal else kernel**2))
     is_delta = config.init.name == "delta_orthogonal" or (is_orthogonal and kernel == 1)
     return Convolution(law, config.width, side, kernel, options["padding"] == "circular", is_delta)
-
-
-def _law(config: Config, fan_in: int, fan_out: int) -> WeightLaw:
-    [law] = weight_laws(
-        config.init.name,
-        [fan_in, fan_out],
-        sigma_b2=config.sigma_b2,
-        bias=config.bias,
-        activation=config.activation,
-        negative_slope=config.negative_slope,
-        **config.init.options,
-    )
-    return law

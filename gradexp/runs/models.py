@@ -26,10 +26,10 @@ from gradexp.networks.transformer import Transformer
 from gradexp.numerics.seeds import generator, steady
 from gradexp.own_parts import OwnPart
 from gradexp.runs.image_theory import predict_cnn, predict_resnet
-from gradexp.theory import Prediction, weight_laws
+from gradexp.runs.layer_law import layer_law
+from gradexp.theory import Prediction
 from gradexp.theory.rnn import predict_rnn
 from gradexp.theory.transformer import predict_transformer
-from gradexp.theory.weight_laws import WeightLaw
 
 Predict = Callable[[Config, Tensor, int], Prediction]
 """Theory for a family: of the options, inputs ``(sample, features)`` in float64, and the number of outputs.
@@ -223,7 +223,7 @@ def _transformer(
 
 def _predict_transformer(config: Config, x: Tensor, outputs: int) -> Prediction:
     options = {key: value for key, value in config.model.options.items() if key != "heads"}
-    phi, law = activation(config.activation, config.negative_slope), partial(_law, config)
+    phi, law = activation(config.activation, config.negative_slope), partial(layer_law, config)
     return predict_transformer(phi, law, x, outputs, depth=config.depth, width=config.width, **options)
 
 
@@ -243,22 +243,8 @@ def _rnn(
 
 
 def _predict_rnn(config: Config, x: Tensor, outputs: int) -> Prediction:
-    phi, law = activation(config.activation, config.negative_slope), _law(config, config.width, config.width)
+    phi, law = activation(config.activation, config.negative_slope), layer_law(config, config.width, config.width)
     return predict_rnn(phi, law, x, outputs, depth=config.depth, width=config.width, **config.model.options)
-
-
-def _law(config: Config, fan_in: int, fan_out: int) -> WeightLaw:
-    """Return the law of one layer's weights under the init of a run."""
-    [law] = weight_laws(
-        config.init.name,
-        [fan_in, fan_out],
-        sigma_b2=config.sigma_b2,
-        bias=config.bias,
-        activation=config.activation,
-        negative_slope=config.negative_slope,
-        **config.init.options,
-    )
-    return law
 
 
 # Options and defaults are read from here without importing the file: see gradexp/choices.py.

@@ -22,7 +22,7 @@ class Precision:
     def __init__(self, name: str = "full", device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device).type
         self._format = None if name == "full" else getattr(torch, name.removeprefix("amp_"))
-        self.scaler = torch.amp.GradScaler(self._device, enabled=self._format is torch.float16)
+        self.scaler: torch.amp.GradScaler = torch.amp.GradScaler(self._device, enabled=self._format is torch.float16)
 
     def casting(self) -> AbstractContextManager[object]:
         """Return the context in which a model is called."""

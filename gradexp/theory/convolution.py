@@ -197,8 +197,8 @@ class Nonlinearity:
     def __init__(self, phi: Activation, normalization: str, q: float) -> None:
         self.phi = phi
         self.normalization = normalization
-        self.is_straight = is_piecewise_linear(phi)
-        self.tables = _tables(phi, 1.0 if self.is_straight or normalization == "layer" else q)
+        self.is_straight: bool = is_piecewise_linear(phi)
+        self._tables = _tables(phi, 1.0 if self.is_straight or normalization == "layer" else q)
 
     def __call__(self, units: Units, keeps_lengths: bool) -> Activated:
         """Return the activations of units.
@@ -208,7 +208,7 @@ class Nonlinearity:
             keeps_lengths: Whether products of lengths over positions do not depend on the weights below, as with a
                 delta-orthogonal convolution.
         """
-        tables, some = self.tables, len(units.c)
+        tables, some = self._tables, len(units.c)
         divisor = units.mean if self.normalization == "layer" else torch.ones_like(units.mean)
         square, slope2, length_slope = self._moments(units.q / divisor)
         weights = _products(square[:some])
@@ -255,7 +255,7 @@ class Nonlinearity:
             ratio: Correlation of a unit before and after.
         """
         angle = (units.c * ratio).acos().numpy()
-        table = np.interp(angle, self.tables.angles, self.tables.squared_slopes)
+        table = np.interp(angle, self._tables.angles, self._tables.squared_slopes)
         return torch.from_numpy(table).mean(dim=(1, 2)) - 1
 
     def _moments(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 
 from gradexp import initialize
 from gradexp.exact.chain import chain_profile
-from gradexp.history.history import join
+from gradexp.history.history import History
 from gradexp.networks.activations import activation
 from gradexp.networks.rnn import RNN
 from gradexp.theory import compare, weight_laws
@@ -93,7 +93,7 @@ def test_simulated_networks_follow_the_law(init, gain, phi, sigma_b2):
         network = RNN(32, 10, depth=41, width=128, context=4, activation=phi)
         initialize(network, init, seed=seed, gain=gain, sigma_b2=sigma_b2, **network.rules)
         measured.append(chain_profile(network, inputs(), seed=seed))
-    together = join(measured)
+    together = History.join(measured)
     agreement = compare(found, together)
     assert agreement.verdict == "agrees", agreement.text
     # And so do states and gradients of weights, to three standard errors of about 0.06 and what 1 / width adds.

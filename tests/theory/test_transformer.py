@@ -8,7 +8,7 @@ import torch
 
 from gradexp import initialize
 from gradexp.exact.chain import chain_profile
-from gradexp.history.history import join
+from gradexp.history.history import History
 from gradexp.networks.activations import activation
 from gradexp.networks.transformer import Transformer
 from gradexp.theory import compare, weight_laws
@@ -96,7 +96,7 @@ def test_simulated_networks_follow_the_law(norm, phi, init, sigma_b2, options):
         network = Transformer(32, 10, activation=phi, **sizes)
         initialize(network, init, seed=seed, sigma_b2=sigma_b2, **network.rules)
         measured.append(chain_profile(network, inputs(), seed=seed))
-    together = join(measured)
+    together = History.join(measured)
     agreement = compare(found, together)
     assert agreement.verdict == "agrees", agreement.text
     # Three standard errors of about 0.02 in the log10, and what 1 / width adds.
