@@ -375,10 +375,8 @@ class Config:
         hidden = self.hidden_widths
         if self.affine and self.normalization == "none":
             raise ConfigError("affine=true needs normalization=batch, layer or rms, whose scale and shift they are")
-        if self.model.name == "mlp":
-            _require(
-                self.residual in RESIDUALS, "residual", self.residual, f"one of {', '.join(RESIDUALS)} in an mlp"
-            )
+        residuals = RESNET_RESIDUALS if self.model.name == "resnet" else RESIDUALS
+        _require(self.residual in residuals, "residual", self.residual, f"one of {', '.join(residuals)}")
         if self.residual != "none" and len(set(hidden)) > 1:
             raise ConfigError(f"residual={self.residual!r} needs hidden layers of equal width, got {hidden}")
         if self.normalization == "batch" and self.batch_size == 1:
@@ -451,7 +449,6 @@ _SCHEMAS: dict[str, Any] = {
 _CHOICES = {
     "activation": ACTIVATIONS,
     "normalization": NORMALIZATIONS,
-    "residual": RESNET_RESIDUALS,
     "model.padding": PADDINGS,
     "loss": LOSSES,
     "log": LOGS,

@@ -352,7 +352,7 @@ def test_what_theory_refuses_is_a_config_error() -> None:
     few(
         [
             (["dpeth=3"], "unknown option 'dpeth'; did you mean 'depth'? (python -m gradexp.predict --help"),
-            (["init=hee"], "unknown init 'hee'; choose one of he,"),
+            (["init=hee"], "unknown init 'hee'; choose one of delta_orthogonal, he,"),
             (["depth=0"], "depth must be at least 1, got 0"),
             (["init=he", "init.std=1"], "init 'he' has no option 'std'; it takes gain"),
             (["data=file"], "data=file needs data.path"),
