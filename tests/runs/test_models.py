@@ -139,7 +139,7 @@ def test_defaults_are_those_of_the_family():
     [
         ({"model": "cn"}, "model must be one of mlp, cnn.*, got 'cn'"),
         ({"model": "cnn", "residual": "plain"}, "model 'cnn' takes no residual; it takes depth, width, .*"),
-        ({"residual": "fixup"}, "residual must be one of none, plain, depth, zero in an mlp, got 'fixup'"),
+        ({"residual": "fixup"}, "residual must be one of none, plain, depth, zero, got 'fixup'"),
         ({"model": ModelConfig("cnn", padding="same")}, "model.padding must be one of circular, zeros, got 'same'"),
         ({"model": "cnn", "widths": [4]}, "model 'cnn' takes no widths; it takes depth, width, .*"),
         ({"model": ModelConfig(kernel=3)}, "model 'mlp' has no option 'kernel'; it takes none"),
