@@ -97,12 +97,14 @@ class RNN(Chain):
     def unrolled(self, x: Tensor) -> tuple[Tensor, list[Step]]:
         """Return the first token, and a step for each moment and for the readout."""
         x_t = tokens(x, self.context)
+        # The state of a plain cell is what its one matrix returns, call by call.
+        names = ["recurrence.0" if self.cell == "rnn" else f"steps.{t}" for t in range(self.moments)]
         steps = [
             # What still adds tokens is no multiple of the state.
-            Step(f"steps.{t}", partial(self._step, x_t[:, t] if t < self.context else None), t >= self.context)
+            Step(names[t], partial(self._step, x_t[:, t] if t < self.context else None), t >= self.context)
             for t in range(1, self.moments)
         ]
-        return x_t[:, 0], [Step("steps.0", self._first), *steps, Step("readout", self._read)]
+        return x_t[:, 0], [Step(names[0], self._first), *steps, Step("readout", self._read)]
 
     def _first(self, token: Tensor) -> Tensor:
         parts = (len(token), 2, self.width) if self.cell == "lstm" else (len(token), self.width)

@@ -17,10 +17,13 @@ Measure = Callable[[Config], History]
 _INITS = ("he", "orthogonal", "xavier", "lecun")
 _RESIDUALS = ("depth", "zero")
 _NORMALIZATIONS = ("layer", "batch")
+_LARGE = 1.0  # log10 of their rms
 
 
 def working_options(config: Config, measure: Measure, alike: float) -> str | None:
     """Return the first change of options with which gradients reach the first row, as typed; None if none does.
+
+    Outputs must then be of a size that a loss can begin with, and differ between samples.
 
     Args:
         config: The options of a run whose gradients vanish or explode, or that cannot tell inputs apart.
@@ -33,9 +36,15 @@ def working_options(config: Config, measure: Measure, alike: float) -> str | Non
         except ConfigError:  # it does not go with the other options
             continue
         cosine = None if measured.output_cosine is None else mean(measured.output_cosine)
-        if gradient_verdict(measured.at(), config.verdict.decades).gradient == "stable" and (cosine or 0.0) < alike:
+        is_stable = gradient_verdict(measured.at(), config.verdict.decades).gradient == "stable"
+        if is_stable and (cosine or 0.0) < alike and not are_outputs_large(measured):
             return " ".join(f"{key}={value}" for key, value in options.items())
     return None
+
+
+def are_outputs_large(measured: History) -> bool:
+    """Return whether a network's outputs are so large that its loss begins far above that of guessing."""
+    return bool(measured.profile("output")[-1] > _LARGE)
 
 
 def candidates(config: Config) -> Iterator[tuple[dict[str, str], Config]]:

@@ -16,7 +16,7 @@ from gradexp.history.verdict import TrainingWord, Verdict, gradient_verdict
 from gradexp.runs.number_format import FormatCheck
 from gradexp.runs.prediction import predict_run
 from gradexp.runs.remedies import ALIGNED, Predict, problem, remedies, slower
-from gradexp.runs.trials import Measure, working_options
+from gradexp.runs.trials import Measure, are_outputs_large, working_options
 from gradexp.runs.wording import network_name
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _tried(
 ) -> _Advice:
     """Name the first remedy that a measurement has confirmed, or what else there is to change."""
     lr = config.optimizer.lr or 0.0
-    if gradient == "stable" and _cosine(initial) <= ALIGNED:
+    if gradient == "stable" and _cosine(initial) <= ALIGNED and not are_outputs_large(initial):
         if diverged_at is None:
             return _Advice(f"try more steps, or another optimizer.lr than {lr:g}")
         options = f"optimizer.lr={lr / 10:g}"

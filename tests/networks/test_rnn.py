@@ -46,7 +46,9 @@ def test_the_profile_over_time_is_that_of_autograd(cell):
     network = drawn(cell)
     c = torch.randn(4, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     profile = chain_profile(network, inputs(), c)
-    assert profile.names == [*(f"steps.{t}" for t in range(6)), "readout"]
+    rows = ["recurrence.0"] * 6 if cell == "rnn" else [f"steps.{t}" for t in range(6)]
+    assert profile.names == [*rows, "readout"]
+    assert profile.calls == ([*range(6), 0] if cell == "rnn" else [0] * 7)
     weights = [weight for name, weight in network.named_parameters() if "bias" not in name]
     logs = {"output": [], "output_grad": [], "weight_grad": []}
     for sample, cotangent in zip(inputs(), c, strict=True):
