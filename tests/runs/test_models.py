@@ -236,3 +236,13 @@ def test_a_remedy_is_one_that_a_measurement_has_confirmed():
     cured = run(replace(faint, init=InitConfig(measured[-1])))
     assert cured.verdict.gradient == "stable"
     assert text in run(faint).verdict.text
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_measured_and_trained_on_cuda(name):
+    there, here = (run(small(name, device=device, dtype="float64")) for device in ("cuda", "cpu"))
+    for quantity, values in here.initial.log10.items():
+        np.testing.assert_allclose(there.initial.log10[quantity], values, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(there.training.losses, here.training.losses, rtol=1e-9)
