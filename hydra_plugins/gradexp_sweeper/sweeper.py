@@ -13,7 +13,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hydra_plugins.gradexp_launchers._name import require_own_package
+from hydra_plugins.gradexp_launchers.own_package import require_own_package
 
 
 @dataclass

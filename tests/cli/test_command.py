@@ -171,11 +171,11 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
             (["optimizer.lr=fast"], "optimizer.lr must be a number, got 'fast'"),
             (["init=null"], "init must be the name of one choice, got null"),
             (["dpeth=150"], "unknown option 'dpeth'; did you mean 'depth'?"),
-            (["init=hee"], "unknown init 'hee'; choose one of he, identity,"),
+            (["init=hee"], "unknown init 'hee'; choose one of delta_orthogonal, he, identity,"),
             (["depth=abc"], "depth must be a whole number, got 'abc'"),
             (["widths=abc"], "widths must be a list such as widths=[1,2], got a text"),
             (["width=-3"], "width must be at least 1, got -3"),
-            (["dtype=float8"], "dtype must be one of float32, float64, got 'float8'"),
+            (["dtype=float8"], "dtype must be one of float32, float64, float16, bfloat16, got 'float8'"),
             (
                 ["loss=cross_entropy", "data=ones"],
                 "loss=cross_entropy needs class labels, but data 'ones' has real-valued",

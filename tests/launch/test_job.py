@@ -66,7 +66,7 @@ def test_files_and_what_the_task_sees_are_those_of_hydra(jobs: list[DictConfig],
         seen.append((OmegaConf.get_type(options), OmegaConf.to_container(own, resolve=False)))
         if options.seed == 3:
             raise ValueError("seed 3")
-        return int(options.width)
+        return int(options.steps)
 
     context = HydraContext(config_loader=cast(Any, None), callbacks=Callbacks())
     found: list[tuple[dict[str, str], list[Any], list[Any]]] = []
