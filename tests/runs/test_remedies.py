@@ -115,9 +115,10 @@ def test_following_the_remedy_of_a_preset_cures_it(preset: str) -> None:
         cure = next(iter(forecast(job).remedies), None)
         if cure is not None and cure.config.optimizer == job.optimizer and cure.config not in found:
             found.append(cure.config)
-    for config in found:
+    for config in found[:2]:  # those of one preset are of a kind
         # A preset's own learning rate may be the trouble, and then has a remedy of its own.
         is_trained = config.optimizer == OptimizerConfig() and config.data.name == "digits"
+        is_trained = is_trained and config.model.name == "mlp"  # an image takes minutes
         (result,) = follow([replace(config, width=min(config.width, 64))], steps=100 if is_trained else 0)
         assert result.verdict is not None
         assert result.verdict.gradient == "stable"
