@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cases import few
 from command_line import call, mistake
 from torch import nn
 
@@ -52,7 +53,7 @@ def mine(features, outputs, hidden=6, slope=0.2):
     return Mine()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", few(FAMILIES))
 def test_a_family_leaves_everything_that_a_run_leaves(name, tmp_path, monkeypatch):
     sizes = [f"{key}={value}" for key, value in SMALL[name].items()]
     folder = tmp_path / "run"
@@ -94,7 +95,7 @@ def test_the_profile_of_a_family_is_that_of_autograd(name):
     assert found.names == [step.name for step in steps]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", few(FAMILIES))
 def test_a_family_learns_with_every_optimizer_of_one_network(name):
     losses = [run(small(name, optimizer=rule)).training.losses for rule in ("sgd", "adamw", "muon")]
     assert all(math.isfinite(loss) for log in losses for loss in log)
@@ -102,7 +103,7 @@ def test_a_family_learns_with_every_optimizer_of_one_network(name):
     assert len({log[2] for log in losses}) == 3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", few(FAMILIES))
 def test_seeds_measures_the_networks_that_runs_alone_have(name):
     both = run(small(name, seeds=2, steps=0)).initial
     alone = [run(small(name, seed=seed, steps=0)).initial for seed in (0, 1)]
