@@ -389,7 +389,7 @@ def _describe(result: Result, data: Dataset, loss: str) -> str:
     lr = "" if config.optimizer.lr is None else f" lr={config.optimizer.lr:g}"
     rates = f" warmup={config.optimizer.warmup}" * bool(config.optimizer.warmup)
     rates += f" schedule={config.optimizer.schedule}" * (config.optimizer.schedule != "constant")
-    update = f"{config.steps} steps of {config.optimizer.name}{lr}{rates}, {loss}, "
+    update = f"{config.steps} step{'s' * (config.steps != 1)} of {config.optimizer.name}{lr}{rates}, {loss}, "
     threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
     formats = config.dtype if config.precision == "full" else f"{config.dtype} and {config.precision}"
     return (

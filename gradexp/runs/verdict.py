@@ -130,7 +130,7 @@ def _why_stuck(
         return f"after {network} all inputs point the same way (mean cosine of two outputs {_cosine(initial):.3f})"
     if _is_rounded_away(config, share):
         return f"steps of a share of 10^{share:.1f} of the weights are mostly rounded away in {config.dtype}"
-    return f"after {len(losses)} steps the loss is {loss_text(losses[-1])}{_of_guessing(chance)}"
+    return f"after {len(losses)} step{'s' * (len(losses) != 1)} the loss is {loss_text(losses[-1])}{_of_guessing(chance)}"
 
 
 def _of_guessing(chance: float | None) -> str:

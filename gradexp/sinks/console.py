@@ -100,7 +100,8 @@ class Console:
             if predicted is not None and _differ(profile, predicted):
                 table.add("  theory", predicted, style="dim", beside=scale, backwards=backwards)
             if is_gradient and training is not None and trained is not None:
-                label = f"  after {training.steps[-1]} steps"
+                last = training.steps[-1]
+                label = f"  after {last} step{'s' * (last != 1)}"
                 table.add(label, trained, training.status["output_grad"][-1, 0], beside=scale)
         return table.table()
 
@@ -184,7 +185,7 @@ def _training_lines(result: Result) -> Iterator[str]:
     training, guessing = result.training, result.guessing
     assert training is not None
     losses, tests = training.losses, training.tests
-    line = f"training  loss {loss_text(losses[0])} to {loss_text(losses[-1])} in {len(losses)} steps"
+    line = f"training  loss {loss_text(losses[0])} to {loss_text(losses[-1])} in {len(losses)} step{'s' * (len(losses) != 1)}"
     if training.diverged_at is not None:
         yield f"{line}, not finite from step {training.diverged_at} on"
         return
