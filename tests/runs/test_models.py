@@ -11,7 +11,7 @@ from command_line import call, mistake
 from torch import nn
 
 from gradexp.choices import MODEL_TAKES, ConfigError
-from gradexp.config import Config, DataConfig, InitConfig, ModelConfig
+from gradexp.config import Config, DataConfig, InitConfig, ModelConfig, OptimizerConfig
 from gradexp.exact.samples import unit_cotangents
 from gradexp.networks.chain import Chain
 from gradexp.run import main
@@ -248,6 +248,9 @@ def test_an_own_model_runs_by_its_path_with_its_options(tmp_path, monkeypatch, c
         "def flat(features, outputs): return nn.Linear(features, 3)\n"
         "def none(features, outputs): return None\n"
         "def raises(features, outputs): raise RuntimeError('no')\n"
+        "class Cast(nn.Linear):\n"
+        "    def forward(self, x): return super().forward(x.float())\n"
+        "def cast(features, outputs): return Cast(features, outputs)\n"
         "def frozen(features, outputs): return nn.Linear(features, outputs).requires_grad_(False)\n",
         "utf-8",
     )
@@ -263,6 +266,7 @@ def test_an_own_model_runs_by_its_path_with_its_options(tmp_path, monkeypatch, c
         ("none", "model 'owned:none' returns NoneType, not a torch.nn.Module"),
         ("raises", "model 'owned:raises' raises RuntimeError: no (owned.py:6)"),
         ("frozen", "model 'owned:frozen' gives outputs through which no parameter can be trained: all are frozen"),
+        ("cast", "model 'owned:cast' raises RuntimeError: mat1 and mat2 must have the same dtype, "),
         ("gone", "model 'owned:gone': module owned "),
     ):
         assert mistake(main, monkeypatch, capsys, [f"model=owned:{name}", "steps=0"]).startswith(text)
@@ -282,3 +286,33 @@ def test_a_remedy_is_one_that_a_measurement_has_confirmed():
     cured = run(replace(faint, init=InitConfig(measured[-1])))
     assert cured.verdict.gradient == "stable"
     assert text in run(faint).verdict.text
+
+
+def broken(features, outputs):
+    """A network with a weight that is no number."""
+    model = mine(features, outputs)
+    nn.init.constant_(model.second.bias, math.nan)
+    return model
+
+
+def test_weights_that_are_no_numbers_are_not_blamed_on_the_rate():
+    verdict = run(Config(model=broken, steps=2)).verdict
+    assert verdict.training == "diverged"
+    assert verdict.text.endswith("layer 2 outputs inf or nan before any step: look at its weights and inputs")
+    assert not verdict.remedy
+
+
+def test_steps_that_are_rounded_away_are_blamed_on_the_format():
+    verdict = run(small("rnn", dtype="bfloat16", optimizer=OptimizerConfig("sgd", lr=1e-3))).verdict
+    assert "rounded away in bfloat16" in verdict.text
+    assert verdict.remedy == "dtype=float32 precision=amp_bfloat16"
+
+
+def test_remedies_are_tried_without_a_word(recwarn):
+    def drowned(features, outputs):
+        model = mine(features, outputs, slope=0.0)
+        nn.init.constant_(model.first.bias, -1e3)
+        return model
+
+    assert run(Config(model=drowned, steps=0)).verdict.gradient == "dead"
+    assert not recwarn
