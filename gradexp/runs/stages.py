@@ -403,7 +403,7 @@ def _describe(result: Result, data: Dataset, loss: str) -> str:
     rates = f" warmup={config.optimizer.warmup}" * bool(config.optimizer.warmup)
     rates += f" schedule={config.optimizer.schedule}" * (config.optimizer.schedule != "constant")
     update = f"{counted(config.steps, 'step')} of {config.optimizer.name}{lr}{rates}, {loss}, "
-    threads = f", {counted(result.threads, 'thread')}" if result.device == "cpu" else ""
+    threads = f", {counted(result.threads or 1, 'thread')}" if result.device == "cpu" else ""
     formats = config.dtype if config.precision == "full" else f"{config.dtype} and {config.precision}"
     return (
         f"network   {network}\n"
