@@ -60,6 +60,7 @@ def profile(model: nn.Module, x: Tensor, seed: int, progress: Callable[[int, int
         largest_log10={quantity: measured.stats[f"{quantity}.largest"] for quantity in ("output", "output_grad")},
         stats={},
         samples=samples[..., :1],
+        total_grad=None,  # of a sum over samples
         loss=None,
     )
 

@@ -426,12 +426,8 @@ def _network_line(config: Config, data: Dataset) -> str:
 
 
 def _family_line(config: Config, data: Dataset) -> str:
-    options = "".join(f"{key}={value}, " for key, value in config.model.options.items())
-    width = "" if isinstance(config.model.name, OwnPart) else f"width {config.width}, "
-    return (
-        f"{network_name(as_dict(config))}, {width}{options}{_additions(config)}"
-        f"{data.input_width} inputs, {data.output_width} outputs"
-    )
+    options = ", ".join([network_name(as_dict(config)), *config.family_options])
+    return f"{options}, {_additions(config)}{data.input_width} inputs, {data.output_width} outputs"
 
 
 def _additions(config: Config) -> str:

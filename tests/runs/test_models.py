@@ -238,6 +238,7 @@ def test_rows_whose_first_dimension_counts_no_samples_have_the_gradient_of_a_sam
     assert low - 1e-9 <= found.profile("output_grad")[0] <= high + 1e-9
     assert np.isfinite(found.profile("output_grad")).all()
     assert found.verdict().gradient == "stable"
+    assert found.total_grad is None
 
 
 def test_an_own_model_runs_by_its_path_with_its_options(tmp_path, monkeypatch, capsys):
