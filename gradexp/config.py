@@ -317,6 +317,12 @@ class Config:
         return str(hidden[0]) if len(set(hidden)) == 1 else "-".join(map(str, hidden))
 
     @property
+    def family_options(self) -> list[str]:
+        """Width and options of a network that is no MLP: ``["width 16", "kernel=3", "padding=zeros"]``."""
+        width = [] if isinstance(self.model.name, OwnPart) else [f"width {self.width}"]
+        return [*width, *(f"{key}={value}" for key, value in self.model.options.items())]
+
+    @property
     def additions(self) -> list[str]:
         """The normaliser and the skip connections, if there are any, as typed on a command line."""
         settings = {"normalization": self.normalization, "residual": self.residual}

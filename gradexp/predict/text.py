@@ -22,8 +22,9 @@ def _network(forecast: Forecast) -> Rows:
     layers = network_name(as_dict(config))
     ends = [f"{widths[0]} inputs", f"{widths[-1]} outputs"]
     options = ", ".join(f"{key}={value}" for key, value in config.init.options.items())
-    first = f"{layers} of {config.units} units" if hidden and config.model.name == "mlp" else layers
-    yield "network", ", ".join([first, *config.additions, *ends]), ""
+    is_mlp = config.model.name == "mlp"
+    what = [f"{layers} of {config.units} units" if hidden else layers] if is_mlp else [layers, *config.family_options]
+    yield "network", ", ".join([*what, *config.additions, *ends]), ""
     yield "init", f"{config.init.name} ({options})" if options else config.init.name, ""
     yield "inputs", forecast.inputs, ""
 

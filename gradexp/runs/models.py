@@ -112,7 +112,7 @@ def _own(config: Config, x: Tensor, outputs: int) -> nn.Module:
     if next(model.parameters(), None) is None:
         raise part.mistake("returns a module without parameters")
     model = model.cpu().to(getattr(torch, config.dtype))
-    with part.named(), torch.no_grad(), evaluating(model):
+    with part.named(), evaluating(model):
         found = model(x[:2].to(next(model.parameters()).dtype))
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     wanted = len(x[:2]), outputs
@@ -120,6 +120,8 @@ def _own(config: Config, x: Tensor, outputs: int) -> nn.Module:
         raise part.mistake(
             f"maps inputs of shape {tuple(x[:2].shape)} to {shape}, not to (samples, outputs) {wanted}"
         )
+    if not found.requires_grad:
+        raise part.mistake("gives outputs through which no parameter can be trained: all are frozen, or detached")
     return model
 
 

@@ -24,7 +24,8 @@ def profile(model: nn.Module, x: Tensor, seed: int, progress: Callable[[int, int
     A chain of steps is measured with exponents carried, at any depth. Another model is measured by the probe, where
     sizes must stay within float64: a row is a module, its output that of the batch, its output gradient the mean over
     samples of log10, and its weight gradient that of the batch divided by √samples, which is the size of one sample's
-    where those of different samples are in no relation.
+    where those of different samples are in no relation. So is the output gradient where a module's first dimension
+    does not count samples: with time first, with all tokens in one dimension, inside of ``nn.LSTM``.
 
     Args:
         model: The network; not changed.
@@ -44,11 +45,13 @@ def profile(model: nn.Module, x: Tensor, seed: int, progress: Callable[[int, int
         (y * cotangent).sum().backward()
         probe.collect(0)
     measured = probe.history
-    log10 = dict(measured.log10)
-    log10["weight_grad"] = log10["weight_grad"] - 0.5 * math.log10(len(x))
+    of_one = 0.5 * math.log10(len(x))
+    log10 = {**measured.log10, "weight_grad": measured.log10["weight_grad"] - of_one}
     samples = measured.samples
     assert samples is not None
-    log10["output_grad"] = _mean_over_samples(samples)
+    has_samples = (~np.isnan(samples)).sum(axis=-1) == len(x)
+    samples = np.where(has_samples[..., None], samples, np.nan)
+    log10["output_grad"] = np.where(has_samples, _mean_over_samples(samples), log10["output_grad"] - of_one)
     return replace(
         measured,
         phase="init",
@@ -57,6 +60,7 @@ def profile(model: nn.Module, x: Tensor, seed: int, progress: Callable[[int, int
         largest_log10={quantity: measured.stats[f"{quantity}.largest"] for quantity in ("output", "output_grad")},
         stats={},
         samples=samples[..., :1],
+        total_grad=None,  # of a sum over samples
         loss=None,
     )
 

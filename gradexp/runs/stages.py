@@ -1,7 +1,9 @@
 """Build, measure, predict, train, judge; torch at the top."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 
@@ -11,6 +13,7 @@ from gradexp.choices import MODEL_TAKES, ConfigError
 from gradexp.config import Config, as_dict
 from gradexp.exact.profile import exact_profile
 from gradexp.history.history import History
+from gradexp.history.sentences import counted
 from gradexp.networks.alone import Alone
 from gradexp.networks.chain import Chain
 from gradexp.networks.initialize import initialize
@@ -179,11 +182,20 @@ def _measure_alone(
         with clock.part("weights"):
             model = build(config, x, data.output_width, seed).to(device)
         with clock.part("profile"):
-            histories.append(profile(model, x, seed, share))
+            histories.append(_profile(config, model, x, seed, share))
         kept = kept or Alone(model)
     result.initial = History.join(histories)
     assert kept is not None
     return kept
+
+
+def _profile(
+    config: Config, model: torch.nn.Module, x: torch.Tensor, seed: int, progress: Callable[[int, int], None] | None
+) -> History:
+    """Measure a network that is no MLP; what an own one raises in float64 is named."""
+    name = config.model.name
+    with name.named() if isinstance(name, OwnPart) else nullcontext():
+        return profile(model, x, seed, progress)
 
 
 def _network(model: MLP | Alone, index: int) -> torch.nn.Module:
@@ -217,11 +229,12 @@ def _predictions(data: Dataset) -> Predict:
 
 
 def _trials(data: Dataset) -> Measure:
-    """Return a function that measures the profile of runs on a few of these data."""
+    """Return a function that measures the profile of runs on a few of these data, without warnings."""
     x = data.x_train[:_TRIED]
 
     def measure(config: Config) -> History:
-        return profile(build(config, x, data.output_width, config.seed), x, config.seed)
+        with warnings.catch_warnings(action="ignore"):
+            return _profile(config, build(config, x, data.output_width, config.seed), x, config.seed, None)
 
     return measure
 
@@ -389,8 +402,8 @@ def _describe(result: Result, data: Dataset, loss: str) -> str:
     lr = "" if config.optimizer.lr is None else f" lr={config.optimizer.lr:g}"
     rates = f" warmup={config.optimizer.warmup}" * bool(config.optimizer.warmup)
     rates += f" schedule={config.optimizer.schedule}" * (config.optimizer.schedule != "constant")
-    update = f"{config.steps} steps of {config.optimizer.name}{lr}{rates}, {loss}, "
-    threads = f", {result.threads} thread{'s' if result.threads != 1 else ''}" if result.device == "cpu" else ""
+    update = f"{counted(config.steps, 'step')} of {config.optimizer.name}{lr}{rates}, {loss}, "
+    threads = f", {counted(result.threads or 1, 'thread')}" if result.device == "cpu" else ""
     formats = config.dtype if config.precision == "full" else f"{config.dtype} and {config.precision}"
     return (
         f"network   {network}\n"
@@ -413,12 +426,8 @@ def _network_line(config: Config, data: Dataset) -> str:
 
 
 def _family_line(config: Config, data: Dataset) -> str:
-    options = "".join(f"{key}={value}, " for key, value in config.model.options.items())
-    width = "" if isinstance(config.model.name, OwnPart) else f"width {config.width}, "
-    return (
-        f"{network_name(as_dict(config))}, {width}{options}{_additions(config)}"
-        f"{data.input_width} inputs, {data.output_width} outputs"
-    )
+    options = ", ".join([network_name(as_dict(config)), *config.family_options])
+    return f"{options}, {_additions(config)}{data.input_width} inputs, {data.output_width} outputs"
 
 
 def _additions(config: Config) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from gradexp.config import Config, as_dict
 from gradexp.history.history import History
-from gradexp.history.sentences import loss_text
+from gradexp.history.sentences import counted, loss_text
 from gradexp.history.step import STATUSES, mean
 from gradexp.history.verdict import TrainingWord, Verdict, gradient_verdict
 from gradexp.runs.number_format import FormatCheck
@@ -104,7 +104,7 @@ def run_verdict(
             remedy = _of_format(config, initial, gradient.gradient, losses, gradients, format_check, predict)
             remedy = remedy or _remedy(config, initial, gradient.gradient, losses, diverged_at, predict)
         else:
-            remedy = _tried(config, initial, gradient.gradient, diverged_at, measure)
+            remedy = _tried(config, initial, gradient.gradient, losses, gradients, diverged_at, measure)
         text += f"; {remedy.text}"
         options = remedy.options
     return Verdict(gradient.gradient, training, theory.verdict if theory else "unavailable", text, remedy=options)
@@ -130,7 +130,7 @@ def _why_stuck(
         return f"after {network} all inputs point the same way (mean cosine of two outputs {_cosine(initial):.3f})"
     if _is_rounded_away(config, share):
         return f"steps of a share of 10^{share:.1f} of the weights are mostly rounded away in {config.dtype}"
-    return f"after {len(losses)} steps the loss is {loss_text(losses[-1])}{_of_guessing(chance)}"
+    return f"after {counted(len(losses), 'step')} the loss is {loss_text(losses[-1])}{_of_guessing(chance)}"
 
 
 def _of_guessing(chance: float | None) -> str:
@@ -231,11 +231,25 @@ _cures: "WeakKeyDictionary[Predict, dict[tuple[str, str, str], str | None]]" = W
 
 
 def _tried(
-    config: Config, initial: History, gradient: str, diverged_at: int | None, measure: Measure | None
+    config: Config,
+    initial: History,
+    gradient: str,
+    losses: Sequence[float],
+    gradients: History | None,
+    diverged_at: int | None,
+    measure: Measure | None,
 ) -> _Advice:
     """Name the first remedy that a measurement has confirmed, or what else there is to change."""
     lr = config.optimizer.lr or 0.0
+    broken = np.flatnonzero(initial.status["output"][0, 0] == STATUSES.index("nonfinite"))
+    if broken.size:
+        return _Advice(f"layer {broken[0] + 1} outputs inf or nan before any step: look at its weights and inputs")
     if gradient == "stable" and _cosine(initial) <= ALIGNED and not are_outputs_large(initial):
+        if diverged_at is not None and not math.isfinite(losses[0]):  # no update was made yet
+            return _Advice("try smaller inputs or dtype=float64")
+        if losses and _is_rounded_away(config, _share_changed(gradients)):
+            options = f"dtype=float32 precision=amp_{config.dtype}"
+            return _Advice(f"try {options}", options)
         if diverged_at is None:
             return _Advice(f"try more steps, or another optimizer.lr than {lr:g}")
         options = f"optimizer.lr={lr / 10:g}"

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from gradexp._version import __version__
 from gradexp.history.encoding import printable
-from gradexp.history.sentences import loss_text
+from gradexp.history.sentences import counted, loss_text
 from gradexp.history.step import Array, Quantity
 from gradexp.runs.command_line import command_with
 from gradexp.runs.progress import Progress
@@ -100,7 +100,7 @@ class Console:
             if predicted is not None and _differ(profile, predicted):
                 table.add("  theory", predicted, style="dim", beside=scale, backwards=backwards)
             if is_gradient and training is not None and trained is not None:
-                label = f"  after {training.steps[-1]} steps"
+                label = f"  after {counted(training.steps[-1], 'step')}"
                 table.add(label, trained, training.status["output_grad"][-1, 0], beside=scale)
         return table.table()
 
@@ -184,7 +184,7 @@ def _training_lines(result: Result) -> Iterator[str]:
     training, guessing = result.training, result.guessing
     assert training is not None
     losses, tests = training.losses, training.tests
-    line = f"training  loss {loss_text(losses[0])} to {loss_text(losses[-1])} in {len(losses)} steps"
+    line = f"training  loss {loss_text(losses[0])} to {loss_text(losses[-1])} in {counted(len(losses), 'step')}"
     if training.diverged_at is not None:
         yield f"{line}, not finite from step {training.diverged_at} on"
         return

@@ -91,8 +91,9 @@ class ProfileTable:
         table.add_column(self.title, no_wrap=True)
         for layer in layers:
             table.add_column(f"layer {layer}", justify="right", no_wrap=True)
-        head = f"1 to {self.depth}, log scale"
-        table.add_column(head if len(head) <= bar else f"1 to {self.depth}"[:bar], no_wrap=True)
+        span = f"1 to {self.depth}"
+        heads = (f"{span}, log scale", span, f"1-{self.depth}", "")
+        table.add_column(next(head for head in heads if len(head) <= bar), no_wrap=True)
         table.add_column("change", no_wrap=True)
         blocks = BLOCKS if self._is_unicode else ASCII_BLOCKS
         for row in self.rows:

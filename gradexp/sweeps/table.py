@@ -1,7 +1,7 @@
 """The comparison of a sweep as a table in the terminal."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,18 @@ def complete_groups(comparison: SweepResults) -> list[Group]:
 
 def columns_of(groups: Sequence[Group]) -> dict[str, list[str]]:
     """Return the columns of the table: heading -> a text for each group."""
-    columns: dict[str, list[str]] = {key: [_text(shared[key]) for shared, _ in groups] for key in groups[0][0]}
-    columns |= {name: [column(rows) for _, rows in groups] for name, column in _COLUMNS.items()}
+    keys = groups[0][0]
+    columns: dict[str, list[str]] = {key: [_text(shared[key]) for shared, _ in groups] for key in keys}
+    for name, column in _COLUMNS.items():
+        columns[_heading(name, keys)] = [column(rows) for _, rows in groups]
     if all(_seeds(rows) == 1 for _, rows in groups):
-        del columns["seeds"], columns["± sd"]
+        del columns[_heading("seeds", keys)], columns["± sd"]
     return columns
+
+
+def _heading(name: str, keys: Container[str]) -> str:
+    """Return the heading of a result, which an option of the same name has where it differs."""
+    return _OTHERWISE.get(name, name) if name in keys else name
 
 
 def _print_groups(groups: Sequence[Group], console: Console) -> None:
@@ -65,7 +72,8 @@ def _print_groups(groups: Sequence[Group], console: Console) -> None:
     alike = {name: text for name, text in same.items() if name not in ("log_chi", "± sd") or text == "-"}
     visible = {name: texts[:_LINES] for name, texts in columns.items() if name not in alike}
     left_out = []
-    for name in _LEAST:
+    keys = groups[0][0]
+    for name in (*(_heading(name, keys) for name in _LEAST), *reversed(keys)):
         if name in visible and _width(visible) > console.width:
             del visible[name]
             left_out.append(name)
@@ -125,6 +133,7 @@ def _text(value: Any) -> str:
 
 
 _LEAST = ("loss", "theory", "first/last", "training", "test", "± sd", "seeds", "gradient")
+_OTHERWISE = {"loss": "last loss", "seeds": "networks"}
 VERDICTS = ("gradient", "training", "theory")
 # name: text for the jobs of a line
 _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {

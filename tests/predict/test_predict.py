@@ -439,3 +439,8 @@ def test_a_forecast_is_shown_in_words_and_beside_its_cures() -> None:
     for text in ("↘ vanishing", "he: 30 sigmoid layers", shown.remedies[0].text, "All 30 layers"):
         assert text in page.words
     assert shown._repr_html_().count('class="label-name') == 1 + len(shown.remedies)
+
+
+def test_a_family_is_named_with_its_width_and_options() -> None:
+    found = shown(Config(model="rnn", depth=5, width=8, init=InitConfig("identity")))
+    assert found["network"] == "tanh rnn of depth 5, width 8, context=8, cell=rnn, 64 inputs, 10 outputs"

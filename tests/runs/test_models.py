@@ -12,7 +12,7 @@ from command_line import call, mistake
 from torch import nn
 
 from gradexp.choices import MODEL_TAKES, ConfigError
-from gradexp.config import Config, DataConfig, InitConfig, ModelConfig
+from gradexp.config import Config, DataConfig, InitConfig, ModelConfig, OptimizerConfig
 from gradexp.exact.samples import unit_cotangents
 from gradexp.networks.chain import Chain
 from gradexp.run import main
@@ -197,6 +197,51 @@ def test_an_own_model_is_measured_by_the_probe_as_autograd_measures_it():
     torch.testing.assert_close(torch.from_numpy(found.profile("output")), rms, rtol=0, atol=1e-9)
 
 
+class Reader(nn.Module):
+    """Reads 12 features as 4 tokens in a recurrent layer or two, with the batch first or the time first."""
+
+    def __init__(self, layers, batch_first):
+        super().__init__()
+        self.first = nn.Linear(3, 6)
+        self.cells = nn.LSTM(6, 6, layers, batch_first=batch_first)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x):
+        tokens = x.unflatten(1, (4, 3))
+        state = self.cells(self.first(tokens if self.cells.batch_first else tokens.transpose(0, 1)))[0]
+        return self.last(state[:, -1] if self.cells.batch_first else state[-1])
+
+
+class Flat(nn.Module):
+    """Reads its tokens as samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x.reshape(-1, 3)).tanh().unflatten(0, (-1, 4)).mean(1))
+
+
+@pytest.mark.parametrize("model", [Reader(1, True), Reader(1, False), Reader(2, False), Flat()])
+def test_rows_whose_first_dimension_counts_no_samples_have_the_gradient_of_a_sample_too(model):
+    x = torch.randn(8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = model.double()
+    found = profile(model, x, seed=0)
+    tokens = []
+    model.first.register_forward_hook(lambda module, args, output: tokens.append(output))
+    y = model(x)
+    of_sample = torch.autograd.grad((y * unit_cotangents(0, 8, 3)).sum(), tokens)[0]
+    is_late = isinstance(model, Reader) and not model.cells.batch_first
+    of_sample = (of_sample.transpose(0, 1) if is_late else of_sample).reshape(8, -1).norm(dim=1)
+    # The mean of logs where samples are apart, else the log of the root of the mean square.
+    low, high = of_sample.log10().mean().item(), of_sample.square().mean().sqrt().log10().item()
+    assert low - 1e-9 <= found.profile("output_grad")[0] <= high + 1e-9
+    assert np.isfinite(found.profile("output_grad")).all()
+    assert found.verdict().gradient == "stable"
+    assert found.total_grad is None
+
+
 def test_an_own_model_runs_by_its_path_with_its_options(tmp_path, monkeypatch, capsys):
     (tmp_path / "owned.py").write_text(
         "from torch import nn\n"
@@ -204,7 +249,11 @@ def test_an_own_model_runs_by_its_path_with_its_options(tmp_path, monkeypatch, c
         "    return nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, outputs))\n"
         "def flat(features, outputs): return nn.Linear(features, 3)\n"
         "def none(features, outputs): return None\n"
-        "def raises(features, outputs): raise RuntimeError('no')\n",
+        "def raises(features, outputs): raise RuntimeError('no')\n"
+        "class Cast(nn.Linear):\n"
+        "    def forward(self, x): return super().forward(x.float())\n"
+        "def cast(features, outputs): return Cast(features, outputs)\n"
+        "def frozen(features, outputs): return nn.Linear(features, outputs).requires_grad_(False)\n",
         "utf-8",
     )
     monkeypatch.chdir(tmp_path)
@@ -218,6 +267,8 @@ def test_an_own_model_runs_by_its_path_with_its_options(tmp_path, monkeypatch, c
         ("flat", "model 'owned:flat' maps inputs of shape (2, 64) to (2, 3), not to (samples, outputs) (2, 10)"),
         ("none", "model 'owned:none' returns NoneType, not a torch.nn.Module"),
         ("raises", "model 'owned:raises' raises RuntimeError: no (owned.py:6)"),
+        ("frozen", "model 'owned:frozen' gives outputs through which no parameter can be trained: all are frozen"),
+        ("cast", "model 'owned:cast' raises RuntimeError: mat1 and mat2 must have the same dtype, "),
         ("gone", "model 'owned:gone': module owned "),
     ):
         assert mistake(main, monkeypatch, capsys, [f"model=owned:{name}", "steps=0"]).startswith(text)
@@ -237,6 +288,36 @@ def test_a_remedy_is_one_that_a_measurement_has_confirmed():
     cured = run(replace(faint, init=InitConfig(measured[-1])))
     assert cured.verdict.gradient == "stable"
     assert text in run(faint).verdict.text
+
+
+def broken(features, outputs):
+    """A network with a weight that is no number."""
+    model = mine(features, outputs)
+    nn.init.constant_(model.second.bias, math.nan)
+    return model
+
+
+def test_weights_that_are_no_numbers_are_not_blamed_on_the_rate():
+    verdict = run(Config(model=broken, steps=2)).verdict
+    assert verdict.training == "diverged"
+    assert verdict.text.endswith("layer 2 outputs inf or nan before any step: look at its weights and inputs")
+    assert not verdict.remedy
+
+
+def test_steps_that_are_rounded_away_are_blamed_on_the_format():
+    verdict = run(small("rnn", dtype="bfloat16", optimizer=OptimizerConfig("sgd", lr=1e-3))).verdict
+    assert "rounded away in bfloat16" in verdict.text
+    assert verdict.remedy == "dtype=float32 precision=amp_bfloat16"
+
+
+def test_remedies_are_tried_without_a_word(recwarn):
+    def drowned(features, outputs):
+        model = mine(features, outputs, slope=0.0)
+        nn.init.constant_(model.first.bias, -1e3)
+        return model
+
+    assert run(Config(model=drowned, steps=0)).verdict.gradient == "dead"
+    assert not recwarn
 
 
 @pytest.mark.cuda

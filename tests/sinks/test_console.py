@@ -124,8 +124,7 @@ def test_the_table_shows_first_middle_and_last_layer_the_change_and_the_slope():
         "2",
         "layer",
         "4",
-        "1",
-        "to",
+        "1-4",
         "change",
     ]
     assert row(text, "output rms").split() == [
@@ -162,6 +161,19 @@ def test_the_gradient_of_the_last_step_is_below_that_at_initialisation_with_odd_
     lines = text.splitlines()
     at = lines.index(row(text, "gradient ∂L/∂z"))
     assert lines[at + 1].startswith("  after 2 steps")
+
+
+@pytest.mark.parametrize(
+    ("depth", "head"), [(2, "change"), (3, "1-3 change"), (5, "1-5 change"), (6, "1 to 6 change")]
+)
+def test_the_heading_of_a_short_profile_is_left_out_rather_than_cut(depth, head):
+    heading = row(printed(result(initial=invented([0.0] * depth))), "before training")
+    assert " ".join(heading.split()).partition(f"layer {depth} ")[2] == head
+
+
+def test_one_step_is_no_steps():
+    text = printed(result(training=Training([2.5], [0.1], [(0, 2.4, 0.1)])))
+    assert "loss 2.500 to 2.500 in 1 step\n" in text
 
 
 def test_theory_has_a_row_only_where_it_is_a_factor_of_2_away():

@@ -23,7 +23,7 @@ from gradexp.sweeps import report as report_module
 from gradexp.sweeps.compare import compare, seed_groups, swept_keys
 from gradexp.sweeps.folder import Job, read_jobs
 from gradexp.sweeps.report import report
-from gradexp.sweeps.table import print_table
+from gradexp.sweeps.table import columns_of, complete_groups, print_table
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +210,39 @@ def test_long_keys_take_two_lines_and_what_has_no_room_is_told(tmp_path: Path) -
     assert lines[0] == ["optimizer.", "optimizer.", "verdict."]
     assert lines[1] == ["init", "activation", "lr", "weight_decay", "decades", "log_chi"]
     assert lines[-1] == ["not", "shown", "first/last", "(see", "sweep.csv)"]
+
+
+def test_more_options_than_a_terminal_has_room_for_are_left_out_from_the_last_one_on(tmp_path: Path) -> None:
+    for number in (1, 2):
+        given: dict[str, Any] = {
+            "depth": number + 1,
+            "width": 8 * number,
+            "steps": 10**5 + number,
+            "batch_size": number,
+        }
+        given |= {"negative_slope": 0.1 * number, "normalization": ("none", "layer")[number - 1]}
+        given |= {"dropout": 0.1 * number, "activation": ("leaky_relu", "tanh")[number - 1]}
+        leave(tmp_path, f"{number}_x", Config(**given), [f"{key}=" for key in given], -number / 10)
+    lines = table(tmp_path)
+    assert lines[0][:2] == ["depth", "width"]
+    assert lines[0][-1] == "log_chi"
+    assert [line[0] for line in lines[1:3]] == ["2", "3"]
+    assert lines[-1][:2] == ["not", "shown"]
+    assert "activation," in lines[-1]
+    assert "depth" not in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "result"), [("loss", ("cross_entropy", "mse"), "last loss"), ("seeds", (1, 3), None)]
+)
+def test_an_option_with_the_name_of_a_result_is_shown_beside_it(
+    key: str, values: tuple[object, ...], result: str | None, tmp_path: Path
+) -> None:
+    for number, value in enumerate(values):
+        leave(tmp_path, f"{number}_x", Config(**{key: value}), [f"{key}={value}"], -number / 10)
+    columns = columns_of(complete_groups(compare(tmp_path)))
+    assert columns[key] == [str(value) for value in values]
+    assert result is None or len(columns[result]) == 2
 
 
 def test_lists_are_sorted_by_their_numbers(tmp_path: Path) -> None:
