@@ -27,7 +27,7 @@ def job_line(name: str, content: Mapping[str, Any], width: int = 80) -> Text:
     """
     numbers = metrics(content)
     slope, loss = numbers["log_chi"], numbers["loss_last"]
-    number, options = _number_and_options(name, content["overrides"])
+    number, texts = _number_and_options(name, content["overrides"])
     end = [
         f"{'' if slope is None else f'{_factor(slope)}/layer':>11}",
         f"{'-' if loss is None else loss_text(loss):>5}",
@@ -38,19 +38,25 @@ def job_line(name: str, content: Mapping[str, Any], width: int = 80) -> Text:
     words = [coloured(str(numbers["gradient"]), 9), coloured(str(numbers["training"]), 8)]
     taken = _NUMBER + 2 + sum(2 + len(part) for part in [*end, *(word.plain for word in words)])
     room = max(_OPTIONS, width - taken)
-    text = options if len(options) <= room else f"{options[: room - 1]}…"
+    text = next((text for text in texts if len(text) <= room), f"{texts[0][: room - 1]}…")
     return Text("  ").join([Text(f"{number:>{_NUMBER}}"), Text(f"{text:<{room}}"), *words, *map(Text, end)])
 
 
-def _number_and_options(name: str, overrides: Sequence[str]) -> tuple[str, str]:
-    """Return number and options of a job in words, from its folder's name and its command line."""
+def _number_and_options(name: str, overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """Return number and options of a job in words, from its folder's name and its command line.
+
+    The names of options head the columns of a sweep's table: there is a text without any name left out, without the
+    first one, and so on.
+    """
     found = re.match(r"(\d+)_?(.*)$", name, re.DOTALL)
     if found is None:
-        return "", name
+        return "", [name]
     number, rest = found.groups()
     typed = [re.sub(r"\\(.)", r"\1", text) for text in overrides]  # Hydra's sweeper writes mine\:f for mine:f
     differing = [text.lstrip("+~") for text in typed if folder_name(text) in rest]
-    return number, option_words(dict(text.split("=", 1) for text in differing if "=" in text)) or rest
+    options = dict(text.split("=", 1) for text in differing if "=" in text)
+    words, values = [option_words({key: value}) for key, value in options.items()], [*options.values()]
+    return number, [", ".join(values[:left] + words[left:]) or rest for left in range(len(words) + 1)]
 
 
 def option_words(options: Mapping[str, Any]) -> str:

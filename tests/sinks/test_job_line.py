@@ -45,6 +45,13 @@ def test_it_fits_the_terminal_however_long_its_options_are(width, length):
     assert (" s" in line) == (width > 60)
 
 
+def test_options_without_room_for_their_names_have_their_values():
+    run = content(overrides=["model=resnet", "residual=fixup", "normalization=batch"])
+    assert job_line("3_normalization=batch,residual=fixup", run).plain.startswith("  3  fixup, batch  ")
+    run = content(overrides=["precision=amp_float16", "seed=1"])
+    assert job_line("3_precision=amp_float16,seed=1", run).plain.startswith("  3  amp_float16, seed 1  ")
+
+
 def test_the_columns_of_all_jobs_are_below_each_other():
     short = job_line("0_init=he", content(overrides=["init=he"])).plain
     long = job_line("12_depth=150,init=xavier", content(overrides=["init=xavier", "depth=150"])).plain
