@@ -11,6 +11,7 @@ from cases import few
 from command_line import call, mistake
 from torch import nn
 
+from gradexp import measure
 from gradexp.choices import MODEL_TAKES, ConfigError
 from gradexp.config import Config, DataConfig, InitConfig, ModelConfig, OptimizerConfig
 from gradexp.exact.samples import unit_cotangents
@@ -93,6 +94,18 @@ def test_the_profile_of_a_family_is_that_of_autograd(name):
     found = profile(model, x, seed=0)
     torch.testing.assert_close(torch.from_numpy(found.profile("output_grad")), expected, rtol=0, atol=1e-9)
     assert found.names == [step.name for step in steps]
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "rnn"])  # whose rows are calls of one module
+def test_measure_gives_the_numbers_of_the_profile(name):
+    config = small(name, dtype="float64")
+    data = load(config.data, config.width)
+    x = data.x_train[:6]
+    model = build(config, x, data.output_width, seed=0)
+    expected, cotangents = profile(model, x, seed=0), unit_cotangents(0, 6, data.output_width)
+    history = measure(model, lambda y, c: (y * c).sum(), (x, cotangents), per_sample=True, select=expected.names)
+    found = history.samples[0, 0].mean(axis=1)
+    np.testing.assert_allclose(found, expected.profile("output_grad"), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", few(FAMILIES))
