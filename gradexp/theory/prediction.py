@@ -473,20 +473,50 @@ def _available(profile: Profile, formula: str, tolerance: float, network: Networ
         reason=formula,
         q_star=q_star,
         chi_1=chi_1,
-        log_chi=_slope(profile.output_grad),
-        log_chi_sd=math.sqrt(max(float(profile.variance[0].mean()), 0.0)) / (network.depth - 1)
-        if network.depth > 1
-        else None,
-        log_chi_mean_field=_slope(profile.mean_field),
         tolerance=tolerance,
-        log10_output=_log10(profile.output),
-        log10_output_grad=_log10(profile.output_grad),
-        log10_weight_grad=_log10(profile.output_grad + profile.inputs + profile.branch.unsqueeze(1)),  # (3)
-        sd_output_grad=(profile.variance.mean(dim=1).sqrt() / (2 * _LN10)).numpy(),
-        first_output_grad=(first_output_grad / (2 * _LN10)).numpy(),
-        first_sd=(first_variance.sqrt() / (2 * _LN10)).numpy(),
-        mean_field_output_grad=_log10(profile.mean_field),
+        **averaged_logs(
+            profile.output,
+            profile.output_grad,
+            profile.output_grad + profile.inputs + profile.branch.unsqueeze(1),  # (3)
+            profile.variance,
+            profile.mean_field,
+            first=(first_output_grad, first_variance),
+        ),
     )
+
+
+def averaged_logs(
+    output: Tensor,
+    output_grad: Tensor,
+    weight_grad: Tensor,
+    variance: Tensor,
+    mean_field: Tensor,
+    *,
+    first: tuple[Tensor, Tensor],
+) -> dict[str, Any]:
+    """Return the fields of a ``Prediction`` that are averages over samples, from natural logs of squares.
+
+    Args:
+        output: E log of the mean square of the output, shape ``(layer, sample)``, as the others.
+        output_grad: E log of the squared norm of its gradient.
+        weight_grad: E log of the squared norm of the weights' gradient.
+        variance: Variance of the log of ``output_grad``'s square over networks.
+        mean_field: ``output_grad`` in infinite width.
+        first: ``output_grad`` and ``variance`` of the first sample, each of shape ``(layer,)``.
+    """
+    rows = len(output_grad)
+    return {
+        "log_chi": _slope(output_grad),
+        "log_chi_sd": math.sqrt(max(float(variance[0].mean()), 0.0)) / (rows - 1) if rows > 1 else None,
+        "log_chi_mean_field": _slope(mean_field),
+        "log10_output": _log10(output),
+        "log10_output_grad": _log10(output_grad),
+        "log10_weight_grad": _log10(weight_grad),
+        "sd_output_grad": (variance.mean(dim=1).sqrt() / (2 * _LN10)).numpy(),
+        "first_output_grad": (first[0] / (2 * _LN10)).numpy(),
+        "first_sd": (first[1].sqrt() / (2 * _LN10)).numpy(),
+        "mean_field_output_grad": _log10(mean_field),
+    }
 
 
 def _log10(log_square: Tensor) -> Array:

@@ -1,14 +1,10 @@
 """The prediction for a network that is no MLP, from what a law says of each row of its profile."""
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
 from torch import Tensor
 
-from gradexp.theory.prediction import Array, Prediction
-
-_LN10 = math.log(10)
+from gradexp.theory.prediction import Prediction, averaged_logs
 
 
 def prediction_of_rows(
@@ -42,15 +38,6 @@ def prediction_of_rows(
         q_star: The fixed mean square, if there is one.
         chi_1: Factor of ‖δ‖² per row towards the input, in infinite width and deep inside.
     """
-    mean_field = output_grad if mean_field is None else mean_field
-    rows = len(output_grad)
-
-    def log10(log_square: Tensor) -> Array:
-        return np.asarray((log_square / (2 * _LN10)).mean(dim=1).numpy())
-
-    def slope(log_square: Tensor) -> float | None:
-        return float((log_square[0] - log_square[-1]).mean()) / (rows - 1) if rows > 1 else None
-
     return Prediction(
         widths=tuple(elements),
         valid=True,
@@ -60,17 +47,15 @@ def prediction_of_rows(
         point=None,
         q_star=q_star,
         chi_1=chi_1,
-        log_chi=slope(output_grad),
-        log_chi_sd=math.sqrt(max(float(variance[0].mean()), 0.0)) / (rows - 1) if rows > 1 else None,
-        log_chi_mean_field=slope(mean_field),
         tolerance=tolerance,
-        log10_output=log10(output),
-        log10_output_grad=log10(output_grad),
-        mean_field_output_grad=log10(mean_field),
-        log10_weight_grad=log10(weight_grad),
-        sd_output_grad=(variance.mean(dim=1).sqrt() / (2 * _LN10)).numpy(),
-        first_output_grad=(output_grad[:, 0] / (2 * _LN10)).numpy(),
-        first_sd=(variance[:, 0].sqrt() / (2 * _LN10)).numpy(),
         dead_probability=0.0,
         laws=(),
+        **averaged_logs(
+            output,
+            output_grad,
+            weight_grad,
+            variance,
+            output_grad if mean_field is None else mean_field,
+            first=(output_grad[:, 0], variance[:, 0]),
+        ),
     )
