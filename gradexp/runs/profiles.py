@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradexp.exact.chain import chain_profile
 from gradexp.exact.samples import unit_cotangents
 from gradexp.history.history import History
-from gradexp.history.step import Array, Quantity
+from gradexp.history.step import Quantity, mean_over_networks
 from gradexp.networks.chain import Chain
 from gradexp.networks.mlp import evaluating
 from gradexp.probe.probe import GradientProbe
@@ -51,7 +51,9 @@ def profile(model: nn.Module, x: Tensor, seed: int, progress: Callable[[int, int
     assert samples is not None
     has_samples = (~np.isnan(samples)).sum(axis=-1) == len(x)
     samples = np.where(has_samples[..., None], samples, np.nan)
-    log10["output_grad"] = np.where(has_samples, _mean_over_samples(samples), log10["output_grad"] - of_one)
+    log10["output_grad"] = np.where(
+        has_samples, mean_over_networks(np.moveaxis(samples, -1, 0)), log10["output_grad"] - of_one
+    )
     return replace(
         measured,
         phase="init",
@@ -67,11 +69,3 @@ def profile(model: nn.Module, x: Tensor, seed: int, progress: Callable[[int, int
 
 def _log10_largest(values: Tensor) -> Tensor:
     return values.abs().max().log10()
-
-
-def _mean_over_samples(samples: Array) -> Array:
-    """Return the mean over the samples that have a number, nan where none has one."""
-    has_number = np.isfinite(samples)
-    count = has_number.sum(axis=-1)
-    total = np.where(has_number, samples, 0.0).sum(axis=-1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
