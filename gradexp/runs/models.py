@@ -63,28 +63,46 @@ def build(config: Config, x: Tensor, outputs: int, seed: int) -> nn.Module:
     Raises:
         ConfigError: If an option cannot work, or an own part raises or returns no such network.
     """
-    name = config.model.name
+    is_own = isinstance(config.model.name, OwnPart)
     with steady(generator(seed, "model")):  # for what a scheme does not fill
-        model = _own(config, x, outputs) if isinstance(name, OwnPart) else _built_in(config, x.shape[1], outputs)
+        model = _own(config, x, outputs) if is_own else _built_in(config, x.shape[1], outputs)
     if config.init.name != AS_BUILT:
-        rules: Mapping[str, Any] = model.rules if isinstance(model, Chain) else {}
-        is_known = not isinstance(name, OwnPart)
-        try:
-            with evaluating(model):
-                initialize(
-                    model,
-                    config.init.name,
-                    seed=seed,
-                    sigma_b2=config.sigma_b2,
-                    activation=config.activation if is_known else None,
-                    negative_slope=config.negative_slope,
-                    inputs=x.to(next(model.parameters()).dtype),
-                    **rules,
-                    **config.init.options,
-                )
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        draw_weights(model, config, seed, x.to(next(model.parameters()).dtype))
     return model
+
+
+def draw_weights(
+    model: nn.Module, config: Config, seed: int, inputs: Tensor, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Fill the weights of a run's network by its scheme.
+
+    Args:
+        model: The network, or a stack of some with neighbouring seeds.
+        config: The options of the run.
+        seed: Seed of the (first) network.
+        inputs: Inputs at which some schemes look, shape ``(batch, features)``.
+        progress: A function of (layers done, layers in all).
+
+    Raises:
+        ConfigError: If the scheme cannot work with the network or the inputs.
+    """
+    rules: Mapping[str, Any] = model.rules if isinstance(model, Chain) else {}
+    try:
+        with evaluating(model):  # lsuv passes data through it
+            initialize(
+                model,
+                config.init.name,
+                seed=seed,
+                sigma_b2=config.sigma_b2,
+                activation=None if isinstance(config.model.name, OwnPart) else config.activation,
+                negative_slope=config.negative_slope,
+                inputs=inputs,
+                progress=progress,
+                **rules,
+                **config.init.options,
+            )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 AS_BUILT = "auto"

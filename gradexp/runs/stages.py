@@ -9,15 +9,14 @@ from itertools import pairwise
 
 import torch
 
-from gradexp.choices import MODEL_TAKES, ConfigError
+from gradexp.choices import MODEL_TAKES
 from gradexp.config import Config, as_dict
 from gradexp.exact.profile import exact_profile
 from gradexp.history.history import History
 from gradexp.history.sentences import counted
 from gradexp.networks.alone import Alone
 from gradexp.networks.chain import Chain
-from gradexp.networks.initialize import initialize
-from gradexp.networks.mlp import MLP, evaluating
+from gradexp.networks.mlp import MLP
 from gradexp.networks.one_node import OneNode, can_be_one_node
 from gradexp.numerics.seeds import generator, steady
 from gradexp.own_parts import OwnPart
@@ -29,7 +28,7 @@ from gradexp.runs.device import device_name, find_device
 from gradexp.runs.format_check import check_format
 from gradexp.runs.live_results import LiveResults, sample_outputs
 from gradexp.runs.losses import chance_accuracy, chance_loss, resolve_loss, targets
-from gradexp.runs.models import AS_BUILT, MODELS, build
+from gradexp.runs.models import AS_BUILT, MODELS, build, draw_weights
 from gradexp.runs.number_format import NARROW
 from gradexp.runs.optimizers import build_optimizer, is_elementwise
 from gradexp.runs.precision import precision_of
@@ -359,21 +358,7 @@ def _draw(
         **{key: getattr(config, key) for key in MODEL_TAKES["mlp"]},
     )
     assert isinstance(stack, MLP)
-    try:
-        with evaluating(stack):  # lsuv passes data through it
-            initialize(
-                stack,
-                config.init.name,
-                seed=seeds[0],
-                sigma_b2=config.sigma_b2,
-                activation=config.activation,
-                negative_slope=config.negative_slope,
-                inputs=data.x_train[: config.batch_size],
-                progress=progress,
-                **config.init.options,
-            )
-    except ValueError as error:  # of lsuv, which depends on the data
-        raise ConfigError(str(error)) from error
+    draw_weights(stack, config, seeds[0], data.x_train[: config.batch_size], progress)
     return stack
 
 
