@@ -1,8 +1,8 @@
 """The verdict on a run: gradient, training and theory in one line, with a remedy."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -212,22 +212,32 @@ def _remedy(
                 options = f"optimizer.lr={slower(config, prediction):g}"
                 return _Advice(f"try {options}", options)
             return _Advice(f"try more steps, or another optimizer.lr than {lr:g}")
-    # Theory knows no seed: the jobs of a sweep that share their data share what was tried.
-    known = _cures.setdefault(predict, {})
-    key = (config.init.name, config.activation, repr({**vars(config), "seed": 0}))  # own parts of one name differ
-    if key not in known:
-        if len(known) >= _MOST:
-            known.clear()
+
+    def foretold() -> str | None:
         cure = next(remedies(config, predict), None)
-        known[key] = None if cure is None else cure.text
-    text = known[key]
+        return None if cure is None else cure.text
+
+    # Theory knows no seed: the jobs of a sweep that share their data share what was tried.
+    text = _once(predict, {**vars(config), "seed": 0}, foretold)
     if text is None:
         return _Advice("nothing known helps at this depth and width: fewer or wider layers")
     return _Advice(f"try {text}", text)
 
 
+def _once(judge: Predict | Measure, options: Mapping[str, Any], find: Callable[[], str | None]) -> str | None:
+    """Return the remedy of a run, which is looked for once: it takes seconds, and a run is judged twice."""
+    known = _cures.setdefault(judge, {})
+    parts = options["model"].name, options["init"].name, options["activation"]  # own ones of one name differ
+    key = (*parts, repr(options))
+    if key not in known:
+        if len(known) >= _MOST:
+            known.clear()
+        known[key] = find()
+    return known[key]
+
+
 _MOST = 200
-_cures: "WeakKeyDictionary[Predict, dict[tuple[str, str, str], str | None]]" = WeakKeyDictionary()
+_cures: "WeakKeyDictionary[Predict | Measure, dict[tuple[str, ...], str | None]]" = WeakKeyDictionary()
 
 
 def _tried(
@@ -254,7 +264,9 @@ def _tried(
             return _Advice(f"try more steps, or another optimizer.lr than {lr:g}")
         options = f"optimizer.lr={lr / 10:g}"
         return _Advice(f"try {options}", options)
-    found = None if measure is None else working_options(config, measure, ALIGNED)
+    found = None
+    if measure is not None:
+        found = _once(measure, vars(config), lambda: working_options(config, measure, ALIGNED))
     if found is None:
         return _Advice("no other init, normalization or skip connection was found to help: fewer layers")
     return _Advice(f"try {found}", found)

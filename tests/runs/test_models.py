@@ -17,6 +17,7 @@ from gradexp.config import Config, DataConfig, InitConfig, ModelConfig, Optimize
 from gradexp.exact.samples import unit_cotangents
 from gradexp.networks.chain import Chain
 from gradexp.run import main
+from gradexp.runs import verdict
 from gradexp.runs.data import load
 from gradexp.runs.experiment import run, run_stack
 from gradexp.runs.layers_file import read_layers
@@ -301,6 +302,13 @@ def test_a_remedy_is_one_that_a_measurement_has_confirmed():
     cured = run(replace(faint, init=InitConfig(measured[-1])))
     assert cured.verdict.gradient == "stable"
     assert text in run(faint).verdict.text
+
+
+def test_a_remedy_is_looked_for_once_in_a_run(monkeypatch):
+    asked = []
+    monkeypatch.setattr(verdict, "working_options", lambda config, *_: asked.append(config) or "init=he")
+    assert run(small("cnn", depth=30, width=8, init=InitConfig("normal", std=0.01))).verdict.remedy == "init=he"
+    assert len(asked) == 1
 
 
 def broken(features, outputs):
