@@ -128,9 +128,9 @@ def test_where_rounding_grows_a_stack_drifts_no_further_than_rounded_weights_mak
     in_float64 = [replace(config, dtype="float64") for config in configs]
     exact = [losses(run(config)) for config in in_float64]
 
-    from gradexp.runs import stages
+    from gradexp.runs import models
 
-    initialize = stages.initialize
+    initialize = models.initialize
 
     def rounded(model: Any, *arguments: Any, **options: Any) -> Any:
         initialize(model, *arguments, **options)
@@ -139,7 +139,7 @@ def test_where_rounding_grows_a_stack_drifts_no_further_than_rounded_weights_mak
                 parameter.copy_(parameter.float())
         return model
 
-    monkeypatch.setattr(stages, "initialize", rounded)
+    monkeypatch.setattr(models, "initialize", rounded)
     effect = largest_difference([losses(run(config)) for config in in_float64], exact)
     assert effect > 10 * torch.finfo(torch.float32).eps  # the rounding itself is half of that eps at most
     # Of that order (measured 0.4 to 0.8 of it), whatever a processor rounds on its way through layers and steps.
