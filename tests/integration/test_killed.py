@@ -62,7 +62,7 @@ def train(options, steps=10**6):
             probe.collect(step, loss)
             optimizer.step()
             optimizer.zero_grad()
-            print("step", step, flush=True)
+            os.write(1, b"step %d\n" % step)  # whole or not at all, which wandb's print is not
 
 train({"log": lambda step, numbers: None}, 2)  # loads the rest
 print("begin", flush=True)
