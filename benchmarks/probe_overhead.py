@@ -15,14 +15,16 @@ Split 2 counts in how many layers of a vanishing network the reported norms are 
 import argparse
 import gc
 import importlib
+import shutil
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import date
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -182,6 +184,19 @@ def probe(**options: Any) -> Attach:
     return attach
 
 
+@cache
+def square_sum() -> Callable[[int, int], float]:
+    from gradexp.numerics.compiled import compiled_square_sum  # which an older checkout lacks
+
+    return compiled_square_sum()
+
+
+@contextmanager
+def probe_with_compiled_norms(model: nn.Module) -> Iterator[Callable[[], Any]]:
+    with mock.patch("gradexp.numerics.norms._square_sum", square_sum()), GradientProbe(model) as own:
+        yield own.collect
+
+
 def backward_hooks(choose: Callable[[nn.Module], list[nn.Module]]) -> Attach:
     @contextmanager
     def attach(model: nn.Module) -> Iterator[Callable[[], Any]]:
@@ -235,6 +250,7 @@ MONITORS = [
     Monitor("bare", bare),
     Monitor("floor: the probe's hooks, doing nothing", idle_hooks),
     Monitor("probe", probe()),
+    *([Monitor("probe, compiled norms", probe_with_compiled_norms)] if shutil.which("cc") else []),
     Monitor("probe, every=10", probe(every=10), 10),  # one of ten consecutive steps is recorded
     Monitor('probe, quantities=("weight_grad",)', probe(quantities=("weight_grad",))),
     Monitor("full backward hook, norm()", backward_hooks(watched)),
@@ -243,7 +259,7 @@ MONITORS = [
 ]
 
 
-BRIEF = ("bare", "probe", "full backward hook, norm()")
+BRIEF = ("bare", "probe", "probe, compiled norms", "full backward hook, norm()")
 # What changes with the checkout.
 OF_OTHER_TREES = ("bare", "probe", "probe, every=10")
 
@@ -299,7 +315,8 @@ class Task:
 def compare(name: str, options: argparse.Namespace) -> None:
     rounds = options.rounds
     task = Task(name, options.device, options.batch)
-    monitors = [monitor for monitor in MONITORS if not options.brief or monitor.name in BRIEF]
+    chosen = OF_OTHER_TREES if options.serve else BRIEF if options.brief else [monitor.name for monitor in MONITORS]
+    monitors = [monitor for monitor in MONITORS if monitor.name in chosen]
     errors = {monitor.name: task.error_with(monitor.attach) for monitor in monitors}
     running = [monitor for monitor in monitors if not errors[monitor.name]]
     gc.freeze()  # or each collection would walk through all that importing torch has made

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gradexp.numerics.compiled import square_sum_if_asked
 from gradexp.numerics.torch_internals import foreach_copy_, foreach_norm
 
 LOG10_2 = math.log10(2.0)
@@ -27,6 +28,8 @@ _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 _NO_VALUES = "a tensor of type {kind} on device {device} holds no values"
 _ORDINARY = (Tensor, nn.Parameter)
+
+_square_sum = square_sum_if_asked()
 
 ScaledNorm = tuple[float | Tensor, float | Tensor]
 """A norm m·2^e as (m, e): numbers for one network on the CPU, else tensors of shape ``(networks,)``."""
@@ -63,7 +66,7 @@ def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
     if x.requires_grad and torch.is_grad_enabled():
         x = x.detach()
     if networks == 1 and x.is_cpu:
-        return (_scratch.buffer.norm(x), 0.0) if is_ordinary else _norm_on_cpu(x)
+        return (_norm(x), 0.0) if is_ordinary else _norm_on_cpu(x)
     if x.is_meta:
         raise TypeError(_NO_VALUES.format(kind=type(x).__name__, device=x.device))
     rows = x.reshape(networks, -1)
@@ -93,7 +96,7 @@ def norm_on_host(x: Tensor) -> float | None:
         return None
     if x.requires_grad and torch.is_grad_enabled():
         x = x.detach()
-    return _scratch.buffer.norm(x)
+    return _norm(x)
 
 
 def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[ScaledNorm]:
@@ -102,7 +105,7 @@ def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[ScaledNor
     groups: dict[torch.Size | torch.device, list[int]] = {}  # on the CPU by shape, else by device
     for index, x in enumerate(tensors):
         if networks == 1 and type(x) in _ORDINARY and x.dtype in _NARROW and x.layout is torch.strided:
-            if x.is_cpu and 0 < x.numel() <= _SMALL:
+            if x.is_cpu and 0 < x.numel() <= _SMALL and (_square_sum is None or x.dtype is not torch.float32):
                 groups.setdefault(x.shape, []).append(index)
             elif x.is_cuda:
                 groups.setdefault(x.device, []).append(index)
@@ -214,7 +217,16 @@ def _norm_on_cpu(x: Tensor) -> ScaledNorm:
             scaled, exponent = scaled_rows(x.reshape(1, -1))
             return scaled.item(), exponent.item()
         return norm, 0.0
-    return _scratch.buffer.norm(x), 0.0
+    return _norm(x), 0.0
+
+
+def _norm(x: Tensor) -> float:
+    """Return the norm of a strided real tensor of a narrow format on the CPU."""
+    if _square_sum is not None and x.dtype is torch.float32 and x.is_contiguous():
+        address = x.data_ptr()
+        if address:  # not so of no elements, nor of zeros that take no memory
+            return math.sqrt(_square_sum(address, x.numel()))
+    return _scratch.buffer.norm(x)
 
 
 class _Buffer:

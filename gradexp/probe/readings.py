@@ -99,7 +99,7 @@ class PendingStep:
 
     def read(self, rows: int) -> ProbeStep:
         """Copy everything to the host, in one transfer from each device, and judge each cell."""
-        norms, exponents, counts, dtypes = zip(*self._sizes, strict=True) if self._sizes else ((), (), (), ())
+        norms, exponents, counts, dtypes = (list(map(itemgetter(part), self._sizes)) for part in range(4))
         values = [*norms, *exponents]
         values += [value for pairs in self._stats.values() for _, value in pairs]
         values += [value for _, sizes in self._samples for value in sizes]

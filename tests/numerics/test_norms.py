@@ -5,6 +5,7 @@ import mpmath
 import pytest
 import torch
 
+from gradexp.numerics import norms
 from gradexp.numerics.norms import log10_norm, rescale, scaled_norm, scaled_norms, scaled_rows, times_power_of_two
 
 SIZES = {
@@ -14,6 +15,13 @@ SIZES = {
     torch.float64: (5e-324, 1e-310, 1e-200, 1e-100, 1.0, 1e100, 1e200, 1.7e308),
 }
 CASES = [(dtype, size) for dtype, sizes in SIZES.items() for size in sizes]
+
+
+@pytest.fixture(params=["by torch", "in C"], autouse=True)
+def square_sum(request, monkeypatch):
+    """Hold every test to both ways to add up squares."""
+    function = request.getfixturevalue("in_c") if request.param == "in C" else None
+    monkeypatch.setattr(norms, "_square_sum", function)
 
 
 def exact_log10_norm(x):
@@ -95,6 +103,11 @@ def test_memory_layout_does_not_matter(dtype):
     x = mixed(1.0, dtype, shape=(6, 8))
     for view in (x.mT, x[:, ::2], x[1::2].mT, x[:1].expand(4, -1)):
         assert_is_the_exact_norm(view)
+
+
+def test_zeros_that_take_no_memory_have_log_norm_minus_infinity():
+    """Forward-mode autograd makes such tensors, which have no address to read from."""
+    assert log10_norm(torch._efficientzerotensor(3)).item() == -math.inf
 
 
 def test_a_number_without_dimensions_has_a_norm():
