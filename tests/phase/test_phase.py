@@ -99,6 +99,15 @@ def test_tanh_behind_a_large_identity_vanishes() -> None:
     assert (deep - shallow) / 100 == pytest.approx(math.log10(0.3943130255), rel=1e-8)
 
 
+def test_a_weight_scale_is_measured_alike_alone_and_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    scales = [0.7, 1.1, 1.9]
+    together = weight_scales(["tanh"], [], scales, 6, 20, seeds=[3, 4])
+    monkeypatch.setattr("gradexp.phase.plane._STACKED", 1)
+    assert weight_scales(["tanh"], [], scales, 6, 20, seeds=[3, 4]) == together
+    alone = [scale for one in scales for scale in weight_scales(["tanh"], [], [one], 6, 20, seeds=[3, 4])]
+    assert sorted(alone) == sorted(together)
+
+
 @pytest.mark.slow
 def test_weight_scales_of_gaussian_weights_agree_with_networks() -> None:
     found = weight_scales(["linear", "tanh"], [], [0.8, 1.4], width=64, depth=60, seeds=range(16))
