@@ -145,6 +145,9 @@ SCHEDULES = ("constant", "cosine")
 RESIDUALS = ("none", "plain", "depth", "zero")
 RESNET_RESIDUALS = (*RESIDUALS, "fixup")
 PADDINGS = ("circular", "zeros")
+NORMS = ("pre", "post", "none")
+QUERIES = ("zero", "init")
+CELLS = ("rnn", "gru", "lstm")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 PRECISIONS = ("full", "amp_float16", "amp_bfloat16")
 LOGS = ("wandb", "mlflow", "csv")
@@ -158,6 +161,22 @@ INIT_LOWEST = {"std": 0, "sigma_w2": 0, "sparsity": 0, "tolerance": 0, "iteratio
 _NO_NUMBERS = {
     key for options in INIT_OPTIONS.values() for key, default in options.items() if isinstance(default, str | bool)
 }
+
+
+def blocks_of(depth: int) -> int:
+    """Return how many blocks of two layers are between the first layer and the last of a residual network.
+
+    Raises:
+        ValueError: If they do not come out even.
+
+    Examples:
+        >>> blocks_of(152)
+        75
+    """
+    if depth < 2 or depth % 2:
+        nearest = f"{depth - 1} or {depth + 1}" if depth > 2 else "2"
+        raise ValueError(f"depth must be even, a stem, blocks of two layers and a readout: {nearest}, got {depth}")
+    return (depth - 2) // 2
 
 
 def check_init_options(options: Mapping[str, Any]) -> None:
