@@ -126,6 +126,8 @@ MODEL_OPTIONS = _of("runs/models.py", "MODELS")
 MODEL_TAKES = _taken("runs/models.py", "MODELS")
 """Family of networks -> options of a run that it takes, with its own defaults."""
 INIT_OPTIONS = _of("networks/inits.py", "INITS")
+INIT_OF_FAMILY = {"rnn": "orthogonal"}
+"""Family -> the scheme that draws it if none is named, where that is not he."""
 ACTIVATIONS = tuple(_of("networks/activations.py", "ACTIVATIONS"))
 ACTIVATION_ALIASES = {"swish": "silu"}
 """Further names of activations; a run records the first one."""

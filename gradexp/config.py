@@ -21,6 +21,7 @@ from gradexp.choices import (
     DTYPES,
     GROUPS,
     INIT_LOWEST,
+    INIT_OF_FAMILY,
     LOGS,
     LOSSES,
     LYAPUNOV_ACTIVATIONS,
@@ -86,7 +87,7 @@ class InitConfig:
     """Weight initialisation scheme."""
 
     name: str = "auto"
-    """the scheme; auto: he, or what a model of your own comes with"""
+    """the scheme; auto: he, for rnn orthogonal, and for a model of your own the weights that it comes with"""
     gain: float | None = None
     """multiplies the standard deviation that the scheme's paper gives"""
     std: float | None = None
@@ -350,7 +351,7 @@ class Config:
     def _choose_init(self) -> None:
         is_own = isinstance(self.model.name, OwnPart)
         if self.init.name == _AUTO and not is_own:
-            self.init.name = "he"
+            self.init.name = INIT_OF_FAMILY.get(self.model.name, "he")
         elif self.init.name == _AUTO and self.init.options:
             _refuse_option("init", _AUTO, next(iter(self.init.options)), {})
 

@@ -188,6 +188,12 @@ def test_sizes_that_do_not_suit_a_family_are_refused_before_anything_is_built(mo
         Config(model=model, **options)
 
 
+def test_a_recurrent_network_is_orthogonal_if_nothing_is_said_and_then_has_theory_beside_it():
+    result = run(Config(model="rnn", steps=0))
+    assert (result.config.init.name, result.verdict.theory) == ("orthogonal", "agrees")
+    assert Config(model="rnn", init="he").init.name == Config(model="cnn").init.name == "he"
+
+
 def test_images_must_be_square():
     with pytest.raises(ConfigError, match=r"^model 'cnn': images are .* got 10 features$"):
         run(small("cnn", data=DataConfig("gaussian", features=10), steps=0))
