@@ -139,6 +139,22 @@ OPTIMIZER_OPTIONS = {
 }
 LOSSES = ("auto", *_of("runs/losses.py", "LOSSES"))
 
+_PACKAGE = Path(__file__).resolve().parent
+# Installed from a wheel the YAML files lie inside the package, in a checkout beside it.
+CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+
+
+def is_sweep(preset: str) -> bool:
+    """Return whether a preset, ``experiment=NAME``, starts a sweep; one of somebody's own may.
+
+    Examples:
+        >>> is_sweep("residual"), is_sweep("lesson")
+        (True, False)
+    """
+    file = CONFIG_DIR / "experiment" / f"{preset}.yaml"
+    return not file.exists() or "mode: MULTIRUN" in file.read_text("utf-8")
+
+
 # Groups of options of which a run chooses one by name.
 GROUPS = {"model": MODEL_OPTIONS, "init": INIT_OPTIONS, "data": DATA_OPTIONS, "optimizer": OPTIMIZER_OPTIONS}
 

@@ -8,8 +8,8 @@ import textwrap
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
-from gradexp.choices import ACTIVATIONS, GROUPS, INIT_OF_FAMILY, MODEL_TAKES
-from gradexp.cli.about import CONFIG_DIR, Command
+from gradexp.choices import ACTIVATIONS, CONFIG_DIR, GROUPS, INIT_OF_FAMILY, MODEL_TAKES
+from gradexp.cli.about import Command
 from gradexp.config import Config
 
 

@@ -194,6 +194,15 @@ def test_a_recurrent_network_is_orthogonal_if_nothing_is_said_and_then_has_theor
     assert Config(model="rnn", init="he").init.name == Config(model="cnn").init.name == "he"
 
 
+def test_batch_norm_of_an_own_model_needs_two_samples_to_train():
+    def normalised(features, outputs):
+        return nn.Sequential(nn.Linear(features, 4), nn.BatchNorm1d(4), nn.Linear(4, outputs))
+
+    with pytest.raises(ConfigError, match=r"^model '.*normalised' has batch norm, .*: batch_size must be .* 2$"):
+        run(Config(model=normalised, batch_size=1))
+    assert run(Config(model=normalised, batch_size=1, steps=0)).status == "complete"
+
+
 def test_images_must_be_square():
     with pytest.raises(ConfigError, match=r"^model 'cnn': images are .* got 10 features$"):
         run(small("cnn", data=DataConfig("gaussian", features=10), steps=0))
