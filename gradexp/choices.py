@@ -126,6 +126,8 @@ MODEL_OPTIONS = _of("runs/models.py", "MODELS")
 MODEL_TAKES = _taken("runs/models.py", "MODELS")
 """Family of networks -> options of a run that it takes, with its own defaults."""
 INIT_OPTIONS = _of("networks/inits.py", "INITS")
+INIT_OF_FAMILY = {"rnn": "orthogonal"}
+"""Family -> the scheme that draws it if none is named, where that is not he."""
 ACTIVATIONS = tuple(_of("networks/activations.py", "ACTIVATIONS"))
 ACTIVATION_ALIASES = {"swish": "silu"}
 """Further names of activations; a run records the first one."""
@@ -137,6 +139,22 @@ OPTIMIZER_OPTIONS = {
 }
 LOSSES = ("auto", *_of("runs/losses.py", "LOSSES"))
 
+_PACKAGE = Path(__file__).resolve().parent
+# Installed from a wheel the YAML files lie inside the package, in a checkout beside it.
+CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+
+
+def is_sweep(preset: str) -> bool:
+    """Return whether a preset, ``experiment=NAME``, starts a sweep; one of somebody's own may.
+
+    Examples:
+        >>> is_sweep("residual"), is_sweep("lesson")
+        (True, False)
+    """
+    file = CONFIG_DIR / "experiment" / f"{preset}.yaml"
+    return not file.exists() or "mode: MULTIRUN" in file.read_text("utf-8")
+
+
 # Groups of options of which a run chooses one by name.
 GROUPS = {"model": MODEL_OPTIONS, "init": INIT_OPTIONS, "data": DATA_OPTIONS, "optimizer": OPTIMIZER_OPTIONS}
 
@@ -145,6 +163,9 @@ SCHEDULES = ("constant", "cosine")
 RESIDUALS = ("none", "plain", "depth", "zero")
 RESNET_RESIDUALS = (*RESIDUALS, "fixup")
 PADDINGS = ("circular", "zeros")
+NORMS = ("pre", "post", "none")
+QUERIES = ("zero", "init")
+CELLS = ("rnn", "gru", "lstm")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 PRECISIONS = ("full", "amp_float16", "amp_bfloat16")
 LOGS = ("wandb", "mlflow", "csv")
@@ -158,6 +179,22 @@ INIT_LOWEST = {"std": 0, "sigma_w2": 0, "sparsity": 0, "tolerance": 0, "iteratio
 _NO_NUMBERS = {
     key for options in INIT_OPTIONS.values() for key, default in options.items() if isinstance(default, str | bool)
 }
+
+
+def blocks_of(depth: int) -> int:
+    """Return how many blocks of two layers are between the first layer and the last of a residual network.
+
+    Raises:
+        ValueError: If they do not come out even.
+
+    Examples:
+        >>> blocks_of(152)
+        75
+    """
+    if depth < 2 or depth % 2:
+        nearest = f"{depth - 1} or {depth + 1}" if depth > 2 else "2"
+        raise ValueError(f"depth must be even, a stem, blocks of two layers and a readout: {nearest}, got {depth}")
+    return (depth - 2) // 2
 
 
 def check_init_options(options: Mapping[str, Any]) -> None:

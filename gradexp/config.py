@@ -16,23 +16,28 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from gradexp.choices import (
     ACTIVATION_ALIASES,
     ACTIVATIONS,
+    CELLS,
     DISTRIBUTIONS,
     DTYPES,
     GROUPS,
     INIT_LOWEST,
+    INIT_OF_FAMILY,
     LOGS,
     LOSSES,
     LYAPUNOV_ACTIVATIONS,
     MODEL_TAKES,
     MODES,
     NORMALIZATIONS,
+    NORMS,
     OF_EVERY_OPTIMIZER,
     PADDINGS,
     PRECISIONS,
+    QUERIES,
     RESIDUALS,
     RESNET_RESIDUALS,
     SCHEDULES,
     ConfigError,
+    blocks_of,
 )
 from gradexp.kinds import WrongKindError, convert
 from gradexp.own_parts import REQUIRED, OwnPart, hint, is_plain, options_of, own_part
@@ -82,7 +87,7 @@ class InitConfig:
     """Weight initialisation scheme."""
 
     name: str = "auto"
-    """the scheme; auto: he, or what a model of your own comes with"""
+    """the scheme; auto: he, for rnn orthogonal, and for a model of your own the weights that it comes with"""
     gain: float | None = None
     """multiplies the standard deviation that the scheme's paper gives"""
     std: float | None = None
@@ -291,6 +296,7 @@ class Config:
                 f"init 'lyapunov' is for activation {', '.join(LYAPUNOV_ACTIVATIONS)}, got '{self.activation}'"
             )
         self._check_architecture()
+        self._check_family()
         sparsity = self.init.sparsity
         _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
         device_match = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", self.device)
@@ -345,7 +351,7 @@ class Config:
     def _choose_init(self) -> None:
         is_own = isinstance(self.model.name, OwnPart)
         if self.init.name == _AUTO and not is_own:
-            self.init.name = "he"
+            self.init.name = INIT_OF_FAMILY.get(self.model.name, "he")
         elif self.init.name == _AUTO and self.init.options:
             _refuse_option("init", _AUTO, next(iter(self.init.options)), {})
 
@@ -387,6 +393,22 @@ class Config:
             raise ConfigError(f"residual={self.residual!r} needs hidden layers of equal width, got {hidden}")
         if self.normalization == "batch" and self.batch_size == 1:
             raise ConfigError("normalization='batch' needs batch_size of at least 2: a sample alone becomes 0")
+
+    def _check_family(self) -> None:
+        """Check what a family needs of its sizes, as far as the data have no say in it."""
+        name, sizes = self.model.name, self.model
+        if name == "resnet":
+            try:
+                blocks_of(self.depth)
+            except ValueError as error:
+                raise ConfigError(f"model 'resnet': {error}") from None
+        if sizes.kernel is not None:
+            _require(sizes.kernel % 2 == 1, "model.kernel", sizes.kernel, "odd")
+        if sizes.heads is not None:
+            fits = self.width % sizes.heads == 0
+            _require(fits, "width", self.width, f"a multiple of model.heads={sizes.heads}")
+        if name == "rnn":
+            _require(self.depth >= 2, "depth", self.depth, "at least 2, a time step and the readout")
 
     def _depth_of_widths(self) -> int:
         assert self.widths is not None
@@ -456,6 +478,9 @@ _CHOICES = {
     "activation": ACTIVATIONS,
     "normalization": NORMALIZATIONS,
     "model.padding": PADDINGS,
+    "model.norm": NORMS,
+    "model.queries": QUERIES,
+    "model.cell": CELLS,
     "loss": LOSSES,
     "log": LOGS,
     "dtype": DTYPES,

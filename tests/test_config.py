@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from gradexp import config as schema
-from gradexp.choices import ConfigError
-from gradexp.cli.about import CONFIG_DIR
+from gradexp.choices import CONFIG_DIR, ConfigError
 from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig, RecordConfig, VerdictConfig
 
 

@@ -1,13 +1,8 @@
 """What tells one command from another."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from gradexp.config import Config
-
-_PACKAGE = Path(__file__).resolve().parent.parent
-# Installed from a wheel the YAML files lie inside the package, in a checkout beside it.
-CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from gradexp import own_parts
-from gradexp.choices import ConfigError
-from gradexp.cli.about import CONFIG_DIR, RUN, Command
+from gradexp.choices import CONFIG_DIR, ConfigError
+from gradexp.cli.about import RUN, Command
 from gradexp.cli.arguments import check_flags
 from gradexp.cli.composing import only_our_targets, store_config, to_config, without_hydra
 from gradexp.cli.errors import error_line

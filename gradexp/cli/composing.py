@@ -13,8 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from gradexp import own_parts
-from gradexp.choices import GROUPS, ConfigError
-from gradexp.cli.about import CONFIG_DIR, RUN, Command
+from gradexp.choices import CONFIG_DIR, GROUPS, ConfigError
+from gradexp.cli.about import RUN, Command
 from gradexp.cli.hydra_internals import (
     ahead_of_its_job,
     checked_configs,

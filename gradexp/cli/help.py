@@ -8,8 +8,8 @@ import textwrap
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
-from gradexp.choices import ACTIVATIONS, GROUPS, MODEL_TAKES
-from gradexp.cli.about import CONFIG_DIR, Command
+from gradexp.choices import ACTIVATIONS, CONFIG_DIR, GROUPS, INIT_OF_FAMILY, MODEL_TAKES
+from gradexp.cli.about import Command
 from gradexp.config import Config
 
 
@@ -63,9 +63,11 @@ def _field_texts(schema: type, prefix: str = "") -> dict[str, str]:
 
 
 def _own_defaults(family: str) -> list[str]:
-    """Return the options of a run of which a family of networks has a default of its own."""
+    """Return the options of a run of which a family of networks has a default of its own, and its init."""
     usual = MODEL_TAKES["mlp"]
-    return [f"{key}={_yaml(value)}" for key, value in MODEL_TAKES[family].items() if value != usual.get(key)]
+    own = {key: value for key, value in MODEL_TAKES[family].items() if value != usual.get(key)}
+    own |= {"init": INIT_OF_FAMILY[family]} if family in INIT_OF_FAMILY else {}
+    return [f"{key}={_yaml(value)}" for key, value in own.items()]
 
 
 # What most command lines set.

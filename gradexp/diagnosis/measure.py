@@ -20,6 +20,7 @@ from gradexp.diagnosis.guard import Guarded
 from gradexp.diagnosis.observers import OBSERVERS, ended, found, watched
 from gradexp.diagnosis.unregistered import hidden_layers
 from gradexp.history.history import History
+from gradexp.networks.normalization import is_lack_of_samples
 from gradexp.numerics.torch_internals import creation_number, without_accumulate_hooks
 from gradexp.probe.calls import has_node, tensors_in
 from gradexp.probe.optimizers import unwrapped
@@ -67,7 +68,7 @@ def measure(
         TypeError: If the batch is none of these, ``loss_fn`` is not callable or needs a batch that is not given, or
             the loss is no tensor.
         ValueError: If the inputs are empty, the loss is not one number or does not depend on any parameter, or the
-            model is on the meta device.
+            model is on the meta device, or batch norm in training mode gets a single sample.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
@@ -109,7 +110,13 @@ def measure(
     ):
         is_hooked = _may_be_hooked(modules)  # the graph of the forward pass would hide it
         with watched(examination, observers):
-            loss = _loss(examination, batch)
+            try:
+                loss = _loss(examination, batch)
+            except ValueError as error:
+                if not is_lack_of_samples(error):
+                    raise
+                remedy = "give a batch of two or more, or measure in evaluation mode: model.eval()"
+                raise ValueError(f"batch norm cannot train on a single sample; {remedy}") from error
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
         if loss.numel() != 1:

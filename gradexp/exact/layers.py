@@ -21,6 +21,17 @@ def linear(layer: StackedLinear, networks: slice, a: Scaled, with_bias: bool = T
     return z.plus(scaled(layer.bias[networks].double().unsqueeze(1).expand_as(z.value)))
 
 
+def units_without_a_say(layer: StackedLinear, networks: slice, a: Scaled) -> Tensor:
+    """Return which units of a change the length of W a + b and not its direction, shape ``(network, sample, unit)``.
+
+    They are a sample's only ones that are not 0, where there is no bias. A normaliser over units takes all that they
+    say out again, and back-propagation would leave the rounding errors of 0 there.
+    """
+    on = a.value != 0
+    alone = on & (on.sum(dim=2, keepdim=True) == 1)
+    return alone if layer.bias is None else alone & ~layer.bias[networks].any(dim=1)[:, None, None]
+
+
 def branch_factor(layer: StackedLinear, networks: slice, like: Tensor) -> Tensor:
     """Return the factor of a branch, shape ``(network or 1, 1, 1)``."""
     branch = layer.branch[networks].double() if isinstance(layer.branch, Tensor) else like.new_tensor([layer.branch])

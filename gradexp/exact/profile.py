@@ -14,7 +14,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gradexp.exact.layers import Normalised, activate, branch_factor, linear, normalise, scale_and_shift
+from gradexp.exact.layers import (
+    Normalised,
+    activate,
+    branch_factor,
+    linear,
+    normalise,
+    scale_and_shift,
+    units_without_a_say,
+)
 from gradexp.exact.samples import averaged, mean_cosine, unit_cotangents
 from gradexp.exact.scaled import Scaled, scaled
 from gradexp.history.history import History
@@ -219,6 +227,8 @@ def _log10_sizes(
             lost = ~(outputs[-1][0] < torch.inf)
             if lost.any():  # relu's slope at nan is 0, and that of tanh at inf: no gradient that is exactly 0
                 slope = slope.where(~lost.unsqueeze(2), torch.nan)
+            if mlp.normalization in ("layer", "rms") and index + 1 < mlp.depth and not mlp.has_skip(index):
+                slope = slope.where(~units_without_a_say(layer, networks, a), 0)
             slopes.append(slope)
         norm, _ = a.log10_sizes()
         branch = linear(layer, networks, a)

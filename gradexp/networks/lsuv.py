@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradexp.networks.rnn import Recurrence
+
 
 @torch.no_grad()
 def scale_to_unit_variance(
@@ -22,7 +24,8 @@ def scale_to_unit_variance(
     Each layer is scaled while the batch passes, and passes on what it outputs then, so that one pass is enough
     (Mishkin & Matas, 2015, arXiv:1511.06422). The variance is over samples and units; a stack of networks has one
     for each. Biases stay as they are, which is why one division may not be enough. A stacked layer beside a skip
-    connection gets variance 1 by itself; the sum does not.
+    connection gets variance 1 by itself; the sum does not. Nor does what a recurrence adds of the input: its weights
+    are scaled at the first state that is not all 0, so that their own share of the next has variance 1.
 
     Args:
         model: Any module, changed in place; it draws from a copy of torch's random state. A layer that it does not
@@ -42,10 +45,14 @@ def scale_to_unit_variance(
         weight: Any = module.weight
         if id(weight) in scaled:
             return output
+        is_recurrent = isinstance(module, Recurrence)
+        if is_recurrent and not args[0].any():  # the first state, of which no weights make anything
+            return output
         scaled.add(id(weight))
         for _ in range(iterations):
-            # A stacked layer's second argument is the skip connection.
-            branch = module.forward(args[0]) if stacked else module.forward(*args, **kwargs).unsqueeze(0)
+            # The second argument of a stacked layer or a recurrence is added to what its weights make.
+            branch = module.forward(args[0]) if stacked or is_recurrent else module.forward(*args, **kwargs)
+            branch = branch if stacked else branch.unsqueeze(0)
             variance = branch.flatten(1).var(dim=1, correction=0)
             for value in variance.tolist():
                 if not 0 < value < float("inf"):

@@ -61,6 +61,11 @@ def normalize_images(z: Tensor, kind: str) -> Tensor:
     return normalize(z.flatten(1), kind).view(z.shape)
 
 
+def is_lack_of_samples(error: Exception) -> bool:
+    """Return whether it is what torch's batch norm raises in training mode for a single value per channel."""
+    return isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per channel")
+
+
 def standardize(z: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return N(z), and 1 / std (1 / rms) of z as a number and a power of two: ``inverse * 2**-exponent``.
 

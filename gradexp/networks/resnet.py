@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gradexp.choices import NORMALIZATIONS, RESNET_RESIDUALS, check_choice
+from gradexp.choices import NORMALIZATIONS, RESNET_RESIDUALS, blocks_of, check_choice
 from gradexp.networks.activations import Activation, as_activation
 from gradexp.networks.chain import Chain, Step, scaling_of
 from gradexp.networks.cnn import check_sizes, convolution, image_shape
@@ -147,19 +147,3 @@ class Shift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x + b."""
         return x + self.bias
-
-
-def blocks_of(depth: int) -> int:
-    """Return how many blocks of two layers are between the first layer and the last.
-
-    Raises:
-        ValueError: If they do not come out even.
-
-    Examples:
-        >>> blocks_of(152)
-        75
-    """
-    if depth < 2 or depth % 2:
-        nearest = f"{depth - 1} or {depth + 1}" if depth > 2 else "2"
-        raise ValueError(f"depth must be even, a stem, blocks of two layers and a readout: {nearest}, got {depth}")
-    return (depth - 2) // 2

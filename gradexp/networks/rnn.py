@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gradexp.choices import check_choice
+from gradexp.choices import CELLS, check_choice
 from gradexp.networks.activations import Activation, as_activation
 from gradexp.networks.chain import Chain, Step, scaling_of
 from gradexp.networks.tokens import tokens
@@ -74,7 +74,7 @@ class RNN(Chain):
         negative_slope: float = 0.01,
     ) -> None:
         super().__init__()
-        check_choice("cell", cell, tuple(_GATES))
+        check_choice("cell", cell, CELLS)
         if depth < 2:
             raise ValueError(f"depth must be at least 2, a time step and the readout, got {depth}")
         self.cell: str = cell

@@ -7,14 +7,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gradexp.choices import check_choice
+from gradexp.choices import NORMS, QUERIES, check_choice
 from gradexp.networks.activations import Activation, as_activation
 from gradexp.networks.chain import Chain, Step
 from gradexp.networks.normalization import normalize
 from gradexp.networks.tokens import tokens
-
-NORMS = ("pre", "post", "none")
-QUERIES = ("zero", "init")
 
 
 class _Branch(nn.Module):

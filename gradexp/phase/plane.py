@@ -5,8 +5,9 @@
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ from gradexp.theory.mean_field import Moments, is_piecewise_linear
 from gradexp.theory.mean_field_grid import QUANTITIES, mean_fields
 
 Progress = Callable[[int, int], object]
+
+# Bytes of weights that are measured at a time, at several weight scales.
+_STACKED = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +148,16 @@ def measure_dots(
         negative_slope: Slope of ``leaky_relu`` below 0.
         progress: Function that is called with (points done, points in all).
     """
-    points = list(points)
+    points, widths = list(points), [width] * (depth + 1)
+    x = torch.ones(1, width, dtype=torch.float64)
     dots = []
     for done, (w2, b2) in enumerate(points, 1):
-        options = {"sigma_w2": w2, "sigma_b2": b2}
-        log_chi, error, _ = _measure(name, "mean_field", width, depth, seeds, negative_slope, options)
+        stack = MLP(widths, name, networks=len(seeds), negative_slope=negative_slope, dtype=torch.float64, draw=False)
+        initialize(stack, "mean_field", seed=seeds[0], sigma_w2=w2, sigma_b2=b2)
+        found = exact_profile(stack, x, seeds=seeds).at()
         predicted = theory.predict(name, w2, b2, width, depth, negative_slope=negative_slope).log_chi
-        dots.append(MeasuredPoint(name, w2, b2, width, depth, len(seeds), log_chi, error, predicted))
+        slopes = found.log_chi(), found.log_chi_se(), predicted
+        dots.append(MeasuredPoint(name, w2, b2, width, depth, len(seeds), *slopes))
         if progress is not None:
             progress(done, len(points))
     return dots
@@ -197,17 +204,12 @@ def weight_scales(
     total, points = len(kinds) * (len(scales) + len(dots)), list[WeightScalePoint]()
     for name, weights in kinds:
         predictions: dict[float, float | None] = {}  # a dot may lie where theory predicts anyway
-        for scale in map(float, [*scales, *dots]):
-            is_dot = len(points) % (len(scales) + len(dots)) >= len(scales)
-            measured = error = None
-            if is_dot:
-                stack = _scaled(drawn[weights], [width] * (depth + 1), name, scale, negative_slope)
-                _, error, measured = _profile(stack, width, seeds[: stack.networks])
-                error = None if error is None else error * (depth - 1) / (2 * math.log(10))
+        measured = _measure_scales(drawn[weights], name, dots, seeds, negative_slope) if len(dots) else iter(())
+        unmeasured = ((None, None) for _ in scales)
+        for scale, found in zip(map(float, [*scales, *dots]), chain(unmeasured, measured), strict=True):
             if scale not in predictions:
                 predictions[scale] = _predict_scale(name, weights, scale, width, depth, negative_slope)
-            predicted = predictions[scale]
-            points.append(WeightScalePoint(name, weights, scale, width, depth, predicted, measured, error))
+            points.append(WeightScalePoint(name, weights, scale, width, depth, predictions[scale], *found))
             if progress is not None:
                 progress(len(points), total)
     return points
@@ -221,12 +223,36 @@ def _drawn(weights: str, width: int, depth: int, seeds: Sequence[int]) -> MLP:
     return stack
 
 
-def _scaled(drawn: MLP, widths: Sequence[int], name: str, scale: float, negative_slope: float) -> MLP:
-    """Return networks with another activation, whose weights are multiples of these."""
-    stack = MLP(widths, name, networks=drawn.networks, negative_slope=negative_slope, dtype=torch.float64, draw=False)
+def _measure_scales(
+    drawn: MLP, name: str, scales: Sequence[float] | Array, seeds: Sequence[int], negative_slope: float
+) -> Iterator[tuple[float | None, float | None]]:
+    """Yield log10 of the ratio of first and last output gradient, and its standard error, at each weight scale.
+
+    As many scales are one stack as fit into memory: calls take more time than the sums of so small layers.
+    """
+    networks, widths = drawn.networks, drawn.widths
+    x = torch.ones(1, widths[0], dtype=torch.float64)
+    at_once = max(1, _STACKED // sum(weight.nbytes for weight in drawn.parameters()))
+    for start in range(0, len(scales), at_once):
+        some = torch.as_tensor(scales[start : start + at_once], dtype=torch.float64)
+        stack = _scaled(drawn, some, name, negative_slope)
+        profiles = exact_profile(stack, x, seeds=[*seeds[:networks]] * len(some))
+        for first in range(0, stack.networks, networks):
+            of_scale = profiles.of_networks(slice(first, first + networks)).at()
+            error = of_scale.log_chi_se()
+            error = None if error is None else error * (drawn.depth - 1) / (2 * math.log(10))
+            yield of_scale.first_over_last("output_grad"), error
+        del stack  # before the next one is made
+
+
+def _scaled(drawn: MLP, scales: torch.Tensor, name: str, negative_slope: float) -> MLP:
+    """Return networks with another activation, whose weights are multiples of these, at one scale after another."""
+    networks = len(scales) * drawn.networks
+    stack = MLP(drawn.widths, name, networks=networks, negative_slope=negative_slope, dtype=torch.float64, draw=False)
     with torch.no_grad():
         for weight, source in zip(stack.parameters(), drawn.parameters(), strict=True):
-            torch.mul(source, scale, out=weight.data)
+            factors = scales.reshape(-1, *[1] * source.dim())
+            torch.mul(source, factors, out=weight.data.view(len(scales), *source.shape))
     return stack
 
 
@@ -238,22 +264,6 @@ def _predict_scale(
     phi = activation(name, negative_slope)
     prediction = theory.predict_layers(phi, [law] * depth, [width] * (depth + 1), x)
     return prediction.first_over_last if prediction.valid else None
-
-
-def _measure(
-    name: str, init: str, width: int, depth: int, seeds: Sequence[int], negative_slope: float, options: dict[str, Any]
-) -> tuple[float | None, float | None, float | None]:
-    """Return log_chi, its standard error, and log10 of the ratio of first and last output gradient."""
-    widths = [width] * (depth + 1)
-    stack = MLP(widths, name, networks=len(seeds), negative_slope=negative_slope, dtype=torch.float64, draw=False)
-    initialize(stack, init, seed=seeds[0], **options)
-    return _profile(stack, width, seeds)
-
-
-def _profile(stack: MLP, width: int, seeds: Sequence[int]) -> tuple[float | None, float | None, float | None]:
-    """Return what ``_measure`` does, of networks that are drawn."""
-    initial = exact_profile(stack, torch.ones(1, width, dtype=torch.float64), seeds=seeds).at()
-    return initial.log_chi(), initial.log_chi_se(), initial.first_over_last("output_grad")
 
 
 def write_plane(path: Path, plane: PhaseDiagram) -> None:

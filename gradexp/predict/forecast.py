@@ -18,7 +18,6 @@ from gradexp.config import Config, as_dict
 from gradexp.history.sentences import shortened
 from gradexp.history.verdict import Verdict
 from gradexp.own_parts import OwnPart
-from gradexp.predict.page import forecast_page
 from gradexp.runs import data
 from gradexp.runs.device import find_device
 from gradexp.runs.losses import output_gradient, resolve_loss, targets
@@ -83,7 +82,8 @@ class Forecast:
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: verdict, picture with that of each cure, and folded table."""
-        from gradexp.page.cell import cell
+        from gradexp.page.cell import cell  # slow to load, as is the next
+        from gradexp.predict.page import forecast_page
 
         known = (self.inputs, self.prediction, self.verdict, self.problem, self.remedies, self.training_text)
         return cell(forecast_page(as_dict(self.config), *known))

@@ -3,6 +3,8 @@
 import shlex
 from collections.abc import Sequence
 
+from gradexp.choices import is_sweep
+
 
 def command_with(overrides: Sequence[str], remedy: str) -> str:
     """Return the command of a run with a remedy's options in place of those it was typed with.
@@ -23,8 +25,6 @@ def command_with(overrides: Sequence[str], remedy: str) -> str:
         return key not in keys and key.partition(".")[0] not in keys
 
     kept = [override for override in overrides if stays(override)]
-    # An experiment may be a sweep.
-    alone = (
-        ["hydra.mode=RUN"] if any(override.startswith(("experiment=", "+experiment=")) for override in kept) else []
-    )
+    typed = dict(override.lstrip("+~").split("=", 1) for override in kept if "=" in override)
+    alone = ["hydra.mode=RUN"] if "experiment" in typed and is_sweep(typed["experiment"]) else []
     return shlex.join(["python", "-m", "gradexp.run", *kept, *options, *alone])

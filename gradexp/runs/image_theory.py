@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from gradexp.choices import blocks_of
 from gradexp.config import Config
 from gradexp.networks.activations import activation
 from gradexp.networks.cnn import image_shape
-from gradexp.networks.resnet import blocks_of
 from gradexp.runs.layer_law import layer_law
 from gradexp.theory.convolution import Convolution
 from gradexp.theory.images import Row, predict_images

@@ -5,6 +5,7 @@ options ``model.NAME`` of the family. Those behind it, but for ``features``, ``o
 options of a run that it takes, such as ``depth``: a default there is the family's own.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from gradexp.networks.chain import Chain
 from gradexp.networks.cnn import CNN
 from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP, evaluating
+from gradexp.networks.normalization import is_lack_of_samples
 from gradexp.networks.resnet import ResNet
 from gradexp.networks.rnn import RNN
 from gradexp.networks.transformer import Transformer
@@ -138,9 +140,19 @@ def _own(config: Config, x: Tensor, outputs: int) -> nn.Module:
         raise part.mistake(
             f"maps inputs of shape {tuple(x[:2].shape)} to {shape}, not to (samples, outputs) {wanted}"
         )
+    if config.steps and config.batch_size == 1 and not _trains_on_one_sample(model, x):
+        raise part.mistake("has batch norm, which cannot train on a single sample: batch_size must be at least 2")
     if not found.requires_grad:
         raise part.mistake("gives outputs through which no parameter can be trained: all are frozen, or detached")
     return model
+
+
+def _trains_on_one_sample(model: nn.Module, x: Tensor) -> bool:
+    try:
+        copy.deepcopy(model).train()(x[:1].to(next(model.parameters()).dtype))
+    except ValueError as error:
+        return not is_lack_of_samples(error)
+    return True
 
 
 def _mlp(

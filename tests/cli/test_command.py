@@ -24,7 +24,7 @@ from cases import few
 from sweep_processes import LIMIT, run_command, until
 
 from gradexp import choices as names
-from gradexp.cli.about import CONFIG_DIR
+from gradexp.choices import CONFIG_DIR
 from gradexp.cli.composing import compose, run_name
 from gradexp.history.history import COLUMNS, write_csv
 from gradexp.run import main

@@ -356,6 +356,14 @@ def test_a_default_device_elsewhere_changes_nothing():
     assert history.findings == expected.findings
 
 
+def test_a_single_sample_is_refused_where_batch_norm_trains():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    one = torch.ones(1, 3)
+    with pytest.raises(ValueError, match=r"^batch norm cannot train on a single sample; give .*: model\.eval\(\)$"):
+        measure(model, torch.mean, one)
+    assert measure(model.eval(), torch.mean, one).depth == 2
+
+
 class Gated(nn.Module):
     """A branch that a zero closes, and an activation that lets nothing through."""
 

@@ -13,6 +13,7 @@ from gradexp.history.step import STATUSES
 from gradexp.networks.activations import ACTIVATIONS, activation
 from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP
+from gradexp.networks.normalization import normalize
 from gradexp.numerics import seeds
 
 QUANTITIES = ("output", "output_grad", "weight_grad")
@@ -842,6 +843,35 @@ def test_the_profile_with_cures_equals_autograd(normalization, residual, affine,
     assert history.samples.shape == (1, 2, 5, 1)
     first = torch.from_numpy(history.samples[0, :, :, 0])
     torch.testing.assert_close(first, expected["output_grad"][:, 0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalization", ["layer", "rms"])
+def test_a_unit_that_is_on_alone_in_front_of_a_normaliser_has_no_gradient(normalization):
+    """What it says is a length, which the normaliser takes out: no rounding errors are shown in place of 0."""
+    mlp = MLP([2, 3, 3, 2], "relu", normalization=normalization, dtype=torch.float64)
+    initialize(mlp, "he", seed=0)
+    with torch.no_grad():
+        mlp.layers[0].weight.copy_(torch.tensor([[3.0, 0.5], [-1.0, 2.0], [-1.5, -0.5]]))
+    x, cotangent = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64), ones(2, 2)  # one unit on, and two
+
+    def output(z):
+        """Return the output for a z of the first layer."""
+        a = torch.relu(normalize(z, normalization))
+        return mlp.layers[2](torch.relu(normalize(mlp.layers[1](a), normalization)))
+
+    z = mlp.layers[0](x.unsqueeze(0))
+    further = z + torch.tensor([0.1, 0.0, 0.0], dtype=torch.float64)
+    change = (output(further) - output(z)).abs().amax(dim=2)[0]
+    assert change[0] < 1e-15 < 1e-3 < change[1]
+
+    alone, both = (exact_profile(mlp, x[which], cotangent[which]) for which in (slice(0, 1), slice(0, 2)))
+    assert [statuses(alone, "output_grad"), statuses(alone, "output")] == [["zero", "ok", "ok"], ["ok"] * 3]
+    assert both.dead_fraction.tolist() == [0.5]
+    with torch.no_grad():
+        mlp.layers[1].bias.fill_(0.25)  # beside which the unit turns what comes out
+    expected = by_autograd_with_cures(mlp, x[:1], cotangent[None, :1])["output_grad"].mean(dim=1)
+    got = torch.from_numpy(exact_profile(mlp, x[:1], cotangent[:1]).log10["output_grad"][0])
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from experiments.lab.claims import Claim, Findings, above, below, between, near,
 from experiments.lab.lab import Lab
 from experiments.lab.measures import grouped, lowest_loss, mean_log_chi, mean_profile, ratio, smoothed, steps_to
 from experiments.lab.results import Record, publish, section
-from gradexp.cli.about import CONFIG_DIR
+from gradexp.choices import CONFIG_DIR
 from gradexp.config import Config
 from gradexp.runs.experiment import run
 from gradexp.runs.result import Result

@@ -8,7 +8,8 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
-from gradexp.cli.about import CONFIG_DIR, RUN
+from gradexp.choices import CONFIG_DIR
+from gradexp.cli.about import RUN
 from gradexp.cli.composing import store_config
 from gradexp.cli.hydra_internals import version_base
 from gradexp.own_parts import typed

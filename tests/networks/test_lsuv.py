@@ -9,6 +9,7 @@ from torch import nn
 from gradexp import MLP, GradientProbe, initialize
 from gradexp.networks.inits import lsuv_
 from gradexp.networks.normalization import normalize
+from gradexp.networks.rnn import RNN
 
 
 def inputs(*shape, seed=1, dtype=torch.float64):
@@ -203,3 +204,18 @@ def test_lsuv_keeps_the_signal_of_a_relu_network_that_orthogonal_weights_let_van
     for scheme, vanishes in (("orthogonal", True), ("lsuv", False)):
         mlp = initialize(MLP([40] * 101, "relu", bias=False, dtype=torch.float64), scheme, seed=0, inputs=x)
         assert (mlp(x).std().item() < 1e-6) == vanishes
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru"])
+def test_the_matrix_of_a_recurrence_is_scaled_at_the_first_state_and_without_the_inputs(cell):
+    network = RNN(40, 3, depth=12, width=30, cell=cell, context=4).double()
+    x = 3 * inputs(64, 40)
+    initialize(network, "lsuv", seed=0, inputs=x, tolerance=1e-6, **network.rules)
+    drives = [layer(x[:, :10]) for layer in network.inputs]
+    if cell == "rnn":
+        parts = [network.recurrence[0](torch.tanh(drives[0]))]
+    else:
+        h = (1 - drives[1].sigmoid()) * torch.tanh(drives[2])
+        reset = (network.recurrence[0](h) + network.inputs[0](x[:, 10:20])).sigmoid()
+        parts = [network.recurrence[0](h), network.recurrence[1](h), network.recurrence[2](reset * h)]
+    assert [part.var(correction=0).item() for part in parts] == pytest.approx([1.0] * len(parts), abs=1e-5)

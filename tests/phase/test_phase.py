@@ -99,6 +99,17 @@ def test_tanh_behind_a_large_identity_vanishes() -> None:
     assert (deep - shallow) / 100 == pytest.approx(math.log10(0.3943130255), rel=1e-8)
 
 
+def test_a_weight_scale_is_measured_alike_alone_and_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    scales = [0.7, 1.1, 1.9]
+    together = weight_scales(["tanh"], [], scales, 6, 20, seeds=[3, 4])
+    monkeypatch.setattr("gradexp.phase.plane._STACKED", 1)
+    for one, other in zip(weight_scales(["tanh"], [], scales, 6, 20, seeds=[3, 4]), together, strict=True):
+        assert one[:5] == other[:5]
+        np.testing.assert_allclose(
+            np.array(one[6:], float), np.array(other[6:], float), rtol=1e-12
+        )  # nan is None here
+
+
 @pytest.mark.slow
 def test_weight_scales_of_gaussian_weights_agree_with_networks() -> None:
     found = weight_scales(["linear", "tanh"], [], [0.8, 1.4], width=64, depth=60, seeds=range(16))

@@ -169,9 +169,38 @@ def test_options_that_a_family_does_not_take_are_refused(options, text):
         Config(**options)
 
 
-def test_a_residual_network_has_blocks_of_two_layers():
-    with pytest.raises(ConfigError, match=r"^model 'resnet': depth must be even, .*: 150 or 152, got 151$"):
-        run(Config(model="resnet", depth=151, steps=0))
+@pytest.mark.parametrize(
+    ("model", "options", "text"),
+    few(
+        [
+            ("resnet", {"depth": 151}, "model 'resnet': depth must be even, .*: 150 or 152, got 151"),
+            (ModelConfig("transformer", heads=3), {"width": 32}, "width must be a multiple of model.heads=3, got 32"),
+            (ModelConfig("transformer", norm="mid"), {}, "model.norm must be one of pre, post, none, got 'mid'"),
+            (ModelConfig("transformer", queries="one"), {}, "model.queries must be one of zero, init, got 'one'"),
+            (ModelConfig("cnn", kernel=4), {}, "model.kernel must be odd, got 4"),
+            (ModelConfig("rnn", cell="elman"), {}, "model.cell must be one of rnn, gru, lstm, got 'elman'"),
+            ("rnn", {"depth": 1}, "depth must be at least 2, a time step and the readout, got 1"),
+        ]
+    ),
+)
+def test_sizes_that_do_not_suit_a_family_are_refused_before_anything_is_built(model, options, text):
+    with pytest.raises(ConfigError, match=f"^{text}$"):
+        Config(model=model, **options)
+
+
+def test_a_recurrent_network_is_orthogonal_if_nothing_is_said_and_then_has_theory_beside_it():
+    result = run(Config(model="rnn", steps=0))
+    assert (result.config.init.name, result.verdict.theory) == ("orthogonal", "agrees")
+    assert Config(model="rnn", init="he").init.name == Config(model="cnn").init.name == "he"
+
+
+def test_batch_norm_of_an_own_model_needs_two_samples_to_train():
+    def normalised(features, outputs):
+        return nn.Sequential(nn.Linear(features, 4), nn.BatchNorm1d(4), nn.Linear(4, outputs))
+
+    with pytest.raises(ConfigError, match=r"^model '.*normalised' has batch norm, .*: batch_size must be .* 2$"):
+        run(Config(model=normalised, batch_size=1))
+    assert run(Config(model=normalised, batch_size=1, steps=0)).status == "complete"
 
 
 def test_images_must_be_square():

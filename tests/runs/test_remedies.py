@@ -188,6 +188,9 @@ def test_a_command_drops_what_the_remedy_replaces_and_keeps_all_else() -> None:
         "hydra.mode=RUN"
     )
     assert command_with([], "optimizer.lr=0.1") == "python -m gradexp.run optimizer.lr=0.1"
+    lesson = command_with(["experiment=lesson", "init.gain=0.5"], "init.gain=1")  # which is one run by itself
+    assert lesson == "python -m gradexp.run experiment=lesson init.gain=1"
+    assert command_with(["experiment=mine"], "init=he").endswith(" hydra.mode=RUN")
 
 
 def test_the_command_of_a_preset_that_sweeps_is_one_run() -> None:
