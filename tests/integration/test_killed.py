@@ -62,7 +62,7 @@ def train(options, steps=10**6):
             probe.collect(step, loss)
             optimizer.step()
             optimizer.zero_grad()
-            os.write(1, b"step %d\n" % step)  # whole or not at all, which wandb's print is not
+            os.write(1, b"step %d\\n" % step)  # whole or not at all, which wandb's print is not
 
 train({"log": lambda step, numbers: None}, 2)  # loads the rest
 print("begin", flush=True)
@@ -83,7 +83,13 @@ def killed(kind, folders, seed=0):
     command = [sys.executable, "-c", PROGRAM, kind]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, text=True, env=environment, **pipes) as program:
-        while program.stdout.readline() != "begin\n":
+
+        def words():
+            line = program.stdout.readline()
+            assert line, "the program has ended"
+            return line.split()
+
+        while words() != ["begin"]:
             pass
         for folder in folders:
             program.stdin.write(f"{folder}\n")
@@ -91,10 +97,10 @@ def killed(kind, folders, seed=0):
             known = {}
             wanted = random_source.randrange(1, 60)
             while int(known.get("step", -1)) < wanted or "process" not in known:
-                known.update([program.stdout.readline().split()])
+                known.update([words()])
             time.sleep(random_source.random() / 50)  # the moment within a step
             os.kill(int(known["process"]), signal.SIGKILL)
-            while (line := program.stdout.readline().split()) != ["killed"]:
+            while (line := words()) != ["killed"]:
                 known.update([line])
             yield int(known["step"]) + 1, known.get("file")
         program.stdin.close()
