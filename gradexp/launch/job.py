@@ -4,7 +4,6 @@ Hydra copies a job's config four times, for callbacks and for whoever holds it m
 of which is the same text for each job of a sweep.
 """
 
-import copy
 import os
 import pickle
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, en
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from gradexp.cli.hydra_internals import ahead_of_its_job, flush_loggers, has_callbacks, to_yaml
+from gradexp.cli.hydra_internals import ahead_of_its_job, copy_without_hydra, flush_loggers, has_callbacks, to_yaml
 
 
 def run_job(context: HydraContext, task: TaskFunction, job: DictConfig) -> JobReturn:
@@ -49,9 +48,7 @@ def run_job(context: HydraContext, task: TaskFunction, job: DictConfig) -> JobRe
         folder = Path(str(own.sweep.dir), str(own.sweep.subdir))
         with read_write(own.runtime), open_dict(own.runtime):
             own.runtime.output_dir = os.path.abspath(folder)  # noqa: PTH100  as Hydra does, links stay
-        options = _copy_of(job)
-        with read_write(options), open_dict(options):
-            del options["hydra"]
+        options = copy_without_hydra(job)
         texts: Any = OmegaConf.to_container(own.overrides.task)
         end = JobReturn(overrides=texts, working_dir=str(Path.cwd()))
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,14 +64,6 @@ def run_job(context: HydraContext, task: TaskFunction, job: DictConfig) -> JobRe
         end.task_name = JobRuntime.instance().get("name")
         flush_loggers()
     return end
-
-
-def _copy_of(job: DictConfig) -> DictConfig:
-    try:
-        options: DictConfig = pickle.loads(pickle.dumps(job))  # noqa: S301  four times as fast as a deep copy
-    except pickle.PicklingError:  # a schema that was made for the options of somebody's own parts
-        options = copy.deepcopy(job)
-    return options
 
 
 def _save(job: DictConfig, folder: Path) -> None:
