@@ -52,18 +52,18 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
             """Yield what each job is known by; one whose options cannot work says so itself, unless all are such."""
             nonlocal composed
             mistakes = []
-            for overrides in jobs:
-                composed = loader.compose(sweeper.config, overrides)
+            for overrides, name in zip(jobs, names, strict=True):
+                composed = loader.compose(sweeper.config, overrides, name)
                 job_hash, mistake = hash_of_job(composed)
                 mistakes += [mistake] if mistake else []
                 yield job_hash
             if len(mistakes) == len(jobs):
                 raise ConfigError(mistakes[0])
 
-        def folder_of(index: int, number: int) -> str:
+        def folder_of(_index: int, number: int) -> str:
             """Return the name of the folder of the job whose hash was the last."""
             with open_dict(composed):
-                composed.hydra.job.num, composed.hydra.job.override_dirname = number, names[index]
+                composed.hydra.job.num = number
             return job_folder_name(str(composed.hydra.sweep.subdir))
 
         planned = plan(folder, hashes(), folder_of)
