@@ -6,7 +6,6 @@ of which is the same text for each job of a sweep.
 
 import os
 import pickle
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -74,29 +73,32 @@ def _save(job: DictConfig, folder: Path) -> None:
     texts = own["overrides"]["task"]
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("config", content), ("hydra", {"hydra": own})):
-        (folder / f"{name}.yaml").write_text("".join(_yaml(part)), encoding="utf-8")
-    overrides = "".join(_yaml_of(pickle.dumps([text])) for text in texts or [])
-    (folder / "overrides.yaml").write_text(overrides or _yaml_of(pickle.dumps(texts)), encoding="utf-8")
+        (folder / f"{name}.yaml").write_text(_yaml(part), encoding="utf-8")
+    overrides = "".join(map(_override, texts or []))
+    (folder / "overrides.yaml").write_text(overrides or to_yaml(texts), encoding="utf-8")
 
 
-def _yaml(content: dict[Any, Any], *inside: Any) -> Iterator[str]:
-    """Yield a config as YAML, value by value, since most values have been written for another job.
+@lru_cache(maxsize=2048)
+def _override(text: str) -> str:
+    return to_yaml([text])
+
+
+def _yaml(content: dict[Any, Any], *inside: Any) -> str:
+    """Return a config as YAML, entry by entry, since most entries have been written for another job.
 
     Args:
         content: Its options.
         *inside: The keys that lead to them.
     """
-    for key, value in content.items():
-        is_group = isinstance(value, dict) and value
-        nested: Any = {key: {"": 0} if is_group else value}
-        for outer in reversed(inside):
-            nested = {outer: nested}
-        lines = _yaml_of(pickle.dumps(nested)).splitlines(keepends=True)[len(inside) :]
-        yield from lines[:1] if is_group else lines
-        if is_group:
-            yield from _yaml(value, *inside, key)
+    return "".join(_yaml_of(pickle.dumps((key, value)), *inside) for key, value in content.items())
 
 
 @lru_cache(maxsize=2048)
-def _yaml_of(part: bytes) -> str:
-    return to_yaml(pickle.loads(part))  # noqa: S301
+def _yaml_of(entry: bytes, *inside: Any) -> str:
+    key, value = pickle.loads(entry)  # noqa: S301
+    is_group = isinstance(value, dict) and value
+    nested: Any = {key: {"": 0} if is_group else value}
+    for outer in reversed(inside):
+        nested = {outer: nested}
+    lines = to_yaml(nested).splitlines(keepends=True)[len(inside) :]
+    return lines[0] + _yaml(value, *inside, key) if is_group else "".join(lines)
