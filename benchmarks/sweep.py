@@ -60,6 +60,9 @@ def sweep(launcher: str, width: int, steps: int, device: str, seeds: int) -> dic
     """Run the sweep in this process, and return the seconds of its parts."""
     begin = clock(device)
     found: dict[str, float] = defaultdict(float)
+    from gradexp.cli.interruptions import leave_at_once
+
+    leave_at_once()  # as the command does
     import torch  # noqa: F401
 
     found["torch"] = clock(device) - begin
