@@ -29,7 +29,9 @@ def save(figure: "Figure", path: Path, dpi: int) -> Path:
     """Write a figure to ``path.png`` and ``path.svg`` and return the former."""
     from matplotlib import rc_context
 
-    with warnings.catch_warnings():
+    # None stands for what somebody's settings say.
+    no_layout = {"figure.autolayout": False, "figure.constrained_layout.use": False}
+    with warnings.catch_warnings(), rc_context(no_layout):
         # A name may have letters that the font has not; they are drawn as boxes.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
         # With very long names matplotlib 3.8 leaves the panels where they are.
@@ -37,8 +39,7 @@ def save(figure: "Figure", path: Path, dpi: int) -> Path:
         engine = figure.get_layout_engine()
         if engine is not None:
             engine.execute(figure)  # once for both files
-        with rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
-            figure.set_layout_engine(None)  # of "none" matplotlib would draw each file twice
+        figure.set_layout_engine(None)  # of "none" matplotlib would draw each file twice
         for ending in ("svg", "png"):
             file = path.with_name(f"{path.name}.{ending}")
             with replacing(file) as neighbour:
