@@ -29,9 +29,9 @@ def save(figure: "Figure", path: Path, dpi: int) -> Path:
     """Write a figure to ``path.png`` and ``path.svg`` and return the former."""
     from matplotlib import rc_context
 
-    # None stands for what somebody's settings say.
-    no_layout = {"figure.autolayout": False, "figure.constrained_layout.use": False}
-    with warnings.catch_warnings(), rc_context(no_layout):
+    # The settings are what None stands for.
+    no_layout = rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False})
+    with warnings.catch_warnings(), no_layout:
         # A name may have letters that the font has not; they are drawn as boxes.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
         # With very long names matplotlib 3.8 leaves the panels where they are.
