@@ -18,6 +18,7 @@ joblib's jobs run in processes of their own, of which only the whole time is kno
 """
 
 import argparse
+import compileall
 import json
 import os
 import resource
@@ -29,6 +30,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 INITS, SEEDS = "he,xavier,lecun,orthogonal", 16
@@ -58,6 +60,9 @@ def sweep(launcher: str, width: int, steps: int, device: str, seeds: int) -> dic
     """Run the sweep in this process, and return the seconds of its parts."""
     begin = clock(device)
     found: dict[str, float] = defaultdict(float)
+    from gradexp.cli.interruptions import leave_at_once
+
+    leave_at_once()  # as the command does
     import torch  # noqa: F401
 
     found["torch"] = clock(device) - begin
@@ -138,6 +143,8 @@ def main() -> None:
     from machine import machine
 
     print(f"{date.today()}, torch {version('torch')}, {machine(given.device)}, {os.cpu_count()} cores")
+    for package in ("gradexp", "hydra_plugins"):  # as an installer does, also where Python may write no bytecode
+        compileall.compile_dir(Path(__file__).parents[1] / package, quiet=1)
     launchers = given.launchers.split(",")
     for setting in given.settings.split(","):
         width, steps = map(int, setting.split("x"))

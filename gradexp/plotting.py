@@ -27,13 +27,19 @@ LABELS = {
 
 def save(figure: "Figure", path: Path, dpi: int) -> Path:
     """Write a figure to ``path.png`` and ``path.svg`` and return the former."""
-    with warnings.catch_warnings():
+    from matplotlib import rc_context
+
+    # The settings are what None stands for.
+    no_layout = rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False})
+    with warnings.catch_warnings(), no_layout:
         # A name may have letters that the font has not; they are drawn as boxes.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
         # With very long names matplotlib 3.8 leaves the panels where they are.
         warnings.filterwarnings("ignore", "constrained_layout not applied")
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout is done, once for both files
+        engine = figure.get_layout_engine()
+        if engine is not None:
+            engine.execute(figure)  # once for both files
+        figure.set_layout_engine(None)  # of "none" matplotlib would draw each file twice
         for ending in ("svg", "png"):
             file = path.with_name(f"{path.name}.{ending}")
             with replacing(file) as neighbour:

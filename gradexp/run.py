@@ -54,7 +54,8 @@ def job(config: Config, folder: Path, overrides: list[str], interruptions: Inter
                 deliver(result, sinks, overrides)
         else:
             result = run(config, [interruptions, *sinks], overrides)
-    return handed_over(config.objective, summary(result), HydraConfig.get().sweeper)
+    content = {} if config.objective is None else summary(result)
+    return handed_over(config.objective, content, HydraConfig.get().sweeper)
 
 
 # Seconds. A report that looks whether a job is at work holds its lock for a moment.

@@ -100,12 +100,14 @@ def _plain_config(composed: DictConfig, schema: type) -> Any:
 
     What Hydra has composed holds the schema's own nodes, which have checked each value when it was set.
     """
-    content = OmegaConf.to_container(composed, resolve=False)
-    assert isinstance(content, dict)
-    plain = {str(key): value for key, value in content.items() if key != "hydra"}
+    plain = {str(key): _plain(value) for key, value in composed.items_ex(resolve=False) if key != "hydra"}
     if schema is Config:
         own_parts.check_typed(plain)
     return _object(schema, plain) if _is_of(composed, schema) and _is_literal(plain) else None
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value
 
 
 def _is_of(node: Any, schema: type) -> bool:

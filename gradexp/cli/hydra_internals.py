@@ -5,6 +5,8 @@ renames one, or the end of 1.3's support, is this file's work, but for the base 
 ``hydra_plugins``: a plug-in may load nothing of ours, and Hydra 1.3 makes that class anew when it looks for plug-ins.
 """
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -100,6 +102,22 @@ def to_yaml(plain: Any) -> str:
     """
     options: dict[str, Any] = {"default_flow_style": False, "allow_unicode": True, "sort_keys": False}
     return str(yaml.dump(plain, Dumper=get_omega_conf_dumper(), **options))
+
+
+def copy_without_hydra(composed: DictConfig) -> DictConfig:
+    """Return a copy of a composed config without Hydra's own options (OmegaConf 2.0).
+
+    Without it all would be copied, and most of it removed again, which takes four times as long.
+    """
+    content = composed.__dict__["_content"]
+    own = content.pop("hydra")
+    try:
+        copied: DictConfig = pickle.loads(pickle.dumps(composed))  # noqa: S301  four times as fast as a deep copy
+    except pickle.PicklingError:  # a schema that was made for the options of somebody's own parts
+        copied = copy.deepcopy(composed)
+    finally:
+        content["hydra"] = own
+    return copied
 
 
 def is_group(loader: ConfigLoader, name: str) -> bool:

@@ -3,6 +3,8 @@
 It imports little, since a command sets itself up for signals before it loads anything else.
 """
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -26,7 +28,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def leave_at_once() -> None:
-    """Let a signal end the process in one line, until there is work to end in order (``Interruptions``).
+    """Let the process end at once: at a signal in one line, until there is work to end in order (``Interruptions``).
 
     For the entry of a command, before it imports the libraries that take half a second. Signals that the parent
     ignores stay ignored, as in a job that outlives its terminal.
@@ -34,6 +36,8 @@ def leave_at_once() -> None:
     for signum in _SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _leave)
+    # At its end Python would look for cycles in all that torch has loaded, which takes half a second.
+    atexit.register(gc.freeze)
 
 
 def _leave(signum: int, _frame: object) -> NoReturn:

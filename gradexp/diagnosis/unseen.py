@@ -12,7 +12,7 @@ from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.repetition import Repetition
 from gradexp.diagnosis.wording import listed, outermost, verb
 from gradexp.history.finding import Finding
-from gradexp.history.step import SEEN, STATUSES, Step
+from gradexp.history.step import STATUSES, Step, is_seen
 from gradexp.probe.names import named_modules
 
 
@@ -37,11 +37,11 @@ class Unseen(Observer):
         step = examination.history.at()
         if not {"output_grad", "weight_grad"} <= step.status.keys():
             return
-        trained = np.isin(step.status["weight_grad"], SEEN).any(axis=0)
+        trained = is_seen(step.status["weight_grad"]).any(axis=0)
         missed = (step.status["output_grad"] == STATUSES.index("hook_missed")).all(axis=0)
         rows = dict.fromkeys(step.names[row] for row in np.flatnonzero(trained & missed))
         modules = {name: module for name, module in named_modules(examination.model).items() if name in rows}
-        is_all = not np.isin(step.status["output_grad"], SEEN).any()
+        is_all = not is_seen(step.status["output_grad"]).any()
         seen = {name for name in step.names if name not in rows}
         reasons = self._reasons(examination, modules, _standing_in(step))
         not_finite = _not_finite(step)  # which shows that nan or inf was there, and that is told as such
@@ -112,7 +112,7 @@ class Unseen(Observer):
 
 def _standing_in(step: Step) -> set[str]:
     """Return the rows whose output gradient was seen, which stand for parts of theirs."""
-    rows = np.flatnonzero(np.isin(step.status["output_grad"], SEEN).any(axis=0))
+    rows = np.flatnonzero(is_seen(step.status["output_grad"]).any(axis=0))
     return {step.names[row] for row in rows}
 
 

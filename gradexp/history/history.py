@@ -24,12 +24,12 @@ from gradexp.history.scalars import Points, or_none, points
 from gradexp.history.sentences import counted, shortened
 from gradexp.history.step import (
     QUANTITIES,
-    SEEN,
     STATUSES,
     Array,
     Phase,
     Quantity,
     Step,
+    is_seen,
     mean_over_networks,
 )
 from gradexp.history.table import table
@@ -272,7 +272,7 @@ class History:
         if not self.steps[begin:]:
             return np.empty(0)
         self._step(-1).profile(quantity)  # raises if it was not recorded
-        has_size = np.asarray(np.isin(self.status[quantity][begin:], SEEN).any(axis=1))
+        has_size = np.asarray(is_seen(self.status[quantity][begin:]).any(axis=1))
         has_size[~has_size.any(axis=1)] = True  # then the ends of the network
         steps, first = np.arange(len(has_size)), has_size.argmax(axis=1)
         last = self.depth - 1 - has_size[:, ::-1].argmax(axis=1)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from gradexp.history.finding import Finding
 from gradexp.history.flow import Flow
-from gradexp.history.step import SEEN, STATUSES, Step
+from gradexp.history.step import STATUSES, Step, is_seen
 
 
 def not_finite(step: Step, flow: Flow | None) -> list[Finding]:
@@ -28,7 +28,7 @@ def not_finite(step: Step, flow: Flow | None) -> list[Finding]:
 
 def without_values(step: Step) -> list[Finding]:
     """Return that no gradient was seen at all, and why."""
-    if "output_grad" not in step.status or np.isin(step.status["output_grad"], SEEN).any():
+    if "output_grad" not in step.status or is_seen(step.status["output_grad"]).any():
         return []
     statuses = Counter(STATUSES[code] for code in step.status["output_grad"][0])
     if not statuses:

@@ -38,6 +38,8 @@ not_optimized: a trained parameter that no known optimizer steps.
 
 SEEN = [STATUSES.index(name) for name in ("ok", "zero", "subnormal", "nonfinite")]
 
+_IS_SEEN = np.isin(range(len(STATUSES)), SEEN)
+
 QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -128,7 +130,7 @@ class Step:
         is frozen or unused, or whose gradient was missed.
         """
         self._numbers(quantity)
-        layers = 1 + np.flatnonzero(np.isin(self.status[quantity], SEEN).any(axis=0))
+        layers = 1 + np.flatnonzero(is_seen(self.status[quantity]).any(axis=0))
         return (int(layers[0]), int(layers[-1])) if layers.size else None
 
     def log_chi_per_network(self, first: int | None = None, last: int | None = None) -> Array:
@@ -211,6 +213,11 @@ class Step:
         if quantity not in self.log10:
             raise ValueError(f"'{quantity}' was not recorded; choose one of {', '.join(self.log10)}")
         return self.log10[quantity]
+
+
+def is_seen(status: Codes) -> NDArray[np.bool_]:
+    """Return which statuses are of a value, if only one that is 0 or not finite."""
+    return np.asarray(_IS_SEEN[status])  # numpy's isin takes thirty times as long for a few layers
 
 
 def mean(values: Array) -> float | None:

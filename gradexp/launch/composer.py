@@ -45,21 +45,27 @@ class Composer:
         """Leave everything behind: a worker process composes its own job only."""
         return Composer, (self._loader,)
 
-    def compose(self, master: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    def compose(self, master: DictConfig, overrides: Sequence[str], name: str | None = None) -> DictConfig:
         """Return what Hydra would compose for a job.
 
         Args:
             master: The config of the sweep.
             overrides: Those of the job.
+            name: What it differs in from other jobs; None: Hydra's name for it.
 
         Raises:
             HydraException: As Hydra's, for overrides that cannot work.
         """
         try:
-            job = self._from_template(master, overrides)
+            job = self._from_template(master, overrides, name)
         except Exception:  # which Hydra tells better
             job = None
-        return job if job is not None else self._loader.load_sweep_config(master, list(overrides))
+        if job is None:
+            job = self._loader.load_sweep_config(master, list(overrides))
+            if name is not None:
+                with open_dict(job):
+                    job.hydra.job.override_dirname = name
+        return job
 
     def place(self, overrides: Sequence[str], folder: str, name: str) -> list[str]:
         """Give a job its folder, and return the overrides by which a launcher then asks for it.
@@ -79,12 +85,12 @@ class Composer:
         if placed is None:
             return self.compose(master_config, sweep_overrides)
         count, name, folder = placed
-        job = self.compose(master_config, sweep_overrides[:count])
+        job = self.compose(master_config, sweep_overrides[:count], name)
         with open_dict(job):
-            job.hydra.job.override_dirname, job.hydra.sweep.subdir = name, folder
+            job.hydra.sweep.subdir = folder
         return job
 
-    def _from_template(self, master: DictConfig, overrides: Sequence[str]) -> DictConfig | None:
+    def _from_template(self, master: DictConfig, overrides: Sequence[str], name: str | None) -> DictConfig | None:
         """Return a job's config made from that of another job, or None where it would be no sure thing."""
         if master.hydra.searchpath:  # there may be groups in it that this loader does not see
             return None
@@ -94,14 +100,13 @@ class Composer:
         choices = tuple(each.input_line or "" for each in parsed if self._is_group(each.key_or_group))
         if choices not in self._templates:
             template = self._loader.load_sweep_config(master, list(choices))
-            template.hydra.overrides.task.clear()
             if len(self._templates) >= _MOST:
                 self._templates.clear()
             self._templates[choices] = pickle.dumps(template, pickle.HIGHEST_PROTOCOL)
         job: DictConfig = pickle.loads(self._templates[choices])  # noqa: S301  four times as fast as a deep copy
         set_options(job, [each for each in parsed if not self._is_group(each.key_or_group)])
-        job.hydra.overrides.task.extend([each.input_line for each in parsed])
-        job.hydra.job.override_dirname = name_of_job(job, parsed)
+        job.hydra.overrides.task = [each.input_line for each in parsed]
+        job.hydra.job.override_dirname = name_of_job(job, parsed) if name is None else name
         OmegaConf.copy_cache(from_config=master, to_config=job)  # as Hydra does: of the time, for one
         return job
 

@@ -4,10 +4,8 @@ Hydra copies a job's config four times, for callbacks and for whoever holds it m
 of which is the same text for each job of a sweep.
 """
 
-import copy
 import os
 import pickle
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, en
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from gradexp.cli.hydra_internals import ahead_of_its_job, flush_loggers, has_callbacks, to_yaml
+from gradexp.cli.hydra_internals import ahead_of_its_job, copy_without_hydra, flush_loggers, has_callbacks, to_yaml
 
 
 def run_job(context: HydraContext, task: TaskFunction, job: DictConfig) -> JobReturn:
@@ -49,9 +47,7 @@ def run_job(context: HydraContext, task: TaskFunction, job: DictConfig) -> JobRe
         folder = Path(str(own.sweep.dir), str(own.sweep.subdir))
         with read_write(own.runtime), open_dict(own.runtime):
             own.runtime.output_dir = os.path.abspath(folder)  # noqa: PTH100  as Hydra does, links stay
-        options = _copy_of(job)
-        with read_write(options), open_dict(options):
-            del options["hydra"]
+        options = copy_without_hydra(job)
         texts: Any = OmegaConf.to_container(own.overrides.task)
         end = JobReturn(overrides=texts, working_dir=str(Path.cwd()))
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,14 +65,6 @@ def run_job(context: HydraContext, task: TaskFunction, job: DictConfig) -> JobRe
     return end
 
 
-def _copy_of(job: DictConfig) -> DictConfig:
-    try:
-        options: DictConfig = pickle.loads(pickle.dumps(job))  # noqa: S301  four times as fast as a deep copy
-    except pickle.PicklingError:  # a schema that was made for the options of somebody's own parts
-        options = copy.deepcopy(job)
-    return options
-
-
 def _save(job: DictConfig, folder: Path) -> None:
     """Write the three files in which Hydra keeps a job's config."""
     content = OmegaConf.to_container(job, resolve=False, enum_to_str=True)
@@ -85,29 +73,32 @@ def _save(job: DictConfig, folder: Path) -> None:
     texts = own["overrides"]["task"]
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("config", content), ("hydra", {"hydra": own})):
-        (folder / f"{name}.yaml").write_text("".join(_yaml(part)), encoding="utf-8")
-    overrides = "".join(_yaml_of(pickle.dumps([text])) for text in texts or [])
-    (folder / "overrides.yaml").write_text(overrides or _yaml_of(pickle.dumps(texts)), encoding="utf-8")
+        (folder / f"{name}.yaml").write_text(_yaml(part), encoding="utf-8")
+    overrides = "".join(map(_override, texts or []))
+    (folder / "overrides.yaml").write_text(overrides or to_yaml(texts), encoding="utf-8")
 
 
-def _yaml(content: dict[Any, Any], *inside: Any) -> Iterator[str]:
-    """Yield a config as YAML, value by value, since most values have been written for another job.
+@lru_cache(maxsize=2048)
+def _override(text: str) -> str:
+    return to_yaml([text])
+
+
+def _yaml(content: dict[Any, Any], *inside: Any) -> str:
+    """Return a config as YAML, entry by entry, since most entries have been written for another job.
 
     Args:
         content: Its options.
         *inside: The keys that lead to them.
     """
-    for key, value in content.items():
-        is_group = isinstance(value, dict) and value
-        nested: Any = {key: {"": 0} if is_group else value}
-        for outer in reversed(inside):
-            nested = {outer: nested}
-        lines = _yaml_of(pickle.dumps(nested)).splitlines(keepends=True)[len(inside) :]
-        yield from lines[:1] if is_group else lines
-        if is_group:
-            yield from _yaml(value, *inside, key)
+    return "".join(_yaml_of(pickle.dumps((key, value)), *inside) for key, value in content.items())
 
 
 @lru_cache(maxsize=2048)
-def _yaml_of(part: bytes) -> str:
-    return to_yaml(pickle.loads(part))  # noqa: S301
+def _yaml_of(entry: bytes, *inside: Any) -> str:
+    key, value = pickle.loads(entry)  # noqa: S301
+    is_group = isinstance(value, dict) and value
+    nested: Any = {key: {"": 0} if is_group else value}
+    for outer in reversed(inside):
+        nested = {outer: nested}
+    lines = to_yaml(nested).splitlines(keepends=True)[len(inside) :]
+    return lines[0] + _yaml(value, *inside, key) if is_group else "".join(lines)

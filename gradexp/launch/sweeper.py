@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from gradexp.choices import ConfigError
@@ -46,13 +46,27 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
         loader = sweeper.hydra_context.config_loader = Composer(sweeper.hydra_context.config_loader)
         names = _names(sweeper, jobs)
 
-        def folder_of(index: int, number: int) -> str:
-            job = loader.compose(sweeper.config, jobs[index])
-            with open_dict(job):
-                job.hydra.job.num, job.hydra.job.override_dirname = number, names[index]
-            return job_folder_name(str(job.hydra.sweep.subdir))
+        composed: DictConfig
 
-        planned = plan(folder, _hashes(sweeper, jobs), folder_of)
+        def hashes() -> Iterator[str]:
+            """Yield what each job is known by; one whose options cannot work says so itself, unless all are such."""
+            nonlocal composed
+            mistakes = []
+            for overrides, name in zip(jobs, names, strict=True):
+                composed = loader.compose(sweeper.config, overrides, name)
+                job_hash, mistake = hash_of_job(composed)
+                mistakes += [mistake] if mistake else []
+                yield job_hash
+            if len(mistakes) == len(jobs):
+                raise ConfigError(mistakes[0])
+
+        def folder_of(_index: int, number: int) -> str:
+            """Return the name of the folder of the job whose hash was the last."""
+            with open_dict(composed):
+                composed.hydra.job.num = number
+            return job_folder_name(str(composed.hydra.sweep.subdir))
+
+        planned = plan(folder, hashes(), folder_of)
         again = f", {planned.again} to run again" if planned.again else ""
         done = f"{planned.complete} complete{again}, " if planned.complete or planned.again else ""
         total = planned.complete + len(planned.folders)
@@ -120,18 +134,6 @@ def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
         mark_interrupted(folder)
         raise
     return failed
-
-
-def _hashes(sweeper: Any, jobs: Sequence[Sequence[str]]) -> list[str]:
-    """Return what each job is known by; a job whose options cannot work will say so itself, unless all are such."""
-    hashes, mistakes = [], []
-    for overrides in jobs:
-        job_hash, mistake = hash_of_job(sweeper.hydra_context.config_loader.compose(sweeper.config, overrides))
-        hashes.append(job_hash)
-        mistakes += [mistake] if mistake else []
-    if len(mistakes) == len(jobs):
-        raise ConfigError(mistakes[0])
-    return hashes
 
 
 def _names(sweeper: Any, jobs: Sequence[Sequence[str]]) -> list[str]:

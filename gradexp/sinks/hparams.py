@@ -4,8 +4,9 @@ Functions import TensorBoard, which is slow to load, when they are called.
 """
 
 import dataclasses
+import functools
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from gradexp.config import Config
@@ -91,7 +92,7 @@ def options(config: Config) -> dict[str, Any]:
 def _entries(config: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """List each option as (key, value, type); those of own parts too, where there are any."""
     entries: list[tuple[str, Any, Any]] = []
-    types = typing.get_type_hints(type(config))
+    types = _types(type(config))
     for entry in dataclasses.fields(config):
         value, key = getattr(config, entry.name), _short(prefix + entry.name)
         if dataclasses.is_dataclass(value):
@@ -101,6 +102,10 @@ def _entries(config: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
         elif key not in UNHASHED:
             entries.append((key, value, types[entry.name]))
     return entries
+
+
+# Which reads them as text each time.
+_types: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
 def _short(key: str) -> str:

@@ -1,7 +1,7 @@
 """The folder of a sweep: one sub-folder per job, each with its summary.json."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -106,7 +106,7 @@ class SweepPlan:
         return len(self.folders) - self.again
 
 
-def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -> SweepPlan:
+def plan(folder: Path, hashes: Iterable[str], name: Callable[[int, int], str]) -> SweepPlan:
     """Compare the jobs of a sweep with what its folder holds.
 
     A job is known by its ``config_hash``, whatever its folder is called. A complete one stays as it is; one that
@@ -116,7 +116,8 @@ def plan(folder: Path, hashes: Sequence[str], name: Callable[[int, int], str]) -
     Args:
         folder: The sweep's folder; need not exist yet.
         hashes: ``config_hash`` of each job, in the order of the command line.
-        name: Function that returns the folder's name of a job, from its index and its number.
+        name: Function that returns the folder's name of the job whose hash was taken last, from its index and its
+            number.
 
     Raises:
         ConfigError: If the folder is that of a run or holds results of another version, or if two jobs would

@@ -71,12 +71,23 @@ class Moments:
         # In the order of the fields. As one product, since at one length each call takes longer than its numbers.
         return cls(q, *(torch.stack(averaged) * w).sum(dim=-1))
 
+    def scaled(self, q: Tensor) -> "Moments":
+        """Return the averages at lengths q from those at length 1, of a φ that is a line on either side of 0."""
+        q = q.clamp(_SMALLEST, _LARGEST)
+        powers = {**dict.fromkeys(_LIKE_ROOT, 0.5), **dict.fromkeys(_LIKE_Q, 1.0), "q": 1.0, "fourth": 2.0}
+        return Moments(**{name: value * q ** powers.get(name, 0.0) for name, value in vars(self).items()})
+
     def thinned(self, keep: float) -> "Moments":
         """Return the averages behind dropout, where φ becomes φ / keep for a share ``keep`` of units and else 0."""
         if keep == 1:
             return self
         factors = {"q": 1.0, "value": 1.0} | dict.fromkeys(("slope4", "fourth", "square_slope2"), keep**-3)
         return Moments(**{name: value * factors.get(name, 1 / keep) for name, value in vars(self).items()})
+
+
+# The averages that grow with √q and with q where φ is a line on either side of 0.
+_LIKE_ROOT = ("value", "value_slope")
+_LIKE_Q = ("square", "square_slope2", "u_value_slope", "u2_slope2", "square_he1", "square_he2", "square_he4")
 
 
 class MeanField:

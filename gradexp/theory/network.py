@@ -1,9 +1,11 @@
 """A network as theory knows it: no weights, only how they are drawn."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gradexp.networks.activations import Activation
@@ -52,7 +54,15 @@ class Network:
 
     def moments(self, q: Tensor) -> Moments:
         """Return Gaussian averages of the activation at lengths q, with dropout behind it."""
+        if self._at_length_1 is not None:
+            return self._at_length_1.scaled(q).thinned(self.keep)
         return Moments.at(self.activation, q).thinned(self.keep)
+
+    @functools.cached_property
+    def _at_length_1(self) -> Moments | None:
+        """The averages at q = 1, from which those at other lengths follow; None if φ is no line on a side of 0."""
+        phi = self.activation
+        return Moments.at(phi, torch.ones((), dtype=torch.float64)) if is_piecewise_linear(phi) else None
 
     @property
     def middle(self) -> WeightLaw:

@@ -5,14 +5,17 @@ divided by the standard deviation that N took out (section 6). With residual bra
 grows by a² V per layer and the gradient by 1 + a² chi (section 7).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from gradexp.networks.activations import Activation
 from gradexp.numerics.square_sum import LogMoments
 from gradexp.theory.batch_norm import BatchAverages, batch_averages
 from gradexp.theory.finite_width import log_chi_square, log_mean_square
@@ -201,18 +204,11 @@ class _JointSlopes:
         # φ' depends on the size of u but where it is constant on both sides of 0; a middle size stands for all.
         no_size = network.normalization != "none" or is_piecewise_linear(phi)
         q = 1.0 if no_size else math.exp(min(float(self.log_lengths.mean()), math.log(1e6)))
-        m = Moments.at(phi, torch.tensor(q, dtype=torch.float64))
-
-        def product(x: Tensor, y: Tensor) -> Tensor:
-            return (phi.value_and_slope(x)[1] * phi.value_and_slope(y)[1]).square()
-
-        # Dense near correlation 1, where relu's has a square root.
-        self.angles = np.linspace(0, math.pi / 2, 25)
-        values = [pair_average(product, q, q, 2 * math.sin(angle / 2) ** 2, phi.kinks) for angle in self.angles]
-        self.values = np.array(values) / float(m.slope2) ** 2
+        self.values = _overlaps(phi, q)
         self.lasting = self.values - 1
         if network.normalization == "layer":  # (59a)
-            cosine = np.cos(self.angles)
+            m = Moments.at(phi, torch.tensor(q, dtype=torch.float64))
+            cosine = np.cos(_ANGLES)
             self.lasting -= cosine * float(m.slope2_he1 / m.slope2) ** 2
             self.lasting += cosine**2 * (2 - float(m.slope2_he2 / m.slope2) ** 2 / 2)
 
@@ -221,9 +217,25 @@ class _JointSlopes:
         log_correlation = -(self.log_lengths[index] - self.log_lengths).abs() / 2
         angle = log_correlation.exp().acos().numpy()
         overlap, lasting = (
-            torch.from_numpy(np.interp(angle, self.angles, table)) for table in (self.values, self.lasting)
+            torch.from_numpy(np.interp(angle, _ANGLES, table)) for table in (self.values, self.lasting)
         )
         return overlap, lasting
+
+
+# Dense near correlation 1, where relu's J has a square root.
+_ANGLES = np.linspace(0, math.pi / 2, 25)
+
+
+@functools.lru_cache(maxsize=64)
+def _overlaps(phi: Activation, q: float) -> NDArray[np.float64]:
+    """Return J at the angles of the table, for units of variance q at both depths."""
+
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        return (phi.value_and_slope(x)[1] * phi.value_and_slope(y)[1]).square()
+
+    slope2 = float(Moments.at(phi, torch.tensor(q, dtype=torch.float64)).slope2)
+    averages = [pair_average(product, q, q, 2 * math.sin(angle / 2) ** 2, phi.kinks) for angle in _ANGLES]
+    return np.array(averages) / slope2**2
 
 
 def _omega(m: Moments) -> Tensor:

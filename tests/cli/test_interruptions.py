@@ -1,5 +1,7 @@
 """Signals: whenever they come, a command ends in order, in one line and with complete files."""
 
+import atexit
+import gc
 import json
 import os
 import pickle
@@ -173,6 +175,13 @@ def test_signals_are_given_back_to_a_program_and_ignored_at_the_end_of_a_command
     with Interruptions():
         pass
     assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_a_command_ends_without_a_last_look_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_the_end: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", at_the_end.append)
+    leave_at_once()
+    assert at_the_end == [gc.freeze]
 
 
 def test_a_worker_process_gets_one_of_its_own() -> None:

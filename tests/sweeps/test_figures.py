@@ -1,14 +1,18 @@
 import csv
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cases import few
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from sweep_folders import cube, grid, leave
 
 from gradexp.choices import INIT_OPTIONS
 from gradexp.config import Config, InitConfig, OptimizerConfig
+from gradexp.plotting import save
 from gradexp.sweeps.compare import Row, SweepResults, compare, seed_groups
 from gradexp.sweeps.folder import Job
 from gradexp.sweeps.outcome_figure import ACCURACY, LOG_CHI, axes_of, outcome_figure
@@ -38,6 +42,27 @@ def test_a_file_that_is_missing_or_half_written_is_left_out(text: str, tmp_path:
     (job / "layers.csv").unlink()
     assert read_profile([row]) is None
     assert profiles_figure(compare(tmp_path)) is None
+
+
+def test_a_figure_is_drawn_once_for_each_file_and_looks_alike_in_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = outcome_figure(compare(grid(tmp_path)), LOG_CHI)
+    assert figure is not None
+    places: list[list[tuple[float, ...]]] = []
+    draw = Figure.draw
+
+    def counted(self: Figure, renderer: Any) -> None:
+        draw(self, renderer)
+        places.append([axes.get_position().bounds for axes in self.axes])
+
+    monkeypatch.setattr(Figure, "draw", counted)
+    with rc_context({"figure.autolayout": True}):  # of somebody's own settings
+        save(figure, tmp_path / "log_chi", 50)
+    assert len(places) == 2
+    assert places[0] == places[1]
+    figure.draw_without_rendering()
+    assert places[2] == places[0]
 
 
 @pytest.mark.parametrize("dead", few([1, 3]))

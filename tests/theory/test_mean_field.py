@@ -143,6 +143,16 @@ def test_moments_of_every_activation_agree_with_30_digits(name: str, q: float) -
         assert value == pytest.approx(expected[field], rel=1e-9, abs=rounding * size[field] + 1e-300), field
 
 
+@pytest.mark.parametrize("name", ["linear", "relu", "leaky_relu"])
+@pytest.mark.parametrize("q", few([1e-6, 0.3, 7e5]))
+def test_averages_of_two_lines_follow_from_those_at_length_1(name: str, q: float) -> None:
+    moments = Moments.at(activation(name), torch.tensor(1.0, dtype=torch.float64)).scaled(tensor(q, 1.0))
+    expected, size = exact_moments(name, q)
+    for field in FIELDS:
+        value = getattr(moments, field)[0].item()
+        assert value == pytest.approx(expected[field], rel=1e-12, abs=2e-13 * size[field] + 1e-300), field
+
+
 def test_every_activation_has_a_reference() -> None:
     assert set(EXACT) == set(ACTIVATIONS)
 
