@@ -16,6 +16,7 @@ import tempfile
 import time
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from machine import machine
 from torch import Tensor, nn
 
 from gradexp import GradientProbe
+from gradexp.probe import log as log_module
 
 WIDTH, BATCH = 64, 64
 TARGETS = ("save", "function", "csv", "tensorboard", "wandb", "mlflow")
@@ -100,6 +102,7 @@ def main() -> None:
             )
             probes[name] = GradientProbe(model, optimizer=optimizer, **how)
         times: dict[str, list[float]] = {name: [] for name in probes}
+        log_module.time = SimpleNamespace(monotonic=lambda: sum(times[name]))  # what a picture must wait for
         gc.disable()
         for step in range(options.steps):
             order = [*probes]
