@@ -163,7 +163,7 @@ def _counted(flow: Flow, role: str, rows: list[int]) -> str:
     """Return the name of some rows of one role, and how many there are, with a verb."""
     names = {flow.step.names[row] for row in rows}
     if len(rows) == 1:
-        return f"{flow.name(rows[0])} gets"
+        return f"{flow.shown(rows[0])} gets"
     if len(names) == 1:
         return f"{names.pop()} ({len(rows)} calls) gets"
     return f"{role} ({len(names)} modules) get"
