@@ -4,9 +4,10 @@ A residual network of 5 linear layers a block is trained by SGD, with the relati
 without a log and one for each target, a step of one after a step of the other, in an order that rotates. Printed is
 the processor time of all threads for a training step, from its forward pass to the optimizer's step, in mean and
 median, and its ratio to the probe without a log. The mean holds the steps that are judged for findings, which are
-rarer the longer a training goes on, and pictures. A library's own time is in it, but for what is done by a process of
-its own, as with wandb and MLflow: "function" is what this library needs, and "save" is ``save=`` with ``keep=100``.
-Target: a ratio of at most 1.10.
+rarer the longer a training goes on, and pictures, which wait until the time of their own training pays for them, 25 s
+for the first one. A library's own time is in it, but for what is done by a process of its own, as with wandb and
+MLflow: "function" is what this library needs, and "save" is ``save=`` with ``keep=100``. Target: a ratio of
+at most 1.10.
 """
 
 import argparse
