@@ -101,7 +101,7 @@ def test_check_tells_a_sick_model_by_the_exit_code(models, monkeypatch, capsys):
 
 def test_an_optimizer_that_lacks_a_layer_is_told(models, monkeypatch, capsys):
     assert call(monkeypatch, f"{models}:stale", "--check") == 1
-    assert "20 is not in the optimizer and never changes" in capsys.readouterr().out
+    assert "'20' is not in the optimizer and never changes" in capsys.readouterr().out
 
 
 def test_a_file_is_named_as_well_as_a_module_and_its_numbers_are_kept(models, monkeypatch):

@@ -137,11 +137,11 @@ def _lost(
 
 def _of(step: Step, rows: Sequence[int]) -> str:
     """Return which modules some rows are, or which calls of one module."""
-    first, last = step.names[rows[-1]], step.names[rows[0]]
+    first, last = named(step.names[rows[-1]]), named(step.names[rows[0]])
     if len(rows) == 1:
         return f"of {first}"
     if first == last:  # a module that is called at each time step
-        return f"of {len(rows)} of {step.names.count(first)} calls of {first}"
+        return f"of {len(rows)} of {step.names.count(step.names[rows[0]])} calls of {first}"
     return f"of {len(rows)} modules, {first} down to {last},"
 
 

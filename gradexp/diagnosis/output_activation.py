@@ -13,6 +13,7 @@ from gradexp.diagnosis.loss_terms import loss_terms, nodes_of_loss
 from gradexp.diagnosis.origins import Origins
 from gradexp.diagnosis.squashed_twice import kind_of, without_shapes
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import named
 from gradexp.numerics.torch_internals import saved_of
 
 # Node -> the activation, and the range of its results.
@@ -96,12 +97,13 @@ class OutputActivation(Observer):
         names = self._origins.weighted_before(node)
         own = self._origins.ended_by(node)
         name = own.name if own is not None and not self._origins.has_weights(node) else ""
-        after = f" after {names[0]}" if names and names[0] else ""
-        text = f"the last step before the loss is a {activation}{f' ({name})' if name else ''}{after}: {why}"
+        before = named(names[0]) if names and names[0] else ""
+        after = f" after {before}" if before else ""
+        text = f"the last step before the loss is a {activation}{f' ({named(name)})' if name else ''}{after}: {why}"
         remedy = (
             f"model.set_submodule({name!r}, torch.nn.Identity())"
             if name and isinstance(own and own.module, _MODULES)
-            else f"the output{f' of {names[0]}' if names and names[0] else ''} itself, without the {activation}"
+            else f"the output{f' of {before}' if before else ''} itself, without the {activation}"
         )
         return Finding("activation on the output", text, tuple(names[:1]), remedy, 2)
 

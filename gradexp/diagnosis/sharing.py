@@ -49,7 +49,7 @@ class Experts(Observer):
                 yield Finding(
                     "idle experts",
                     f"{len(idle)} of the {len(is_idle)} matrices in {name} {verb} a gradient of 0 ({numbers} "
-                    f"{listed([*map(str, idle)], _NAMED)})",
+                    f"{_numbers(idle)})",
                     (name.rpartition(".")[0],),
                     "a larger batch; if they stay idle over many steps, a loss that balances their load",
                     severity=1,
@@ -64,6 +64,11 @@ def _stacks(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if parameter.dim() == 3 and parameter.requires_grad:
                 yield name, parameter
+
+
+def _numbers(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:_NAMED]))
+    return shown + (f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else "")
 
 
 def _together(names: list[str]) -> str:

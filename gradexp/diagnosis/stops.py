@@ -15,6 +15,7 @@ from gradexp.diagnosis.repetition import Repetition
 from gradexp.diagnosis.squashed_twice import without_shapes
 from gradexp.diagnosis.wording import listed, outermost, owners, verb
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import named
 from gradexp.numerics.torch_internals import saved_of
 
 _ONE_OUTPUT = (
@@ -144,7 +145,7 @@ def _of_softmax(shape: Sequence[int], dimension: int | None, name: str) -> tuple
     if not is_one:
         return _SATURATED_TEXT, _SATURATED
     cure = "" if is_attention and not name else _ONE_OUTPUT
-    return f"softmax over one element{f', the output of {name}' if name else ''}, which is always 1", cure
+    return f"softmax over one element{f', the output of {named(name)}' if name else ''}, which is always 1", cure
 
 
 def _is_ordinary(gradient: Tensor) -> bool:

@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.wording import listed, verb
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import named
 from gradexp.numerics.norms import has_values
 from gradexp.numerics.torch_internals import parameter_of
 from gradexp.probe.names import named_modules
@@ -35,7 +36,9 @@ class EqualUnits(Observer):
             yield Finding("equal units", text, tuple(single), REMEDY, 3)
         copied = {name: counts for name, counts in kinds.items() if 1 < counts[0] <= counts[1] / 2}
         if copied:
-            each = listed(f"{name} ({units} units of {distinct} kinds)" for name, (distinct, units) in copied.items())
+            each = listed(
+                f"{named(name)} ({units} units of {distinct} kinds)" for name, (distinct, units) in copied.items()
+            )
             text = f"units of {each} are copies that get the same gradient, and stay alike"
             yield Finding("equal units", text, tuple(copied), REMEDY, 2)
 

@@ -14,7 +14,7 @@ from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.loss_terms import has_learned, loss_terms
 from gradexp.diagnosis.rows import Rows, add_statistic, has_weights
 from gradexp.history.finding import Finding
-from gradexp.history.sentences import listed
+from gradexp.history.sentences import listed, named
 from gradexp.history.step import STATUSES
 from gradexp.numerics.torch_internals import keeps_elsewhere, parameters_of
 from gradexp.probe.calls import tensors_in
@@ -110,9 +110,11 @@ class Units(Observer):
             return
         first, names = dead[0], [count.activation.name for count in dead]
         samples = first.activation.samples
-        text = f"all {first.units} units after {names[0]} fire for none of {samples} samples: no gradient passes"
+        text = (
+            f"all {first.units} units after {named(names[0])} fire for none of {samples} samples: no gradient passes"
+        )
         if first.units == 1:
-            text = f"the only unit after {names[0]} never fires ({samples} samples): no gradient passes"
+            text = f"the only unit after {named(names[0])} never fires ({samples} samples): no gradient passes"
         if len(names) > 1:
             text += f"; the same after {listed(names[1:])}"
         empty = [name for name in names if _is_zero(self._modules.get(name))]
@@ -133,7 +135,7 @@ class Units(Observer):
             return
         worst, names = worth[0], [count.activation.name for count in worth]
         samples = worst.activation.samples
-        text = f"{worst.dead} of {worst.units} units after {names[0]} fire for none of {samples} samples"
+        text = f"{worst.dead} of {worst.units} units after {named(names[0])} fire for none of {samples} samples"
         if len(names) > 1:
             text += f"; many also after {listed(names[1:])}"
         limits = (_MANY,) if self._may_be_right else (_MORE, _MANY)
@@ -164,7 +166,7 @@ def _saturated(counts: list[Count]) -> Iterable[Finding]:
         return
     worst, names = worth[0], [count.activation.name for count in worth]
     kind, share = worst.activation.kind, f"{100 * worst.saturated:.3g} %"
-    text = f"{share} of the {kind}'s outputs after {names[0]} lie where its slope is below {FLAT:g}"
+    text = f"{share} of the {kind}'s outputs after {named(names[0])} lie where its slope is below {FLAT:g}"
     if len(names) > 1:
         text += f"; many also after {listed(names[1:])}"
     if all(count.activation.is_output for count in worth):

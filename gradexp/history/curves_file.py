@@ -43,7 +43,8 @@ class CurvesFile:
 
     def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
         """Append a step."""
-        new = [tag for tag in numbers if tag not in set(self._tags)]
+        known = set(self._tags)
+        new = [tag for tag in numbers if tag not in known]
         if new:
             self._widen(new)
         cells = [repr(x) if math.isfinite(x := numbers.get(tag, math.nan)) else "" for tag in self._tags]

@@ -1,6 +1,7 @@
 """The way of the gradient from the loss down to the inputs: which row gets it from which."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -60,9 +61,15 @@ class Flow:
             largest[name] = max(largest.get(name, -np.inf), float(self.value[row]))
         return np.array([largest.get(name, np.nan) for name in self.step.names])
 
+    @cached_property
+    def _largest_first(self) -> list[tuple[int, float]]:
+        """Each row and its value."""
+        values = self.value.tolist()
+        return sorted(((row, values[row]) for row in self.order), key=lambda pair: -pair[1])
+
     def largest(self, rows: int) -> float:
         """Return the largest value of some rows, given as bits; -inf without any."""
-        return max((float(self.value[row]) for row in self.order if rows >> row & 1), default=-np.inf)
+        return next((value for row, value in self._largest_first if rows >> row & 1), -np.inf)
 
     def top(self, row: int) -> int:
         """Return the row of largest value that feeds the loss, among those on the ways from a row."""

@@ -297,6 +297,8 @@ class AccelerateLogger:
     def write(self, step: int, numbers: Mapping[str, float], findings: Sequence[Finding]) -> None:
         """Hand a step on at once."""
         self._accelerator.log(finite(numbers) | ({TAG: lines(findings)} if findings else {}), step=step)
+        if findings and any(getattr(tracker, "name", "") == "mlflow" for tracker in self._accelerator.trackers):
+            sys.modules["mlflow"].set_tags(mlflow_tags(step, findings))  # its tracker takes no texts
 
     @property
     def takes_pictures(self) -> bool:
@@ -309,10 +311,14 @@ class AccelerateLogger:
             painter.draw(step, figure)
 
     def _painters(self) -> list[Any]:
-        behind = [getattr(tracker, "tracker", None) for tracker in self._accelerator.trackers]
-        return painters_among(
-            [logger for target in behind if (logger := _known(target, "gradient/step")) is not None]
-        )
+        found: list[Logger] = []
+        for tracker in self._accelerator.trackers:
+            behind = _known(getattr(tracker, "tracker", None), "gradient/step")
+            if callable(getattr(tracker, "log_figure", None)):  # MLflow's does it itself
+                found.append(MlflowLogger(tracker))
+            elif behind is not None:
+                found.append(behind)
+        return painters_among(found)
 
 
 class FunctionLogger:

@@ -1,5 +1,6 @@
 """What is found along the ways of the gradient: where it vanishes or explodes, and branches that are closed."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -49,10 +50,9 @@ def paths(flow: Flow) -> list[Path]:
     return sorted((path for path in found if np.isfinite(path.line.values).any()), key=lambda p: -len(p.rows))
 
 
-def slopes(flow: Flow, decades: float) -> list[Finding]:
+def slopes(flow: Flow, lines: Sequence[Path], decades: float) -> list[Finding]:
     """Return where the gradient vanishes or explodes, the worst first; one finding for lines inside each other."""
     found: list[tuple[float, frozenset[int], Finding]] = []
-    lines = paths(flow)
     for path in lines:
         finding = _judged(path, decades)
         if finding is not None:
@@ -163,7 +163,7 @@ def _counted(flow: Flow, role: str, rows: list[int]) -> str:
     """Return the name of some rows of one role, and how many there are, with a verb."""
     names = {flow.step.names[row] for row in rows}
     if len(rows) == 1:
-        return f"{flow.name(rows[0])} gets"
+        return f"{flow.shown(rows[0])} gets"
     if len(names) == 1:
         return f"{names.pop()} ({len(rows)} calls) gets"
     return f"{role} ({len(names)} modules) get"
@@ -201,8 +201,8 @@ def _uppermost(flow: Flow, chain: list[int], quantity: str, status: str) -> str:
 
 
 def _chain_path(flow: Flow, chain: list[int]) -> Path:
-    beside = {reader for feeder in flow.feeders[chain[0]] for reader in flow.readers[feeder]} - set(chain)
-    is_bypassed = any(reader in beside for reader in flow.readers[chain[-1]])
+    above = set(flow.readers[chain[-1]]) - set(chain)
+    is_bypassed = any(not above.isdisjoint(flow.readers[feeder]) for feeder in flow.feeders[chain[0]])
     is_bypassed |= chain[-1] in flow.ends and any(feeder in flow.ends for feeder in flow.feeders[chain[0]])
     line, remark = _chain_line(flow, chain), _below_range(flow, chain)
     return Path(line, frozenset(chain), is_bypassed=is_bypassed, remark=remark)
@@ -254,13 +254,13 @@ def _between_ends(flow: Flow, decades: float, lines: Sequence[Path]) -> list[Fin
 
     Of a module that is called several times the call with the largest gradient counts, as it does for its weights.
     """
-    value = flow.by_module()
-    rows = [row for row in flow.order if np.isfinite(value[row]) and np.isfinite(value[flow.top(row)])]
-    change_ = {
-        row: float(value[row] - value[flow.top(row)])
-        for row in rows
-        if not any({row, flow.top(row)} <= path.rows for path in lines)
-    }
+    value = flow.by_module().tolist()
+    change_ = {}
+    for row in flow.order:
+        top = flow.top(row)
+        by = value[row] - value[top]
+        if math.isfinite(by) and not any(row in path.rows and top in path.rows for path in lines):
+            change_[row] = by
     found = []
     lowest = [row for row in flow.sources if row in change_]
     best = max(lowest, key=lambda row: change_[row], default=None)
@@ -298,7 +298,7 @@ def _largest_step(flow: Flow, row: int, change_: float) -> tuple[int, int]:
     return best
 
 
-def calm(flow: Flow) -> str:
+def calm(flow: Flow, lines: Sequence[Path]) -> str:
     """Return one line on a gradient that is neither too small nor too large anywhere on its way."""
     if len(flow.order) < 2:
         only = flow.shown(flow.order[0])
@@ -306,7 +306,7 @@ def calm(flow: Flow) -> str:
     told: list[str] = []
     covered: set[int] = set()
     # Of the two lines of a stack the one that changes more.
-    for path in sorted(paths(flow), key=lambda path: (-len(path.rows), -abs(path.line.total))):
+    for path in sorted(lines, key=lambda path: (-len(path.rows), -abs(path.line.total))):
         line = path.line
         is_first_call = not any(flow.step.calls[row] for row in path.rows)
         if path.rows & covered or len(line.values) - line.first < 2 or len(told) > 2 or not is_first_call:

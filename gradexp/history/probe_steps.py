@@ -228,12 +228,13 @@ def _stacked(
 ) -> NDArray[Number]:
     """Return ``(step, network, column)``."""
     stacked: NDArray[Number] = np.full((len(steps), networks, len(columns)), otherwise)
+    own = np.asarray(columns)
     begin = 0
     for width, group in groupby(steps, lambda step: 0 if step is None else step.shape[1]):
         same_width = list(group)
-        places = [index for index, column in enumerate(columns) if 0 <= column < width]
-        taken = [columns[place] for place in places]
-        for start in range(0, len(same_width) if places else 0, _BLOCK):
+        places = np.flatnonzero((own >= 0) & (own < width))
+        taken = own[places]
+        for start in range(0, len(same_width) if len(places) else 0, _BLOCK):
             block = same_width[start : start + _BLOCK]
             values = np.stack([step for step in block if step is not None])
             stacked[begin + start : begin + start + len(block), :, places] = values[:, :, taken]

@@ -9,6 +9,7 @@ more is known of it, and a training that goes on from a checkpoint replaces what
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ _MAGIC = b"\x93NUMPY"
 _VERSION = 1
 _FIELDS = ("text", "numbers", "codes")
 _OPTIONAL = ("total_grad", "loss")
+_BEGIN = re.compile(rb'{"place": (\d+), "label": (-?\d+), ')  # of the text of a step
 
 Key = tuple[str, ...]
 
@@ -82,9 +84,9 @@ class RecordFile:
             arrays = _Arrays(file)
             first = next(arrays, None)
             if first is not None:
-                self._check(_subject(path, first[0]), subject)
+                self._check(_subject(path, first.text), subject)
                 for array in arrays:
-                    restore(_step(*array))
+                    restore(_step(array))
             if arrays.is_damaged or (first is None and not _MAGIC.startswith(_start(file))):
                 what = f"damaged at byte {arrays.end}" if arrays.end else "no record of a training"
                 raise ValueError(f"save: {path} is {what}; give another path")
@@ -159,21 +161,23 @@ def read_record(path: Path, every: int = 1) -> dict[str, Any]:
         OSError: If it cannot be read.
     """
     steps: list[SavedStep] = []
+    latest: _Array | None = None  # which is wanted only if it is the last one
     rows = Rows({}, {}, set(), {})
     with path.open("rb") as file:
         arrays = _Arrays(file)
         first = next(arrays, None)
         if first is None:
             raise ValueError("no record")
-        subject = _subject(path, first[0])
+        subject = _subject(path, first.text)
         for array in arrays:
-            step = _step(*array)
-            rows = step.rows or rows
-            while steps and steps[-1].place >= step.place:
+            rows = _rows(array) or rows
+            place = array.text["place"]
+            while steps and steps[-1].place >= place:
                 steps.pop()
-            if steps and steps[-1].place % every:  # was the last one
-                steps.pop()
-            steps.append(step)
+            latest = array if place % every else None
+            if latest is None:
+                steps.append(_step(array))
+    steps += [] if latest is None else [_step(latest)]
     if arrays.is_damaged:
         after = f"after step {steps[-1].label} " if steps else ""
         warnings.warn(f"{path} is damaged at byte {arrays.end}: what comes {after}is left out", stacklevel=3)
@@ -186,8 +190,16 @@ def read_record(path: Path, every: int = 1) -> dict[str, Any]:
     )
 
 
+class _Array(NamedTuple):
+    """One array of a file."""
+
+    text: Mapping[str, Any]
+    numbers: NDArray[np.float64]
+    codes: NDArray[np.int8]
+
+
 class _Arrays:
-    """The arrays of a file: text, numbers and codes of each.
+    """The arrays of a file.
 
     Attributes:
         size: Bytes of the file when it was opened.
@@ -201,10 +213,10 @@ class _Arrays:
         self.end = 0
         self.is_damaged = False
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Any], NDArray[np.float64], NDArray[np.int8]]]:
+    def __iter__(self) -> Iterator[_Array]:
         return self
 
-    def __next__(self) -> tuple[dict[str, Any], NDArray[np.float64], NDArray[np.int8]]:
+    def __next__(self) -> _Array:
         if self.end == self.size:
             raise StopIteration
         try:
@@ -222,7 +234,7 @@ class _Arrays:
             raise StopIteration
         array = np.frombuffer(data, dtype)[0]
         try:
-            found = json.loads(array["text"]), array["numbers"], array["codes"]
+            found = _Array(_parsed(array["text"]), array["numbers"], array["codes"])
         except ValueError:
             self.is_damaged = True
             raise StopIteration from None
@@ -234,6 +246,20 @@ class _Arrays:
 def _dtype(header: bytes) -> np.dtype[Any]:
     """Return what a header of ``.npy`` says of its array; ValueError if it is cut short or none."""
     return np.lib.format.read_array_header_1_0(BytesIO(header))[2]
+
+
+def _parsed(text: bytes) -> Mapping[str, Any]:
+    """Return what a text says, most of which is the same in all steps and is read once."""
+    begin = _BEGIN.match(text)
+    if begin is None:
+        return _loaded(text)
+    return {"place": int(begin[1]), "label": int(begin[2]), **_loaded(b"{" + text[begin.end() :])}
+
+
+@lru_cache(16)
+def _loaded(text: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def _start(file: BinaryIO) -> bytes:
@@ -278,10 +304,11 @@ def _subject(path: Path, text: Mapping[str, Any]) -> Subject:
     return Subject(*(text[field] for field in Subject._fields))
 
 
-def _step(text: Mapping[str, Any], numbers: NDArray[np.float64], codes: NDArray[np.int8]) -> SavedStep:
+def _step(array: _Array) -> SavedStep:
     """Return the step that is in an array."""
-    reading = ProbeStep(text["rows"], text["networks"], dtypes=text["dtypes"])
-    for (kind, *key), values in _split(numbers, text["shapes"]["numbers"]):
+    text = array.text
+    reading = ProbeStep(text["rows"], text["networks"], dtypes={**text["dtypes"]})
+    for (kind, *key), values in _split(array.numbers, text["shapes"]["numbers"]):
         if kind in _OPTIONAL:
             setattr(reading, kind, values)
         elif kind == "samples":
@@ -290,26 +317,30 @@ def _step(text: Mapping[str, Any], numbers: NDArray[np.float64], codes: NDArray[
             _over_time(reading, key[1], values).log10[key[0]] = values
         else:
             getattr(reading, kind)[key[0]] = values
-    for (quantity, *name), values in _split(codes, text["shapes"]["codes"]):
+    for (quantity, *name), values in _split(array.codes, text["shapes"]["codes"]):
         owner = _over_time(reading, name[0], values) if name else reading
         owner.status[quantity] = values
-    rows = None
-    if "seen" in text:
-        seen = text["seen"]
-        rows = Rows(
-            {_row(row): number for number, row in enumerate(seen["numbers"])},
-            {_row(row): None for row in seen["order"]},
-            {(_row(a), _row(b)) for a, b in seen["feeds"]},
-            seen["kinds"],
-        )
-    return SavedStep(text["place"], text["label"], reading, tuple(map(finding_of, text["findings"])), rows)
+    return SavedStep(text["place"], text["label"], reading, tuple(map(finding_of, text["findings"])), _rows(array))
+
+
+def _rows(array: _Array) -> Rows | None:
+    """Return the rows, if an array says which they are."""
+    seen = array.text.get("seen")
+    if seen is None:
+        return None
+    return Rows(
+        {_row(row): number for number, row in enumerate(seen["numbers"])},
+        {_row(row): None for row in seen["order"]},
+        {(_row(a), _row(b)) for a, b in seen["feeds"]},
+        {**seen["kinds"]},
+    )
 
 
 def _split(flat: NDArray[Any], shapes: Sequence[Any]) -> Iterator[tuple[list[str], NDArray[Any]]]:
-    begin = 0
+    flat, begin = flat.copy(), 0
     for key, shape in shapes:
         end = begin + math.prod(shape)
-        yield key, flat[begin:end].reshape(shape).copy()
+        yield key, flat[begin:end].reshape(shape)
         begin = end
 
 

@@ -5,18 +5,18 @@ from collections.abc import Sequence
 
 
 def named(name: str) -> str:
-    """Return a module's name for a sentence: in quotes if it is a number, as in ``nn.Sequential``.
+    """Return a module's name for a sentence: in quotes if it looks like a number, as in ``nn.Sequential``.
 
     Examples:
-        >>> named("blocks.3"), named("3"), named("3 #2"), named("")
-        ('blocks.3', "'3'", "'3' #2", 'the model')
+        >>> named("blocks.3"), named("3"), named("0.2"), named("3 #2"), named("")
+        ('blocks.3', "'3'", "'0.2'", "'3' #2", 'the model')
     """
-    return re.sub(r"^\d+(?= #|$)", r"'\g<0>'", name) or "the model"
+    return re.sub(r"^\d+(\.\d+)*(?= #|$)", r"'\g<0>'", name) or "the model"
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
     """Return some modules' names for a sentence, such as ``a, b, c and 4 more``."""
-    shown = ", ".join(name or "the model" for name in names[:most])
+    shown = ", ".join(map(named, names[:most]))
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

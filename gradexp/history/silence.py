@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from gradexp.history.finding import Finding
 from gradexp.history.flow import Flow
+from gradexp.history.sentences import named
 from gradexp.history.step import STATUSES, Step, is_seen
 
 
@@ -22,7 +23,7 @@ def not_finite(step: Step, flow: Flow | None) -> list[Finding]:
                 inner = {a for a, b in step.feeds if b in set(rows.tolist())}
                 row = next((r for r in rows[::-1].tolist() if r not in inner), row)
             name = _name(step, row)
-            return [Finding("nonfinite", f"{what.format(name)} inf or nan", (name,), severity=3)]
+            return [Finding("nonfinite", f"{what.format(named(name))} inf or nan", (name,), severity=3)]
     return []
 
 
@@ -55,7 +56,7 @@ def no_gradient(flow: Flow, findings: Sequence[Finding]) -> list[Finding]:
     begin = [row for row in flow.order if row in zero and not set(flow.readers[row]) <= zero]
     if not begin:  # not even the rows that feed the loss get a gradient
         row = flow.ends[-1]
-        text = f"{flow.name(row)} receives a gradient of exactly 0 for every sample"
+        text = f"{flow.shown(row)} receives a gradient of exactly 0 for every sample"
         return [Finding("dead", text, (flow.name(row),), severity=3)]
     row = begin[-1]
     reader = max(flow.readers[row], key=lambda other: flow.value[other])
@@ -67,13 +68,13 @@ def no_gradient(flow: Flow, findings: Sequence[Finding]) -> list[Finding]:
         several = f" and {len(names) - 1} more" if len(names) > 1 else ""
         whose = "their" if several else "its"
         text = (
-            f"below {names[0]}{several} the gradient is exactly 0, since {whose} weights are; "
+            f"below {named(names[0])}{several} the gradient is exactly 0, since {whose} weights are; "
             "they get a gradient: measure again after a step"
         )
         return [Finding("zero by initialisation", text, tuple(names), severity=0)]
     if first is not None and not learns:
-        text = f"{flow.name(first)} outputs 0 for every sample"
-        givers = [flow.name(feeder) for feeder in flow.feeders[first]]
+        text = f"{flow.shown(first)} outputs 0 for every sample"
+        givers = [flow.shown(feeder) for feeder in flow.feeders[first]]
         if givers:
             text += f", and gets nothing but 0 from what comes after {' and '.join(givers[:3])}"
         return [Finding("dead", text, (*givers, flow.name(first)), severity=3)]
@@ -83,7 +84,7 @@ def no_gradient(flow: Flow, findings: Sequence[Finding]) -> list[Finding]:
         else "what comes after it is 0 for every sample"
     )
     text = (
-        f"{flow.name(row)} receives a gradient of exactly 0 for every sample, though {flow.name(reader)} gets one: "
+        f"{flow.shown(row)} receives a gradient of exactly 0 for every sample, though {flow.shown(reader)} gets one: "
     )
     return [Finding("dead", text + why, (flow.name(row), flow.name(reader)), severity=3)]
 

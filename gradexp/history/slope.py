@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -36,17 +37,17 @@ class Line:
     kinds: Sequence[str]
     unit: str = "layer"
 
-    @property
+    @cached_property
     def first(self) -> int:
         """The first one that has a number."""
         return int(np.flatnonzero(np.isfinite(self.values))[0])
 
-    @property
+    @cached_property
     def steps(self) -> Array:
         """The change towards the input from each one with a number to the one before; the last one comes last."""
         return np.asarray(-np.diff(self.values[self.first :]))
 
-    @property
+    @cached_property
     def total(self) -> float:
         """The change towards the input over the whole line."""
         return float(self.values[self.first] - self.values[-1])

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.history.step import STATUSES, Array, Step, mean_over_networks
 
 # About 1e-3 of a weight per step is healthy. At a millionth it takes a million steps to get anywhere, and float32
@@ -58,7 +59,7 @@ def updates_findings(step: Step, first: Step | None = None) -> tuple[Finding, ..
 
 def _text(step: Step, rows: NDArray[np.intp], share: Array) -> str:
     their = "its" if len(_modules(step, rows)) == 1 else "their"
-    return f"a step changes {_names(step, rows)} by {_range(share[rows])} of {their} size, {_USUAL}"
+    return f"a step changes {listed(_modules(step, rows))} by {_range(share[rows])} of {their} size, {_USUAL}"
 
 
 def _other_rate(share: Array) -> str:
@@ -88,7 +89,7 @@ def _unmoved(step: Step) -> tuple[Finding, ...]:
         return ()
     moved = np.isfinite(step.log10["update"]).any()
     dtype = step.dtypes.get("weight", "float32")
-    text = f"a step does not change the weights of {_names(step, rows)}, though there is a gradient: "
+    text = f"a step does not change the weights of {listed(_modules(step, rows))}, though there is a gradient: "
     text += f"steps are below the resolution of {dtype}, or the learning rate is 0"
     remedy = "a larger learning rate"
     if dtype not in ("float32", "float64"):
@@ -98,12 +99,6 @@ def _unmoved(step: Step) -> tuple[Finding, ...]:
 
 def _modules(step: Step, rows: NDArray[np.intp]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(step.names[row] for row in rows))
-
-
-def _names(step: Step, rows: NDArray[np.intp]) -> str:
-    names = _modules(step, rows)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(name or "the model" for name in names[:3]) + more
 
 
 def _range(log10: Array) -> str:

@@ -9,7 +9,7 @@ from gradexp.history.ends import judge_ends
 from gradexp.history.finding import Finding, GradientWord, Kind, worst_first
 from gradexp.history.flow import flow_of
 from gradexp.history.over_time import over_time
-from gradexp.history.paths import calm, closed_branches, large_outputs, slopes
+from gradexp.history.paths import calm, closed_branches, large_outputs, paths, slopes
 from gradexp.history.remedies import REMEDIES
 from gradexp.history.sentences import shortened
 from gradexp.history.silence import no_gradient, not_finite, without_values
@@ -99,12 +99,13 @@ def gradient_verdict(step: Step, decades: float = 3.0) -> Verdict:
             gradient, reason = judge_ends(step, decades)
             seen += [] if gradient == "stable" else [Finding(gradient, reason)]
         else:
-            seen += slopes(flow, decades)
+            lines = paths(flow)
+            seen += slopes(flow, lines, decades)
             seen += no_gradient(flow, seen)
             seen += large_outputs(flow)
             seen += closed_branches(flow, decades)
             zero = [finding.text for finding in seen if finding.kind == "zero by initialisation"]
-            reason = zero[0] if zero and all(np.isneginf(flow.value[flow.sources])) else calm(flow)
+            reason = zero[0] if zero and all(np.isneginf(flow.value[flow.sources])) else calm(flow, lines)
     told = [finding for finding in seen if not _is_explained(finding, seen)]
     findings = worst_first([_with_remedy(finding, step, told) for finding in told])
     alarms = [finding for finding in findings if finding.severity > 1]

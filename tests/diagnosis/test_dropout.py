@@ -18,7 +18,7 @@ def dropouts(model):
 def test_a_rate_that_was_meant_as_the_share_to_keep_is_told_and_the_remedy_works():
     model = nn.Sequential(nn.Linear(8, 64), nn.Dropout(0.99), nn.ReLU(), nn.Linear(64, 4))
     (found,) = dropouts(model)
-    assert found.text.startswith("1 drops 99 % of units")
+    assert found.text.startswith("'1' drops 99 % of units")
     assert "scaled by 100" in found.text
     assert found.severity == 2
     exec(found.remedy.partition(":")[0], {"model": model})

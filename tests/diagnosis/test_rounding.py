@@ -36,7 +36,7 @@ def test_gradients_that_cancel_are_noise_in_every_number_format(dtype):
     (finding,) = findings(model, F.cross_entropy, many, KIND)
     assert finding.severity == 3
     assert finding.modules == ("0", "2")
-    assert "all units of 0, 2, 4 are equal, and so cancel" in finding.text
+    assert "all units of '0', '2', '4' are equal, and so cancel" in finding.text
     other = "float32" if dtype == torch.float64 else "float64"
     assert re.search(rf"\(at most 10\^-\S+ in {str(dtype)[6:]} and (10\^-\d\S+|exactly 0) in {other}\)", finding.text)
     initialize(model, "he", sigma_b2=0)  # as the remedy says

@@ -116,7 +116,7 @@ def test_softmax_over_a_single_channel_names_the_layer_and_what_trains():
 def test_softmax_over_the_last_of_any_dimensions_names_the_layer(shape):
     x = torch.randn(shape)
     (finding,) = findings(chain(1, nn.Softmax(-1)), lambda y: (y - 2).square().sum(), x, "cut")
-    assert "softmax over one element, the output of 2, which" in finding.text
+    assert "softmax over one element, the output of '2', which" in finding.text
     assert finding.remedy.startswith("torch.sigmoid in place of softmax")
 
 

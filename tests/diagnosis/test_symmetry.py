@@ -53,7 +53,7 @@ def test_copied_units_are_counted_and_stay_copies():
         for tensor in (model[0].weight, model[0].bias, model[2].weight.T):
             tensor[4:] = tensor[:4]
     (finding,) = findings(model, F.cross_entropy, batch())
-    assert finding.text.startswith("units of 0 (8 units of 4 kinds) are copies")
+    assert finding.text.startswith("units of '0' (8 units of 4 kinds) are copies")
     assert finding.severity == 2
     with torch.no_grad():  # other weights above tell the copies apart
         nn.init.normal_(model[2].weight)

@@ -63,7 +63,7 @@ def test_dead_units_are_counted_for_functions_too(function):
 def test_dead_units_are_counted_for_modules(activation):
     model = modules(activation)
     kill(model[0], 40)
-    assert found(model, "dead units").text.startswith("40 of 64 units after 0 fire for none of 128 samples")
+    assert found(model, "dead units").text.startswith("40 of 64 units after '0' fire for none of 128 samples")
 
 
 def test_the_share_of_dead_units_is_that_of_channels_that_are_0_everywhere():
@@ -74,7 +74,7 @@ def test_the_share_of_dead_units_is_that_of_channels_that_are_0_everywhere():
     history = measure(model, F.cross_entropy, (x, torch.randint(3, (64,))))
     by_hand = (model[2](model[1](model[0](x))).amax((0, 2, 3)) == 0).double().mean()
     assert history.stats["output.dead"][0, 0, 0] == by_hand == 20 / 32
-    assert history.findings[0][0].text == "20 of 32 units after 0 fire for none of 64 samples"
+    assert history.findings[0][0].text == "20 of 32 units after '0' fire for none of 64 samples"
 
 
 def test_positions_count_as_samples_where_units_are_last():
@@ -82,7 +82,7 @@ def test_positions_count_as_samples_where_units_are_last():
     kill(model[2], 40)
     loss = lambda output, target: F.cross_entropy(output.flatten(0, 1), target.flatten())  # noqa: E731
     assert (
-        "40 of 64 units after 2 fire for none of 160"
+        "40 of 64 units after '2' fire for none of 160"
         in found(model, "dead units", (x, torch.randint(3, (8, 20))), loss).text
     )
 
@@ -91,7 +91,7 @@ def test_a_dead_layer_stops_training_and_is_revived_by_its_remedy():
     model = modules(nn.ReLU())
     kill(model[2], 64)
     finding = found(model, "dead layer")
-    assert finding.text == "all 64 units after 2 fire for none of 128 samples: no gradient passes"
+    assert finding.text == "all 64 units after '2' fire for none of 128 samples: no gradient passes"
     assert (finding.modules, finding.severity) == (("2",), 3)
     assert "gradexp.initialize(model, 'he', sigma_b2=0)" in finding.remedy
     initialize(model, "he", sigma_b2=0)
@@ -124,7 +124,7 @@ def test_a_rectifier_at_the_output_that_never_fires_is_a_dead_layer():
     model = nn.Sequential(nn.Linear(16, 1), nn.ReLU())
     kill(model[0], 1)
     finding = found(model, "dead layer", (X, X[:, :1]), F.mse_loss)
-    assert finding.text.startswith("the only unit after 0 never fires (128 samples)")
+    assert finding.text.startswith("the only unit after '0' never fires (128 samples)")
     assert (finding.severity, finding.remedy) == (3, "no activation after the last layer")
     assert found(model[:1], "dead layer", (X, X[:, :1]), F.mse_loss) is None
 
@@ -149,7 +149,7 @@ def test_layers_whose_weights_are_zero_are_told_so():
     model = modules(nn.ReLU())
     nn.init.zeros_(model[2].weight)
     nn.init.zeros_(model[2].bias)
-    assert found(model, "dead layer").text.endswith("; the weights of 2 are exactly 0")
+    assert found(model, "dead layer").text.endswith("; the weights of '2' are exactly 0")
 
 
 def test_alike_or_few_samples_and_half_of_the_units_off_are_no_alarm():
@@ -228,7 +228,7 @@ def test_a_clamp_at_the_output_gets_no_loss_of_logits():
     model = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3), nn.Hardtanh(0, 1))
     nn.init.constant_(model[2].bias, 100.0)
     finding = found(model, "saturated", (X, torch.randn(128, 3)), F.mse_loss)
-    assert finding.text == "100 % of the hardtanh's outputs after 2 lie where its slope is below 0.001"
+    assert finding.text == "100 % of the hardtanh's outputs after '2' lie where its slope is below 0.001"
     assert finding.remedy == ""
 
 

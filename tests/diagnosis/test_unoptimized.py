@@ -21,7 +21,7 @@ def sgd(parameters):
 def test_what_the_optimizer_does_not_hold_is_named():
     net = model()
     (finding,) = findings(net, F.cross_entropy, (X, Y), optimizer=sgd(net[4].parameters()))
-    assert finding.text == "0, 2 are not in the optimizer and never change"
+    assert finding.text == "'0', '2' are not in the optimizer and never change"
     assert (finding.kind, finding.severity) == ("cut", 3)
 
 
@@ -31,7 +31,7 @@ def test_layers_that_were_replaced_after_the_optimizer_was_made_are_named():
     net[4] = nn.Linear(8, 3)
     (finding,) = findings(net, F.cross_entropy, (X, Y), optimizer=optimizer)
     assert finding.text == (
-        "4 is not in the optimizer and never changes; it holds 2 tensors that are not in the model"
+        "'4' is not in the optimizer and never changes; it holds 2 tensors that are not in the model"
     )
     optimizer.add_param_group({"params": net[4].parameters()})
     assert not findings(net, F.cross_entropy, (X, Y), optimizer=optimizer)
@@ -58,7 +58,7 @@ def test_the_probe_says_so_in_its_history():
             optimizer.zero_grad()
     (finding,) = probe.history.at(0).findings
     assert finding.modules == ("0", "2")
-    assert "0, 2 are not in the optimizer" in finding.text
+    assert "'0', '2' are not in the optimizer" in finding.text
 
 
 def test_what_is_no_optimizer_is_refused():

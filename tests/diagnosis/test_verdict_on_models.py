@@ -273,7 +273,7 @@ def test_a_saturated_layer_among_twelve_is_named():
     assert verdict.gradient == "vanishing"
     assert any("between '12' and '14'" in finding.text for finding in verdict.findings)
     assert "12" in alarms(verdict)[0].modules
-    assert verdict.text == "saturated: 100 % of the sigmoid's outputs after 12 lie where its slope is below 0.001"
+    assert verdict.text == "saturated: 100 % of the sigmoid's outputs after '12' lie where its slope is below 0.001"
 
 
 def test_three_layers_that_multiply_by_seventeen_explode():

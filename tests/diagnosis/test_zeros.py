@@ -72,12 +72,12 @@ def chain(*zero, bias=True):
     ("model", "closed", "by"),
     [
         (nn.Sequential(Adapted(6, 6), nn.Tanh(), Adapted(6, 3)), "0.A, 2.A", "0.B, 2.B"),
-        (nn.Sequential(nn.Linear(6, 6), Scaled(), nn.Linear(6, 3)), "1.branch", "1"),
-        (nn.Sequential(nn.Linear(6, 6), Scaled(torch.tanh), nn.Linear(6, 3)), "1.branch", "1"),
+        (nn.Sequential(nn.Linear(6, 6), Scaled(), nn.Linear(6, 3)), "1.branch", "'1'"),
+        (nn.Sequential(nn.Linear(6, 6), Scaled(torch.tanh), nn.Linear(6, 3)), "1.branch", "'1'"),
         (nn.Sequential(nn.Linear(6, 6), attention(), nn.Linear(6, 3)), "1.self_attn, 1.linear1", None),
-        (chain(4), "0, 2", "4"),
-        (chain(2), "0", "2"),
-        (chain(0, 2, 4), "0, 2", "4"),
+        (chain(4), "'0', '2'", "'4'"),
+        (chain(2), "'0'", "'2'"),
+        (chain(0, 2, 4), "'0', '2'", "'4'"),
     ],
 )
 def test_gradients_of_0_below_a_weight_of_0_are_explained_and_raise_no_alarm(model, closed, by):

@@ -84,7 +84,7 @@ def test_a_single_layer_with_a_rate_of_its_own_is_named():
     groups = with_rate_of_middle(model, 0.2)
     (finding,) = found(model, torch.optim.Adam(groups, lr=1e-3))
     assert (finding.modules, finding.severity) == (("2",), 1)
-    assert finding.text.startswith("a step changes 2 by 10^")
+    assert finding.text.startswith("a step changes '2' by 10^")
     assert " of its size, " in finding.text
     assert finding.remedy.endswith(" as large for it")
 

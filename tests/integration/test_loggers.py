@@ -397,6 +397,21 @@ def test_trackers_of_accelerate_take_a_picture(tmp_path):
     assert pictures_of_tensorboard(tmp_path / "demo") == [(ENOUGH - 1, 728, 442)]
 
 
+@pytest.mark.usefixtures("store")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_mlflow_by_accelerate_has_picture_and_findings(tmp_path):
+    mlflow.create_experiment("accelerated", artifact_location=str(tmp_path))
+    accelerator = accelerate.Accelerator(log_with="mlflow", project_dir=str(tmp_path))
+    accelerator.init_trackers("accelerated")
+    run = accelerator.trackers[0].tracker.info.run_id
+    train(accelerator.log, ENOUGH)
+    accelerator.end_training()
+    client = mlflow.MlflowClient()
+    (picture,) = client.list_artifacts(run, PICTURE)
+    assert picture.path == f"{PICTURE}/{ENOUGH - 1:08}.png"
+    assert any(tag.startswith("gradexp.") for tag in client.get_run(run).data.tags)
+
+
 @pytest.mark.parametrize("is_tensorboard", [True, False])
 def test_loggers_of_lightning_that_take_a_picture_have_one_at_the_end(tmp_path, is_tensorboard):
     logger = TensorBoardLogger(tmp_path, "board") if is_tensorboard else CSVLogger(tmp_path, "csv")

@@ -13,7 +13,9 @@ from torch import nn
 from gradexp import GradientProbe
 from gradexp.history.finding import Finding
 from gradexp.history.history import History
-from gradexp.history.step import STATUSES
+from gradexp.history.probe_steps import Subject
+from gradexp.history.record_file import RecordFile
+from gradexp.history.step import QUANTITIES, STATUSES
 from gradexp.probe.alarm import AlarmError
 
 
@@ -279,6 +281,27 @@ def test_on_a_full_disk_the_training_goes_on_and_what_is_missing_comes_later(tmp
     assert len(warned) == 1
     assert History.load(path).steps == [*range(7)]
     assert probe.history.steps == [0, 6]
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3, 4])])
+def test_an_interval_counts_the_steps_that_were_not_replaced(tmp_path, every, steps):
+    """After a stop at step 6 the training goes on from a checkpoint at step 3."""
+    train(model := network(), tmp_path / "record", range(7))
+    probe = train(model, tmp_path / "record", range(3, 5))
+    whole, some = probe.history, History.load(tmp_path / "record", every)
+    assert some.steps == steps
+    assert np.array_equal(some.log10["output"], whole.log10["output"][steps])
+
+
+def test_steps_that_are_read_share_nothing(tmp_path):
+    train(network(), path := tmp_path / "record")
+    restored = []
+    RecordFile(path, Subject(["0", "2"], [*QUANTITIES], 1, [0]), restored.append)
+    restored[1].reading.dtypes.clear()
+    restored[1].reading.log10["output"][:] = 0.0
+    assert "output" in restored[2].reading.dtypes
+    assert (restored[1].reading.log10["output_grad"] != 0.0).all()
+    assert (restored[2].reading.log10["output"] != 0.0).all()
 
 
 def test_an_interval_is_for_records_and_at_least_1(tmp_path):
