@@ -336,7 +336,7 @@ def test_weights_of_0_are_called_dead() -> None:
 
 
 def test_where_no_formula_holds_the_infinite_width_is_judged() -> None:
-    found = forecast(Config(activation="gelu", width=32))
+    found = forecast(Config(activation="gelu", width=32, depth=20))
     assert not found.prediction.valid
     assert found.verdict.text.endswith("if the layers were infinitely wide")
     assert "too small for an expansion in 1 / width" in shown(found.config)["formula"]

@@ -461,6 +461,7 @@ def attach_alone(rank, processes, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without torch.distributed")
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="FSDP2 does not run on the CPU in torch 2.6")
 @pytest.mark.filterwarnings("ignore:the probe waits for one:UserWarning")
