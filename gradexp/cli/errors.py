@@ -70,6 +70,7 @@ def _text_of(error: BaseException, about: Command) -> str:
 
 def _unknown_key(key: str, about: Command) -> str:
     keys = list(defaults(about.schema))
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+    within = [name for name in keys if name.rpartition(".")[2] == key]  # such as heads, of model.heads
+    close = within[:1] if len(within) == 1 else difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return f"unknown option '{key}'{hint} (python -m gradexp.{about.name} --help lists them all)"

@@ -104,10 +104,15 @@ def convolution(into: int, out: int, side: int, kernel: int, padding: str, bias:
         ValueError: If the kernel has no centre or does not fit into the image, or the padding is unknown.
     """
     check_choice("padding", padding, PADDINGS)
-    if kernel < 1 or kernel % 2 == 0 or kernel > side:
-        raise ValueError(f"kernel must be odd and at most {side}, the side of the images, got {kernel}")
+    check_kernel(kernel, side)
     mode: Any = padding
     return nn.Conv2d(into, out, kernel, padding=kernel // 2, padding_mode=mode, bias=bias)
+
+
+def check_kernel(kernel: int, side: int) -> None:
+    """Raise a ``ValueError`` if a kernel has no centre, or is larger than the image."""
+    if kernel < 1 or kernel % 2 == 0 or kernel > side:
+        raise ValueError(f"kernel must be odd and at most {side}, the side of the images, got {kernel}")
 
 
 def check_sizes(depth: int, width: int) -> None:

@@ -23,7 +23,7 @@ def square_sum_if_asked() -> SquareSum | None:
         return None
     try:
         return compiled_square_sum()
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).splitlines()[0]
         warnings.warn(
             f"GRADEXP_COMPILED_NORMS needs a C compiler, $CC or cc ({reason}); norms are taken by torch", stacklevel=2
@@ -36,6 +36,7 @@ def compiled_square_sum() -> SquareSum:
 
     Raises:
         OSError: If there is no such compiler, or what it made cannot be loaded.
+        ValueError: If ``$CC`` has a quotation mark without its other one.
         subprocess.CalledProcessError: If it fails; its ``stderr`` says why.
     """
     source = Path(__file__).with_name("compiled.c")

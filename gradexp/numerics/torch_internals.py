@@ -334,7 +334,8 @@ def foreach_norm(tensors: list[Tensor], wide: bool = True) -> list[Tensor]:
 
 def foreach_subtract_(targets: Sequence[Tensor], others: list[Tensor]) -> None:
     """Subtract from each target another tensor in one call (torch 1.12). Without: one after the other."""
-    torch._foreach_sub_(list(targets), others)
+    if targets:  # torch refuses an empty list
+        torch._foreach_sub_(list(targets), others)
 
 
 def foreach_copy_(targets: Sequence[Tensor], sources: list[Tensor]) -> None:

@@ -187,6 +187,7 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
             (["normalisation=batch"], "unknown option 'normalisation'; did you mean 'normalization'?"),
             (["device=cuda:99"], "device=cuda:99 is not there: PyTorch finds"),
             (["init.gian=2"], "unknown option 'init.gian'; did you mean 'init.gain'?"),
+            (["model=transformer", "heads=3"], "unknown option 'heads'; did you mean 'model.heads'?"),
             (["depth=0"], "depth must be at least 1, got 0"),
             (["init=identity", "init.std=1"], "init 'identity' has no option 'std'; it takes gain"),
         ],

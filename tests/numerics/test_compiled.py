@@ -32,7 +32,11 @@ def test_nothing_is_compiled_unless_it_is_asked_for(monkeypatch, value):
 
 @pytest.mark.parametrize(
     ("compiler", "reason"),
-    [("no-such-compiler", "No such file"), (f"{sys.executable} -c 'raise SystemExit(\"broken\")'", "broken")],
+    [
+        ("no-such-compiler", "No such file"),
+        ('cc "', "No closing quotation"),
+        (f"{sys.executable} -c 'raise SystemExit(\"broken\")'", "broken"),
+    ],
 )
 def test_without_a_compiler_one_line_says_so(monkeypatch, compiler, reason):
     monkeypatch.setenv("GRADEXP_COMPILED_NORMS", "1")

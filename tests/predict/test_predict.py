@@ -357,6 +357,7 @@ def test_what_theory_refuses_is_a_config_error() -> None:
             (["init=he", "init.std=1"], "init 'he' has no option 'std'; it takes gain"),
             (["data=file"], "data=file needs data.path"),
             (["depth=5,6"], "depth=5,6 is several values: add -m"),
+            (["model=cnn", "model.kernel=9"], "kernel must be odd and at most 8, the side of the images, got 9"),
         ],
         2,
     ),

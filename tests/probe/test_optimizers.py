@@ -136,6 +136,20 @@ def test_a_weight_that_no_optimizer_holds_is_not_optimized():
     assert math.isnan(probe.history.profile("update")[0])
 
 
+def test_an_optimizer_of_biases_only_is_watched_beside_that_of_the_weights():
+    model = network()
+    biases = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    optimizers = [torch.optim.SGD(weights, lr=0.1), torch.optim.SGD(biases, lr=0.2)]
+    before = weights_of(model)
+    with GradientProbe(model, optimizer=optimizers) as probe:
+        loss_of(model).backward()
+        probe.collect(0)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert probe.history.profile("update") == pytest.approx(changes(before, weights_of(model)), abs=1e-6)
+
+
 def test_optimizers_that_step_in_turn_each_have_their_own_steps():
     # As in adversarial training: each backward pass is followed by the step of one of the two.
     model = nn.ModuleDict({"generator": nn.Linear(3, 3), "critic": nn.Linear(3, 1)})
