@@ -138,7 +138,7 @@ def layout_of(
     # A lazy module shows only when it is first called whether it has a weight of two dimensions.
     all_rows = [(name, 0) for name in names if is_empty or (name, 0) in numbers]
     called = set(order)
-    rows = _with_uncalled([*order], [row for row in all_rows if row not in called])
+    rows = [*order, *(row for row in all_rows if row not in called)]
     places = {**{row: place for place, row in enumerate(rows)}, LOSS: len(rows)}
     return Layout(
         [name for name, _ in rows],
@@ -149,22 +149,6 @@ def layout_of(
         sorted((places[a], places[b]) for a, b in feeds if a in places and b in places),
         [kinds.get(name, "") for name, _ in rows],
     )
-
-
-def _with_uncalled(rows: list[Row], uncalled: Sequence[Row]) -> list[Row]:
-    """Put a module that was not called behind the one that it is a part of, if that is a row, and others last.
-
-    So the projection of an attention, which ``nn.MultiheadAttention`` computes without a call of it, stands where it
-    acts.
-    """
-    called = {name for name, _ in rows}
-    for name, call in uncalled:
-        whole = name.rpartition(".")[0]
-        place = len(rows)
-        if whole in called:
-            place = 1 + max(i for i, (row, _) in enumerate(rows) if f"{row}.".startswith(f"{whole}."))
-        rows.insert(place, (name, call))
-    return rows
 
 
 def history_fields(

@@ -15,6 +15,7 @@ from rich.console import Console
 from gradexp.choices import ConfigError
 from gradexp.cli.composing import expand, hash_of_job
 from gradexp.cli.errors import error_line
+from gradexp.history.sentences import counted
 from gradexp.launch.composer import Composer
 from gradexp.runs.sweep_bar import count_job, sweep_bar
 from gradexp.sweeps.folder import alone_in, job_folder_name, mark_interrupted, plan
@@ -72,7 +73,9 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
         total = planned.complete + len(planned.folders)
         twice = f" ({len(jobs) - total} more change no number)" if len(jobs) > total else ""
         console.print(
-            f"sweep     {total} jobs in {folder}: {done}{planned.new} new{twice}", markup=False, soft_wrap=True
+            f"sweep     {counted(total, 'job')} in {folder}: {done}{planned.new} new{twice}",
+            markup=False,
+            soft_wrap=True,
         )
         OmegaConf.save(sweeper.config, folder / "multirun.yaml")
         batch = [loader.place(jobs[index], name, names[index]) for index, name in planned.folders.items()]

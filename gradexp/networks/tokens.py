@@ -28,5 +28,9 @@ def tokens(x: Tensor, context: int) -> Tensor:
     features = x.shape[1]
     size = math.ceil(features / context)
     if size * (context - 1) >= features:
-        raise ValueError(f"context={context} is too much for {features} features: tokens of {size} fill fewer")
+        filled = math.ceil(features / size)
+        raise ValueError(
+            f"context must be smaller: {features} features make {filled} tokens of {size}, so that others are empty, "
+            f"got {context}"
+        )
     return pad(x, (0, context * size - features)).reshape(len(x), context, size)

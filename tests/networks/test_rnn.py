@@ -110,7 +110,7 @@ def test_few_steps_take_few_tokens():
     [
         ({"cell": "elman"}, "cell must be one of rnn, gru, lstm, got 'elman'"),
         ({"depth": 1}, "depth must be at least 2, a time step and the readout, got 1"),
-        ({"context": 9}, "context=9 is too much for 12 features: tokens of 2 fill fewer"),
+        ({"context": 9}, "context must be smaller: 12 features make 6 tokens of 2, so that others are empty, got 9"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused_in_one_line(options, text):

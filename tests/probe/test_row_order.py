@@ -99,21 +99,3 @@ def test_a_reentrant_checkpoint_does_not_turn_the_rows_around(inside):
         output.square().sum().backward()
         probe.collect(0)
     assert probe.history.names == [f"layers.{number}" for number in range(6)]
-
-
-def test_a_part_that_is_never_called_stands_behind_the_module_that_computes_with_it():
-    class Attends(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.attention, self.last = nn.Linear(4, 4), nn.MultiheadAttention(4, 2), nn.Linear(4, 1)
-            self.spare = nn.Linear(2, 2)
-
-        def forward(self, x):
-            h = self.first(x)
-            return self.last(self.attention(h, h, h)[0])
-
-    model = Attends()
-    with GradientProbe(model) as probe:
-        model(torch.ones(3, 2, 4)).sum().backward()
-        probe.collect(0)
-    assert probe.history.names == ["first", "attention", "attention.out_proj", "last", "spare"]
