@@ -4,7 +4,7 @@
 
 Printed are medians, and the ratio to what each is judged by in the same round: the help to a Hydra program that does
 nothing, ``predict`` to importing torch and scipy, the default run up to its first table to importing torch and
-reading the digits with scikit-learn. With ``--phase`` the phase diagram too, which takes half a minute a round.
+reading the digits with scikit-learn. With ``--phase`` the phase diagram too.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from datetime import date
 from importlib.metadata import version
 
 import numpy as np
-from machine import machine
+from machine import compile_sources, machine
 
 NOTHING = """
 import hydra
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--phase", action="store_true")
     given = parser.parse_args()
     commands = COMMANDS | PHASE if given.phase else COMMANDS
+    compile_sources()
     rounds = [{name: processor_seconds(words) for name, (words, _) in commands.items()} for _ in range(given.rounds)]
     print(f"{date.today()}, torch {version('torch')}, {machine('cpu')}; rounds: {given.rounds}")
     print(f"{'':<16}{'processor s':>12}   ratio to")

@@ -18,7 +18,6 @@ joblib's jobs run in processes of their own, of which only the whole time is kno
 """
 
 import argparse
-import compileall
 import json
 import os
 import resource
@@ -30,7 +29,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 INITS, SEEDS = "he,xavier,lecun,orthogonal", 16
@@ -140,11 +138,10 @@ def main() -> None:
 
     from importlib.metadata import version
 
-    from machine import machine
+    from machine import compile_sources, machine
 
     print(f"{date.today()}, torch {version('torch')}, {machine(given.device)}, {os.cpu_count()} cores")
-    for package in ("gradexp", "hydra_plugins"):  # as an installer does, also where Python may write no bytecode
-        compileall.compile_dir(Path(__file__).parents[1] / package, quiet=1)
+    compile_sources()
     launchers = given.launchers.split(",")
     for setting in given.settings.split(","):
         width, steps = map(int, setting.split("x"))
