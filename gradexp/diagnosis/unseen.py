@@ -56,6 +56,8 @@ class Unseen(Observer):
                 are=verb(names, "is", "are"),
                 modules=verb(names, "module", "modules"),
                 output=verb(names, "output", "outputs"),
+                rows=verb(names, "row", "rows"),
+                show=verb(names, "shows", "show"),
                 they=verb(names, "it", "they"),
                 them=verb(names, "it", "them"),
             )
@@ -137,7 +139,7 @@ _TEXTS = {
         "",
     ),
     "part": (
-        "the modules around compute with the weights of {names}, and their rows stand for {its} outputs",
+        "{names} {are} computed inside the {modules} around {them}, whose {rows} {show} {its} {output}",
         "",
     ),
     "forward": (

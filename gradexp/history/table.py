@@ -121,7 +121,8 @@ class _Rows:
         lines, left_out = layout.lines(), [" ".join(column.head) for column in layout.rest if not column.is_extra]
         rest = [column for column in layout.rest if column.is_extra]
         while rest:
-            layout = Layout(folds, rest, [], headings, None, width)
+            filled = [fold for fold in folds if any(column.cell(fold.rows, 1) for column in rest)]
+            layout = Layout(filled or folds, rest, [], headings, None, width)
             lines += ["", *layout.lines()]
             rest = layout.rest
         if left_out:

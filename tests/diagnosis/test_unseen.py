@@ -107,6 +107,7 @@ def test_attention_stands_for_its_output_projection():
     (finding,) = history.findings[0]
     assert finding.severity == 0
     assert finding.modules == ("1.self_attn.out_proj",)
+    assert finding.text == "1.self_attn.out_proj is computed inside the module around it, whose row shows its output"
 
 
 def test_layers_that_share_a_called_layers_weight_and_dropped_layers_are_not_called():

@@ -207,6 +207,15 @@ def test_what_was_asked_for_is_shown_below_where_it_has_no_room():
             assert word in words
 
 
+def test_rows_without_what_is_shown_below_are_left_out_there():
+    history = probed([0.0, 0.0, 0.0], names=["first", "middle", "last"])
+    history.stats = {"output.cosine": np.array([[[np.nan, np.nan, 0.25]]])}
+    below = table(history.at(), width=50).split("layer  name")[-1]
+    assert "last" in below
+    assert "0.25" in below
+    assert "middle" not in below
+
+
 def test_a_probe_that_recorded_nothing_says_so():
     model = nn.Linear(2, 2)
     assert str(GradientProbe(model).history) == "nothing is recorded yet of 1 layers"
