@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.history.finding import Finding
-from gradexp.history.sentences import listed
+from gradexp.history.sentences import first_few, listed
 
 # Their weights of three dimensions are one map.
 _NO_STACKS = (nn.Conv1d, nn.ConvTranspose1d, nn.Bilinear)
@@ -49,7 +49,7 @@ class Experts(Observer):
                 yield Finding(
                     "idle experts",
                     f"{len(idle)} of the {len(is_idle)} matrices in {name} {verb} a gradient of 0 ({numbers} "
-                    f"{_numbers(idle)})",
+                    f"{first_few([*map(str, idle)], _NAMED)})",
                     (name.rpartition(".")[0],),
                     "a larger batch; if they stay idle over many steps, a loss that balances their load",
                     severity=1,
@@ -64,11 +64,6 @@ def _stacks(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if parameter.dim() == 3 and parameter.requires_grad:
                 yield name, parameter
-
-
-def _numbers(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:_NAMED]))
-    return shown + (f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else "")
 
 
 def _together(names: list[str]) -> str:

@@ -16,8 +16,17 @@ def named(name: str) -> str:
 
 def listed(names: Sequence[str], most: int = 3) -> str:
     """Return some modules' names for a sentence, such as ``a, b, c and 4 more``."""
-    shown = ", ".join(map(named, names[:most]))
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+    return first_few([named(name) for name in names], most)
+
+
+def first_few(texts: Sequence[str], most: int) -> str:
+    """Return the first of some texts, and how many more there are.
+
+    Examples:
+        >>> first_few(["0", "1", "2"], 2)
+        '0, 1 and 1 more'
+    """
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def loss_text(loss: float) -> str:

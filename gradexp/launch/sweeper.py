@@ -2,8 +2,9 @@
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +48,18 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
         loader = sweeper.hydra_context.config_loader = Composer(sweeper.hydra_context.config_loader)
         names = _names(sweeper, jobs)
 
-        composed: DictConfig
-
-        def hashes() -> Iterator[str]:
-            """Yield what each job is known by; one whose options cannot work says so itself, unless all are such."""
-            nonlocal composed
+        def known() -> Iterator[tuple[str, Callable[[int], str]]]:
+            """Yield each job's hash and name; one whose options cannot work says so itself, unless all are such."""
             mistakes = []
             for overrides, name in zip(jobs, names, strict=True):
-                composed = loader.compose(sweeper.config, overrides, name)
-                job_hash, mistake = hash_of_job(composed)
+                job = loader.compose(sweeper.config, overrides, name)
+                job_hash, mistake = hash_of_job(job)
                 mistakes += [mistake] if mistake else []
-                yield job_hash
+                yield job_hash, partial(_folder_of, job)
             if len(mistakes) == len(jobs):
                 raise ConfigError(mistakes[0])
 
-        def folder_of(_index: int, number: int) -> str:
-            """Return the name of the folder of the job whose hash was the last."""
-            with open_dict(composed):
-                composed.hydra.job.num = number
-            return job_folder_name(str(composed.hydra.sweep.subdir))
-
-        planned = plan(folder, hashes(), folder_of)
+        planned = plan(folder, known())
         again = f", {planned.again} to run again" if planned.again else ""
         done = f"{planned.complete} complete{again}, " if planned.complete or planned.again else ""
         total = planned.complete + len(planned.folders)
@@ -137,6 +129,13 @@ def _launch(sweeper: Any, batch: list[list[str]], folder: Path) -> int:
         mark_interrupted(folder)
         raise
     return failed
+
+
+def _folder_of(job: DictConfig, number: int) -> str:
+    """Return the name of a job's folder, if that is its number."""
+    with open_dict(job):
+        job.hydra.job.num = number
+    return job_folder_name(str(job.hydra.sweep.subdir))
 
 
 def _names(sweeper: Any, jobs: Sequence[Sequence[str]]) -> list[str]:

@@ -106,7 +106,7 @@ class SweepPlan:
         return len(self.folders) - self.again
 
 
-def plan(folder: Path, hashes: Iterable[str], name: Callable[[int, int], str]) -> SweepPlan:
+def plan(folder: Path, planned: Iterable[tuple[str, Callable[[int], str]]]) -> SweepPlan:
     """Compare the jobs of a sweep with what its folder holds.
 
     A job is known by its ``config_hash``, whatever its folder is called. A complete one stays as it is; one that
@@ -115,9 +115,8 @@ def plan(folder: Path, hashes: Iterable[str], name: Callable[[int, int], str]) -
 
     Args:
         folder: The sweep's folder; need not exist yet.
-        hashes: ``config_hash`` of each job, in the order of the command line.
-        name: Function that returns the folder's name of the job whose hash was taken last, from its index and its
-            number.
+        planned: ``config_hash`` of each job, in the order of the command line, and a function that returns its
+            folder's name from its number.
 
     Raises:
         ConfigError: If the folder is that of a run or holds results of another version, or if two jobs would
@@ -133,7 +132,7 @@ def plan(folder: Path, hashes: Iterable[str], name: Callable[[int, int], str]) -
     empty = {number_of(name): name for name, exists in has_summary.items() if not exists}
     taken = {number_of(name) for name in has_summary}
     complete, again, folders, seen = 0, 0, dict[int, str](), set[str]()
-    for index, config_hash in enumerate(hashes):
+    for index, (config_hash, name) in enumerate(planned):
         if config_hash in seen:
             continue
         seen.add(config_hash)
@@ -144,10 +143,10 @@ def plan(folder: Path, hashes: Iterable[str], name: Callable[[int, int], str]) -
                 again += 1
                 folders[index] = jobs_by_hash[config_hash].name
             continue
-        number = next(n for n in count() if n not in taken or (n in empty and name(index, n) == empty[n]))
+        number = next(n for n in count() if n not in taken or (n in empty and name(n) == empty[n]))
         taken.add(number)
         empty.pop(number, None)
-        folders[index] = name(index, number)
+        folders[index] = name(number)
     for shared in (entry for entry, times in Counter(folders.values()).items() if times > 1):
         raise ConfigError(f"hydra.sweep.subdir gives two jobs the folder {shared}; put ${{hydra.job.num}} into it")
     return SweepPlan(complete, again, folders)

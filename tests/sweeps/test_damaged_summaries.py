@@ -104,7 +104,7 @@ def test_a_sweep_that_goes_on_leaves_a_damaged_job_where_it_is(tmp_path: Path) -
     other = leave(tmp_path, "1_b", Config(depth=3), [])
     path.write_text("{")
     known = json.loads((other / "summary.json").read_text())["config_hash"]
-    planned = plan(tmp_path, ["new", known], lambda index, number: f"{number}_{index}")
+    planned = plan(tmp_path, [("new", lambda number: f"{number}_0"), (known, lambda number: f"{number}_1")])
     assert (planned.complete, planned.folders) == (1, {0: "2_0"})
 
 

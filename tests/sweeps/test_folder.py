@@ -37,7 +37,7 @@ def leave(folder: Path, name: str, config_hash: str, status: str = "complete", *
 
 
 def planned(folder: Path, hashes: Sequence[str]) -> tuple[int, int, int, dict[int, str]]:
-    found = plan(folder, hashes, lambda index, number: f"{number}_{hashes[index]}")
+    found = plan(folder, [(job_hash, f"{{}}_{job_hash}".format) for job_hash in hashes])
     return found.complete, found.again, found.new, found.folders
 
 
@@ -87,14 +87,14 @@ def test_the_folder_of_a_run_is_not_taken_for_a_sweep(tmp_path: Path) -> None:
 
 def test_two_jobs_never_share_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"two jobs the folder same; put \$\{hydra.job.num\} into it"):
-        plan(tmp_path, ["a", "b"], lambda *_: "same")
+        plan(tmp_path, [("a", lambda _: "same"), ("b", lambda _: "same")])
 
 
 @pytest.mark.parametrize("change", [{"schema": 0}, {"gradexp": "0.0.0"}])
 def test_results_of_another_version_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     leave(tmp_path, "0_a", "a", **change)
     with pytest.raises(ConfigError, match=rf"was written by gradexp .*, this is {__version__}"):
-        plan(tmp_path, ["a"], lambda *_: "a")
+        plan(tmp_path, [("a", lambda _: "a")])
 
 
 @pytest.mark.parametrize("key", ["config_hash", "status", "overrides", "initial", "verdict"])
