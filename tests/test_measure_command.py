@@ -124,7 +124,7 @@ MISTAKES = {
     "my_models:NUMBER": "my_models holds no function 'NUMBER' but 3; it has build, healthy",
     "my_models:broken": "my_models:broken raised RuntimeError: The size of tensor a (2)",
     "my_models:four": "my_models:four must return (model, loss_fn, batch), or (model, closure)",
-    "my_models:misshapen": "my_models:misshapen cannot be measured: RuntimeError: mat1 and mat2 shapes cannot be",
+    "my_models:misshapen": "my_models:misshapen cannot be measured: RuntimeError: ",
 }
 
 

@@ -100,11 +100,16 @@ def saved_of(node: Node, name: str) -> Any:
 
 
 def keeps_elsewhere() -> bool:
-    """Return whether what operations keep is put away by hooks, as checkpoints do that compute it anew (torch 2.1).
+    """Return whether what operations keep is put away by hooks, as checkpoints do that compute it anew.
 
-    Without it looking at what is kept could run parts of the model again.
+    Without it looking at what is kept could run parts of the model again. Torch has a private name for it since 2.7
+    only; by a public one it refuses to forbid such hooks where there are some.
     """
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("asked by gradexp"):
+            return False
+    except RuntimeError:
+        return True
 
 
 def in_transform() -> bool:

@@ -16,6 +16,7 @@ SMALL: dict[str, Any] = {"depth": 4, "width": 8, "steps": 6, "batch_size": 16}
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon before 2.9")
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # which torch 2.6 itself gives from a scheduler to another
 def test_the_rates_are_those_of_torchs_schedulers() -> None:
     ours, theirs = (torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.3) for _ in range(2))
     schedule = Schedule(ours, steps=12, warmup=4, schedule="cosine")
