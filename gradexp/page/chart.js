@@ -168,7 +168,7 @@
   // Of too many names only that near the pointer.
   const addLabels = (labels) => {
     const chosen = labels.length > axes.fits(plot) ? labels.filter(({line}) => line === state.near) : labels;
-    axes.addLabels(plot, chosen.filter(({value}) => value).map((label) => {
+    axes.addLabels(plot, chosen.filter(endOf).map((label) => {
       const {size} = endOf(label), {box} = plot;
       const end = size === "0" ? box.bottom - 3 : size === "inf" ? box.top + 3 : plot.clipped(size);
       return {...label, start: plot.x(label.at[0]), end};
