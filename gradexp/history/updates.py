@@ -71,8 +71,9 @@ def _is_at_minimum(step: Step, first: Step | None) -> NDArray[np.bool_]:
     if first is None or not needed <= step.log10.keys() & first.log10.keys():
         return np.zeros(step.depth, dtype=bool)
     shrunk = mean_over_networks(step.log10["weight_grad"]) - mean_over_networks(first.log10["weight_grad"])
+    is_zero = (step.status["weight_grad"] == STATUSES.index("zero")).all(axis=0)
     before = _share(first)
-    return np.asarray((before >= _TOO_SMALL) & (before + shrunk < _TOO_SMALL))
+    return np.asarray((before >= _TOO_SMALL) & (is_zero | (before + shrunk < _TOO_SMALL)))
 
 
 def _text(step: Step, rows: NDArray[np.intp], share: Array) -> str:

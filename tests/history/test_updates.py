@@ -139,6 +139,7 @@ def test_steps_that_shrink_with_the_gradient_towards_a_minimum_raise_no_alarm(up
     assert updates_findings(recorded(update, -5.0), first) == ()
     [finding] = updates_findings(recorded(update, -3.0), first)  # the gradient would do for a step of 10^-5
     assert finding.severity > 1
+    assert updates_findings(recorded(update, -np.inf), first) == ()  # it has died, and Adam's steps run out
     [finding] = updates_findings(recorded(update, -5.0), recorded(-7.0, 0.0))  # they never were large enough
     assert finding.severity > 1
 
