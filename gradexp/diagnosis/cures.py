@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from gradexp.history.history import History
-from gradexp.history.remedies import REMEDIES
+from gradexp.history.remedies import REMEDIES, STRUCTURE
 from gradexp.history.roles import places
 from gradexp.networks.initialize import initialize
 
@@ -22,6 +22,8 @@ _SEED = 0
 
 def cures(model: nn.Module, history: History, record: Callable[[nn.Module], History]) -> dict[str, str]:
     """Return kind of finding -> the first remedy after which the copy's gradient is stable.
+
+    If none is among them, no initialisation is named against a gradient that explodes.
 
     Args:
         model: The model, which is left as it is.
@@ -44,7 +46,7 @@ def cures(model: nn.Module, history: History, record: Callable[[nn.Module], Hist
             continue
         if verdict.gradient == "stable" and wanted.isdisjoint(finding.kind for finding in verdict.findings):
             return dict.fromkeys(wanted, remedy)
-    return {}
+    return dict.fromkeys(wanted & {"exploding", "exploding activations"}, STRUCTURE)
 
 
 def schemes(model: nn.Module) -> tuple[str, ...]:

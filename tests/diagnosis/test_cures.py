@@ -84,3 +84,10 @@ def test_residual_branches_that_explode_are_scaled_at_their_ends():
     assert finding.remedy == "gradexp.initialize(model, 'he', branch_ends='blocks.*.2')"
     initialize(model, "he", branch_ends="blocks.*.2", seed=0)
     assert measure(model, F.cross_entropy, (X, Y)).verdict().gradient == "stable"
+
+
+def test_initialisations_that_did_not_help_are_not_named(monkeypatch):
+    monkeypatch.setattr("gradexp.diagnosis.cures.initialize", lambda model, **options: model)
+    finding = worst(chain(nn.ReLU, std=1.0))
+    assert finding.kind == "exploding"
+    assert finding.remedy.startswith("in residual blocks a norm in the branch")
