@@ -21,7 +21,7 @@ from gradexp.cli.lines import Parser, print_error, shortened
 from gradexp.diagnosis.measure import measure
 
 _RETURNS = (
-    "(model, loss_fn, batch), or (model, closure) with a function of nothing that returns the loss; "
+    "(model, loss_fn, batch), or (model, closure), where the closure takes nothing and returns the loss; "
     "the optimizer may come last"
 )
 

@@ -34,7 +34,8 @@ def main() -> None:
         description="Start TensorBoard on this machine, and print the address at which the gradients are shown.",
         epilog="Ctrl-C stops it. On another machine: ssh -L 6006:127.0.0.1:6006 HOST.",
     )
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), metavar="DIR", help="a run, or many")
+    usual, help_text = Path("outputs"), "folder of one run or of several; unless set, outputs"
+    parser.add_argument("folder", nargs="?", type=Path, default=usual, metavar="DIR", help=help_text)
     parser.add_argument("--port", type=int, help="exactly this one; unless set, the first free one from 6006 on")
     parser.add_argument("--open", action="store_true", help="open the address in a browser")
     asked = parser.parse_args()

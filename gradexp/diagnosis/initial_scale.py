@@ -19,7 +19,7 @@ from gradexp.history.sentences import number
 _TOO_LARGE, _MUCH_TOO_LARGE, _TOO_SMALL = 10.0, 100.0, 30.0
 # Targets up to this size are within reach of a few hundred steps of any optimizer.
 _LARGE_TARGET = 100.0
-_SLOWER = "a learning rate a tenth as large from the start"
+_SLOWER = "a learning rate a tenth as large or less from the start"
 _STANDARDISE = "y = (y - y.mean()) / y.std()"
 
 

@@ -29,7 +29,7 @@ _SOME, _MORE, _MANY = 0.2, 0.3, 0.5
 _HALF_FLAT, _ALL_FLAT = 0.5, 0.9
 # They bound what need not be a probability.
 _BOUNDS = ("clamp", "hardtanh")
-_CARE = "a learning rate a tenth as large from the start, or nn.LeakyReLU(0.1) in place of nn.ReLU()"
+_CARE = "a learning rate a tenth as large or less from the start, or nn.LeakyReLU(0.1) in place of nn.ReLU()"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Units(Observer):
         if empty:
             text += f"; the weights of {listed(empty)} are exactly 0"
         elif not is_output:
-            remedy += f"; then {_CARE}"
+            remedy += f"; if training switched them off, also {_CARE}"
         severity = 1 if first.units * samples < 8 else 3 if is_blocked else 2
         yield Finding("dead layer", text, tuple(names), remedy, severity)
 

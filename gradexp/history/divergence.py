@@ -16,6 +16,9 @@ _LARGE_SHARE = -1.0
 _RISEN, _RISEN_FAR = 10.0, 100.0
 _BEFORE_STEP = ("output", "output_grad", "weight_grad", "weight")
 _WORDS = {"output": "outputs", "weight": "weights", "update": "updates", "weight_grad": "weight gradients"}
+# Of a loss that rises nearly always from the first step on, which is small enough to train, the sign is wrong.
+_USUAL_SHARE, _ENOUGH_LOSSES, _NEARLY_ALWAYS = -1.5, 10, 0.8
+_SIGN = "-loss in place of loss, or an optimizer without maximize=True"
 # Adam divides clipping out again.
 _CLIP = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before optimizer.step()"
 
@@ -94,10 +97,24 @@ def _growth(course: Course, begin: int) -> tuple[Finding, ...]:
     first, last = course.steps[window][0], course.steps[window][-1]
     place = f"at step {course.steps[begin]}" if begin < len(course.steps) else f"by the update of step {last}"
     text = f"diverged {place}: sizes grew from step {first} to {last} ({', '.join(told[:3])}); "
-    text += "the learning rate is too large"
     row = course.rows("output", "nonfinite", step=begin) if begin < len(course.steps) else np.zeros(0, dtype=bool)
-    remedy = f"a learning rate {times_smaller(course, window.start)} times smaller; or, with SGD, {_CLIP}"
+    if _has_climbed(course, begin):
+        text, remedy = f"{text}the loss rose from the first steps on: is its sign wrong?", _SIGN
+    else:
+        text += "the learning rate is too large"
+        remedy = f"a learning rate {times_smaller(course, window.start)} times smaller; or, with SGD, {_CLIP}"
     return (Finding("nonfinite", text, course.modules(row)[:1], remedy, 3),)
+
+
+def _has_climbed(course: Course, end: int) -> bool:
+    """Return whether the loss rose from the first steps on, though they were small enough to train."""
+    if course.loss is None:
+        return False
+    loss = course.loss[:end].mean(axis=1)
+    rises = np.diff(loss[np.isfinite(loss)]) > 0
+    if len(rises) < _ENOUGH_LOSSES - 1:
+        return False
+    return bool(rises.mean() > _NEARLY_ALWAYS) and largest_share(course, slice(0, None)) < _USUAL_SHARE
 
 
 def _rise(values: Array) -> tuple[float, float] | None:

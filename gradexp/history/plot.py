@@ -85,7 +85,13 @@ def values_of(step: Step, quantity: str) -> Array:
 
 def label_size(axes: "Axes", quantity: str) -> None:
     """Label the vertical axis; sizes are powers of ten, statistics are not."""
-    labels = {"log10_update_ratio": "update / weight", "samples_sd": "sd of log10 over samples"}
+    labels = {
+        "log10_update_ratio": "update / weight",
+        "samples_sd": "sd of log10 over samples",
+        "output.dead": "share of dead units",
+        "output.saturated": "share of saturated outputs",
+        "output.cosine": "mean cosine of two samples",
+    }
     axes.set_ylabel(LABELS.get(quantity, labels.get(quantity, quantity.replace("_", " "))))
     if "." not in quantity and quantity != "samples_sd":
         powers_of_ten(axes, _LEAST_DECADES)

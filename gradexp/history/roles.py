@@ -110,7 +110,10 @@ def _of_call(name: str, call: int) -> Place:
 
 
 def _in_stages(found: dict[str, Place]) -> dict[str, Place]:
-    """Return the places of names in stages: few, and of different lengths, at least one of which is longer."""
+    """Return the places of names in stages: few, and of different lengths, at least one of which is longer.
+
+    The only stack in a sequence of other things, as in ``nn.Sequential(embedding, encoder, head)``, is a stage too.
+    """
     inner = {name: split(place.role) for name, place in found.items() if place.block is not None}
     lengths: dict[tuple[str, str], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for name, below in inner.items():
@@ -118,11 +121,14 @@ def _in_stages(found: dict[str, Place]) -> dict[str, Place]:
         if below.block is not None and place.block is not None:
             lengths[place.stack, below.stack][place.block].add(below.block)
     blocks = _members((place.stack, place.block) for place in found.values())
+    like = _members(((place.stack, place.role), place.block) for place in found.values())
+    alike = {(place.stack, place.block) for place in found.values() if len(like[place.stack, place.role]) > 1}
     deeper = set()
     for (stack, middle), stages in lengths.items():
         counts = {len(stage) for stage in stages.values()}
+        is_only = len(stages) == 1 < len(blocks[stack]) and (stack, *stages) not in alike
         # Experts or the layers of an MLP are as many in each block.
-        if len(counts) > 1 and max(counts) > len(blocks[stack]):
+        if (len(counts) > 1 or is_only) and max(counts) > len(blocks[stack]):
             deeper.add((stack, middle))
     return {
         name: Place(

@@ -11,6 +11,9 @@ from gradexp.history.flow import Flow
 from gradexp.history.sentences import named
 from gradexp.history.step import STATUSES, Step, is_seen
 
+_OPEN_END = "no ReLU, clamp or other flat function between it and the loss"
+_FIRE_AGAIN = "gradexp.initialize(model, 'he', sigma_b2=0), if a ReLU after it is off for every sample"
+
 
 def not_finite(step: Step, flow: Flow | None) -> list[Finding]:
     """Return the first row whose output, or else whose gradient, is inf or nan."""
@@ -57,7 +60,7 @@ def no_gradient(flow: Flow, findings: Sequence[Finding]) -> list[Finding]:
     if not begin:  # not even the rows that feed the loss get a gradient
         row = flow.ends[-1]
         text = f"{flow.shown(row)} receives a gradient of exactly 0 for every sample"
-        return [Finding("dead", text, (flow.name(row),), severity=3)]
+        return [Finding("dead", text, (flow.name(row),), _OPEN_END, severity=3)]
     row = begin[-1]
     reader = max(flow.readers[row], key=lambda other: flow.value[other])
     silent = set(_rows_with(step, "output", "zero").tolist())
@@ -86,7 +89,8 @@ def no_gradient(flow: Flow, findings: Sequence[Finding]) -> list[Finding]:
     text = (
         f"{flow.shown(row)} receives a gradient of exactly 0 for every sample, though {flow.shown(reader)} gets one: "
     )
-    return [Finding("dead", text + why, (flow.name(row), flow.name(reader)), severity=3)]
+    remedy = "" if learns else _FIRE_AGAIN
+    return [Finding("dead", text + why, (flow.name(row), flow.name(reader)), remedy, severity=3)]
 
 
 _EXPLAINED = {"vanishing", "vanishing over time", "zero by initialisation", "cut", "number format", "dead"}

@@ -20,11 +20,13 @@ def updates_findings(step: Step, first: Step | None = None) -> tuple[Finding, ..
     """Return what is wrong with the last optimizer step's size, layer by layer.
 
     Layers without an update or a weight, or with one that is 0, do not count. Layers whose update is exactly 0
-    though their gradient is not have steps that their number format rounds away, or a learning rate of 0.
+    though their gradient is not have steps that their number format rounds away, or a learning rate of 0. Steps that
+    became too small because the gradient did, as at a minimum, do not count either.
 
     Args:
         step: One recorded step, with ``update`` and ``weight``; else nothing is found.
-        first: The first recorded step: weights that were 0 in it, as those of a new branch, may grow by any share.
+        first: The first recorded step: weights that were 0 in it, as those of a new branch, may grow by any share,
+            and steps that were large enough in it may shrink with the gradient.
 
     Examples:
         >>> ok = np.zeros((1, 1), dtype=np.int8)
@@ -34,13 +36,14 @@ def updates_findings(step: Step, first: Step | None = None) -> tuple[Finding, ..
     """
     if not {"update", "weight"} <= step.log10.keys() & step.status.keys():
         return ()
-    share = mean_over_networks(step.log10["update"] - step.log10["weight"])
+    share = _share(step)
     weight = mean_over_networks(step.log10["weight"])
-    findings = _unmoved(step)
+    is_at_minimum = _is_at_minimum(step, first)
+    findings = _unmoved(step, is_at_minimum)
     seen = share[np.isfinite(share)]
     if not seen.size:
         return findings
-    small = np.flatnonzero(share < _TOO_SMALL)
+    small = np.flatnonzero((share < _TOO_SMALL) & ~is_at_minimum)
     is_settled = weight > np.nanmedian(weight) + _GROWING
     if first is not None and "weight" in first.status:
         is_settled &= ~(first.status["weight"] == STATUSES.index("zero")).any(axis=0)
@@ -55,6 +58,22 @@ def updates_findings(step: Step, first: Step | None = None) -> tuple[Finding, ..
         severity = 2 if np.median(share[large]) > _FAR_TOO_LARGE else 1
         findings += (Finding("updates", text, _modules(step, large), remedy, severity),)
     return findings
+
+
+def _share(step: Step) -> Array:
+    """Return log10 of ‖update‖ / ‖weight‖ of each layer."""
+    return mean_over_networks(step.log10["update"] - step.log10["weight"])
+
+
+def _is_at_minimum(step: Step, first: Step | None) -> NDArray[np.bool_]:
+    """Return whose steps were large enough at first, and are too small by as much as the gradient has shrunk."""
+    needed = {"update", "weight", "weight_grad"}
+    if first is None or not needed <= step.log10.keys() & first.log10.keys():
+        return np.zeros(step.depth, dtype=bool)
+    shrunk = mean_over_networks(step.log10["weight_grad"]) - mean_over_networks(first.log10["weight_grad"])
+    is_zero = (step.status["weight_grad"] == STATUSES.index("zero")).all(axis=0)
+    before = _share(first)
+    return np.asarray((before >= _TOO_SMALL) & (is_zero | (before + shrunk < _TOO_SMALL)))
 
 
 def _text(step: Step, rows: NDArray[np.intp], share: Array) -> str:
@@ -77,9 +96,9 @@ def _for(step: Step, rows: NDArray[np.intp], seen: Array) -> str:
     return " for it" if len(_modules(step, rows)) == 1 else " for them"
 
 
-def _unmoved(step: Step) -> tuple[Finding, ...]:
+def _unmoved(step: Step, is_at_minimum: NDArray[np.bool_]) -> tuple[Finding, ...]:
     zero, ok = STATUSES.index("zero"), [STATUSES.index(name) for name in ("ok", "subnormal")]
-    still = (step.status["update"] == zero).all(axis=0)
+    still = (step.status["update"] == zero).all(axis=0) & ~is_at_minimum
     if "weight_grad" in step.status:
         still &= np.isin(step.status["weight_grad"], ok).any(axis=0)
     else:

@@ -144,9 +144,17 @@ _SAME_CAUSE = {
     "nonfinite": {"unbounded loss"},
     "exploding activations": {"exploding", "unbounded loss"},
     "initial scale": {"dropout", "exploding", "exploding over time", "input scale", "saturated"},
-    "inputs collapse": {"vanishing", "saturated", "dead layer", "cut", "number format", "nonfinite"},
+    "inputs collapse": {"vanishing", "saturated", "dead layer", "equal units", "cut", "number format", "nonfinite"},
     "vanishing": {"saturated", "weight decay"},
-    "updates": {"vanishing", "vanishing over time", "exploding", "weight decay", "diverging", "unbounded loss"},
+    "updates": {
+        "vanishing",
+        "vanishing over time",
+        "exploding",
+        "dead",
+        "weight decay",
+        "diverging",
+        "unbounded loss",
+    },
 }
 
 

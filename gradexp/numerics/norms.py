@@ -60,13 +60,15 @@ def scaled_norm(x: Tensor, networks: int = 1) -> ScaledNorm:
         >>> print(f"{m * 2**e:.3g}")
         2e-300
     """
-    is_ordinary = type(x) in _ORDINARY and x.dtype in _NARROW and x.layout is torch.strided and not x.is_nested
-    if not is_ordinary:
+    norm = norm_on_host(x) if networks == 1 else None
+    if norm is not None:
+        return norm, 0.0
+    if type(x) not in _ORDINARY or x.dtype not in _NARROW or x.layout is not torch.strided or x.is_nested:
         x = plain(x)
     if x.requires_grad and torch.is_grad_enabled():
         x = x.detach()
     if networks == 1 and x.is_cpu:
-        return (_norm(x), 0.0) if is_ordinary else _norm_on_cpu(x)
+        return _norm_on_cpu(x)
     if x.is_meta:
         raise TypeError(_NO_VALUES.format(kind=type(x).__name__, device=x.device))
     rows = x.reshape(networks, -1)
@@ -87,7 +89,7 @@ def norm_on_host(x: Tensor) -> float | None:
     As ``scaled_norm`` does, it takes squares in float64 of elements that are of a narrower format.
     """
     if (
-        type(x) is not Tensor
+        type(x) not in _ORDINARY
         or not x.is_cpu
         or x.dtype not in _NARROW
         or x.layout is not torch.strided
@@ -104,8 +106,10 @@ def scaled_norms(tensors: Sequence[Tensor], networks: int = 1) -> list[ScaledNor
     sizes: list[ScaledNorm | None] = [None] * len(tensors)
     groups: dict[torch.Size | torch.device, list[int]] = {}  # on the CPU by shape, else by device
     for index, x in enumerate(tensors):
-        if networks == 1 and type(x) in _ORDINARY and x.dtype in _NARROW and x.layout is torch.strided:
-            if x.is_cpu and 0 < x.numel() <= _SMALL and (_square_sum is None or x.dtype is not torch.float32):
+        if networks > 1 or (_square_sum is not None and x.dtype is torch.float32 and x.is_cpu):
+            continue  # on its own it takes no longer
+        if type(x) in _ORDINARY and x.dtype in _NARROW and x.layout is torch.strided:
+            if x.is_cpu and 0 < x.numel() <= _SMALL:
                 groups.setdefault(x.shape, []).append(index)
             elif x.is_cuda:
                 groups.setdefault(x.device, []).append(index)

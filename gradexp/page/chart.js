@@ -168,7 +168,7 @@
   // Of too many names only that near the pointer.
   const addLabels = (labels) => {
     const chosen = labels.length > axes.fits(plot) ? labels.filter(({line}) => line === state.near) : labels;
-    axes.addLabels(plot, chosen.filter(({value}) => value).map((label) => {
+    axes.addLabels(plot, chosen.filter(endOf).map((label) => {
       const {size} = endOf(label), {box} = plot;
       const end = size === "0" ? box.bottom - 3 : size === "inf" ? box.top + 3 : plot.clipped(size);
       return {...label, start: plot.x(label.at[0]), end};
@@ -252,12 +252,14 @@
     const step = frames[state.frame];
     if (guessing !== undefined) {
       add(svg("path", {d: `M${box.left} ${y(guessing)}H${box.right}`, class: "guess"}));
-      add(text(box.right - 5, y(guessing) - 5, `guessing ${guessing.toFixed(2)}`,
-        {"text-anchor": "end", class: "tip-text"}));
     }
     for (const line of shown) {
       const kind = `run ${colour(line)}${shown.length > FEW ? " many" : ""}`;
       add(svg("path", {d: pathOf(line.lossSteps, line.losses, x, y), class: kind}));
+    }
+    if (guessing !== undefined) {
+      add(text(box.right - 5, y(guessing) - 5, `guessing ${guessing.toFixed(2)}`,
+        {"text-anchor": "end", class: "tip-text"}));
     }
     (most < Infinity ? far.slice(0, 3) : []).forEach((line, i) => {
       const at = x(line.lossSteps[line.losses.findIndex((loss) => loss > most)]);

@@ -12,30 +12,27 @@ from torch import Tensor
 
 from gradexp.history.probe_steps import ProbeStep
 from gradexp.history.step import STATUSES, Array, Status
-from gradexp.numerics.norms import LOG10_2, ScaledNorm, norm_on_host, scaled_norm, scaled_norms
+from gradexp.numerics.norms import LOG10_2, ScaledNorm, scaled_norm, scaled_norms
 
 TensorSize = tuple[float | Tensor, float | Tensor, int, torch.dtype]
 """One measured tensor: its norm as m and e (see ``scaled_norm``), its elements per network, and its format."""
 
 Value = float | Tensor
 
-_COUNT = itemgetter(2)
+_COUNT, _FORMAT = itemgetter(2), itemgetter(3)
 _CODES = {name: code for code, name in enumerate(STATUSES)}
 _NEPER = 2 * np.log(10)  # times log10 of a norm: natural log of its square
 
 
 def tensor_size(tensor: Tensor, networks: int) -> TensorSize:
     """Return the size of a tensor, in each network."""
-    norm = norm_on_host(tensor) if networks == 1 else None
-    if norm is not None:
-        return norm, 0.0, tensor.numel(), tensor.dtype
     return *scaled_norm(tensor, networks), tensor.numel() // networks, tensor.dtype
 
 
 def measure_all(tensors: Sequence[Tensor], networks: int) -> list[TensorSize]:
     """Return the size of each tensor, faster than one after the other."""
     sizes = scaled_norms(tensors, networks)
-    return [(*size, x.numel() // networks, x.dtype) for x, size in zip(tensors, sizes, strict=True)]
+    return [(norm, e, x.numel() // networks, x.dtype) for x, (norm, e) in zip(tensors, sizes, strict=True)]
 
 
 class PendingStep:
@@ -43,10 +40,8 @@ class PendingStep:
 
     def __init__(self, networks: int) -> None:
         self._networks = networks
-        # As three lists, whose order is the same: one pass over all cells is much faster than one for each.
-        self._quantities: list[str] = []
-        self._rows: list[int] = []
-        self._sizes: list[TensorSize] = []
+        # Rows of each quantity, and their tensors: one pass over all cells is much faster than one for each.
+        self._cells: dict[str, tuple[list[int], list[TensorSize]]] = {}
         self._absent: list[tuple[str, int, Status]] = []
         self._stats: dict[str, list[tuple[int, Value]]] = {}
         self._samples: list[tuple[int, ScaledNorm]] = []
@@ -56,20 +51,17 @@ class PendingStep:
 
     def add(self, quantity: str, row: int, size: TensorSize) -> None:
         """Add a tensor to a cell. One without elements, such as the gradient of no sample, is left out."""
-        if not size[2]:
-            return
-        self._quantities.append(quantity)
-        self._rows.append(row)
-        self._sizes.append(size)
+        self.add_all(quantity, (row,), (size,))
 
     def add_all(self, quantity: str, rows: Sequence[int], sizes: Sequence[TensorSize]) -> None:
         """Add a tensor to each of some cells."""
         if not all(map(_COUNT, sizes)):
             rows = [row for row, size in zip(rows, sizes, strict=True) if size[2]]
             sizes = [size for size in sizes if size[2]]
-        self._quantities += [quantity] * len(sizes)
-        self._rows += rows
-        self._sizes += sizes
+        if sizes:
+            own_rows, own_sizes = self._cells.setdefault(quantity, ([], []))
+            own_rows += rows
+            own_sizes += sizes
 
     def add_rows(self, quantity: str, sizes: Sequence[TensorSize]) -> None:
         """Add a tensor to each of the first rows."""
@@ -99,14 +91,15 @@ class PendingStep:
 
     def read(self, rows: int) -> ProbeStep:
         """Copy everything to the host, in one transfer from each device, and judge each cell."""
-        norms, exponents, counts, dtypes = (list(map(itemgetter(part), self._sizes)) for part in range(4))
+        measured = [size for _, sizes in self._cells.values() for size in sizes]
+        norms, exponents, counts, dtypes = (list(map(itemgetter(part), measured)) for part in range(4))
         values = [*norms, *exponents]
         values += [value for pairs in self._stats.values() for _, value in pairs]
         values += [value for _, sizes in self._samples for value in sizes]
         values += [self._scale[1]] if self._scale else []
         values += [] if self.loss is None else [self.loss]
         on_host = _HostValues(values)
-        log10 = _log10(*(on_host.table(len(self._sizes), self._networks) for _ in range(2)))
+        log10 = _log10(*(on_host.table(len(measured), self._networks) for _ in range(2)))
         reading = ProbeStep(rows, self._networks)
         self._judge(reading, log10, np.array(counts), dtypes)
         for name, pairs in self._stats.items():
@@ -128,19 +121,18 @@ class PendingStep:
         if self.loss is not None:
             reading.loss = np.broadcast_to(on_host.next(), (self._networks,)).astype(float)
         reading.take_out_total()
-        reading.over_time = {name: steps.read(1 + max(steps._rows)) for name, steps in self._over_time.items()}
+        for name, steps in self._over_time.items():
+            reading.over_time[name] = steps.read(1 + max(max(own) for own, _ in steps._cells.values()))
         return reading
 
     def _judge(
         self, reading: ProbeStep, log10: Array, counts: NDArray[np.int64], dtypes: Sequence[torch.dtype]
     ) -> None:
         """Join the tensors of each cell, turn outputs into rms, and fill in numbers and statuses."""
-        first_cell = {
-            quantity: index * reading.rows for index, quantity in enumerate(dict.fromkeys(self._quantities))
-        }
-        cells = np.array([*map(first_cell.__getitem__, self._quantities)], int) + np.array(self._rows, int)
-        formats = set(zip(self._quantities, dtypes, strict=True))
-        tiny = {dtype: math.log10(torch.finfo(dtype).smallest_normal) for _, dtype in formats}
+        first_cell = {quantity: index * reading.rows for index, quantity in enumerate(self._cells)}
+        in_place = [np.array(own) + first_cell[quantity] for quantity, (own, _) in self._cells.items()]
+        cells = np.concatenate(in_place) if in_place else np.zeros(0, int)
+        tiny = {dtype: math.log10(torch.finfo(dtype).smallest_normal) for dtype in set(dtypes)}
         smallest = np.array([*map(tiny.__getitem__, dtypes)])
         if len(cells) and np.bincount(cells).max() > 1:
             order = np.argsort(cells, kind="stable")
@@ -154,16 +146,17 @@ class PendingStep:
         codes[log10 == -np.inf] = _CODES["zero"]
         codes[np.isnan(log10) | (log10 == np.inf)] = _CODES["nonfinite"]
         size = np.where(np.isfinite(log10), log10, np.nan)
-        for quantity, start in first_cell.items():
+        # Those of one quantity stand side by side.
+        bounds = np.searchsorted(cells // reading.rows, np.arange(len(first_cell) + 1))
+        for (quantity, start), part in zip(first_cell.items(), map(slice, bounds, bounds[1:]), strict=True):
             reading.open(quantity)
-            chosen = (cells >= start) & (cells < start + reading.rows)
-            values = (
-                size[chosen] if quantity != "output" else np.where(np.isfinite(size[chosen]), rms[chosen], np.nan)
-            )
-            reading.log10[quantity][:, cells[chosen] - start] = values.T
-            reading.status[quantity][:, cells[chosen] - start] = codes[chosen].T
-        for quantity, name in sorted((quantity, str(dtype).removeprefix("torch.")) for quantity, dtype in formats):
-            reading.dtypes[quantity] = "/".join(filter(None, (reading.dtypes.get(quantity), name)))
+            rows = cells[part] - start
+            values = size[part] if quantity != "output" else np.where(np.isfinite(size[part]), rms[part], np.nan)
+            reading.log10[quantity][:, rows] = values.T
+            reading.status[quantity][:, rows] = codes[part].T
+        for quantity in sorted(self._cells):
+            formats = {str(dtype).removeprefix("torch.") for dtype in set(map(_FORMAT, self._cells[quantity][1]))}
+            reading.dtypes[quantity] = "/".join(sorted(formats))
 
     def _undo_scale(self, reading: ProbeStep, scale: float) -> None:
         assert self._scale is not None

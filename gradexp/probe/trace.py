@@ -12,7 +12,7 @@ from gradexp.numerics.torch_internals import is_dynamo_loaded, is_recomputing
 from gradexp.probe.calls import ModuleCall, ProbeSpec
 from gradexp.probe.graph import Feeds, Graph
 from gradexp.probe.passes import ForwardPass, Parameters, Passes
-from gradexp.probe.readings import PendingStep
+from gradexp.probe.readings import PendingStep, TensorSize
 
 
 class Trace:
@@ -108,6 +108,10 @@ class Trace:
             Name of the row and number of the call, for each call in the order of the forward pass.
         """
         calls = []
+        output_rows: list[int] = []
+        outputs: list[TensorSize] = []
+        gradient_rows: list[int] = []
+        gradients: list[TensorSize] = []
         with_gradient: set[int] = set()
         silent: list[tuple[int, ModuleCall]] = []
         for call in self.kept_calls():
@@ -123,19 +127,21 @@ class Trace:
             if call.is_empty:
                 continue
             for size in call.outputs:
-                pending.add("output", row, size)
+                output_rows.append(row)
+                outputs.append(size)
             for name, value in call.stats:
                 pending.add_statistic(name, row, value)
-            gradients = call.counted(passes or ())
-            if gradients:
+            counted = call.counted(passes or ())
+            if counted:
                 with_gradient.add(row)
-                for size, more in gradients:
-                    pending.add("output_grad", row, size)
+                for size, more in counted:
+                    gradient_rows.append(row)
+                    gradients.append(size)
                     for name, value in more.stats:
                         pending.add_statistic(name, row, value)
                     if more.samples is not None:
                         pending.add_samples(row, more.samples)
-            elif gradients is None or call.has_failed() or (passes is None and call.arrivals):
+            elif counted is None or call.has_failed() or (passes is None and call.arrivals):
                 pending.mark("output_grad", row, "hook_missed")
             else:
                 silent.append((row, call))
@@ -147,6 +153,8 @@ class Trace:
                 pending.mark("output_grad", row, "hook_missed")
             elif row not in with_gradient and "output_grad" not in call.missed:
                 pending.mark("output_grad", row, "unused" if call.expected else "frozen")
+        pending.add_all("output", output_rows, outputs)
+        pending.add_all("output_grad", gradient_rows, gradients)
         return calls
 
     def feeds(self, names: Container[str], loss: Any = None) -> set[tuple[Row, Row]] | None:

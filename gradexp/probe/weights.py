@@ -40,8 +40,9 @@ class Weights:
     def items(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
         """Yield the name and the weights, as they are now, of each row whose module is still there."""
         for name, parameters in self._rows.items():
-            if not parameters.is_gone:
-                yield name, parameters.weights()
+            weights = parameters.weights()
+            if weights or not parameters.is_gone:
+                yield name, weights
 
     def vectors(self) -> dict[str, list[nn.Parameter]]:
         """Return the vectors of each row, by its name."""
@@ -99,27 +100,28 @@ class Weights:
         Returns:
             The size of each gradient that was measured, by the id of its parameter.
         """
-        cells: list[tuple[int, nn.Parameter, Tensor]] = []
+        cells: list[tuple[int, int]] = []  # row, and id of a parameter
+        gradients: dict[int, Tensor] = {}
         for name, group in parameters.items():
-            row = rows[name]
-            if len(group) == 1 and (gradient := group[0].grad) is not None and group[0].requires_grad:
-                pairs = [(group[0], gradient)]
-            else:
-                pairs = [(p, p.grad) for p in group if p.requires_grad and p.grad is not None]
-            if len(pairs) < max(1, len(group)):  # a module without weights has nothing to train
-                trained = [parameter for parameter in group if parameter.requires_grad]
-                self._mark_missing(pending, quantity, row, trained, bool(pairs), moved)
-            for parameter, gradient in pairs:
+            row, missing = rows[name], len(group) or 1  # a module without weights has nothing to train
+            for parameter in group:
+                gradient = parameter.grad
+                if gradient is None or not parameter.requires_grad:
+                    continue
+                missing -= 1
                 if has_values(gradient):
-                    cells.append((row, parameter, gradient))
+                    cells.append((row, id(parameter)))
+                    gradients[id(parameter)] = gradient
                 else:
                     pending.mark(quantity, row, "hook_missed")
-        unique = {id(parameter): gradient for _, parameter, gradient in cells}
-        sizes = dict(zip(unique, measure_all(list(unique.values()), self._plan.networks), strict=True))
-        pending.add_all(quantity, [row for row, _, _ in cells], [sizes[id(parameter)] for _, parameter, _ in cells])
+            if missing:
+                trained = [parameter for parameter in group if parameter.requires_grad]
+                self._mark_missing(pending, quantity, row, trained, missing < len(group), moved)
+        sizes = dict(zip(gradients, measure_all(list(gradients.values()), self._plan.networks), strict=True))
+        pending.add_all(quantity, [row for row, _ in cells], [sizes[key] for _, key in cells])
         if self._plan.stats and quantity == "weight_grad":
-            for row, _, gradient in cells:
-                for name, value in statistics(quantity, gradient, self._plan):
+            for row, key in cells:
+                for name, value in statistics(quantity, gradients[key], self._plan):
                     pending.add_statistic(name, row, value)
         return sizes
 

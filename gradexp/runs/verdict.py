@@ -124,12 +124,12 @@ def _why_stuck(
     if share == -math.inf:
         return "a step leaves the weights of most layers exactly as they were"
     if share is not None and share < _IDLE:
-        return f"a step changes the weights by a share of 10^{share:.0f} only"
+        return f"a step changes the weights by only 10^{share:.0f} of their size"
     if _is_blind(initial, losses):
         network = network_name(as_dict(config))
         return f"after {network} all inputs point the same way (mean cosine of two outputs {_cosine(initial):.3f})"
     if _is_rounded_away(config, share):
-        return f"steps of a share of 10^{share:.1f} of the weights are mostly rounded away in {config.dtype}"
+        return f"steps of 10^{share:.1f} of the weights' size are mostly rounded away in {config.dtype}"
     return f"after {counted(len(losses), 'step')} the loss is {loss_text(losses[-1])}{_of_guessing(chance)}"
 
 

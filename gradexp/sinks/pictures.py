@@ -60,7 +60,7 @@ def profile_picture(result: Result) -> "Figure":
     axes.set_xlim(0.5, history.depth + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(fontsize=8, framealpha=0.8, edgecolor="none", labelspacing=0.3, handlelength=1.5)
     return figure
 
 
@@ -129,9 +129,9 @@ def _failures(history: History, dtype: str) -> Iterator[tuple[int, int, str, str
         yield int(dead[0]), int(dead[-1]), "black", "exactly 0"
     for overflow, number in ((False, "0"), (True, "inf")):
         if layer := history.failing_layer("output_grad", dtype, overflow):
-            yield 1, layer, "#888888", f"{number} in {dtype}\nfrom layer {layer} down"
+            yield 1, layer, "#888888", f"{number} in {dtype}: 1 to {layer}"
         if layer := history.failing_layer("output", dtype, overflow):
-            yield layer, history.depth, COLOURS[4], f"outputs {number} in {dtype}\nfrom layer {layer} up"
+            yield layer, history.depth, COLOURS[4], f"outputs {number} in {dtype}: {layer} to {history.depth}"
 
 
 def pictures(result: Result) -> "dict[str, Figure]":

@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -59,3 +60,34 @@ def test_a_transformer_is_cured_by_weights_that_leave_its_attention_unsaturated(
     finding = measure(model, lambda z, y: F.cross_entropy(z.mean(1), y), (X[:, None], Y)).verdict().findings[0]
     assert finding.kind == "initial scale"
     assert finding.remedy.startswith("gradexp.initialize(model, 'xavier')")
+
+
+class Residual(nn.Module):
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)) for _ in range(blocks)
+        )
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+@pytest.mark.slow
+def test_residual_branches_that_explode_are_scaled_at_their_ends():
+    model = initialize(Residual(40), "he", seed=0)
+    finding = worst(model)
+    assert finding.kind == "exploding"
+    assert finding.remedy == "gradexp.initialize(model, 'he', branch_ends='blocks.*.2')"
+    initialize(model, "he", branch_ends="blocks.*.2", seed=0)
+    assert measure(model, F.cross_entropy, (X, Y)).verdict().gradient == "stable"
+
+
+def test_initialisations_that_did_not_help_are_not_named(monkeypatch):
+    monkeypatch.setattr("gradexp.diagnosis.cures.initialize", lambda model, **options: model)
+    finding = worst(chain(nn.ReLU, std=1.0))
+    assert finding.kind == "exploding"
+    assert finding.remedy.startswith("in residual blocks a norm in the branch")

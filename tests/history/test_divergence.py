@@ -73,6 +73,14 @@ def test_a_loss_that_rises_under_large_steps_is_told_while_it_is_finite(lr):
     assert seen[-1] < 0.5 * seen[0]
 
 
+def test_a_loss_that_rises_from_the_start_in_small_steps_has_the_wrong_sign():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
+    finding = recorded(model, optimizer, F.cross_entropy, classes(), 60).verdict().findings[0]
+    assert finding.text.endswith("the loss rose from the first steps on: is its sign wrong?")
+    assert finding.remedy.startswith("-loss in place of loss")
+
+
 @pytest.mark.slow
 def test_a_loss_that_had_risen_a_hundredfold_is_remembered():
     model, batch = mlp(), classes()

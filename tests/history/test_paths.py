@@ -205,6 +205,14 @@ def test_a_saturated_step_lets_nothing_through_though_what_is_above_learns():
     assert "layers.1 receives a gradient of exactly 0 for every sample, though layers.2 gets one" in verdict.text
 
 
+def test_a_layer_after_which_nothing_fires_has_a_remedy():
+    [finding] = chain([ZERO, ZERO, 0.0], output=[0, 0, 0], weight_grad=[ZERO, ZERO, ZERO]).verdict().findings
+    assert (finding.kind, finding.modules) == ("dead", ("layers.1", "layers.2"))
+    assert finding.remedy.startswith("gradexp.initialize(model, 'he', sigma_b2=0), if a ReLU")
+    [finding] = chain([ZERO, ZERO, ZERO], output=[0, 0, 0], weight_grad=[ZERO, ZERO, ZERO]).verdict().findings
+    assert finding.remedy.startswith("no ReLU, clamp or other flat function")
+
+
 def test_outputs_that_grow_from_layer_to_layer_are_told():
     verdict = chain([0.0] * 8, output=[0.4 * index for index in range(8)]).verdict()
     assert verdict.gradient == "stable"

@@ -36,6 +36,17 @@ def test_stages_of_different_lengths_are_stacks():
     assert places([*names, "stages.1.downsample"])[-1] == Place("stages", 1, "downsample")
 
 
+def test_the_only_stack_inside_a_sequence_of_other_things_is_one():
+    encoder = [f"1.layers.{block}.{role}" for block in range(6) for role in ("self_attn", "linear1")]
+    found = places(["0", *encoder, "2"])
+    assert found[3] == Place("1.layers", 1, "self_attn")
+    assert (found[0], found[-1]) == (Place("", 0, ""), Place("", 2, ""))
+    # Block 1 of a stack that has experts is like the other blocks.
+    experts = [f"layers.1.experts.{expert}" for expert in range(6)]
+    found = places(["layers.0.attn", "layers.0.fc", "layers.1.attn", *experts])
+    assert found[-1] == Place("layers", 1, "experts.5")
+
+
 def test_experts_and_layers_inside_a_block_are_roles():
     names = [f"layers.{i}.experts.{j}.w" for i in range(4) for j in range(8)]
     assert places(names)[9] == Place("layers", 1, "experts.1.w")

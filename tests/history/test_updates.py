@@ -1,11 +1,13 @@
 """The size of an optimizer's step over the size of what it changes."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from gradexp import GradientProbe
+from gradexp.history.step import STATUSES, Step
 from gradexp.history.updates import updates_findings
 
 X = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
@@ -122,3 +124,35 @@ def test_without_an_optimizer_or_a_gradient_nothing_is_said():
     assert updates_findings(probe.history.at()) == ()
     model[0].requires_grad_(False)
     assert found(model, torch.optim.Adam(model.parameters(), lr=1e-3)) == ()
+
+
+def recorded(update, weight_grad):
+    sizes = {"update": update, "weight_grad": weight_grad, "weight": 0.0}
+    zero, ok = STATUSES.index("zero"), STATUSES.index("ok")
+    status = {name: np.full((1, 1), zero if size == -np.inf else ok, np.int8) for name, size in sizes.items()}
+    return Step("train", ["0"], {name: np.full((1, 1), size) for name, size in sizes.items()}, status)
+
+
+@pytest.mark.parametrize("update", [-7.0, -np.inf])  # too small a step, and one that is rounded away
+def test_steps_that_shrink_with_the_gradient_towards_a_minimum_raise_no_alarm(update):
+    first = recorded(-2.0, 0.0)
+    assert updates_findings(recorded(update, -5.0), first) == ()
+    [finding] = updates_findings(recorded(update, -3.0), first)  # the gradient would do for a step of 10^-5
+    assert finding.severity > 1
+    assert updates_findings(recorded(update, -np.inf), first) == ()  # it has died, and Adam's steps run out
+    [finding] = updates_findings(recorded(update, -5.0), recorded(-7.0, 0.0))  # they never were large enough
+    assert finding.severity > 1
+
+
+def test_a_regression_that_has_converged_is_calm():
+    model = nn.Sequential(nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    target = torch.randn(64, 1)
+    with GradientProbe(model, every=199, optimizer=optimizer) as probe:
+        for step in range(200):
+            optimizer.zero_grad()
+            F.mse_loss(model(X), target).backward()
+            probe.collect(step)
+            optimizer.step()
+    assert updates_findings(probe.history.at()) != ()
+    assert probe.history.verdict().is_calm

@@ -194,7 +194,7 @@ def updates(share, statuses="ok"):
 def test_that_nothing_is_learned_is_said_from_the_updates_not_from_the_output_gradient():
     found = judged(ratio=-22.0, losses=[2.3] * 9, gradients=updates([-27.2, -26.1, NAN]))
     assert (found.gradient, found.training) == ("vanishing", "stuck")
-    assert ", and a step changes the weights by a share of 10^-27 only; try init=" in found.text
+    assert ", and a step changes the weights by only 10^-27 of their size; try init=" in found.text
     assert (
         "a step leaves the weights of most layers exactly as they were"
         in judged(losses=[2.3] * 9, gradients=updates([NAN, NAN, NAN], "zero")).text

@@ -262,6 +262,13 @@ def test_networks_of_several_depths_meet_at_their_outputs(open_page: Callable[..
     assert page.ends() == ["10^-0.9 at layer 1", "10^-3.9 at layer 1"]
 
 
+def test_a_line_that_nobody_saw_hides_no_other(open_page: Callable[..., Opened]) -> None:
+    unseen = Line("attention", range(1, DEPTH + 1), initial={"output_grad": np.full(DEPTH, np.nan)})
+    page = open_page(Page("x", lines=[lines()[0], unseen]))
+    assert "he" in page.element("profile").text
+    assert "attention" not in page.element("profile").text
+
+
 def test_without_motion_or_training_there_is_no_slider(open_page: Callable[..., Opened]) -> None:
     sizes = np.array([-1.0, 0.0])
     page = open_page(Page("x", lines=[Line("measured", [1, 2], initial={"output_grad": sizes})]))

@@ -92,7 +92,7 @@ def test_other_inits_leave_thirty_layers_at_chance(init: InitConfig) -> None:
     assert found["training"]["train_accuracy"] < 0.25
     assert found["training"]["loss_last"] > 0.9 * math.log(10)
     # xavier's updates are small, those after std 0.01 are lost in float32's rounding.
-    share = "" if init.name == "normal" else "changes the weights by a share of 10|"
+    share = "" if init.name == "normal" else "changes the weights by only 10|"
     assert re.search(f"a step ({share}leaves the weights)", found["verdict"]["text"])
 
 

@@ -150,7 +150,7 @@ def test_the_profile_shows_measurement_theory_and_where_the_number_format_fails(
     assert result.initial is not None
     down = result.initial.failing_layer("output_grad", "float32", overflow=False)
     up = result.initial.failing_layer("output", "float32", overflow=False)
-    failures = [f"0 in float32\nfrom layer {down} down", f"outputs 0 in float32\nfrom layer {up} up"]
+    failures = [f"0 in float32: 1 to {down}", f"outputs 0 in float32: {up} to 60"]
     assert legend(figure) == ["measured", "theory ± 2 sd", STABLE, *failures]
     spans = [horizontal(patch) for patch in figure.axes[0].patches if patch.get_label() in failures]
     assert spans == [(0.5, down + 0.5), (up - 0.5, 60.5)]
@@ -194,7 +194,7 @@ def test_what_is_lost_in_float32_is_shown_of_a_run_in_float64_too() -> None:
         activation="linear", depth=150, width=2, steps=0, dtype="float64",
         init=InitConfig("identity", gain=0.5), data=DataConfig("ones"),
     )  # fmt: skip
-    assert "outputs 0 in float32\nfrom layer 150 up" in legend(profile_picture(result))
+    assert "outputs 0 in float32: 150 to 150" in legend(profile_picture(result))
 
 
 @pytest.mark.slow
