@@ -540,7 +540,10 @@ class GradientProbe:
             or any(p.grad is not None for p in model.parameters())
         )
         if wanted and not has_gradient:
-            raise RuntimeError("no gradient was seen: call collect after loss.backward() and before zero_grad()")
+            raise RuntimeError(
+                "no gradient was seen: call collect after loss.backward() and before zero_grad(), with a loss that "
+                "depends on this model"
+            )
         if self._updates is not None and self._updates.is_late(trace):
             raise RuntimeError("collect was called after optimizer.step(); call it before, or update is a step late")
         is_blind = not trace.eager and not trace.calls and not trace.transformed  # a first vmap loads dynamo too
