@@ -181,22 +181,6 @@ _NO_NUMBERS = {
 }
 
 
-def blocks_of(depth: int) -> int:
-    """Return how many blocks of two layers are between the first layer and the last of a residual network.
-
-    Raises:
-        ValueError: If they do not come out even.
-
-    Examples:
-        >>> blocks_of(152)
-        75
-    """
-    if depth < 2 or depth % 2:
-        nearest = f"{depth - 1} or {depth + 1}" if depth > 2 else "2"
-        raise ValueError(f"depth must be even, a stem, blocks of two layers and a readout: {nearest}, got {depth}")
-    return (depth - 2) // 2
-
-
 def check_init_options(options: Mapping[str, Any]) -> None:
     """Check that the options of a scheme are numbers that it can work with.
 

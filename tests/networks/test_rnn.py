@@ -110,6 +110,7 @@ def test_few_steps_take_few_tokens():
     [
         ({"cell": "elman"}, "cell must be one of rnn, gru, lstm, got 'elman'"),
         ({"depth": 1}, "depth must be at least 2, a time step and the readout, got 1"),
+        ({"context": 0}, "context must be at least 1, got 0"),
         ({"context": 9}, "context must be smaller: 12 features make 6 tokens of 2, so that others are empty, got 9"),
     ],
 )

@@ -174,12 +174,12 @@ def test_options_that_a_family_does_not_take_are_refused(options, text):
     few(
         [
             ("resnet", {"depth": 151}, "model 'resnet': depth must be even, .*: 150 or 152, got 151"),
-            (ModelConfig("transformer", heads=3), {"width": 32}, "width must be a multiple of model.heads=3, got 32"),
+            (ModelConfig("transformer", heads=3), {"width": 32}, "model 'transformer': width .* of heads=3, got 32"),
             (ModelConfig("transformer", norm="mid"), {}, "model.norm must be one of pre, post, none, got 'mid'"),
             (ModelConfig("transformer", queries="one"), {}, "model.queries must be one of zero, init, got 'one'"),
-            (ModelConfig("cnn", kernel=4), {}, "model.kernel must be odd, got 4"),
+            (ModelConfig("cnn", kernel=4), {}, "model 'cnn': kernel must be odd, got 4"),
             (ModelConfig("rnn", cell="elman"), {}, "model.cell must be one of rnn, gru, lstm, got 'elman'"),
-            ("rnn", {"depth": 1}, "depth must be at least 2, a time step and the readout, got 1"),
+            ("rnn", {"depth": 1}, "model 'rnn': depth must be at least 2, a time step and the readout, got 1"),
         ]
     ),
 )
