@@ -357,6 +357,8 @@ def test_what_theory_refuses_is_a_config_error() -> None:
             (["init=he", "init.std=1"], "init 'he' has no option 'std'; it takes gain"),
             (["data=file"], "data=file needs data.path"),
             (["depth=5,6"], "depth=5,6 is several values: add -m"),
+            (["batch_size=5000"], "batch_size=5000 is larger than the 1437 training samples of data 'digits'"),
+            (["batch_size=90", "data=gaussian", "data.samples=100"], "larger than the 80 training samples of data"),
             (["model=cnn", "model.kernel=9"], "kernel must be odd and at most 8, the side of the images, got 9"),
         ],
         2,
@@ -365,7 +367,7 @@ def test_what_theory_refuses_is_a_config_error() -> None:
 def test_a_mistake_gets_one_or_two_lines(
     arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert text in command_line.mistake(main, monkeypatch, capsys, arguments)
+    assert text in command_line.mistake(main, monkeypatch, capsys, arguments, is_early=True)
     assert not list(Path().iterdir())
 
 

@@ -203,9 +203,32 @@ def test_batch_norm_of_an_own_model_needs_two_samples_to_train():
     assert run(Config(model=normalised, batch_size=1, steps=0)).status == "complete"
 
 
-def test_images_must_be_square():
-    with pytest.raises(ConfigError, match=r"^model 'cnn': images are .* got 10 features$"):
-        run(small("cnn", data=DataConfig("gaussian", features=10), steps=0))
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"model": "cnn", "data": DataConfig("gaussian", features=10)}, "model 'cnn': images are .* got 10 features"),
+        ({"model": ModelConfig("cnn", kernel=9)}, "model 'cnn': kernel must be odd and at most 8, .* got 9"),
+        ({"model": ModelConfig("resnet", kernel=9)}, "model 'resnet': kernel must be odd and at most 8, .* got 9"),
+        (
+            {"model": ModelConfig("transformer", context=65)},
+            "model 'transformer': context must be smaller: .* got 65",
+        ),
+        ({"model": ModelConfig("rnn", context=65)}, "model 'rnn': context must be smaller: .* got 65"),
+        ({"batch_size": 1438}, "batch_size=1438 is larger than the 1437 training samples of data 'digits'"),
+    ],
+)
+def test_what_is_too_large_for_the_data_is_refused_before_a_network_is_announced(options, text):
+    class Stages(list):
+        def write(self, stage, result):
+            self.append(stage)
+
+        def close(self):
+            pass
+
+    stages = Stages()
+    with pytest.raises(ConfigError, match=f"^{text}$"):
+        run(Config(steps=0, **options), [stages])
+    assert set(stages) == {"start", "progress", "end"}
 
 
 def test_an_own_model_keeps_the_weights_that_it_comes_with_unless_an_init_is_named():
