@@ -146,7 +146,7 @@ def token_size(features: int, context: int, most: int | None = None) -> int:
     Args:
         features: Number of features.
         context: Number of tokens.
-        most: The largest number of tokens, to which ``context`` is cut; None: any.
+        most: The largest number of tokens, to which ``context`` is cut: the time steps of an rnn; None: any.
 
     Raises:
         ValueError: If a token would hold nothing but zeros.
@@ -159,9 +159,10 @@ def token_size(features: int, context: int, most: int | None = None) -> int:
     size = math.ceil(features / count)
     if size * (count - 1) >= features:
         filled = math.ceil(features / size)
+        cut = f" (cut to {count}, one per time step)" if count < context else ""
         raise ValueError(
-            f"context must be smaller: {features} features make {filled} tokens of {size}, so that others are empty, "
-            f"got {context}"
+            f"context must be smaller, such as {filled}: {features} features make {filled} tokens of {size}, "
+            f"so that others are empty, got {context}{cut}"
         )
     return size
 

@@ -211,9 +211,9 @@ def test_batch_norm_of_an_own_model_needs_two_samples_to_train():
         ({"model": ModelConfig("resnet", kernel=9)}, "model 'resnet': kernel must be odd and at most 8, .* got 9"),
         (
             {"model": ModelConfig("transformer", context=65)},
-            "model 'transformer': context must be smaller: .* got 65",
+            "model 'transformer': context must be smaller, .* got 65",
         ),
-        ({"model": ModelConfig("rnn", context=65)}, "model 'rnn': context must be smaller: .* got 65"),
+        ({"model": ModelConfig("rnn", context=65)}, "model 'rnn': context must be smaller, .* got 65"),
         ({"batch_size": 1438}, "batch_size=1438 is larger than the 1437 training samples of data 'digits'"),
     ],
 )
