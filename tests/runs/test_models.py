@@ -359,6 +359,19 @@ def test_a_remedy_is_one_that_a_measurement_has_confirmed():
     assert text in judged.text
 
 
+def test_what_theory_names_is_tried_first_and_once():
+    asked = []
+
+    def measure(config):
+        asked.append(config.init.name)
+        raise ConfigError("it helps nothing")
+
+    faint = Config(model="rnn", init=InitConfig("normal"))
+    foretold = [({"init": "orthogonal"}, replace(faint, init=InitConfig("orthogonal")))]
+    assert working_options(faint, measure, 1.1, foretold) is None
+    assert asked == ["orthogonal", "he", "xavier", "lecun"]
+
+
 def test_a_remedy_is_looked_for_once_in_a_run(monkeypatch):
     asked = []
     monkeypatch.setattr(verdict, "working_options", lambda config, *_: asked.append(config) or "init=he")
