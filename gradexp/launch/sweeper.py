@@ -63,9 +63,9 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
         again = f", {planned.again} to run again" if planned.again else ""
         done = f"{planned.complete} complete{again}, " if planned.complete or planned.again else ""
         total = planned.complete + len(planned.folders)
-        twice = f" ({len(jobs) - total} more change no number)" if len(jobs) > total else ""
+        left_out = _left_out(jobs, total)
         console.print(
-            f"sweep     {counted(total, 'job')} in {folder}: {done}{planned.new} new{twice}",
+            f"sweep     {counted(total, 'job')} in {folder}: {done}{planned.new} new{left_out}",
             markup=False,
             soft_wrap=True,
         )
@@ -94,6 +94,20 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
         raise CompactHydraException(
             f"{failed} of {total} jobs did not complete; the same command with {_option(folder)} runs them again"
         )
+
+
+def _left_out(jobs: Sequence[Sequence[str]], total: int) -> str:
+    """Say why fewer jobs run than were asked for: some are typed alike, some differ in what changes no number.
+
+    Examples:
+        >>> _left_out([["seed=0"], ["seed=0"]], 1)
+        ' (1 more is a duplicate)'
+    """
+    typed = len(set(map(tuple, jobs)))
+    twice, alike = len(jobs) - typed, typed - total
+    reasons = [f"{twice} more {'is a duplicate' if twice == 1 else 'are duplicates'}"] * bool(twice)
+    reasons += [f"{alike} more {'changes' if alike == 1 else 'change'} no number"] * bool(alike)
+    return f" ({', '.join(reasons)})" if reasons else ""
 
 
 def _option(folder: Path) -> str:
