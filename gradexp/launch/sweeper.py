@@ -11,7 +11,6 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from rich.console import Console
 
 from gradexp.choices import ConfigError
 from gradexp.cli.composing import expand, hash_of_job
@@ -19,6 +18,7 @@ from gradexp.cli.errors import error_line
 from gradexp.history.sentences import counted
 from gradexp.launch.composer import Composer
 from gradexp.runs.sweep_bar import count_job, sweep_bar
+from gradexp.runs.terminal import Terminal
 from gradexp.sweeps.folder import alone_in, job_folder_name, mark_interrupted, plan
 
 
@@ -32,7 +32,7 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
     from gradexp.sweeps.report import report  # not when a worker process loads this module
 
     folder = Path(str(sweeper.config.hydra.sweep.dir))
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     with (
         alone_in(folder, "sweep", "wait for its end, or choose another one with hydra.sweep.dir=FOLDER"),
         _how_to_go_on(folder),
