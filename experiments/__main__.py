@@ -25,6 +25,7 @@ from gradexp.cli.errors import error_line
 from gradexp.cli.interruptions import Interrupted, Interruptions
 from gradexp.cli.lines import Parser
 from gradexp.runs.progress import Progress
+from gradexp.runs.terminal import Terminal
 
 if TYPE_CHECKING:
     from experiments.lab.results import Record
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without unicode shows ? instead of failing
     asked = _parse(arguments)
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     names = list(EXPERIMENTS) if asked.all else list(dict.fromkeys(asked.name))
     if not names:
         _list(console)

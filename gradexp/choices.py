@@ -2,7 +2,7 @@
 
 A scheme, activation, data set, optimizer or loss is one function and one entry in one dict, beside the function. Its
 options and their defaults are the parameters of the function. ``read_choices`` takes them from the source text of the
-file, since importing it would load torch, for which ``--help`` and the first line of a run do not wait. So the
+file, since importing it would load torch, for which ``--help`` and the spinner of a run do not wait. So the
 library needs its sources, which every wheel has.
 """
 
@@ -179,22 +179,6 @@ INIT_LOWEST = {"std": 0, "sigma_w2": 0, "sparsity": 0, "tolerance": 0, "iteratio
 _NO_NUMBERS = {
     key for options in INIT_OPTIONS.values() for key, default in options.items() if isinstance(default, str | bool)
 }
-
-
-def blocks_of(depth: int) -> int:
-    """Return how many blocks of two layers are between the first layer and the last of a residual network.
-
-    Raises:
-        ValueError: If they do not come out even.
-
-    Examples:
-        >>> blocks_of(152)
-        75
-    """
-    if depth < 2 or depth % 2:
-        nearest = f"{depth - 1} or {depth + 1}" if depth > 2 else "2"
-        raise ValueError(f"depth must be even, a stem, blocks of two layers and a readout: {nearest}, got {depth}")
-    return (depth - 2) // 2
 
 
 def check_init_options(options: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gradexp.architecture import LOWEST_SIZES, check_additions, check_sizes, options_of_network
 from gradexp.choices import (
     ACTIVATION_ALIASES,
     ACTIVATIONS,
@@ -27,7 +28,6 @@ from gradexp.choices import (
     LYAPUNOV_ACTIVATIONS,
     MODEL_TAKES,
     MODES,
-    NORMALIZATIONS,
     NORMS,
     OF_EVERY_OPTIMIZER,
     PADDINGS,
@@ -37,7 +37,6 @@ from gradexp.choices import (
     RESNET_RESIDUALS,
     SCHEDULES,
     ConfigError,
-    blocks_of,
 )
 from gradexp.kinds import WrongKindError, convert
 from gradexp.own_parts import REQUIRED, OwnPart, hint, is_plain, options_of, own_part
@@ -295,8 +294,8 @@ class Config:
             raise ConfigError(
                 f"init 'lyapunov' is for activation {', '.join(LYAPUNOV_ACTIVATIONS)}, got '{self.activation}'"
             )
-        self._check_architecture()
-        self._check_family()
+        self._check_additions()
+        self.check_sizes()
         sparsity = self.init.sparsity
         _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
         device_match = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", self.device)
@@ -305,6 +304,24 @@ class Config:
             raise ConfigError("device=mps has no float64; use dtype=float32")
         if self.precision != "full" and self.dtype != "float32":
             raise ConfigError(f"precision={self.precision} is for weights in float32, got dtype={self.dtype}")
+
+    def check_sizes(self, features: int | None = None) -> None:
+        """Check that the sizes of a built-in network go together, and with the data.
+
+        Args:
+            features: Number of inputs; None: not known yet.
+
+        Raises:
+            ConfigError: For the first size that cannot work.
+        """
+        name = self.model.name
+        if isinstance(name, OwnPart):
+            return
+        sizes = {key: getattr(self.model, key) for key in _SIZES}
+        try:
+            check_sizes(name, depth=self.depth, width=self.width, features=features, **sizes)
+        except ValueError as error:
+            raise ConfigError(f"model '{name}': {error}") from None
 
     @property
     def hidden_widths(self) -> list[int]:
@@ -357,21 +374,10 @@ class Config:
 
     def _resolve_family(self) -> None:
         """Give unset options of the network the family's defaults; refuse those that it does not take."""
-        name, all_of_them = self.model.name, MODEL_TAKES["mlp"]
-        taken = {} if isinstance(name, OwnPart) else MODEL_TAKES[name]
         depth = None if self.widths is None else self._depth_of_widths()
-        for key, usual in all_of_them.items():
-            value = getattr(self, key)
-            neutral = _OF_NO_FAMILY.get(key, usual)
-            if key not in taken and value not in (None, neutral):
-                takes = (
-                    f"it takes {', '.join(taken)}"
-                    if taken
-                    else f"write model.{key}=VALUE if yours has such an option"
-                )
-                raise ConfigError(f"model '{name}' takes no {key}; {takes}")
-            if value is None:
-                setattr(self, key, taken.get(key, neutral))
+        given = {key: getattr(self, key) for key in MODEL_TAKES["mlp"]}
+        for key, value in options_of_network(self.model.name, given).items():
+            setattr(self, key, value)
         if depth is not None:
             self.depth = depth
 
@@ -383,32 +389,14 @@ class Config:
             allowed += f", multiples of record.every={record.every}"
         _require(all(fits), "record.profile_steps", list(record.profile_steps), allowed)
 
-    def _check_architecture(self) -> None:
-        hidden = self.hidden_widths
-        if self.affine and self.normalization == "none":
-            raise ConfigError("affine=true needs normalization=batch, layer or rms, whose scale and shift they are")
+    def _check_additions(self) -> None:
         residuals = RESNET_RESIDUALS if self.model.name == "resnet" else RESIDUALS
-        _require(self.residual in residuals, "residual", self.residual, f"one of {', '.join(residuals)}")
-        if self.residual != "none" and len(set(hidden)) > 1:
-            raise ConfigError(f"residual={self.residual!r} needs hidden layers of equal width, got {hidden}")
+        try:
+            check_additions(self.normalization, self.residual, self.hidden_widths, self.affine, residuals)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         if self.normalization == "batch" and self.batch_size == 1:
             raise ConfigError("normalization='batch' needs batch_size of at least 2: a sample alone becomes 0")
-
-    def _check_family(self) -> None:
-        """Check what a family needs of its sizes, as far as the data have no say in it."""
-        name, sizes = self.model.name, self.model
-        if name == "resnet":
-            try:
-                blocks_of(self.depth)
-            except ValueError as error:
-                raise ConfigError(f"model 'resnet': {error}") from None
-        if sizes.kernel is not None:
-            _require(sizes.kernel % 2 == 1, "model.kernel", sizes.kernel, "odd")
-        if sizes.heads is not None:
-            fits = self.width % sizes.heads == 0
-            _require(fits, "width", self.width, f"a multiple of model.heads={sizes.heads}")
-        if name == "rnn":
-            _require(self.depth >= 2, "depth", self.depth, "at least 2, a time step and the readout")
 
     def _depth_of_widths(self) -> int:
         assert self.widths is not None
@@ -424,12 +412,11 @@ class Config:
 
 
 _AUTO = "auto"
-# What stands for the sizes of a model of one's own, which are its own affair.
-_OF_NO_FAMILY = {"depth": 1, "width": 1}
+_SIZES = ("kernel", "heads", "context")  # of a model, beside depth and width
 
 _LOWEST = {
-    "depth": 1,
-    "width": 1,
+    "depth": LOWEST_SIZES["depth"],
+    "width": LOWEST_SIZES["width"],
     "seed": 0,
     "seeds": 1,
     "steps": 0,
@@ -437,9 +424,7 @@ _LOWEST = {
     "threads": 1,
     "sigma_b2": 0,
     "record.every": 1,
-    "model.kernel": 1,
-    "model.heads": 1,
-    "model.context": 1,
+    **{f"model.{key}": LOWEST_SIZES[key] for key in _SIZES},
     **{f"init.{key}": low for key, low in INIT_LOWEST.items()},
     "data.samples": 1,
     "data.features": 1,
@@ -476,7 +461,6 @@ _SCHEMAS: dict[str, Any] = {
 
 _CHOICES = {
     "activation": ACTIVATIONS,
-    "normalization": NORMALIZATIONS,
     "model.padding": PADDINGS,
     "model.norm": NORMS,
     "model.queries": QUERIES,

@@ -62,7 +62,7 @@ def test_widths_set_the_depth() -> None:
         ({"depth": 9, "widths": [4]}, "depth=9 contradicts widths, whose 1 hidden layers make depth 2"),
         ({"activation": "rleu"}, "activation must be one of linear, tanh, relu"),
         ({"normalization": "group"}, "normalization must be one of none, batch, layer, rms, got 'group'"),
-        ({"affine": True}, "affine=true needs normalization=batch, layer or rms, whose scale and shift they are"),
+        ({"affine": True}, "affine needs a normalization (batch, layer or rms), whose scale and shift they are"),
         ({"residual": "rezero"}, "residual must be one of none, plain, depth, zero, got 'rezero'"),
         ({"residual": "plain", "widths": [4, 5]}, "residual='plain' needs hidden layers of equal width, got [4, 5]"),
         (

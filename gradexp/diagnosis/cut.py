@@ -12,8 +12,9 @@ from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.graph import leaves, node_of, nodes_below
 from gradexp.diagnosis.provenance import Exit, Provenance
 from gradexp.diagnosis.repetition import Repetition
-from gradexp.diagnosis.wording import listed, outermost, owners, parameter_names, verb
+from gradexp.diagnosis.wording import outermost, owners, parameter_names, verb
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.history.step import STATUSES
 from gradexp.probe.calls import tensors_in
 from gradexp.probe.names import is_callable, named_modules

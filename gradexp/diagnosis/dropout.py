@@ -11,8 +11,8 @@ from torch.autograd.graph import Node
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.graph import node_of, nodes_below
 from gradexp.diagnosis.origins import Origins
-from gradexp.diagnosis.wording import listed
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.numerics.torch_internals import keeps_elsewhere, saved_of
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)

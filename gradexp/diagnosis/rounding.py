@@ -16,8 +16,9 @@ from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.graph import leaves, node_of, nodes_below
 from gradexp.diagnosis.repetition import Repetition
 from gradexp.diagnosis.symmetry import REMEDY, has_equal_units
-from gradexp.diagnosis.wording import listed, owners, parameter_names, verb
+from gradexp.diagnosis.wording import owners, parameter_names, verb
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.numerics.norms import has_values, log10_norm
 from gradexp.probe.names import named_modules
 

@@ -13,9 +13,9 @@ from gradexp.diagnosis.graph import has_nonzero, leaves, node_of, nodes_below
 from gradexp.diagnosis.origins import Origins
 from gradexp.diagnosis.repetition import Repetition
 from gradexp.diagnosis.squashed_twice import without_shapes
-from gradexp.diagnosis.wording import listed, outermost, owners, verb
+from gradexp.diagnosis.wording import outermost, owners, verb
 from gradexp.history.finding import Finding
-from gradexp.history.sentences import named
+from gradexp.history.sentences import listed, named
 from gradexp.numerics.torch_internals import saved_of
 
 _ONE_OUTPUT = (

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradexp.diagnosis.examination import Examination, Observer
-from gradexp.diagnosis.wording import listed, verb
+from gradexp.diagnosis.wording import verb
 from gradexp.history.finding import Finding
-from gradexp.history.sentences import named
+from gradexp.history.sentences import listed, named
 from gradexp.numerics.norms import has_values
 from gradexp.numerics.torch_internals import parameter_of
 from gradexp.probe.names import named_modules

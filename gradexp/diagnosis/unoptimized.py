@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from gradexp.diagnosis.examination import Examination, Observer
-from gradexp.diagnosis.wording import listed, outermost, owners, verb
+from gradexp.diagnosis.wording import outermost, owners, verb
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.probe.optimizers import held_by, unwrapped
 
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.graph import leaves, node_of, nodes_below
-from gradexp.diagnosis.wording import listed
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.probe.calls import tensors_in
 from gradexp.probe.names import named_modules
 

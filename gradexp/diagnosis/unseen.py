@@ -10,8 +10,9 @@ from torch.fx import GraphModule
 
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.repetition import Repetition
-from gradexp.diagnosis.wording import listed, outermost, verb
+from gradexp.diagnosis.wording import outermost, verb
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.history.step import STATUSES, Step, is_seen
 from gradexp.probe.names import named_modules
 

@@ -1,26 +1,10 @@
 """How findings name modules: as few names as say it."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
-from gradexp.history.sentences import named
 from gradexp.probe.names import named_modules
-
-_NAMED = 4  # names that a line has room for
-
-
-def listed(names: Iterable[str], most: int = _NAMED) -> str:
-    """Write names as ``a, b, c, d and 12 more``, in quotes if they look like numbers.
-
-    Examples:
-        >>> listed(["a", "2", "c", "d"], most=2)
-        "a, '2' and 2 more"
-    """
-    names = list(names)
-    # One more name takes no more room than to say that there is one.
-    shown = len(names) if len(names) == most + 1 else most
-    return ", ".join(map(named, names[:shown])) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def verb(names: Sequence[str], one: str, several: str) -> str:

@@ -10,8 +10,9 @@ from torch import nn
 from gradexp.diagnosis.examination import Examination, Observer
 from gradexp.diagnosis.graph import has_nonzero, leaves, node_of, nodes_below
 from gradexp.diagnosis.guard import harmless
-from gradexp.diagnosis.wording import listed, outermost, owners
+from gradexp.diagnosis.wording import outermost, owners
 from gradexp.history.finding import Finding
+from gradexp.history.sentences import listed
 from gradexp.numerics.norms import has_values
 
 # Where a vector or a scalar multiplies, in place of being added as a bias is.

@@ -1,7 +1,7 @@
 """Names and numbers as the sentence of a finding shows them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def named(name: str) -> str:
@@ -14,19 +14,25 @@ def named(name: str) -> str:
     return re.sub(r"^\d+(\.\d+)*(?= #|$)", r"'\g<0>'", name) or "the model"
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """Return some modules' names for a sentence, such as ``a, b, c and 4 more``."""
+def listed(names: Iterable[str], most: int = 4) -> str:
+    """Return some modules' names for a sentence.
+
+    Examples:
+        >>> listed(["a", "2", "c", "d"], most=2)
+        "a, '2' and 2 more"
+    """
     return first_few([named(name) for name in names], most)
 
 
 def first_few(texts: Sequence[str], most: int) -> str:
-    """Return the first of some texts, and how many more there are.
+    """Return the first of some texts, and how many more there are; one more takes no more room than to say so.
 
     Examples:
-        >>> first_few(["0", "1", "2"], 2)
-        '0, 1 and 1 more'
+        >>> first_few(["0", "1", "2", "3"], 2), first_few(["0", "1", "2"], 2)
+        ('0, 1 and 2 more', '0, 1, 2')
     """
-    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+    shown = len(texts) if len(texts) == most + 1 else most
+    return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
 
 
 def loss_text(loss: float) -> str:

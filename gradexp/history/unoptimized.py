@@ -9,8 +9,6 @@ from gradexp.history.finding import Finding
 from gradexp.history.sentences import listed
 from gradexp.history.step import STATUSES, Quantity
 
-_NAMED = 4
-
 
 def unoptimized(names: Sequence[str], status: Mapping[Quantity, NDArray[np.int8]]) -> tuple[Finding, ...]:
     """Return a finding if a probe saw weights that none of its optimizers holds.
@@ -29,7 +27,7 @@ def unoptimized(names: Sequence[str], status: Mapping[Quantity, NDArray[np.int8]
     if not missing:
         return ()
     is_one = len(missing) == 1
-    text = f"{listed(missing, _NAMED)} {'is' if is_one else 'are'} not in the optimizer and never "
+    text = f"{listed(missing)} {'is' if is_one else 'are'} not in the optimizer and never "
     text += "changes" if is_one else "change"
     cure = "optimizer.add_param_group({'params': …}), or create the optimizer after all layers"
     return (Finding("cut", text, tuple(missing), cure, 3),)

@@ -30,6 +30,7 @@ from gradexp.launch.ensemble import alike, checked, composed, run_jobs
 from gradexp.runs import stacks
 from gradexp.runs.progress import Progress
 from gradexp.runs.summary import unstarted_summary
+from gradexp.runs.terminal import Terminal
 from gradexp.sinks.files import write_summary
 from gradexp.sinks.job_line import job_line
 from gradexp.sweeps.folder import interrupt, read_job
@@ -113,7 +114,7 @@ def launch(launcher: Any, engine: Engine, job_overrides: Sequence[Sequence[str]]
     shared = (launcher.hydra_context.callbacks, launcher.task_function)
     tasks = [Task(*shared, [jobs[index] for index in group], Path.cwd(), own_parts.allowed()) for group in groups]
     quiet = all(config is None or config.quiet for config in configs)
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     progress = Progress(quiet=quiet, console=console)
     ends: dict[int, JobReturn] = {}
     waiting: set[int] = set()

@@ -11,7 +11,6 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from rich.console import Console
 
 from gradexp.choices import ConfigError
 from gradexp.cli.composing import expand, hash_of_job
@@ -19,6 +18,7 @@ from gradexp.cli.errors import error_line
 from gradexp.history.sentences import counted
 from gradexp.launch.composer import Composer
 from gradexp.runs.sweep_bar import count_job, sweep_bar
+from gradexp.runs.terminal import Terminal
 from gradexp.sweeps.folder import alone_in, job_folder_name, mark_interrupted, plan
 
 
@@ -32,7 +32,7 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
     from gradexp.sweeps.report import report  # not when a worker process loads this module
 
     folder = Path(str(sweeper.config.hydra.sweep.dir))
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     with (
         alone_in(folder, "sweep", "wait for its end, or choose another one with hydra.sweep.dir=FOLDER"),
         _how_to_go_on(folder),
@@ -63,9 +63,9 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
         again = f", {planned.again} to run again" if planned.again else ""
         done = f"{planned.complete} complete{again}, " if planned.complete or planned.again else ""
         total = planned.complete + len(planned.folders)
-        twice = f" ({len(jobs) - total} more change no number)" if len(jobs) > total else ""
+        left_out = _left_out(jobs, total)
         console.print(
-            f"sweep     {counted(total, 'job')} in {folder}: {done}{planned.new} new{twice}",
+            f"sweep     {counted(total, 'job')} in {folder}: {done}{planned.new} new{left_out}",
             markup=False,
             soft_wrap=True,
         )
@@ -94,6 +94,20 @@ def sweep(sweeper: Any, arguments: list[str]) -> None:
         raise CompactHydraException(
             f"{failed} of {total} jobs did not complete; the same command with {_option(folder)} runs them again"
         )
+
+
+def _left_out(jobs: Sequence[Sequence[str]], total: int) -> str:
+    """Say why fewer jobs run than were asked for: some are typed alike, some differ in what changes no number.
+
+    Examples:
+        >>> _left_out([["seed=0"], ["seed=0"]], 1)
+        ' (1 more is a duplicate)'
+    """
+    typed = len(set(map(tuple, jobs)))
+    twice, alike = len(jobs) - typed, typed - total
+    reasons = [f"{twice} more {'is a duplicate' if twice == 1 else 'are duplicates'}"] * bool(twice)
+    reasons += [f"{alike} more {'changes' if alike == 1 else 'change'} no number"] * bool(alike)
+    return f" ({', '.join(reasons)})" if reasons else ""
 
 
 def _option(folder: Path) -> str:

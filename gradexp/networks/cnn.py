@@ -1,12 +1,12 @@
 """The plain deep convolutional network: every layer a convolution, and nothing beside it."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from gradexp.architecture import check_sizes, image_shape
 from gradexp.choices import NORMALIZATIONS, PADDINGS, check_choice
 from gradexp.networks.activations import Activation, as_activation
 from gradexp.networks.chain import Chain, Step, scaling_of
@@ -58,7 +58,7 @@ class CNN(Chain):
         normalization: str = "none",
     ) -> None:
         super().__init__()
-        check_sizes(depth, width)
+        check_sizes("cnn", depth=depth, width=width, features=features, kernel=kernel)
         check_choice("normalization", normalization, NORMALIZATIONS)
         channels, side = image_shape(features)
         self.side: int = side
@@ -67,8 +67,7 @@ class CNN(Chain):
         self.mixes_samples: bool = normalization == "batch"
         self.scaling: str = scaling_of(str(activation), self.activation, normalization)
         self.convolutions: nn.ModuleList = nn.ModuleList(
-            convolution(width if index else channels, width, self.side, kernel, padding, bias)
-            for index in range(depth - 1)
+            convolution(width if index else channels, width, kernel, padding, bias) for index in range(depth - 1)
         )
         self.readout: nn.Linear = nn.Linear(width * self.side**2 if depth > 1 else features, outputs, bias=bias)
 
@@ -89,55 +88,19 @@ class CNN(Chain):
         return self.activation(normalize_images(z, self.normalization))
 
 
-def convolution(into: int, out: int, side: int, kernel: int, padding: str, bias: bool) -> nn.Conv2d:
+def convolution(into: int, out: int, kernel: int, padding: str, bias: bool) -> nn.Conv2d:
     """Return a convolution that keeps the image's size.
 
     Args:
         into: Channels of its input.
         out: Channels of its output.
-        side: Height and width of the image.
         kernel: Height and width of the kernel.
         padding: ``"circular"`` or ``"zeros"``.
         bias: Whether it has a bias.
 
     Raises:
-        ValueError: If the kernel has no centre or does not fit into the image, or the padding is unknown.
+        ValueError: If the padding is unknown.
     """
     check_choice("padding", padding, PADDINGS)
-    check_kernel(kernel, side)
     mode: Any = padding
     return nn.Conv2d(into, out, kernel, padding=kernel // 2, padding_mode=mode, bias=bias)
-
-
-def check_kernel(kernel: int, side: int) -> None:
-    """Raise a ``ValueError`` if a kernel has no centre, or is larger than the image."""
-    if kernel < 1 or kernel % 2 == 0 or kernel > side:
-        raise ValueError(f"kernel must be odd and at most {side}, the side of the images, got {kernel}")
-
-
-def check_sizes(depth: int, width: int) -> None:
-    """Check that there is a layer, and a channel.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    for name, value in (("depth", depth), ("width", width)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def image_shape(features: int) -> tuple[int, int]:
-    """Return channels and side of the square images that some features are: of one channel, or of three.
-
-    Raises:
-        ValueError: If they are none.
-
-    Examples:
-        >>> image_shape(64), image_shape(3 * 32 * 32)
-        ((1, 8), (3, 32))
-    """
-    for channels in (1, 3):
-        side = math.isqrt(features // channels)
-        if channels * side**2 == features:
-            return channels, side
-    raise ValueError(f"images are channels · side · side features with 1 or 3 channels, got {features} features")

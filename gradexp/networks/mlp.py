@@ -8,24 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gradexp.choices import NORMALIZATIONS, RESIDUALS, check_choice
+from gradexp.architecture import check_additions
 from gradexp.networks.activations import Activation, as_activation
 from gradexp.networks.normalization import StackedNorm, normalize
-
-
-def check_architecture(normalization: str, residual: str, widths: Sequence[int], affine: bool = False) -> None:
-    """Check that normalisation and skip connections are known ones and fit the widths.
-
-    Raises:
-        ValueError: If one is unknown, widths n_1 to n_(L-1) differ in a residual network, or nothing has a scale.
-    """
-    check_choice("normalization", normalization, NORMALIZATIONS)
-    check_choice("residual", residual, RESIDUALS)
-    if affine and normalization == "none":
-        raise ValueError("affine=True needs a normalization: the scale and the shift are the normaliser's")
-    hidden = list(widths[1:-1])
-    if residual != "none" and len(set(hidden)) > 1:
-        raise ValueError(f"residual={residual!r} needs hidden layers of equal width, got {hidden}")
 
 
 @contextmanager
@@ -183,7 +168,7 @@ class MLP(nn.Module):
             raise ValueError(f"widths must be at least two numbers of at least 1, got {list(widths)}")
         if networks < 1:
             raise ValueError(f"networks must be at least 1, got {networks}")
-        check_architecture(normalization, residual, widths, affine)
+        check_additions(normalization, residual, widths[1:-1], affine)
         self.widths: tuple[int, ...] = tuple(widths)
         self.networks = networks
         self.activation: Activation = as_activation(activation, negative_slope)

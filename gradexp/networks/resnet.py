@@ -7,10 +7,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gradexp.choices import NORMALIZATIONS, RESNET_RESIDUALS, blocks_of, check_choice
+from gradexp.architecture import blocks_of, check_sizes, image_shape
+from gradexp.choices import NORMALIZATIONS, RESNET_RESIDUALS, check_choice
 from gradexp.networks.activations import Activation, as_activation
 from gradexp.networks.chain import Chain, Step, scaling_of
-from gradexp.networks.cnn import check_sizes, convolution, image_shape
+from gradexp.networks.cnn import convolution
 from gradexp.networks.normalization import normalize_images
 
 
@@ -69,7 +70,7 @@ class ResNet(Chain):
         residual: str = "plain",
     ) -> None:
         super().__init__()
-        check_sizes(depth, width)
+        check_sizes("resnet", depth=depth, width=width, features=features, kernel=kernel)
         check_choice("normalization", normalization, NORMALIZATIONS)
         check_choice("residual", residual, RESNET_RESIDUALS)
         blocks = blocks_of(depth)
@@ -80,9 +81,9 @@ class ResNet(Chain):
         self.residual = residual
         self.mixes_samples: bool = normalization == "batch"
         self.scaling: str = scaling_of(str(activation), self.activation, normalization)
-        self.stem: nn.Conv2d = convolution(channels, width, self.side, kernel, padding, bias)
+        self.stem: nn.Conv2d = convolution(channels, width, kernel, padding, bias)
         self.blocks: nn.ModuleList = nn.ModuleList(
-            Block(width, self.side, kernel, padding, bias, residual, blocks) for _ in range(blocks)
+            Block(width, kernel, padding, bias, residual, blocks) for _ in range(blocks)
         )
         self.readout: nn.Linear = nn.Linear(width * self.side**2, outputs, bias=bias)
         if residual == "fixup" and blocks:
@@ -107,13 +108,11 @@ class ResNet(Chain):
 class Block(nn.Module):
     """Two convolutions beside a skip connection: see ``ResNet``."""
 
-    def __init__(
-        self, width: int, side: int, kernel: int, padding: str, bias: bool, residual: str, blocks: int
-    ) -> None:
+    def __init__(self, width: int, kernel: int, padding: str, bias: bool, residual: str, blocks: int) -> None:
         super().__init__()
         is_fixup = residual == "fixup"
-        self.first: nn.Conv2d = convolution(width, width, side, kernel, padding, bias and not is_fixup)
-        self.last: nn.Conv2d = convolution(width, width, side, kernel, padding, bias and not is_fixup)
+        self.first: nn.Conv2d = convolution(width, width, kernel, padding, bias and not is_fixup)
+        self.last: nn.Conv2d = convolution(width, width, kernel, padding, bias and not is_fixup)
         self.has_skip: bool = residual != "none"
         self.branch: float | nn.Parameter = 1.0
         if residual == "depth":

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gradexp.architecture import check_sizes, token_size
 from gradexp.choices import CELLS, check_choice
 from gradexp.networks.activations import Activation, as_activation
 from gradexp.networks.chain import Chain, Step, scaling_of
@@ -75,15 +76,14 @@ class RNN(Chain):
     ) -> None:
         super().__init__()
         check_choice("cell", cell, CELLS)
-        if depth < 2:
-            raise ValueError(f"depth must be at least 2, a time step and the readout, got {depth}")
+        check_sizes("rnn", depth=depth, width=width, features=features, context=context)
         self.cell: str = cell
         self.moments: int = depth - 1
         self.width: int = width
         self.context: int = min(context, self.moments)
         self.activation: Activation = as_activation(activation, negative_slope)
         self.scaling: str = scaling_of(str(activation), self.activation) if cell == "rnn" else "none"
-        size = tokens(torch.empty(0, features), self.context).shape[2]
+        size = token_size(features, self.context)
         count = _GATES[cell]
         self.recurrence: nn.ModuleList = nn.ModuleList(Recurrence(width, width, bias) for _ in range(count))
         self.inputs: nn.ModuleList = nn.ModuleList(nn.Linear(size, width, bias=False) for _ in range(count))

@@ -1,9 +1,9 @@
 """Inputs as a sequence: what recurrent networks read one after another, and transformers all at once."""
 
-import math
-
 from torch import Tensor
 from torch.nn.functional import pad
+
+from gradexp.architecture import token_size
 
 
 def tokens(x: Tensor, context: int) -> Tensor:
@@ -26,11 +26,5 @@ def tokens(x: Tensor, context: int) -> Tensor:
                  [3., 4., 0.]]])
     """
     features = x.shape[1]
-    size = math.ceil(features / context)
-    if size * (context - 1) >= features:
-        filled = math.ceil(features / size)
-        raise ValueError(
-            f"context must be smaller: {features} features make {filled} tokens of {size}, so that others are empty, "
-            f"got {context}"
-        )
+    size = token_size(features, context)
     return pad(x, (0, context * size - features)).reshape(len(x), context, size)

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gradexp.architecture import check_sizes, token_size
 from gradexp.choices import NORMS, QUERIES, check_choice
 from gradexp.networks.activations import Activation, as_activation
 from gradexp.networks.chain import Chain, Step
@@ -141,11 +142,10 @@ class Transformer(Chain):
         super().__init__()
         check_choice("norm", norm, NORMS)
         check_choice("queries", queries, QUERIES)
-        if width % heads:
-            raise ValueError(f"width must be a multiple of heads={heads}, got {width}")
+        check_sizes("transformer", depth=depth, width=width, features=features, heads=heads, context=context)
         self.context: int = context
         self.norm: str = norm
-        self.embedding: nn.Linear = nn.Linear(tokens(torch.empty(0, features), context).shape[2], width, bias)
+        self.embedding: nn.Linear = nn.Linear(token_size(features, context), width, bias)
         self.positions: nn.Parameter = nn.Parameter(torch.zeros(context, width))
         phi = as_activation(activation, negative_slope)
         self.blocks: nn.ModuleList = nn.ModuleList(

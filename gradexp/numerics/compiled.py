@@ -1,7 +1,8 @@
 """The sum of squares of float32 numbers in C, which takes a fraction of the time that torch needs for it.
 
-It is for those who ask for it by ``GRADEXP_COMPILED_NORMS=1`` in the environment, and have a C compiler. Each process
-compiles it anew, in a few tenths of a second: a library kept on a disk might be of another processor.
+It is for those who ask for it by ``GRADEXP_COMPILED_NORMS=1`` in the environment (also true, yes or on), and have a C
+compiler. Each process compiles it anew, in a few tenths of a second: a library kept on a disk might be of another
+processor.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ SquareSum = Callable[[int, int], float]
 
 def square_sum_if_asked() -> SquareSum | None:
     """Return the compiled function if the environment asks for it; warn, and return None, where that fails."""
-    if os.environ.get("GRADEXP_COMPILED_NORMS", "") in ("", "0"):
+    if not _is_asked_for():
         return None
     try:
         return compiled_square_sum()
@@ -29,6 +30,19 @@ def square_sum_if_asked() -> SquareSum | None:
             f"GRADEXP_COMPILED_NORMS needs a C compiler, $CC or cc ({reason}); norms are taken by torch", stacklevel=2
         )
         return None
+
+
+_YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+
+
+def _is_asked_for() -> bool:
+    given = os.environ.get("GRADEXP_COMPILED_NORMS", "")
+    word = given.strip().lower()
+    if word not in _YES + _NO:
+        allowed = f"{', '.join(_YES)} or {', '.join(_NO[1:])}"
+        text = f"GRADEXP_COMPILED_NORMS must be {allowed}, got {given!r}; norms are taken by torch"
+        warnings.warn(text, stacklevel=4)
+    return word in _YES
 
 
 def compiled_square_sum() -> SquareSum:

@@ -155,16 +155,24 @@ def joint_log10_norm(log10_norms: Tensor) -> Tensor:
 
 
 def has_values(x: Tensor) -> bool:
-    """Return whether ``x`` holds real or complex numbers, unlike tensors that are fake, meta or of integers."""
+    """Return whether ``x`` holds real or complex numbers, unlike those that are fake, meta, freed or of integers."""
     kind = type(x)
     if kind in _ORDINARY and x.dtype in _NARROW:
-        return not x.is_meta
+        return not (x.is_meta or _is_freed(x))
     if not (x.is_floating_point() or x.is_complex()):
         return False
     if kind in _ORDINARY:
-        return not x.is_meta and not str(x.dtype).startswith("torch.float4")
+        return not x.is_meta and not _is_freed(x) and not str(x.dtype).startswith("torch.float4")
     overrides = getattr(kind, "__torch_dispatch__", None) != Tensor.__torch_dispatch__
     return not x.is_meta and (not overrides or x.is_nested or hasattr(x, "full_tensor"))
+
+
+def _is_freed(x: Tensor) -> bool:
+    """Return whether the memory of a tensor's elements is given back, as FSDP does by ``storage.resize_(0)``."""
+    try:
+        return not x.data_ptr() and x.numel() > 0 and x.layout is torch.strided and not x._is_zerotensor()
+    except RuntimeError:  # inside of torch.func, where tensors have no memory of their own
+        return False
 
 
 def scaled_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,13 +93,13 @@ def job(config: PhaseConfig, folder: Path, _overrides: list[str], _interruptions
 
     torch.set_num_threads(1)  # tensors are small
     import numpy as np
-    from rich.console import Console
 
     from gradexp.phase import plane
     from gradexp.phase.figures import phase_figure, weight_scale_figure
     from gradexp.plotting import save
+    from gradexp.runs.terminal import Terminal
 
-    console = Console(highlight=False)
+    console = Terminal()
     seeds = range(config.seed, config.seed + config.seeds)
     size = (config.width, config.depth, seeds, config.negative_slope)
     with _progress(console, "mean field") as progress:

@@ -32,19 +32,19 @@ def job(config: Config, _folder: Path, overrides: list[str], _interruptions: Int
     import torch  # slow to load, as are the other imports here; --help does not wait for them
 
     torch.set_num_threads(1)  # tensors are small
-    from rich.console import Console
     from rich.text import Text
 
     from gradexp.history.table import terminal_width
     from gradexp.predict.forecast import forecast
     from gradexp.predict.text import describe
+    from gradexp.runs.terminal import Terminal
     from gradexp.sinks.badges import COLOURS
 
     found = forecast(config)
     text = Text(describe(found, overrides, min(terminal_width(), 80)))
     begin = text.plain.index(word := found.verdict.gradient)
     text.stylize(f"bold reverse {COLOURS.get(word, '')}", begin, begin + len(word))
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(f"[bold]gradexp {__version__}[/bold]")
     console.print(text, soft_wrap=True)
 

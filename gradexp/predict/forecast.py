@@ -186,13 +186,15 @@ def _inputs(config: Config) -> _Inputs:
     # A scaled identity carries every input unit through by itself, so that their values count.
     shape = None if isinstance(name, OwnPart) else data.LOADERS[name].shape
     if shape is not None and config.data.standardize and config.init.name != "identity":
-        features, outputs, varying = shape
+        samples, features, outputs, varying = shape
+        data.check_batch(config.batch_size, samples, name)
         square = varying / features
         vary = f"as {varying} of {features} features vary"
         words = f"{name}, standardised: mean square {square:.3g}, {vary}; taken from a table, the data are not loaded"
         x = torch.full((1, features), math.sqrt(square), dtype=torch.float64)
         return _Inputs(x, square * (1 - 1 / config.batch_size), outputs, words)
     loaded = data.load(config.data, config.width)
+    data.check_batch(config.batch_size, len(loaded.x_train), name)
     x = loaded.x_train[: config.batch_size]
     words = f"the first {len(x)} of {name}, mean square {x.square().mean():.3g}"
     return _Inputs(x, None, loaded.output_width, words)

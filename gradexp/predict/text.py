@@ -127,8 +127,13 @@ def _outcome(forecast: Forecast, overrides: Sequence[str] = ()) -> Rows:
         yield name, command_with(overrides, remedy.text), _COMMAND
         yield "", f"gradient at layer 1: {_power(remedy.prediction)}; {remedy.reason}", ""
         name = "or"
+    gradient = forecast.verdict.gradient
+    is_open = gradient == "unknown" or (gradient != "stable" and not forecast.remedies)
     if forecast.problem and not forecast.remedies:
         yield name, "nothing known helps at this depth and width: fewer or wider layers", ""
+    elif is_open:
+        yield name, command_with(overrides, ""), _COMMAND
+        yield "", "measures what theory does not know, and tries what helps", ""
 
 
 _SECTIONS = {"": _network, "In infinite width": _infinite_width, "At this width": _finite_width}

@@ -75,13 +75,17 @@ def load(config: DataConfig, width: int) -> Dataset:
     return loader(**options, **asked_for(loader, width=width))
 
 
-def check_batch(batch_size: int, data: Dataset, name: str) -> None:
-    """Check that a batch is no larger than the training part.
+def check_batch(batch_size: int, samples: int, name: str) -> None:
+    """Check that a batch is no larger than the training part of a data set.
+
+    Args:
+        batch_size: Samples of a batch.
+        samples: Samples of the training part.
+        name: The data set.
 
     Raises:
         ConfigError: If it is larger.
     """
-    samples = len(data.x_train)
     if batch_size > samples:
         raise ConfigError(f"batch_size={batch_size} is larger than the {samples} training samples of data '{name}'")
 
@@ -346,11 +350,13 @@ class Shape(NamedTuple):
     """What is known of a standardised data set without loading it.
 
     Args:
+        samples: Number of training samples.
         features: Number of inputs.
         outputs: Number of classes or targets.
         varying: Number of features that vary over the training part; the others become 0.
     """
 
+    samples: int
     features: int
     outputs: int
     varying: int
@@ -371,8 +377,8 @@ class Source:
 
 # Options and defaults are read from here without importing the file: see gradexp/choices.py.
 LOADERS: dict[str, Source] = {
-    "digits": Source(_digits, Shape(64, 10, varying=61)),
-    "mnist5k": Source(_mnist5k, Shape(784, 10, varying=653)),
+    "digits": Source(_digits, Shape(1437, 64, 10, varying=61)),
+    "mnist5k": Source(_mnist5k, Shape(4000, 784, 10, varying=653)),
     "file": Source(_file),
     "gaussian": Source(_gaussian),
     "ones": Source(_ones),

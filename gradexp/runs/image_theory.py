@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gradexp.choices import blocks_of
+from gradexp.architecture import blocks_of, image_shape
 from gradexp.config import Config
 from gradexp.networks.activations import activation
-from gradexp.networks.cnn import check_kernel, image_shape
 from gradexp.runs.layer_law import layer_law
 from gradexp.theory.convolution import Convolution
 from gradexp.theory.images import Row, predict_images
@@ -48,7 +47,6 @@ def _convolution(config: Config, x: Tensor, channels: int) -> Convolution:
     """Return a convolution of images with these channels into as many as the network is wide."""
     options: Mapping[str, Any] = config.model.options
     kernel, side = options["kernel"], image_shape(x.shape[1])[1]
-    check_kernel(kernel, side)  # before there is a network that would
     # Orthogonal matrices are of the flattened kernel, which is seen from each position of the output alone.
     is_orthogonal = config.init.name == "orthogonal"
     law = layer_law(config, channels * kernel**2, config.width * (1 if is_orthogonal else kernel**2))

@@ -63,6 +63,7 @@ def _predicted_family(config: Config, x: Tensor, outputs: int) -> Prediction:
     """Return theory's prediction for a network that is no MLP."""
     name = config.model.name
     family = None if isinstance(name, OwnPart) else MODELS[name]
+    config.check_sizes(x.shape[1])
     try:
         if family is None or family.predict is None:
             raise UnknownLawError(f"no law is known for model '{name}'")

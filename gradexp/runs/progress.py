@@ -11,11 +11,12 @@ from gradexp.runs.bar import Bar
 from gradexp.runs.notebook_progress import NotebookProgress
 from gradexp.runs.result import Result, Sink, Stage
 from gradexp.runs.sweep_bar import bar_of_sweep
+from gradexp.runs.terminal import Terminal
 
 
 def progress_here() -> Sink:
     """Return the progress bar that this process can show: in the cell of a notebook, or in its terminal."""
-    console = RichConsole(highlight=False, emoji=False)
+    console = Terminal()
     return NotebookProgress() if console.is_jupyter else Progress(console=console)
 
 
@@ -50,7 +51,7 @@ class Progress:
     ) -> None:
         self.label = label
         self.quiet = quiet
-        self.console: RichConsole = console or RichConsole(highlight=False, emoji=False)
+        self.console: RichConsole = console or Terminal()
         self.jobs = jobs
         self._above: RenderableType | None = None
         self._bar: Bar | None = None

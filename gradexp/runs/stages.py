@@ -72,7 +72,8 @@ def measure_and_train(results: list[Result], sinks: Sequence[Sink], clock: Clock
         progress(f"loading {config.data.name}", 0, 0)
         data = load(config.data, config.width)
         loss = resolve_loss(config.loss, data, config.data.name)
-        check_batch(config.batch_size, data, config.data.name)
+        check_batch(config.batch_size, len(data.x_train), config.data.name)
+        config.check_sizes(data.input_width)
     for result in results:
         result.building = _describe(result, data, loss)
         result.guessing, result.guessing_accuracy = chance_loss(data, loss), chance_accuracy(data)

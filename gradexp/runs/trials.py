@@ -1,7 +1,8 @@
 """What to change in a run of another network than the MLP: options that have been tried out, not foretold."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from gradexp.choices import MODEL_TAKES, ConfigError
@@ -20,7 +21,9 @@ _NORMALIZATIONS = ("layer", "batch")
 _LARGE = 1.0  # log10 of their rms
 
 
-def working_options(config: Config, measure: Measure, alike: float) -> str | None:
+def working_options(
+    config: Config, measure: Measure, alike: float, foretold: Iterable[tuple[dict[str, str], Config]] = ()
+) -> str | None:
     """Return the first change of options with which gradients reach the first row, as typed; None if none does.
 
     Outputs must then be of a size that a loss can begin with, and differ between samples.
@@ -29,8 +32,13 @@ def working_options(config: Config, measure: Measure, alike: float) -> str | Non
         config: The options of a run whose gradients vanish or explode, or that cannot tell inputs apart.
         measure: The function that measures a run.
         alike: Mean cosine between the outputs of two samples from which on a network cannot tell them apart.
+        foretold: Options that theory names, and the run with them. They come first, as ``predict`` names them.
     """
-    for options, changed in candidates(config):
+    tried: list[dict[str, str]] = []
+    for options, changed in chain(foretold, candidates(config)):
+        if options in tried:
+            continue
+        tried.append(options)
         try:
             measured = measure(changed)
         except ConfigError:  # it does not go with the other options

@@ -104,7 +104,7 @@ def run_verdict(
             remedy = _of_format(config, initial, gradient.gradient, losses, gradients, format_check, predict)
             remedy = remedy or _remedy(config, initial, gradient.gradient, losses, diverged_at, predict)
         else:
-            remedy = _tried(config, initial, gradient.gradient, losses, gradients, diverged_at, measure)
+            remedy = _tried(config, initial, gradient.gradient, losses, gradients, diverged_at, measure, predict)
         text += f"; {remedy.text}"
         options = remedy.options
     return Verdict(gradient.gradient, training, theory.verdict if theory else "unavailable", text, remedy=options)
@@ -248,6 +248,7 @@ def _tried(
     gradients: History | None,
     diverged_at: int | None,
     measure: Measure | None,
+    predict: Predict | None,
 ) -> _Advice:
     """Name the first remedy that a measurement has confirmed, or what else there is to change."""
     lr = config.optimizer.lr or 0.0
@@ -266,7 +267,8 @@ def _tried(
         return _Advice(f"try {options}", options)
     found = None
     if measure is not None:
-        found = _once(measure, vars(config), lambda: working_options(config, measure, ALIGNED))
+        foretold = () if predict is None else ((cure.options, cure.config) for cure in remedies(config, predict))
+        found = _once(measure, vars(config), lambda: working_options(config, measure, ALIGNED, foretold))
     if found is None:
         return _Advice("no other init, normalization or skip connection was found to help: fewer layers")
     return _Advice(f"try {found}", found)

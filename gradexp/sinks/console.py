@@ -19,6 +19,7 @@ from gradexp.runs.progress import Progress
 from gradexp.runs.result import Result, Stage
 from gradexp.runs.summary import summary
 from gradexp.runs.sweep_bar import bar_of_sweep
+from gradexp.runs.terminal import Terminal
 from gradexp.sinks.badges import badges
 from gradexp.sinks.job_line import job_line
 from gradexp.sinks.lines import format_lines, range_lines, slope_lines, theory_lines
@@ -40,15 +41,14 @@ class Console:
     def __init__(self, folder: Path, quiet: bool = False, console: RichConsole | None = None) -> None:
         self.folder = folder
         self.quiet = quiet
-        self.console: RichConsole = console or RichConsole(highlight=False, emoji=False)
+        self.console: RichConsole = console or Terminal()
         self._progress = Progress(quiet=quiet, console=self.console)
 
     def write(self, stage: Stage, result: Result) -> None:
         """Print what is new."""
-        if stage == "start" and not self.quiet:
-            self.console.print(f"[bold]gradexp {__version__}[/bold]")
         self._progress.write(stage, result)
-        if stage == "built" and not self.quiet:
+        if stage == "built" and not self.quiet:  # what cannot work has been refused by now
+            self.console.print(f"[bold]gradexp {__version__}[/bold]")
             for line in (result.building or "").splitlines():
                 self._paragraph(line)
         elif stage == "initial":
@@ -160,7 +160,7 @@ class Line:
         self.folder = folder
         self.quiet = quiet
         sweep = bar_of_sweep()
-        self.console: RichConsole = console or (sweep.console if sweep else RichConsole(highlight=False, emoji=False))
+        self.console: RichConsole = console or (sweep.console if sweep else Terminal())
         # Bars of several worker processes would overwrite each other.
         alone = multiprocessing.current_process().name == "MainProcess"
         self._progress = Progress("", quiet or not alone, self.console)

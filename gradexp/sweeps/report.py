@@ -15,6 +15,7 @@ from gradexp.runs.layers_file import NAME as LAYERS
 from gradexp.runs.layers_file import read_layers
 from gradexp.runs.progress import working
 from gradexp.runs.summary_file import read_summary
+from gradexp.runs.terminal import Terminal
 from gradexp.sinks.event_file import read_scalars
 from gradexp.sinks.page import NAME as PAGE
 from gradexp.sinks.page import run_page
@@ -40,7 +41,7 @@ def report(folder: Path, console: Console | None = None) -> None:
         ConfigError: If there are no runs of this version.
         OSError: If the folder cannot be written to.
     """
-    console = console or Console(highlight=False, emoji=False)
+    console = console or Terminal()
     if (summary := read_summary(folder)) is not None:
         console.print(f"report    {write_run_page(folder, summary)}", markup=False, soft_wrap=True)
         return

@@ -1,7 +1,7 @@
 """The comparison of a sweep as a table in the terminal."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,13 +74,13 @@ def _print_groups(groups: Sequence[Group], console: Console) -> None:
     left_out = []
     keys = groups[0][0]
     for name in (*(_heading(name, keys) for name in _LEAST), *reversed(keys)):
-        if name in visible and _width(visible) > console.width:
+        if name in visible and _width(visible, _short_heads(visible)) > console.width:
             del visible[name]
             left_out.append(name)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    high = any("." in name for name in visible)
-    for name in visible:
-        head = _head(name) if "." in name else "\n" * high + name
+    whole = {name: name for name in visible}
+    heads = whole if _width(visible, whole) <= console.width else _short_heads(visible)
+    for name, head in heads.items():
         table.add_column(head, justify="left" if name in VERDICTS else "right", no_wrap=True)
     for line in zip(*visible.values(), strict=True):
         table.add_row(*(Text(text, COLOURS.get(text.partition(" ")[0], "")) for text in line))
@@ -93,14 +93,20 @@ def _print_groups(groups: Sequence[Group], console: Console) -> None:
         console.print(f"not shown {', '.join(left_out)} (see sweep.csv)", markup=False)
 
 
-def _head(name: str) -> str:
-    """Break a dotted key into two lines."""
-    return name.replace(".", ".\n", 1)
+def _short_heads(names: Collection[str]) -> dict[str, str]:
+    """Return what heads each column where there is no room: of a dotted key its last word, if that is of one only.
+
+    Examples:
+        >>> _short_heads(["model.cell", "data.seed", "seed"])
+        {'model.cell': 'cell', 'data.seed': 'data.seed', 'seed': 'seed'}
+    """
+    times = Counter(name.rpartition(".")[2] for name in names)
+    return {name: word if times[word := name.rpartition(".")[2]] == 1 else name for name in names}
 
 
-def _width(columns: Mapping[str, Sequence[str]]) -> int:
+def _width(columns: Mapping[str, Sequence[str]], heads: Mapping[str, str]) -> int:
     """Return the width of a table whose columns are two spaces apart."""
-    return sum(max(map(cell_len, [*_head(name).split("\n"), *texts])) + 2 for name, texts in columns.items()) - 2
+    return sum(max(map(cell_len, [heads[name], *texts])) + 2 for name, texts in columns.items()) - 2
 
 
 def _words(rows: Sequence[Row], key: str) -> str:

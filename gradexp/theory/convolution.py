@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradexp.architecture import image_shape
 from gradexp.networks.activations import Activation
-from gradexp.networks.cnn import image_shape
 from gradexp.theory.gaussian import nodes
 from gradexp.theory.mean_field import Moments, is_piecewise_linear
 from gradexp.theory.weight_laws import WeightLaw

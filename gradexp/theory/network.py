@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradexp.architecture import check_additions
 from gradexp.networks.activations import Activation
-from gradexp.networks.mlp import check_architecture
 from gradexp.theory.mean_field import Moments, check_dropout, is_piecewise_linear
 from gradexp.theory.weight_laws import WeightLaw
 
@@ -39,7 +39,7 @@ class Network:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_architecture(self.normalization, self.residual, self.widths)
+        check_additions(self.normalization, self.residual, self.widths[1:-1])
         check_dropout(self.dropout)
 
     @property

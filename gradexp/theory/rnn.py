@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gradexp.architecture import check_sizes
 from gradexp.networks.activations import Activation
 from gradexp.networks.tokens import tokens
 from gradexp.theory.finite_width import log_mean_square
@@ -60,8 +61,10 @@ def predict_rnn(
         context: Number of tokens, L - 1 at most.
 
     Raises:
+        ValueError: If the inputs are fewer than the tokens.
         UnknownLawError: If there is no law for this network; the text says why.
     """
+    check_sizes("rnn", depth=depth, width=width, features=x.shape[1], context=context)
     if cell != "rnn":
         raise UnknownLawError(f"no law is known for the gates of cell '{cell}'")
     if law.scaled_to is not None:

@@ -181,6 +181,11 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
                 "loss=cross_entropy needs class labels, but data 'ones' has real-valued",
             ),
             (["batch_size=5000"], "batch_size=5000 is larger than the 1437 training samples of data 'digits'"),
+            (["model=cnn", "model.kernel=9"], "kernel must be odd and at most 8, the side of the images, got 9"),
+            (["model=resnet", "model.kernel=9"], "kernel must be odd and at most 8, the side of the images, got 9"),
+            (["model=cnn", "data=copy", "data.symbols=5"], "images are channels · side · side features with 1 or 3"),
+            (["model=transformer", "model.context=65"], "context must be smaller, such as 64: 64 features make 64"),
+            (["model=rnn", "model.context=65"], "context must be smaller, such as 64: 64 features make 64"),
             (["data=file"], "data=file needs data.path"),
             (["optimizer.lr=1e39"], "optimizer.lr must be at most 3e+38 in size"),
             (["threads=100000"], "threads must be at most 1024, got 100000"),
@@ -197,7 +202,7 @@ def test_user_data_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_mistake_gets_one_or_two_lines(
     arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert text in command_line.mistake(main, monkeypatch, capsys, arguments)
+    assert text in command_line.mistake(main, monkeypatch, capsys, arguments, is_early=True)
 
 
 @pytest.mark.slow

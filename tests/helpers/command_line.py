@@ -21,10 +21,16 @@ def mistake(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
+    is_early: bool = False,
 ) -> str:
-    """Run a command that must refuse its arguments in one or two lines, and return them."""
+    """Run a command that must refuse its arguments in one or two lines, and return them.
+
+    If ``is_early``, it must print nothing else.
+    """
     assert call(main, monkeypatch, *arguments) == 1
-    error = capsys.readouterr().err.strip()
+    shown = capsys.readouterr()
+    assert not (is_early and shown.out)
+    error = shown.err.strip()
     assert len(error.splitlines()) <= 2
     assert "Traceback" not in error
     return error

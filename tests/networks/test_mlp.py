@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from cases import few
 from torch import nn
 
-from gradexp import config
+from gradexp import choices
+from gradexp.config import Config
 from gradexp.networks.activations import ACTIVATIONS, Activation, activation, as_activation
 from gradexp.networks.initialize import initialize
 from gradexp.networks.mlp import MLP, StackedLinear
@@ -98,7 +99,7 @@ def slope_by_differences(phi, z, side=0):
 
 
 def test_every_activation_of_the_config_exists():
-    assert tuple(ACTIVATIONS) == config.ACTIVATIONS
+    assert tuple(ACTIVATIONS) == choices.ACTIVATIONS
     assert set(ACTIVATIONS) == set(MP) == set(MODULES)
 
 
@@ -376,7 +377,7 @@ def test_kinks_are_where_a_derivative_jumps(name: str) -> None:
 
 # ---- cures: normalisation and skip connections
 
-CURES = [(n, r) for n in config.NORMALIZATIONS for r in config.RESIDUALS]
+CURES = [(n, r) for n in choices.NORMALIZATIONS for r in choices.RESIDUALS]
 
 
 AFFINE = [("batch", "none"), ("layer", "zero"), ("rms", "plain")]
@@ -474,7 +475,7 @@ def test_a_learnable_branch_is_part_of_the_state():
 
 
 @pytest.mark.parametrize("widths", [[4, 2], [4, 6, 2]])
-@pytest.mark.parametrize("residual", config.RESIDUALS)
+@pytest.mark.parametrize("residual", choices.RESIDUALS)
 def test_without_two_hidden_layers_there_is_nothing_to_skip(widths, residual):
     plain, mlp = random_mlp(widths, "tanh"), random_mlp(widths, "tanh", residual=residual)
     assert torch.equal(mlp(inputs(5, 4)), plain(inputs(5, 4)))
@@ -530,7 +531,7 @@ def test_repr_names_the_cures():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"affine": True}, "needs"),
+        ({"affine": True}, "affine needs a normalization (batch, layer or rms), whose scale and shift they are"),
         ({"normalization": "group"}, "normalization must be one of none, batch, layer, rms, got 'group'"),
         ({"residual": "rezero"}, "residual must be one of none, plain, depth, zero, got 'rezero'"),
         ({"residual": "plain"}, "residual='plain' needs hidden layers of equal width, got [3, 4]"),
@@ -539,5 +540,5 @@ def test_repr_names_the_cures():
 def test_impossible_cures_are_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
         MLP([2, 3, 4, 1], **options)
-    with pytest.raises(config.ConfigError, match=re.escape(text)):
-        config.Config(widths=[3, 4], **options)
+    with pytest.raises(choices.ConfigError, match=re.escape(text)):
+        Config(widths=[3, 4], **options)

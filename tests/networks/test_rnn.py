@@ -1,5 +1,7 @@
 """The recurrent network against torch's own cells, and its profile over time against autograd."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -110,9 +112,18 @@ def test_few_steps_take_few_tokens():
     [
         ({"cell": "elman"}, "cell must be one of rnn, gru, lstm, got 'elman'"),
         ({"depth": 1}, "depth must be at least 2, a time step and the readout, got 1"),
-        ({"context": 9}, "context must be smaller: 12 features make 6 tokens of 2, so that others are empty, got 9"),
+        ({"context": 0}, "context must be at least 1, got 0"),
+        (
+            {"context": 9},
+            "context must be smaller, such as 6: 12 features make 6 tokens of 2, so that others are empty, got 9",
+        ),
+        (
+            {"context": 13, "depth": 9},
+            "context must be smaller, such as 6: 12 features make 6 tokens of 2, so that others are empty, "
+            "got 13 (cut to 8, one per time step)",
+        ),
     ],
 )
 def test_a_network_that_cannot_be_is_refused_in_one_line(options, text):
-    with pytest.raises(ValueError, match="^" + text.replace("(", r"\(") + "$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         RNN(12, 3, width=5, **{"depth": 20} | options)

@@ -89,10 +89,13 @@ def test_depth_scaling_divides_the_ends_of_branches():
     ("options", "text"),
     [
         ({"heads": 3}, "width must be a multiple of heads=3, got 8"),
+        ({"heads": 0}, "heads must be at least 1, got 0"),
+        ({"context": 0}, "context must be at least 1, got 0"),
+        ({"context": 8}, "context must be smaller, such as 6: 12 features make 6 tokens of 2, .*, got 8"),
         ({"norm": "batch"}, "norm must be one of pre, post, none, got 'batch'"),
         ({"queries": "one"}, "queries must be one of zero, init, got 'one'"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused_in_one_line(options, text):
     with pytest.raises(ValueError, match=f"^{text}$"):
-        Transformer(12, 3, depth=2, width=8, context=4, **{"heads": 2} | options)
+        Transformer(12, 3, depth=2, width=8, **{"heads": 2, "context": 4} | options)

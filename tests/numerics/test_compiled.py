@@ -23,11 +23,26 @@ def test_equal_numbers_do_not_add_up_their_rounding(in_c):
     assert in_c(x.data_ptr(), len(x)) == pytest.approx(exact, rel=1e-13)
 
 
-@pytest.mark.parametrize("value", ["", "0"])
+@pytest.mark.parametrize("value", ["", "0", "no", "off", "False", " 0 "])
 def test_nothing_is_compiled_unless_it_is_asked_for(monkeypatch, value):
     monkeypatch.setenv("GRADEXP_COMPILED_NORMS", value)
     monkeypatch.setenv("CC", "no-such-compiler")
     assert square_sum_if_asked() is None
+
+
+@pytest.mark.parametrize("value", ["1", "yes", "on", "True"])
+def test_a_yes_asks_for_it(monkeypatch, value):
+    monkeypatch.setenv("GRADEXP_COMPILED_NORMS", value)
+    monkeypatch.setattr("gradexp.numerics.compiled.compiled_square_sum", lambda: "compiled")
+    assert square_sum_if_asked() == "compiled"
+
+
+@pytest.mark.parametrize("value", ["2", "nein"])
+def test_any_other_word_is_named_and_asks_for_nothing(monkeypatch, value):
+    monkeypatch.setenv("GRADEXP_COMPILED_NORMS", value)
+    text = f"^GRADEXP_COMPILED_NORMS must be 1, true, yes, on or 0, false, no, off, got '{value}'; .* by torch$"
+    with pytest.warns(UserWarning, match=text):
+        assert square_sum_if_asked() is None
 
 
 @pytest.mark.parametrize(

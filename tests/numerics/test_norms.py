@@ -250,3 +250,13 @@ def test_float32_rows_can_be_scaled_where_a_device_has_no_float64():
 def test_a_tensor_without_values_is_refused():
     with pytest.raises(TypeError, match=r"^a tensor of type Tensor on device meta holds no values$"):
         scaled_norm(torch.ones(3, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_whose_memory_is_given_back_has_no_values(dtype):
+    x = torch.ones(3, 4, dtype=dtype)
+    assert norms.has_values(x)
+    x.untyped_storage().resize_(0)  # as FSDP does between uses
+    assert not norms.has_values(x)
+    assert norms.has_values(torch.empty(0, 4, dtype=dtype))
+    assert norms.has_values(torch._efficientzerotensor((3,), dtype=dtype))

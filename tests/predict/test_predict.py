@@ -7,6 +7,7 @@ import tempfile
 from functools import cache, partial
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import command_line
 import numpy as np
@@ -17,11 +18,12 @@ from pages import Parsed
 
 from gradexp import MLP, exact_profile, initialize, theory
 from gradexp.choices import INIT_OPTIONS, ConfigError
-from gradexp.config import Config, DataConfig, InitConfig, OptimizerConfig
+from gradexp.config import Config, DataConfig, InitConfig, ModelConfig, OptimizerConfig
 from gradexp.networks.inits import INITS, Scheme, xavier_
 from gradexp.predict.__main__ import main
 from gradexp.predict.forecast import Forecast, forecast
 from gradexp.predict.text import describe
+from gradexp.runs import run
 from gradexp.runs.data import load
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "on_one_thread")
@@ -342,6 +344,24 @@ def test_where_no_formula_holds_the_infinite_width_is_judged() -> None:
     assert "too small for an expansion in 1 / width" in shown(found.config)["formula"]
 
 
+@pytest.mark.slow
+def test_a_recurrent_network_gets_the_advice_that_its_run_gives() -> None:
+    exploding = Config(model="rnn", init=InitConfig("he", gain=2.0), steps=0)
+    advice = forecast(exploding).remedies[0].text
+    assert advice == "init=orthogonal init.gain=1"
+    verdict = run(exploding).verdict
+    assert verdict is not None
+    assert verdict.remedy == advice
+
+
+@pytest.mark.parametrize("options", [{"model": ModelConfig("rnn", cell="gru")}, {"init": InitConfig("sparse")}])
+def test_where_theory_knows_too_little_a_run_measures(options: dict[str, Any]) -> None:
+    text = describe(forecast(Config(activation="tanh", width=32, **options)), ["seed=3"])
+    command = "python -m gradexp.run seed=3\n          measures what theory does not know, and tries what helps"
+    assert text.count("python -m gradexp.run seed=3\n") == 1
+    assert command in text
+
+
 def test_what_theory_refuses_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="negative_slope must be 0, or 1e-100 to 1e100 in size, got 1e-200"):
         forecast(Config(activation="leaky_relu", negative_slope=1e-200, init=InitConfig("lyapunov")))
@@ -357,6 +377,8 @@ def test_what_theory_refuses_is_a_config_error() -> None:
             (["init=he", "init.std=1"], "init 'he' has no option 'std'; it takes gain"),
             (["data=file"], "data=file needs data.path"),
             (["depth=5,6"], "depth=5,6 is several values: add -m"),
+            (["batch_size=5000"], "batch_size=5000 is larger than the 1437 training samples of data 'digits'"),
+            (["batch_size=90", "data=gaussian", "data.samples=100"], "larger than the 80 training samples of data"),
             (["model=cnn", "model.kernel=9"], "kernel must be odd and at most 8, the side of the images, got 9"),
         ],
         2,
@@ -365,7 +387,7 @@ def test_what_theory_refuses_is_a_config_error() -> None:
 def test_a_mistake_gets_one_or_two_lines(
     arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert text in command_line.mistake(main, monkeypatch, capsys, arguments)
+    assert text in command_line.mistake(main, monkeypatch, capsys, arguments, is_early=True)
     assert not list(Path().iterdir())
 
 

@@ -49,3 +49,14 @@ def test_samples_of_a_later_pass_count():
     history = probe.history
     assert status(history, "output") == status(history, "output_grad") == ["ok", "ok"]
     assert np.isfinite(history.stats["output.largest"]).all()
+
+
+@pytest.mark.parametrize(("freed", "quantity"), [("weight", "weight"), ("grad", "weight_grad")])
+def test_weights_whose_memory_is_given_back_are_missed(freed, quantity):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with GradientProbe(model, quantities=("output", "output_grad", "weight_grad", "weight")) as probe:
+        model(torch.ones(4, 8)).sum().backward()
+        tensor = model[0].weight if freed == "weight" else model[0].weight.grad
+        tensor.untyped_storage().resize_(0)  # as FSDP does between uses
+        probe.collect(0)
+    assert status(probe.history, quantity) == ["hook_missed", "ok"]

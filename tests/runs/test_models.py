@@ -175,12 +175,12 @@ def test_options_that_a_family_does_not_take_are_refused(options, text):
     few(
         [
             ("resnet", {"depth": 151}, "model 'resnet': depth must be even, .*: 150 or 152, got 151"),
-            (ModelConfig("transformer", heads=3), {"width": 32}, "width must be a multiple of model.heads=3, got 32"),
+            (ModelConfig("transformer", heads=3), {"width": 32}, "model 'transformer': width .* of heads=3, got 32"),
             (ModelConfig("transformer", norm="mid"), {}, "model.norm must be one of pre, post, none, got 'mid'"),
             (ModelConfig("transformer", queries="one"), {}, "model.queries must be one of zero, init, got 'one'"),
-            (ModelConfig("cnn", kernel=4), {}, "model.kernel must be odd, got 4"),
+            (ModelConfig("cnn", kernel=4), {}, "model 'cnn': kernel must be odd, got 4"),
             (ModelConfig("rnn", cell="elman"), {}, "model.cell must be one of rnn, gru, lstm, got 'elman'"),
-            ("rnn", {"depth": 1}, "depth must be at least 2, a time step and the readout, got 1"),
+            ("rnn", {"depth": 1}, "model 'rnn': depth must be at least 2, a time step and the readout, got 1"),
         ]
     ),
 )
@@ -204,9 +204,32 @@ def test_batch_norm_of_an_own_model_needs_two_samples_to_train():
     assert run(Config(model=normalised, batch_size=1, steps=0)).status == "complete"
 
 
-def test_images_must_be_square():
-    with pytest.raises(ConfigError, match=r"^model 'cnn': images are .* got 10 features$"):
-        run(small("cnn", data=DataConfig("gaussian", features=10), steps=0))
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"model": "cnn", "data": DataConfig("gaussian", features=10)}, "model 'cnn': images are .* got 10 features"),
+        ({"model": ModelConfig("cnn", kernel=9)}, "model 'cnn': kernel must be odd and at most 8, .* got 9"),
+        ({"model": ModelConfig("resnet", kernel=9)}, "model 'resnet': kernel must be odd and at most 8, .* got 9"),
+        (
+            {"model": ModelConfig("transformer", context=65)},
+            "model 'transformer': context must be smaller, .* got 65",
+        ),
+        ({"model": ModelConfig("rnn", context=65)}, "model 'rnn': context must be smaller, .* got 65"),
+        ({"batch_size": 1438}, "batch_size=1438 is larger than the 1437 training samples of data 'digits'"),
+    ],
+)
+def test_what_is_too_large_for_the_data_is_refused_before_a_network_is_announced(options, text):
+    class Stages(list):
+        def write(self, stage, result):
+            self.append(stage)
+
+        def close(self):
+            pass
+
+    stages = Stages()
+    with pytest.raises(ConfigError, match=f"^{text}$"):
+        run(Config(steps=0, **options), [stages])
+    assert set(stages) == {"start", "progress", "end"}
 
 
 def test_an_own_model_keeps_the_weights_that_it_comes_with_unless_an_init_is_named():
@@ -335,6 +358,19 @@ def test_a_remedy_is_one_that_a_measurement_has_confirmed():
     cured = run(replace(faint, init=InitConfig(measured[-1])))
     assert cured.verdict.gradient == "stable"
     assert text in judged.text
+
+
+def test_what_theory_names_is_tried_first_and_once():
+    asked = []
+
+    def measure(config):
+        asked.append(config.init.name)
+        raise ConfigError("it helps nothing")
+
+    faint = Config(model="rnn", init=InitConfig("normal"))
+    foretold = [({"init": "orthogonal"}, replace(faint, init=InitConfig("orthogonal")))]
+    assert working_options(faint, measure, 1.1, foretold) is None
+    assert asked == ["orthogonal", "he", "xavier", "lecun"]
 
 
 def test_a_remedy_is_looked_for_once_in_a_run(monkeypatch):

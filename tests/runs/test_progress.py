@@ -14,7 +14,7 @@ SMALL = Config(depth=3, width=4, steps=3, batch_size=4, data=DataConfig("gaussia
 def test_a_terminal_has_a_bar_while_a_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     terminal = Console(file=out, width=80, force_terminal=True)
-    monkeypatch.setattr(progress, "RichConsole", lambda **_: terminal)
+    monkeypatch.setattr(progress, "Terminal", lambda: terminal)
     result = run(SMALL, progress=True)
     assert "training" in out.getvalue()
     assert out.getvalue().endswith("\x1b[2K")  # and is gone at the end
@@ -30,7 +30,7 @@ def test_nothing_is_written_where_nobody_looks(wish: bool | None, capsys: pytest
 def test_the_bar_is_gone_after_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     terminal = Console(file=out, width=80, force_terminal=True)
-    monkeypatch.setattr(progress, "RichConsole", lambda **_: terminal)
+    monkeypatch.setattr(progress, "Terminal", lambda: terminal)
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -13,6 +13,7 @@ from command_line import call, mistake
 from gradexp._version import __version__
 from gradexp.choices import ConfigError
 from gradexp.config import Config
+from gradexp.launch.sweeper import _left_out
 from gradexp.run import main
 from gradexp.runs.result import Result
 from gradexp.runs.summary import summary
@@ -311,6 +312,22 @@ def test_a_swept_preset_names_its_jobs_and_options_that_change_no_number_run_onc
         "1_experiment=lesson,threads=1",
     ]
     assert "2 new (2 more change no number)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "total", "text"),
+    [
+        (["seed=0", "seed=1"], 2, ""),
+        (["seed=0", "seed=0"], 1, " (1 more is a duplicate)"),
+        (["seed=0", "seed=0", "seed=0"], 1, " (2 more are duplicates)"),
+        (["threads=1", "threads=2"], 1, " (1 more changes no number)"),
+        (["threads=1", "threads=2", "threads=2"], 1, " (1 more is a duplicate, 1 more changes no number)"),
+    ],
+)
+def test_a_job_that_is_left_out_is_called_a_duplicate_or_one_that_changes_no_number(
+    typed: list[str], total: int, text: str
+) -> None:
+    assert _left_out([[override] for override in typed], total) == text
 
 
 @pytest.mark.slow
