@@ -2,7 +2,7 @@
 
 A scheme, activation, data set, optimizer or loss is one function and one entry in one dict, beside the function. Its
 options and their defaults are the parameters of the function. ``read_choices`` takes them from the source text of the
-file, since importing it would load torch, for which ``--help`` and the spinner of a run do not wait. So the
+file, since importing it would load torch, for which ``--help`` and the first line of a run do not wait. So the
 library needs its sources, which every wheel has.
 """
 

@@ -46,9 +46,10 @@ class Console:
 
     def write(self, stage: Stage, result: Result) -> None:
         """Print what is new."""
-        self._progress.write(stage, result)
-        if stage == "built" and not self.quiet:  # what cannot work has been refused by now
+        if stage == "start" and not self.quiet:
             self.console.print(f"[bold]gradexp {__version__}[/bold]")
+        self._progress.write(stage, result)
+        if stage == "built" and not self.quiet:
             for line in (result.building or "").splitlines():
                 self._paragraph(line)
         elif stage == "initial":
