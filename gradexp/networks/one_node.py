@@ -95,6 +95,8 @@ class OneNode:
         self._weights = [weight.mT for weight in self.values.weights]
         self._biases = [bias.unsqueeze(1) for bias in self.values.biases]
         self._widths = model.widths
+        self._activation: Callable[[Tensor], Tensor]
+        self._backward: Callable[[Tensor, Tensor], Tensor] | None
         self._activation, self._backward = _IN_PLACE.get(model.activation, (model.activation, None))
 
     def __call__(self, x: Tensor) -> Tensor:
