@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import hydra
@@ -119,6 +120,7 @@ def _is_of(node: Any, schema: type) -> bool:
     )
 
 
+@cache
 def _groups(schema: type) -> dict[str, type]:
     """Return the fields of a schema that are schemas themselves."""
     types = {entry.name: entry.type for entry in dataclasses.fields(schema)}

@@ -6,7 +6,6 @@ renames one, or the end of 1.3's support, is this file's work, but for the base 
 """
 
 import copy
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -104,20 +103,19 @@ def to_yaml(plain: Any) -> str:
     return str(yaml.dump(plain, Dumper=get_omega_conf_dumper(), **options))
 
 
-def copy_without_hydra(composed: DictConfig) -> DictConfig:
-    """Return a copy of a composed config without Hydra's own options (OmegaConf 2.0).
+def without_hydra_node(composed: DictConfig) -> DictConfig:
+    """Return a composed config without Hydra's own options; the others are now nodes of both (OmegaConf 2.0).
 
-    Without it all would be copied, and most of it removed again, which takes four times as long.
+    Without it all would be copied, and most of it removed again, which takes fifty times as long.
     """
-    content = composed.__dict__["_content"]
-    own = content.pop("hydra")
+    content, composed.__dict__["_content"] = composed.__dict__["_content"], {}
     try:
-        copied: DictConfig = pickle.loads(pickle.dumps(composed))  # noqa: S301  four times as fast as a deep copy
-    except pickle.PicklingError:  # a schema that was made for the options of somebody's own parts
-        copied = copy.deepcopy(composed)
+        options = copy.deepcopy(composed)  # its type and flags
     finally:
-        content["hydra"] = own
-    return copied
+        composed.__dict__["_content"] = content
+    options.__dict__["_content"] = {key: node for key, node in content.items() if key != "hydra"}
+    options._re_parent()
+    return options
 
 
 def is_group(loader: ConfigLoader, name: str) -> bool:

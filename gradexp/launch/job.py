@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, en
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from gradexp.cli.hydra_internals import ahead_of_its_job, copy_without_hydra, flush_loggers, has_callbacks, to_yaml
+from gradexp.cli.hydra_internals import ahead_of_its_job, flush_loggers, has_callbacks, to_yaml, without_hydra_node
 
 
 def run_job(context: HydraContext, task: TaskFunction, job: DictConfig) -> JobReturn:
@@ -47,7 +47,7 @@ def run_job(context: HydraContext, task: TaskFunction, job: DictConfig) -> JobRe
         folder = Path(str(own.sweep.dir), str(own.sweep.subdir))
         with read_write(own.runtime), open_dict(own.runtime):
             own.runtime.output_dir = os.path.abspath(folder)  # noqa: PTH100  as Hydra does, links stay
-        options = copy_without_hydra(job)
+        options = without_hydra_node(job)
         texts: Any = OmegaConf.to_container(own.overrides.task)
         end = JobReturn(overrides=texts, working_dir=str(Path.cwd()))
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from math import gcd
 from typing import Any, Protocol
 
 import torch
@@ -13,12 +14,17 @@ from gradexp.networks.mlp import MLP
 # Bytes at whose multiples each parameter begins, as if it had memory of its own: that decides the order of sums.
 _ALIGNED = 64
 
-# Activation -> its gradient, from that of φ(z) and φ(z) itself, by the operation that autograd takes.
-_BACKWARD: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
-    ACTIVATIONS["relu"]: lambda gradient, a: torch.ops.aten.threshold_backward(gradient, a, 0),
-    ACTIVATIONS["tanh"]: torch.ops.aten.tanh_backward,
-    ACTIVATIONS["sigmoid"]: torch.ops.aten.sigmoid_backward,
-    ACTIVATIONS["linear"]: lambda gradient, _: gradient,
+# Numbers of a layer's outputs that are evaluated at a time on a CPU: as many as stay in its cache, and a multiple of
+# what it takes φ of at once, since what is left over is computed by another formula, to other last digits.
+_CACHED, _VECTOR = 1 << 17, 64
+
+# Activation -> φ(z) in the memory of z, and the gradient of z, from that of φ(z) and φ(z) itself, by the operation
+# that autograd takes.
+_IN_PLACE: dict[Any, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    ACTIVATIONS["relu"]: (torch.relu_, lambda gradient, a: torch.ops.aten.threshold_backward(gradient, a, 0)),
+    ACTIVATIONS["tanh"]: (torch.tanh_, torch.ops.aten.tanh_backward),
+    ACTIVATIONS["sigmoid"]: (torch.sigmoid_, torch.ops.aten.sigmoid_backward),
+    ACTIVATIONS["linear"]: (lambda z: z, lambda gradient, _: gradient),
 }
 
 
@@ -26,7 +32,7 @@ class Watcher(Protocol):
     """Sees the outputs z and their gradients while they are computed."""
 
     def see_output(self, z: Tensor) -> None:
-        """See what a layer returned, from the first one on."""
+        """See what a layer returned, from the first one on. φ(z) may then take its memory."""
 
     def see_gradient(self, gradient: Tensor) -> None:
         """See the gradient of a layer's output, from the last one on."""
@@ -88,18 +94,19 @@ class OneNode:
         self.gradients: Parts = self.like(torch.zeros_like(self.parameter))
         self._weights = [weight.mT for weight in self.values.weights]
         self._biases = [bias.unsqueeze(1) for bias in self.values.biases]
-        self._activation = model.activation
-        self._backward = _BACKWARD.get(model.activation)
+        self._widths = model.widths
+        self._activation: Callable[[Tensor], Tensor]
+        self._backward: Callable[[Tensor, Tensor], Tensor] | None
+        self._activation, self._backward = _IN_PLACE.get(model.activation, (model.activation, None))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return y = zᴸ, shape ``(networks, batch, n_L)``, for inputs of shape ``(networks, batch, n_0)``."""
         if torch.is_grad_enabled():
             output: Tensor = _Passes.apply(self.parameter, self, x)  # type: ignore[no-untyped-call]
             return output
-        z = self._layer(0, x)
-        for layer in range(1, self.depth):
-            z = self._layer(layer, self._activation(z))
-        return z
+        at_once = self._at_once(x.shape[1]) if x.device.type == "cpu" else self.networks
+        firsts = range(0, self.networks, at_once)
+        return torch.cat([self._evaluate(x, slice(first, first + at_once)) for first in firsts])
 
     def like(self, buffer: Tensor) -> Parts:
         """Return the parts of another buffer like ``parameter``."""
@@ -107,9 +114,9 @@ class OneNode:
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return y, the inputs of each layer, and the z before them where φ'(z) cannot be had from φ(z)."""
-        watcher, activation = self.watcher, self._activation
+        watcher, activation, weights, biases = self.watcher, self._activation, self._weights, self._biases
         inputs, outputs = [x], []
-        z = self._layer(0, x)
+        z = _linear(x, 0, weights, biases)
         for layer in range(1, self.depth):
             if watcher is not None:
                 watcher.see_output(z)
@@ -120,7 +127,7 @@ class OneNode:
             else:
                 a = activation(z)
             inputs.append(a)
-            z = self._layer(layer, a.detach() if outputs else a)
+            z = _linear(a.detach() if outputs else a, layer, weights, biases)
         if watcher is not None:
             watcher.see_output(z)
         return z, inputs, outputs
@@ -148,10 +155,22 @@ class OneNode:
         else:
             self.gradients.buffer.add_(parts.buffer)
 
-    def _layer(self, layer: int, a: Tensor) -> Tensor:
-        if self._biases:
-            return torch.baddbmm(self._biases[layer], a, self._weights[layer])
-        return torch.bmm(a, self._weights[layer])
+    def _at_once(self, rows: int) -> int:
+        """Return how many networks to evaluate at a time on some rows."""
+        whole = _VECTOR // gcd(_VECTOR, rows * gcd(*self._widths[1:-1]))
+        return max(1, _CACHED // (rows * max(self._widths[1:]) * whole)) * whole
+
+    def _evaluate(self, x: Tensor, networks: slice) -> Tensor:
+        """Return y of some of the networks, and keep nothing for a way back."""
+        weights, biases = ([part[networks] for part in parts] for parts in (self._weights, self._biases))
+        z = _linear(x[networks], 0, weights, biases)
+        for layer in range(1, self.depth):
+            z = _linear(self._activation(z), layer, weights, biases)
+        return z
+
+
+def _linear(a: Tensor, layer: int, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    return torch.baddbmm(biases[layer], a, weights[layer]) if biases else torch.bmm(a, weights[layer])
 
 
 class _Passes(torch.autograd.Function):

@@ -30,7 +30,8 @@ SMALL = ["depth=3", "width=4", "steps=3", "data=ones", "record.figures=false", "
 
 @pytest.fixture(autouse=True)
 def _signals_as_a_shell_gives_them() -> Iterator[None]:
-    """Signals that a background job would ignore are heard, and afterwards as before."""
+    """Signals that a background job would ignore are heard, and afterwards all is as before."""
+    threshold = gc.get_threshold()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -38,6 +39,7 @@ def _signals_as_a_shell_gives_them() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+    gc.set_threshold(*threshold)
 
 
 def at(stage: str, number: int, patch: pytest.MonkeyPatch, sink: type = Files) -> None:
@@ -177,11 +179,12 @@ def test_signals_are_given_back_to_a_program_and_ignored_at_the_end_of_a_command
     assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
-def test_a_command_ends_without_a_last_look_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_seldom_looks_for_garbage_and_not_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     at_the_end: list[Callable[[], None]] = []
     monkeypatch.setattr(atexit, "register", at_the_end.append)
     leave_at_once()
     assert at_the_end == [gc.freeze]
+    assert gc.get_threshold()[0] == 10_000
 
 
 def test_a_worker_process_gets_one_of_its_own() -> None:

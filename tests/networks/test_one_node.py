@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gradexp import MLP
+from gradexp.networks import one_node
 from gradexp.networks.activations import ACTIVATIONS
 from gradexp.networks.one_node import OneNode
 
@@ -28,6 +29,18 @@ def test_the_written_out_passes_are_those_of_autograd(activation, bias):
     torch.testing.assert_close(network.gradients.all, [*gradients])
     with torch.no_grad():
         torch.testing.assert_close(network(x), y)
+
+
+@pytest.mark.parametrize("rows", [64, 6])  # with 7 units, by 6 rows only 32 networks are whole vectors
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, torch.sin])
+def test_a_few_networks_at_a_time_are_evaluated_to_the_same_bits(activation, rows, monkeypatch):
+    network = OneNode(models(activation, networks=70, dtype=torch.float32)[1])
+    x = torch.randn(70, rows, 5)
+    written = network(x)
+    for networks in (1, 2, 40, 99):
+        monkeypatch.setattr(one_node, "_CACHED", networks * rows * 7)
+        with torch.no_grad():
+            assert torch.equal(network(x), written)
 
 
 def test_two_backward_passes_add_up_until_gradients_are_set_to_none():
