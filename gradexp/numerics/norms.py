@@ -169,9 +169,11 @@ def has_values(x: Tensor) -> bool:
 
 def _is_freed(x: Tensor) -> bool:
     """Return whether the memory of a tensor's elements is given back, as FSDP does by ``storage.resize_(0)``."""
+    if x.layout is not torch.strided or not x.numel():
+        return False
     try:
-        return not x.data_ptr() and x.numel() > 0 and x.layout is torch.strided and not x._is_zerotensor()
-    except RuntimeError:  # inside of torch.func, where tensors have no memory of their own
+        return not x.untyped_storage().nbytes()
+    except NotImplementedError:  # inside of torch.func, where tensors have no memory of their own
         return False
 
 
