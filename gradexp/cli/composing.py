@@ -112,11 +112,12 @@ def _plain(value: Any) -> Any:
 
 
 def _is_of(node: Any, schema: type) -> bool:
+    groups = _groups(schema)
     if OmegaConf.get_type(node) is not schema:
         return False
     inside = {key: child for key, child in node.items_ex(resolve=False) if key != "hydra"}
     return inside.keys() == {entry.name for entry in dataclasses.fields(schema)} and all(
-        _is_of(inside[name], group) for name, group in _groups(schema).items()
+        _is_of(inside[name], group) for name, group in groups.items()
     )
 
 
