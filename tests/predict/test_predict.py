@@ -185,7 +185,7 @@ def test_data_that_say_not_enough_are_loaded() -> None:
     x = load(DataConfig("digits", standardize=False), 1).x_train[:64]
     assert raw.strip() == f"the first 64 of digits, mean square {x.square().mean():.3g}"
     np.savez("mine.npz", x=np.ones((10, 7)) + np.arange(10)[:, None], y=np.zeros((10, 3)))
-    prediction = forecast(Config(data=DataConfig("file", path="mine.npz"))).prediction
+    prediction = forecast(Config(data=DataConfig("file", path="mine.npz"), batch_size=8)).prediction
     assert (prediction.widths[0], prediction.widths[-1]) == (7, 3)
 
 
