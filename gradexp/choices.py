@@ -19,6 +19,17 @@ class ConfigError(ValueError):
     """An option has a value that cannot work; the text says which, what was given and what is allowed."""
 
 
+def require(condition: bool, key: str, value: Any, allowed: str, remedy: str = "") -> None:
+    """Check a condition on an option.
+
+    Raises:
+        ConfigError: ``KEY must be ALLOWED, got VALUE``, and a remedy, if it does not hold.
+    """
+    if not condition:
+        quoted = repr(value) if isinstance(value, str) else value
+        raise ConfigError(f"{key} must be {allowed}, got {quoted}{remedy}")
+
+
 def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
     """Check that a value is one of the choices.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gradexp.architecture import LOWEST_SIZES, check_additions, check_sizes, options_of_network
+from gradexp.choice_options import AUTO, check_fields, options_of_choice, refuse_option, resolve
 from gradexp.choices import (
     ACTIVATION_ALIASES,
     ACTIVATIONS,
@@ -29,7 +30,6 @@ from gradexp.choices import (
     MODEL_TAKES,
     MODES,
     NORMS,
-    OF_EVERY_OPTIMIZER,
     PADDINGS,
     PRECISIONS,
     QUERIES,
@@ -37,9 +37,10 @@ from gradexp.choices import (
     RESNET_RESIDUALS,
     SCHEDULES,
     ConfigError,
+    require,
 )
 from gradexp.kinds import WrongKindError, convert
-from gradexp.own_parts import REQUIRED, OwnPart, hint, is_plain, options_of, own_part
+from gradexp.own_parts import OwnPart, hint, own_part
 
 # Options whose default is that of the family of networks, which is known once a Config is made.
 if TYPE_CHECKING:
@@ -268,26 +269,26 @@ class Config:
             raise ConfigError(str(error)) from None
         self._choose_init()
         for group in GROUPS:
-            _resolve(group, getattr(self, group), GROUPS[group])
+            resolve(group, getattr(self, group))
         self._resolve_family()
         for key, value in _numbers(self):
-            _require(math.isfinite(value), key, value, "a finite number")
+            require(math.isfinite(value), key, value, "a finite number")
             fits = abs(value) <= _HIGHEST or not key.startswith(_BOUNDED)
-            _require(fits, key, value, f"at most {_HIGHEST:g} in size, the range of float32")
+            require(fits, key, value, f"at most {_HIGHEST:g} in size, the range of float32")
             most = _MOST.get(key, _MOST_WHOLE)
-            _require(not isinstance(value, int) or value <= most, key, value, f"at most {most}")
+            require(not isinstance(value, int) or value <= most, key, value, f"at most {most}")
         for key, low in _LOWEST.items():
             value = _get(self, key)
-            _require(value is None or value >= low, key, value, f"at least {low}")
+            require(value is None or value >= low, key, value, f"at least {low}")
         for key, choices in _CHOICES.items():
             value = _get(self, key)
             allowed = value is None or value in choices or (key in _OWN and isinstance(value, OwnPart))
-            _require(allowed, key, value, f"one of {', '.join(choices)}", hint(key, value) if key in _OWN else "")
+            require(allowed, key, value, f"one of {', '.join(choices)}", hint(key, value) if key in _OWN else "")
         self._check_profile_steps()
-        _require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
-        _require(self.verdict.decades > 0, "verdict.decades", self.verdict.decades, "above 0")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
+        require(self.verdict.decades > 0, "verdict.decades", self.verdict.decades, "above 0")
         clip = self.optimizer.clip_norm
-        _require(clip is None or clip > 0, "optimizer.clip_norm", clip, "above 0, or null for no clipping")
+        require(clip is None or clip > 0, "optimizer.clip_norm", clip, "above 0, or null for no clipping")
         if self.sigma_b2 is not None and not self.bias:
             raise ConfigError(f"sigma_b2={self.sigma_b2} needs bias=true")
         if self.init.name == "lyapunov" and self.activation not in LYAPUNOV_ACTIVATIONS:
@@ -297,9 +298,9 @@ class Config:
         self._check_additions()
         self.check_sizes()
         sparsity = self.init.sparsity
-        _require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
+        require(sparsity is None or sparsity < 1, "init.sparsity", sparsity, "below 1")
         device_match = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", self.device)
-        _require(bool(device_match), "device", self.device, "auto, cpu, mps, cuda or cuda:N")
+        require(bool(device_match), "device", self.device, "auto, cpu, mps, cuda or cuda:N")
         if self.device == "mps" and self.dtype == "float64":
             raise ConfigError("device=mps has no float64; use dtype=float32")
         if self.precision != "full" and self.dtype != "float32":
@@ -367,10 +368,10 @@ class Config:
 
     def _choose_init(self) -> None:
         is_own = isinstance(self.model.name, OwnPart)
-        if self.init.name == _AUTO and not is_own:
+        if self.init.name == AUTO and not is_own:
             self.init.name = INIT_OF_FAMILY.get(self.model.name, "he")
-        elif self.init.name == _AUTO and self.init.options:
-            _refuse_option("init", _AUTO, next(iter(self.init.options)), {})
+        elif self.init.name == AUTO and self.init.options:
+            refuse_option("init", AUTO, next(iter(self.init.options)), {})
 
     def _resolve_family(self) -> None:
         """Give unset options of the network the family's defaults; refuse those that it does not take."""
@@ -387,7 +388,7 @@ class Config:
         allowed = f"a list of steps from 0 to {self.steps - 1}" if self.steps else "[] where steps=0"
         if record.every > 1:
             allowed += f", multiples of record.every={record.every}"
-        _require(all(fits), "record.profile_steps", list(record.profile_steps), allowed)
+        require(all(fits), "record.profile_steps", list(record.profile_steps), allowed)
 
     def _check_additions(self) -> None:
         residuals = RESNET_RESIDUALS if self.model.name == "resnet" else RESIDUALS
@@ -401,7 +402,7 @@ class Config:
     def _depth_of_widths(self) -> int:
         assert self.widths is not None
         for width in self.widths:
-            _require(1 <= width <= _MOST["width"], "widths", list(self.widths), "a list of numbers of at least 1")
+            require(1 <= width <= _MOST["width"], "widths", list(self.widths), "a list of numbers of at least 1")
         depth = len(self.widths) + 1
         if self.depth not in (depth, None):
             raise ConfigError(
@@ -411,7 +412,6 @@ class Config:
         return depth
 
 
-_AUTO = "auto"
 _SIZES = ("kernel", "heads", "context")  # of a model, beside depth and width
 
 _LOWEST = {
@@ -487,86 +487,13 @@ def as_dict(config: Config) -> dict[str, Any]:
         options[key] = str(options[key])
     for group in GROUPS:
         name, own = options[group]["name"], options[group].pop("own")
-        allowed = ("name", *_choice_options(group, name))
+        allowed = ("name", *options_of_choice(group, name))
         options[group] = {key: value for key, value in options[group].items() if key in allowed} | own
         options[group]["name"] = str(name)
     if isinstance(config.model.name, OwnPart):
         options |= dict.fromkeys(MODEL_TAKES["mlp"])
     digests = {str(name): name.digest for name in names if isinstance(name, OwnPart)}
     return options | ({"own_parts": digests} if digests else {})
-
-
-def _choice_options(group: str, name: str) -> dict[str, Any]:
-    """Return the options of a choice with their defaults."""
-    options = options_of(group, name)
-    return options | OF_EVERY_OPTIMIZER if group == "optimizer" else options
-
-
-def _resolve(group: str, config: Any, choices: dict[str, dict[str, Any]]) -> None:
-    """Give the unset options of a group's choice their defaults, and check that it has those that are set."""
-    is_own = isinstance(config.name, OwnPart)
-    text = f"one of {', '.join(choices)}"
-    if group == "init" and config.name == _AUTO:
-        return
-    _require(is_own or config.name in choices, group, config.name, text, hint(group, config.name))
-    defaults = _choice_options(group, config.name)
-    for entry in dataclasses.fields(config):
-        if entry.name in ("name", "own"):
-            continue
-        value = getattr(config, entry.name)
-        if value is None and entry.name in defaults:
-            value = defaults[entry.name]
-            _require_option(group, config.name, entry.name, value)
-            setattr(config, entry.name, value)
-        elif value is not None and entry.name not in defaults:
-            _refuse_option(group, config.name, entry.name, defaults)
-    if is_own:
-        _resolve_own(group, config, defaults)
-    elif config.own:
-        _refuse_option(group, config.name, next(iter(config.own)), defaults)
-
-
-def _resolve_own(group: str, config: Any, defaults: dict[str, Any]) -> None:
-    """Do the same for the options that no built-in choice has."""
-    known = {entry.name for entry in dataclasses.fields(config)}
-    for key, value in config.own.items():
-        if key in known or (key not in defaults and not config.name.takes_any):
-            _refuse_option(group, config.name, key, defaults)
-        allowed = is_plain(value) and not (isinstance(value, float) and not math.isfinite(value))
-        _require(allowed, f"{group}.{key}", value, "a finite number, a truth value, a text or a list of such")
-        _require(
-            _is_like(value, defaults.get(key)), f"{group}.{key}", value, f"like its default, {defaults.get(key)}"
-        )
-    unset = {key: value for key, value in defaults.items() if key not in known and value is not None}
-    for key, value in unset.items():
-        _require_option(group, config.name, key, config.own.get(key, value))
-    config.own = unset | config.own
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    """Return whether a value is a number where the default is one, and a truth value where that is one."""
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    return not isinstance(default, int | float) or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _require_option(group: str, name: str, key: str, value: Any) -> None:
-    if value is REQUIRED:
-        raise ConfigError(f"{group} '{name}' needs {group}.{key}, which has no default")
-
-
-def _refuse_option(group: str, name: str, key: str, allowed: dict[str, Any]) -> None:
-    raise ConfigError(f"{group} '{name}' has no option '{key}'; it takes {', '.join(allowed) or 'none'}")
-
-
-def _check_fields(group: str, schema: type) -> None:
-    """Check that the schema, and with it the command line, knows every option of every choice."""
-    for name, options in GROUPS[group].items():
-        for option in options.keys() - {entry.name for entry in dataclasses.fields(schema)}:
-            raise ConfigError(
-                f"{group} '{name}' has an option '{option}', which {schema.__name__} in config.py lacks: "
-                f"give it a field there, '{option}: TYPE | None = None', and a line of help"
-            )
 
 
 def _numbers(config: Any, prefix: str = "") -> list[tuple[str, float]]:
@@ -587,13 +514,7 @@ def _get(config: Any, key: str) -> Any:
     return config
 
 
-def _require(condition: bool, key: str, value: Any, allowed: str, remedy: str = "") -> None:
-    if not condition:
-        quoted = repr(value) if isinstance(value, str) else value
-        raise ConfigError(f"{key} must be {allowed}, got {quoted}{remedy}")
-
-
-_check_fields("model", ModelConfig)
-_check_fields("init", InitConfig)
-_check_fields("data", DataConfig)
-_check_fields("optimizer", OptimizerConfig)
+check_fields("model", ModelConfig)
+check_fields("init", InitConfig)
+check_fields("data", DataConfig)
+check_fields("optimizer", OptimizerConfig)

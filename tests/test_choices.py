@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from gradexp import choices, config
+from gradexp import choices
+from gradexp.choice_options import check_fields
 from gradexp.choices import ConfigError, read_choices
+from gradexp.config import InitConfig
 from gradexp.networks.activations import ACTIVATIONS
 from gradexp.networks.inits import INITS
 from gradexp.runs.data import LOADERS
@@ -64,7 +66,7 @@ def test_an_entry_without_its_partner_is_named_in_one_line(source: str, text: st
 def test_an_option_that_the_schema_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(choices.INIT_OPTIONS, "half", {"gain": 1.0, "share": 0.5})
     with pytest.raises(ConfigError, match=r"^init 'half' has an option 'share', which InitConfig in config.py lacks"):
-        config._check_fields("init", config.InitConfig)
+        check_fields("init", InitConfig)
 
 
 def copy_of_the_package(folder: Path) -> Path:
