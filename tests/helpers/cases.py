@@ -1,9 +1,13 @@
-"""Cases of parametrised tests: a few in every run, the others when slow ones are asked for."""
+"""Cases of parametrised tests: a few in every run, the others when slow ones are asked for; what torch has."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
+import torch
+
+MUON = "muon" if hasattr(torch.optim, "Muon") else "adam"
+"""An optimizer that looks at whole matrices; torch has none before 2.9."""
 
 
 def few(cases: Iterable[Any], plain: int = 1) -> list[Any]:

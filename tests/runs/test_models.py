@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases import few
+from cases import MUON, few
 from command_line import call
 from torch import nn
 
@@ -111,8 +111,7 @@ def test_measure_gives_the_numbers_of_the_profile(name):
 
 @pytest.mark.parametrize("name", few(FAMILIES))
 def test_a_family_learns_with_every_optimizer_of_one_network(name):
-    third = "muon" if hasattr(torch.optim, "Muon") else "adam"  # torch has no Muon before 2.9
-    losses = [run(small(name, optimizer=rule)).training.losses for rule in ("sgd", "adamw", third)]
+    losses = [run(small(name, optimizer=rule)).training.losses for rule in ("sgd", "adamw", MUON)]
     assert all(math.isfinite(loss) for log in losses for loss in log)
     assert losses[0][0] == losses[1][0] == losses[2][0]
     assert len({log[2] for log in losses}) == 3

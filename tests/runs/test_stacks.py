@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import few
+from cases import MUON, few
 
 from gradexp.config import Config, InitConfig, OptimizerConfig, RecordConfig
 from gradexp.runs import stacks
@@ -69,7 +69,7 @@ def test_weights_and_batches_are_those_of_runs_alone_bit_for_bit(dtype: str, mon
             ({"normalization": "batch", "depth": 4, "optimizer": MOMENTUM}, 1e-12),
             ({}, 1e-12),
             ({"activation": "tanh", "depth": 16, "optimizer": OptimizerConfig("adam", clip_norm=0.5)}, 1e-12),
-            ({"normalization": "layer", "affine": True, "depth": 4, "optimizer": OptimizerConfig("muon")}, 1e-12),
+            ({"normalization": "layer", "affine": True, "depth": 4, "optimizer": OptimizerConfig(MUON)}, 1e-12),
             ({"normalization": "batch", "residual": "zero", "optimizer": MOMENTUM}, 1e-12),
         ],
         2,
