@@ -99,6 +99,7 @@ def test_tanh_behind_a_large_identity_vanishes() -> None:
     assert (deep - shallow) / 100 == pytest.approx(math.log10(0.3943130255), rel=1e-8)
 
 
+@pytest.mark.slow
 def test_a_weight_scale_is_measured_alike_alone_and_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
     scales = [0.7, 1.1, 1.9]
     together = weight_scales(["tanh"], [], scales, 6, 20, seeds=[3, 4])

@@ -354,6 +354,7 @@ def test_a_recurrent_network_gets_the_advice_that_its_run_gives() -> None:
     assert verdict.remedy == advice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"model": ModelConfig("rnn", cell="gru")}, {"init": InitConfig("sparse")}])
 def test_where_theory_knows_too_little_a_run_measures(options: dict[str, Any]) -> None:
     text = describe(forecast(Config(activation="tanh", width=32, **options)), ["seed=3"])

@@ -188,6 +188,7 @@ def test_sizes_that_do_not_suit_a_family_are_refused_before_anything_is_built(mo
         Config(model=model, **options)
 
 
+@pytest.mark.slow
 def test_a_recurrent_network_is_orthogonal_if_nothing_is_said_and_then_has_theory_beside_it():
     result = run(Config(model="rnn", steps=0))
     assert (result.config.init.name, result.verdict.theory) == ("orthogonal", "agrees")
@@ -372,6 +373,7 @@ def test_what_theory_names_is_tried_first_and_once():
     assert asked == ["orthogonal", "he", "xavier", "lecun"]
 
 
+@pytest.mark.slow
 def test_a_remedy_is_looked_for_once_in_a_run(monkeypatch):
     asked = []
     monkeypatch.setattr(verdict, "working_options", lambda config, *_: asked.append(config) or "init=he")

@@ -258,6 +258,7 @@ def test_recorded_gradients_are_the_real_ones_whatever_scaled_the_loss(name: str
     assert result.gradients.dtypes["weight_grad"] == own
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_counted_and_no_divergence() -> None:
     network = {"depth": 30, "width": 16, "activation": "tanh", "init": InitConfig("normal", std=0.8)}
     small = {"data": DataConfig("gaussian", samples=80), "optimizer": OptimizerConfig(lr=1e-9)}
@@ -401,6 +402,7 @@ def test_what_scales_its_loss_is_not_stacked() -> None:
         run_stack([replace(base, seed=seed, precision="amp_float16") for seed in (0, 1)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(["dtype=bfloat16", "precision=amp_bfloat16", "dtype=float16"]))
 def test_a_member_of_a_stack_is_the_run_alone(name: str) -> None:
     base = Config(depth=6, width=16, batch_size=16, steps=4, normalization="layer", affine=True, **NAMES[name])

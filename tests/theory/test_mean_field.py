@@ -886,6 +886,7 @@ def test_piecewise_linear_activations_are_recognised() -> None:
     assert not is_piecewise_linear(as_activation(lambda z: z.clamp(-100, 100)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", few([1000, 10, 10_000]))
 def test_relu_inputs_align_by_the_power_law_of_cho_and_sauls_map(layers: int) -> None:
     distance, pi = 1.0, math.pi
@@ -938,6 +939,7 @@ def test_what_moves_no_further_is_not_followed_and_impossible_correlations_are_r
         point.distance_after(1, 0.0, 0)
 
 
+@pytest.mark.slow
 def test_so_near_to_the_line_that_c_star_is_not_told_from_1_inputs_part_slowly() -> None:
     point = MeanField("hard_tanh", critical_sigma_w2("hard_tanh", 0.05) * (1 + 1e-9), 0.05)
     assert point.chi_1 > 1

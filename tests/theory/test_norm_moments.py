@@ -45,6 +45,7 @@ def test_orthogonal_weights_keep_lengths_in_every_moment() -> None:
     assert math.exp(log_norm_moment("linear", narrow, [4, 2, 6], 2)) == pytest.approx(9 / 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", [True, False])
 def test_moments_are_those_of_drawn_networks(backward: bool) -> None:
     widths, networks = [12, 16, 10, 14, 6], 4000
