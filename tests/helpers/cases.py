@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-MUON = "muon" if hasattr(torch.optim, "Muon") else "adam"
-"""An optimizer that looks at whole matrices; torch has none before 2.9."""
+HAS_MUON = hasattr(torch.optim, "Muon")
+"""Not so before torch 2.9."""
+
+MUON = "muon" if HAS_MUON else "adam"
+"""An optimizer that looks at whole matrices, if there is one."""
 
 
 def few(cases: Iterable[Any], plain: int = 1) -> list[Any]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import HAS_MUON
 from torch import nn
 
 from gradexp.choices import ConfigError
@@ -13,7 +14,7 @@ from gradexp.runs.optimizers import build_optimizer
 from gradexp.runs.schedules import Schedule
 
 SMALL: dict[str, Any] = {"depth": 4, "width": 8, "steps": 6, "batch_size": 16}
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon before 2.9")
+needs_muon = pytest.mark.skipif(not HAS_MUON, reason="torch has no Muon before 2.9")
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")  # which torch 2.6 itself gives from a scheduler to another
